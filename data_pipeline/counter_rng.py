@@ -1,0 +1,122 @@
+"""Randomness as a coordinate: a counter-based generator without state.
+
+A draw is a pure function of ``(seed, epoch, sample id, view, stream, k)``. No worker, rank or
+device owns a stream, so a run draws the same numbers on any number of processes and after any
+resume. The hash is the finaliser of splitmix64 (Steele, Lea & Flood, OOPSLA 2014), applied once per
+coordinate and once per draw.
+
+Three spellings of the same function, equal bit for bit (held by a test):
+
+* :func:`mix`, :func:`absorb` -- plain expressions that NumPy evaluates on ``uint64`` arrays and
+  that ``numba.njit`` compiles as they stand (``data_pipeline.views`` does);
+* :func:`sample_keys`, :func:`uniforms` -- NumPy, whole batches;
+* :func:`torch_sample_keys`, :func:`torch_uniforms` -- torch ``int64`` on any device.
+"""
+
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+U64Array = npt.NDArray[np.uint64]
+
+# Constants of splitmix64. GOLDEN is 2**64 divided by the golden ratio.
+GOLDEN = 0x9E3779B97F4A7C15
+MULTIPLIER_1 = 0xBF58476D1CE4E5B9
+MULTIPLIER_2 = 0x94D049BB133111EB
+
+_GOLDEN = np.uint64(GOLDEN)
+_M1 = np.uint64(MULTIPLIER_1)
+_M2 = np.uint64(MULTIPLIER_2)
+_S30, _S27, _S31 = np.uint64(30), np.uint64(27), np.uint64(31)
+
+
+class Stream(IntEnum):
+    """What a number is drawn for. Numbers are part of the format of a run: never renumber."""
+
+    CROP = 1
+    FLIP = 2
+    JITTER = 3
+    JITTER_ORDER = 4
+    BRIGHTNESS = 5
+    CONTRAST = 6
+    SATURATION = 7
+    HUE = 8
+    GRAYSCALE = 9
+    BLUR = 10
+    BLUR_SIGMA = 11
+    SOLARIZE = 12
+    ORDER = 13
+    SUBSTITUTE = 14
+
+
+def mix(x: U64Array) -> U64Array:
+    """Finaliser of splitmix64: a bijection of ``uint64`` that avalanches every bit."""
+    x = (x ^ (x >> _S30)) * _M1
+    x = (x ^ (x >> _S27)) * _M2
+    return x ^ (x >> _S31)
+
+
+def absorb(state: U64Array, coordinate: U64Array) -> U64Array:
+    """Fold one more coordinate into a key. Order matters: ``(a, b)`` and ``(b, a)`` differ."""
+    return mix(state ^ mix(coordinate + _GOLDEN))
+
+
+def _u64(x: npt.ArrayLike) -> U64Array:
+    return np.asarray(x).astype(np.uint64)
+
+
+def run_key(seed: int, epoch: int) -> U64Array:
+    """Key of one epoch of one run, a 0-d ``uint64`` array."""
+    with np.errstate(over="ignore"):  # wrapping modulo 2**64 is what a hash wants
+        return _u64(absorb(absorb(_u64(0), _u64(seed)), _u64(epoch)))
+
+
+def sample_keys(
+    seed: int, epoch: int, ids: npt.ArrayLike, view: npt.ArrayLike, stream: Stream
+) -> U64Array:
+    """Keys of samples ``ids`` for one view and stream; shapes of ``ids`` and ``view`` broadcast."""
+    with np.errstate(over="ignore"):
+        key = absorb(absorb(run_key(seed, epoch), _u64(ids)), _u64(view))
+        return _u64(absorb(key, _u64(int(stream))))
+
+
+def uniforms(keys: U64Array, k: npt.ArrayLike = 0) -> npt.NDArray[np.float64]:
+    """The ``k``-th uniform in [0, 1) of each key: 53 random bits in a float64."""
+    with np.errstate(over="ignore"):
+        bits = mix(_u64(keys) + (_u64(k) + np.uint64(1)) * _GOLDEN)
+    return (bits >> np.uint64(11)) * 2.0**-53
+
+
+def _signed(x: int) -> int:
+    """The int64 with the bits of an unsigned 64-bit constant: torch multiplies no ``uint64``."""
+    return x - (1 << 64) if x >= 1 << 63 else x
+
+
+def _torch_mix(x: torch.Tensor) -> torch.Tensor:
+    # torch's >> on int64 is arithmetic: mask the copies of the sign bit to make it logical.
+    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * _signed(MULTIPLIER_1)
+    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * _signed(MULTIPLIER_2)
+    return x ^ ((x >> 31) & ((1 << 33) - 1))
+
+
+def _torch_absorb(state: torch.Tensor, coordinate: torch.Tensor | int) -> torch.Tensor:
+    if isinstance(coordinate, int):
+        coordinate = torch.full_like(state, coordinate)
+    return _torch_mix(state ^ _torch_mix(coordinate + _signed(GOLDEN)))
+
+
+def torch_sample_keys(
+    seed: int, epoch: int, ids: torch.Tensor, view: torch.Tensor | int, stream: Stream
+) -> torch.Tensor:
+    """As :func:`sample_keys`, on the device of ``ids`` (int64); the same bits as int64."""
+    base = torch.full_like(ids, _signed(int(run_key(seed, epoch))))
+    key = _torch_absorb(_torch_absorb(base, ids), view)
+    return _torch_absorb(key, int(stream))
+
+
+def torch_uniforms(keys: torch.Tensor, k: int = 0) -> torch.Tensor:
+    """As :func:`uniforms`: float64 in [0, 1), equal bit for bit to NumPy's."""
+    bits = _torch_mix(keys + _signed(((k + 1) * GOLDEN) % (1 << 64)))
+    return ((bits >> 11) & ((1 << 53) - 1)).double() * 2.0**-53

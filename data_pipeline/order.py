@@ -1,0 +1,86 @@
+"""Which sample stands where: ``(seed, epoch, position) -> sample id``, a pure function.
+
+The permutation of an epoch is a balanced Feistel network on the smallest even-bit domain that
+holds the data set, with cycle walking (Black & Rogaway, CT-RSA 2002): a bijection that any process
+evaluates at any positions without building, storing or exchanging a table. A global batch is
+``batch_size`` consecutive positions and a rank's share is a consecutive slice of it, so the samples
+of a step do not depend on the number of ranks, and resuming is arithmetic.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from data_pipeline.counter_rng import Stream, absorb, run_key
+
+IdArray = npt.NDArray[np.int64]
+
+_ROUNDS = 8  # four make a strong pseudo-random permutation; eight keep tiny domains well mixed
+
+
+@dataclass(frozen=True)
+class Position:
+    """A place in training: the ``step``-th global batch (from 0) of an ``epoch`` (from 0)."""
+
+    epoch: int = 0
+    step: int = 0
+
+
+def permute(seed: int, epoch: int, positions: npt.ArrayLike, num_samples: int) -> IdArray:
+    """Sample ids at ``positions`` of an epoch's permutation of ``range(num_samples)``.
+
+    Args:
+        seed: the run's seed.
+        epoch: from 0; every epoch has its own permutation.
+        positions: integers in ``[0, num_samples)``, any shape.
+        num_samples: size of the data set.
+
+    Returns:
+        int64 ids of the shape of ``positions``; distinct positions give distinct ids.
+
+    Raises:
+        IndexError: a position lies outside the data set.
+    """
+    x = np.asarray(positions, dtype=np.int64)
+    if x.size and (x.min() < 0 or x.max() >= num_samples):
+        raise IndexError(f"positions must lie in [0, {num_samples}), got {x.min()}..{x.max()}")
+    half_bits = max(1, (max(num_samples - 1, 1).bit_length() + 1) // 2)
+    with np.errstate(over="ignore"):
+        key = absorb(run_key(seed, epoch), np.uint64(int(Stream.ORDER)))
+        round_keys = [absorb(key, np.uint64(r)) for r in range(_ROUNDS)]
+        value = _feistel(x.astype(np.uint64).reshape(-1), round_keys, half_bits)
+        # The domain is at most four times the data set: walk on from values outside it.
+        outside = np.flatnonzero(value >= num_samples)
+        while outside.size:
+            value[outside] = _feistel(value[outside], round_keys, half_bits)
+            outside = outside[value[outside] >= num_samples]
+    return value.astype(np.int64).reshape(x.shape)
+
+
+def _feistel(
+    x: npt.NDArray[np.uint64], round_keys: list[npt.NDArray[np.uint64]], half_bits: int
+) -> npt.NDArray[np.uint64]:
+    shift, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
+    left, right = x >> shift, x & mask
+    for key in round_keys:
+        left, right = right, left ^ (absorb(key, right) & mask)
+    return (left << shift) | right
+
+
+def global_batch_ids(seed: int, position: Position, batch_size: int, num_samples: int) -> IdArray:
+    """Sample ids of one global batch, in the order of a one-process run.
+
+    The incomplete batch at an epoch's end is left out, so ``position.step`` is below
+    ``num_samples // batch_size``.
+    """
+    first = position.step * batch_size
+    return permute(seed, position.epoch, np.arange(first, first + batch_size), num_samples)
+
+
+def rank_slice(batch_size: int, rank: int, world_size: int) -> slice:
+    """The part of a global batch that ``rank`` carries; the world size divides the batch."""
+    if batch_size % world_size:
+        raise ValueError(f"a batch of {batch_size} does not divide by {world_size} processes")
+    share = batch_size // world_size
+    return slice(rank * share, (rank + 1) * share)

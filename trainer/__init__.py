@@ -1,0 +1,1 @@
+"""The trainer: objectives, encoders, the distributed step, checkpoints and evaluation."""
