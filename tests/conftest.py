@@ -1,0 +1,26 @@
+"""Configuration of every test session: one thread per process, and nothing left running."""
+
+import os
+
+# Several ranks share the machine's cores; one thread each keeps them from fighting, and keeps
+# floating-point sums in one order. Set before the first import of torch.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import multiprocessing
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_process_outlives_the_session() -> Iterator[None]:
+    """A test that leaves a child of ``multiprocessing`` behind fails the session, by name."""
+    yield
+    left = multiprocessing.active_children()
+    for process in left:
+        process.kill()
+        process.join()
+    assert not left, f"processes left behind by tests: {[p.name for p in left]}"
