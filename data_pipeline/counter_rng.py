@@ -51,14 +51,14 @@ class Stream(IntEnum):
     SUBSTITUTE = 14
 
 
-def mix(x: U64Array) -> U64Array:
+def mix(x: U64Array | np.uint64) -> U64Array:
     """Finaliser of splitmix64: a bijection of ``uint64`` that avalanches every bit."""
     x = (x ^ (x >> _S30)) * _M1
     x = (x ^ (x >> _S27)) * _M2
     return x ^ (x >> _S31)
 
 
-def absorb(state: U64Array, coordinate: U64Array) -> U64Array:
+def absorb(state: U64Array, coordinate: U64Array | np.uint64) -> U64Array:
     """Fold one more coordinate into a key. Order matters: ``(a, b)`` and ``(b, a)`` differ."""
     return mix(state ^ mix(coordinate + _GOLDEN))
 
@@ -86,7 +86,7 @@ def uniforms(keys: U64Array, k: npt.ArrayLike = 0) -> npt.NDArray[np.float64]:
     """The ``k``-th uniform in [0, 1) of each key: 53 random bits in a float64."""
     with np.errstate(over="ignore"):
         bits = mix(_u64(keys) + (_u64(k) + np.uint64(1)) * _GOLDEN)
-    return (bits >> np.uint64(11)) * 2.0**-53
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _signed(x: int) -> int:
