@@ -51,14 +51,14 @@ class Stream(IntEnum):
     SUBSTITUTE = 14
 
 
-def mix(x: U64Array | np.uint64) -> U64Array:
+def mix(x: U64Array) -> U64Array:
     """Finaliser of splitmix64: a bijection of ``uint64`` that avalanches every bit."""
     x = (x ^ (x >> _S30)) * _M1
     x = (x ^ (x >> _S27)) * _M2
     return x ^ (x >> _S31)
 
 
-def absorb(state: U64Array, coordinate: U64Array | np.uint64) -> U64Array:
+def absorb(state: U64Array, coordinate: U64Array) -> U64Array:
     """Fold one more coordinate into a key. Order matters: ``(a, b)`` and ``(b, a)`` differ."""
     return mix(state ^ mix(coordinate + _GOLDEN))
 

@@ -47,8 +47,8 @@ def permute(seed: int, epoch: int, positions: npt.ArrayLike, num_samples: int) -
         raise IndexError(f"positions must lie in [0, {num_samples}), got {x.min()}..{x.max()}")
     half_bits = max(1, (max(num_samples - 1, 1).bit_length() + 1) // 2)
     with np.errstate(over="ignore"):
-        key = absorb(run_key(seed, epoch), np.uint64(int(Stream.ORDER)))
-        round_keys = [absorb(key, np.uint64(r)) for r in range(_ROUNDS)]
+        key = absorb(run_key(seed, epoch), np.array(int(Stream.ORDER), np.uint64))
+        round_keys = [absorb(key, np.array(r, np.uint64)) for r in range(_ROUNDS)]
         value = _feistel(x.astype(np.uint64).reshape(-1), round_keys, half_bits)
         # The domain is at most four times the data set: walk on from values outside it.
         outside = np.flatnonzero(value >= num_samples)

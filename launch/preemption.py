@@ -18,7 +18,7 @@ class StopSignal:
     """The first of the handled signals that arrived, if any; later ones change nothing.
 
     A second Ctrl-C does not kill: torchrun sends its workers one signal more than the terminal
-    does, and the checkpoint on its way must not be lost to it. SIGQUIT (Ctrl-\\) still ends at once.
+    does, and the checkpoint on its way must not be lost to it. SIGQUIT (Ctrl-\\) ends at once.
     """
 
     def __init__(self) -> None:

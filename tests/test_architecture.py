@@ -40,6 +40,7 @@ RANK_NAMES = {"rank", "global_rank", "local_rank", "is_global_zero", "is_rank_ze
 COLLECTIVES = {
     "all_gather",
     "all_gather_into_tensor",
+    "all_gather_single",
     "all_gather_rows",
     "all_reduce",
     "all_to_all",

@@ -170,7 +170,7 @@ class CheckpointStore:
         manifest = _read_json(path / MANIFEST)
         if manifest.get("format") != _FORMAT:
             raise CheckpointError(
-                f"{path / MANIFEST}: format {manifest.get('format')!r}, this version reads {_FORMAT}"
+                f"{path / MANIFEST}: format {manifest.get('format')!r}, not {_FORMAT}"
             )
         files = manifest.get("files")
         if not isinstance(files, dict) or STATE not in files:
@@ -254,7 +254,9 @@ def load_encoder_state(run: Path, best: bool = False) -> tuple[Tensors, dict[str
     if best:
         step = store.best_step()
         if step is None:
-            raise CheckpointError(f"{run}: no best checkpoint; the online kNN never ran (--data.test)")
+            raise CheckpointError(
+                f"{run}: no best checkpoint; the online kNN never ran (--data.test)"
+            )
         checkpoint: Checkpoint | None = store.read(step)
     else:
         checkpoint = store.newest()

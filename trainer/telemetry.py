@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 
@@ -223,7 +223,9 @@ class LogLines:
                 self._total,
                 last["epoch"],
                 _headline(last),
-                time.strftime("%H:%M:%S", time.gmtime(left)) if left < 86400 else f"{left / 3600:.0f} h",
+                time.strftime("%H:%M:%S", time.gmtime(left))
+                if left < 86400
+                else f"{left / 3600:.0f} h",
             )
             self._said = now
 
@@ -256,7 +258,7 @@ class TensorBoard:
 class Prometheus:
     """A scrape endpoint with the newest values; GET only, no path or environment in it."""
 
-    GAUGES = {
+    GAUGES: ClassVar = {
         "step": ("widebatch_step", "Optimizer steps done"),
         "epoch": ("widebatch_epoch", "Epoch of the newest step, from 0"),
         "loss": ("widebatch_loss", "NT-Xent of the newest step, nats"),
@@ -265,7 +267,7 @@ class Prometheus:
         "gradient_norm": ("widebatch_gradient_norm", "L2 norm of the global gradient"),
         "knn_top1": ("widebatch_knn_top1_ratio", "Online kNN accuracy on the test data, 0 to 1"),
     }
-    COUNTERS = {
+    COUNTERS: ClassVar = {
         "loader_wait_seconds": (
             "widebatch_loader_wait_seconds_total",
             "Seconds that training waited for the loader on rank 0",

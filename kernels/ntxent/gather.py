@@ -46,7 +46,7 @@ def gather_rows(
         padded = local.new_zeros((longest, *local.shape[1:]))
         padded[: local.shape[0]] = local
     gathered = local.new_empty((size * longest, *local.shape[1:]))
-    dist.all_gather_into_tensor(gathered, padded, group=group)
+    dist.all_gather_single(gathered, padded, group=group)
     if min(rows) == longest:
         return gathered
     return torch.cat([gathered[r * longest : r * longest + n] for r, n in enumerate(rows)])

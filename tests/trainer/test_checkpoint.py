@@ -130,7 +130,9 @@ def test_a_cut_file_falls_back_to_the_checkpoint_before(
     save(store, 1)
     path = save(store, 2) / name
     size = path.stat().st_size
-    os.truncate(path, {"empty": 0, "one byte": 1, "half": size // 2, "all but one": size - 1}[length])
+    os.truncate(
+        path, {"empty": 0, "one byte": 1, "half": size // 2, "all but one": size - 1}[length]
+    )
     # The manifest's last byte is a newline: without it the file still says the same.
     if (name, length) == ("manifest.json", "all but one"):
         assert newest_step(store) == 2
@@ -234,7 +236,7 @@ def test_the_optimizer_comes_back_under_parameter_names() -> None:
     restored = optimizer_tensors(other_model, other)
     assert saved.keys() == restored.keys()
     assert all(torch.equal(saved[key], restored[key]) for key in saved)
-    with pytest.raises(CheckpointError, match="'9.weight' is no parameter"):
+    with pytest.raises(CheckpointError, match=r"'9\.weight' is no parameter"):
         restore_optimizer(other_model, other, {"9.weight::exp_avg": torch.ones(1)})
 
 

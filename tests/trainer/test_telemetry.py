@@ -79,7 +79,14 @@ def test_a_resumed_run_repeats_no_line_and_drops_a_torn_one(tmp_path: Path) -> N
     reader = JsonLines(path, keep_up_to=4)
     reader.read([record(5), record(6)])
     reader.close()
-    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+    ]
     keep_lines(path, 0)
     assert path.read_text() == ""
 

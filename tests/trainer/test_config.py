@@ -1,0 +1,94 @@
+"""Settings, what follows from them, and their way through JSON."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.config import DataConfig, RunConfig, differences, from_json, plan_run, to_json
+from trainer.errors import ConfigError
+from trainer.recipes import RECIPES
+
+
+def config(**changes: Any) -> RunConfig:
+    base = RECIPES["simclr-r50"]()
+    return dataclasses.replace(base, data=DataConfig(train=Path("x.beton")), **changes)
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES))
+def test_every_recipe_survives_json(recipe: str) -> None:
+    original = dataclasses.replace(RECIPES[recipe](), data=DataConfig(train=Path("x.beton")))
+    again = from_json(RunConfig, json.loads(json.dumps(to_json(original))))
+    assert again == original
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bacth": 3}, r"config\.bacth: unknown setting; did you mean batch\?"),
+        ({"batch": "many"}, r"config\.batch: expected int, found 'many'"),
+        ({"batch": True}, r"config\.batch: expected int, found True"),
+        ({"precision": "fp8"}, r"config\.precision: 'fp8' is none of bf16, fp32, fp64"),
+        ({"crop": {"size": 32, "scale": [0.1]}}, r"config\.crop\.scale: expected 2 values"),
+        ({"optim": 3}, r"config\.optim: expected an object"),
+    ],
+)
+def test_a_wrong_value_in_json_is_named(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        from_json(RunConfig, {**to_json(config()), **change})
+
+
+def test_a_missing_setting_in_json_is_named() -> None:
+    values = to_json(config())
+    del values["batch"]
+    with pytest.raises(ConfigError, match="'batch'"):
+        from_json(RunConfig, values)
+
+
+def test_the_canonical_run_comes_to_the_papers_figures() -> None:
+    plan = plan_run(config(batch=4096, epochs=100), num_samples=1_281_167, world_size=32)
+    assert plan.local_batch == 128
+    assert plan.steps_per_epoch == 312
+    assert plan.total_steps == 31_200
+    assert plan.warmup_steps == 3_120
+    assert plan.peak_lr == pytest.approx(4.8)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 6, 8, 12, 24])
+def test_nothing_but_the_share_depends_on_the_number_of_processes(world_size: int) -> None:
+    plan = plan_run(config(batch=24), 1000, world_size)
+    alone = plan_run(config(batch=24), 1000, 1)
+    assert plan == dataclasses.replace(alone, world_size=world_size, local_batch=24 // world_size)
+
+
+@pytest.mark.parametrize(
+    ("batch", "world_size", "message"),
+    [
+        (100, 8, "nearest that do: 96 and 104"),
+        (999, 2, "nearest that do: 998 and 1000"),
+        (3, 4, "nearest that do: 4"),
+        (1001, 1, "more than the 1000 samples.*use at most 1000"),
+        (1, 1, "at least 2 images"),
+    ],
+)
+def test_a_batch_that_cannot_be_is_refused_with_those_that_can(
+    batch: int, world_size: int, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan_run(config(batch=batch), 1000, world_size)
+
+
+def test_steps_override_epochs_and_fractions_of_epochs_count() -> None:
+    assert plan_run(config(batch=10, epochs=0.5), 1000, 1).total_steps == 50
+    assert plan_run(config(batch=10, steps=7), 1000, 1).total_steps == 7
+    with pytest.raises(ConfigError, match="--epochs: the run would have 0 steps"):
+        plan_run(config(batch=10, epochs=0.001), 1000, 1)
+
+
+def test_only_settings_that_change_numbers_count_as_differences() -> None:
+    saved, current = to_json(config()), to_json(config(seed=1, out=Path("elsewhere")))
+    current["optim"]["base_lr"] = 0.5
+    current["loader"]["workers"] = 7
+    assert differences(saved, current) == ["optim.base_lr: 0.3 -> 0.5", "seed: 0 -> 1"]

@@ -1,0 +1,112 @@
+"""A run that was stopped and went on equals one that never stopped, byte for byte."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from tests.dist import RankFailure
+from tests.trainer.runs import (
+    checkpoint_bytes,
+    metrics,
+    pack_images,
+    samples,
+    tiny_config,
+    train,
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pack_images(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight steps on two processes: one epoch of five and three steps of the next."""
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert train(2, tiny_config(data, out, steps=8)) == "done"
+    return out
+
+
+def assert_equal_runs(run: Path, other: Path) -> None:
+    assert samples(run) == samples(other)
+    assert metrics(run) == metrics(other)
+    mine, others = checkpoint_bytes(run), checkpoint_bytes(other)
+    assert mine.keys() == others.keys() == {"model.safetensors", "optimizer.safetensors"}
+    assert mine == others
+
+
+def test_the_same_seed_twice_is_the_same_run(data: Path, tmp_path: Path, undisturbed: Path) -> None:
+    train(2, tiny_config(data, tmp_path / "run", steps=8))
+    assert_equal_runs(undisturbed, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "step", [1, 3, 5, 7], ids=["first", "mid-epoch", "epoch-end", "last-but-one"]
+)
+def test_stopped_by_one_rank_and_gone_on_with(
+    data: Path, tmp_path: Path, undisturbed: Path, step: int
+) -> None:
+    config = tiny_config(data, tmp_path / "run", steps=8)
+    assert train(2, config, stop_at=step) == "stopped"
+    assert metrics(config.out)[-1]["step"] == step
+    assert train(2, config) == "done"
+    assert_equal_runs(undisturbed, config.out)
+
+
+@pytest.mark.slow
+def test_stopped_and_gone_on_with_on_four_processes(data: Path, tmp_path: Path) -> None:
+    """With more than two ranks the order of addition counts: DDP's buckets must be the same."""
+    straight = tiny_config(data, tmp_path / "straight", steps=8)
+    stopped = tiny_config(data, tmp_path / "stopped", steps=8)
+    assert train(4, straight) == "done"
+    assert train(4, stopped, stop_at=4) == "stopped"
+    assert train(4, stopped) == "done"
+    assert_equal_runs(straight.out, stopped.out)
+
+
+@pytest.mark.slow
+def test_gone_on_with_at_other_world_sizes(data: Path, tmp_path: Path, undisturbed: Path) -> None:
+    """2 -> 1 -> 3 processes: the same samples in every step, losses within rounding."""
+    config = tiny_config(data, tmp_path / "run", steps=8)
+    for world_size, stop_at in ((2, 3), (1, 2), (3, 0)):
+        train(world_size, config, stop_at=stop_at)
+    assert samples(config.out) == samples(undisturbed)
+    for mine, other in zip(metrics(config.out), metrics(undisturbed), strict=True):
+        assert mine["loss"] == pytest.approx(other["loss"], rel=1e-4)
+
+
+def test_a_finished_run_is_left_alone(data: Path, tmp_path: Path) -> None:
+    config = tiny_config(data, tmp_path / "run", steps=2)
+    assert train(1, config) == "done"
+    before = checkpoint_bytes(config.out)
+    assert train(1, config) == "done"
+    assert checkpoint_bytes(config.out) == before
+    assert [record["step"] for record in metrics(config.out)] == [1, 2]
+
+
+def test_other_settings_are_refused_by_name_unless_forced(data: Path, tmp_path: Path) -> None:
+    config = tiny_config(data, tmp_path / "run", steps=2)
+    train(1, config)
+    changed = dataclasses.replace(config, seed=1)
+    with pytest.raises(RankFailure, match=r"other settings \(seed: 0 -> 1\).*--resume force"):
+        train(1, changed)
+    assert train(1, dataclasses.replace(changed, resume="force", steps=3)) == "done"
+
+
+def test_other_data_is_refused_unless_forced(data: Path, tmp_path: Path) -> None:
+    config = tiny_config(data, tmp_path / "run", steps=2)
+    train(1, config)
+    (tmp_path / "other").mkdir()
+    other = pack_images(tmp_path / "other", count=60)
+    moved = dataclasses.replace(config, data=dataclasses.replace(config.data, train=other))
+    with pytest.raises(RankFailure, match="is not the data that"):
+        train(1, moved)
+
+
+def test_a_folder_with_a_run_is_refused_where_it_must_be_new(data: Path, tmp_path: Path) -> None:
+    config = tiny_config(data, tmp_path / "run", steps=1)
+    train(1, config)
+    with pytest.raises(RankFailure, match="holds a run already"):
+        train(1, dataclasses.replace(config, resume="never"))

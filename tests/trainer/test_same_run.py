@@ -1,0 +1,74 @@
+"""The promise that sets Widebatch apart: the same run on any number of processes."""
+
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.loader import LoaderConfig
+from tests.trainer.runs import metrics, pack_images, samples, tiny_config, train
+from trainer.config import RunConfig
+
+# One process sums a batch in another order than four do; training amplifies the difference.
+TOLERANCE_FP32 = ((10, 1e-4), (30, 1e-3))
+TOLERANCE_FP64 = ((30, 1e-8),)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pack_images(tmp_path_factory.mktemp("data"))
+
+
+def compare(configs: dict[int, RunConfig], tolerance: tuple[tuple[int, float], ...]) -> None:
+    runs = {}
+    for world_size, config in configs.items():
+        assert train(world_size, config, timeout=600) == "done"
+        runs[world_size] = (samples(config.out), metrics(config.out))
+    one_samples, one_metrics = runs.pop(1)
+    assert len({tuple(s["ids"]) for s in one_samples}) == len(one_samples), "batches repeat"
+    for world_size, (other_samples, other_metrics) in runs.items():
+        assert other_samples == one_samples, f"other samples on {world_size} processes"
+        for mine, other in zip(one_metrics, other_metrics, strict=True):
+            bound = next(bound for last, bound in tolerance if mine["step"] <= last)
+            off = abs(mine["loss"] - other["loss"]) / mine["loss"]
+            assert off < bound, f"step {mine['step']} on {world_size} processes: loss off by {off}"
+            assert mine["lr"] == other["lr"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp64"])
+def test_two_processes_train_as_one_does(data: Path, tmp_path: Path, precision: str) -> None:
+    tolerance = TOLERANCE_FP32 if precision == "fp32" else TOLERANCE_FP64
+    configs = {
+        w: tiny_config(data, tmp_path / f"w{w}", precision=precision, steps=6) for w in (1, 2)
+    }
+    compare(configs, tolerance)
+
+
+def test_the_comparison_would_notice_statistics_of_a_local_batch(
+    data: Path, tmp_path: Path
+) -> None:
+    configs = {
+        w: tiny_config(data, tmp_path / f"w{w}", steps=2, sync_batch_norm=False) for w in (1, 2)
+    }
+    with pytest.raises(AssertionError, match="loss off by"):
+        compare(configs, TOLERANCE_FP32)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("precision", ["fp32", "fp64"])
+def test_thirty_steps_on_one_two_three_and_four_processes(
+    data: Path, tmp_path: Path, precision: str
+) -> None:
+    """1x24, 2x12, 3x8 and 4x6 (processes x images), with FFCV, augmentation, BatchNorm, LARS."""
+    tolerance = TOLERANCE_FP32 if precision == "fp32" else TOLERANCE_FP64
+    configs = {
+        w: tiny_config(
+            data,
+            tmp_path / f"w{w}",
+            precision=precision,
+            steps=30,
+            loader=LoaderConfig(backend="ffcv", workers=1),
+        )
+        for w in (1, 2, 3, 4)
+    }
+    compare(configs, tolerance)

@@ -1,0 +1,251 @@
+"""The complete description of a run, and what follows from it before step 0.
+
+:class:`RunConfig` composes the dataclasses that stand beside their owners. :func:`plan_run` derives
+per-process batch, steps, warm-up and learning rate from it, and refuses what cannot work. Reading
+back from JSON is strict: an unknown key is an error, and nothing but plain values is accepted.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import tyro
+
+from data_pipeline.augment import AugmentConfig
+from data_pipeline.loader import LoaderConfig
+from data_pipeline.views import CropConfig
+from trainer.checkpoint import CheckpointConfig
+from trainer.encoders import EncoderConfig
+from trainer.errors import ConfigError
+from trainer.heads import HeadConfig
+from trainer.objectives.simclr import SimCLRConfig
+from trainer.online_knn import OnlineKnnConfig
+from trainer.optim import OptimConfig, scaled_lr
+from trainer.schedule import ScheduleConfig, warmup_steps
+from trainer.telemetry import TelemetryConfig
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Packed data sets, made by ``widebatch pack``."""
+
+    train: Path
+    """.beton file to pretrain on; labels in it are used by the online kNN alone."""
+    test: Path | None = None
+    """.beton file with labels for the online kNN; none: no online kNN."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides what a run computes, and where it writes."""
+
+    data: DataConfig
+    """What to learn from."""
+    batch: int
+    """Global batch: images per optimizer step over all processes."""
+    epochs: float = 100.0
+    """Length of the run in passes over the data; fractions are allowed."""
+    steps: int | None = None
+    """Length of the run in optimizer steps; overrides `epochs`."""
+    seed: int = 0
+    """Decides initial weights, order of samples, crops and augmentations."""
+    out: Path
+    """Run folder: config.json, metrics.jsonl, checkpoints/. An existing run is gone on with."""
+    resume: Literal["auto", "force", "never"] = "auto"
+    """auto: go on if the folder holds this same run; force: go on although settings or data
+    changed; never: refuse a folder that holds a run."""
+    log_samples: bool = False
+    """Write samples.jsonl: the global list of sample ids of every step."""
+    precision: Literal["bf16", "fp32", "fp64"] = "bf16"
+    """Arithmetic of the encoder: bf16 autocast over fp32 weights, or plain fp32 or fp64."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA where there is a GPU."""
+    sync_batch_norm: bool = True
+    """BatchNorm statistics over the global batch; off, a run depends on the number of processes."""
+    batch_norm_group: int = 0
+    """Processes that share BatchNorm statistics; 0: all of them."""
+    max_skipped_steps: int = 10
+    """Stop after so many steps in a row whose gradients were not finite (each is left out)."""
+    crop: CropConfig = field(default_factory=CropConfig)
+    augment: AugmentConfig
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    objective: SimCLRConfig = field(default_factory=SimCLRConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    knn: OnlineKnnConfig = field(default_factory=OnlineKnnConfig)
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+    recipe: tyro.conf.Suppress[str] = ""
+    """Name of the recipe that the settings started from."""
+
+
+# What may differ between the run that wrote a checkpoint and the one that goes on from it: where
+# things lie, how they are watched, and how many processes and workers do the work.
+_FREE_TO_CHANGE = ("out", "resume", "device", "loader", "checkpoint", "telemetry", "knn", "data")
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a run's settings come to on ``world_size`` processes and ``num_samples`` samples."""
+
+    num_samples: int
+    world_size: int
+    global_batch: int
+    local_batch: int
+    """Images per process and step."""
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int
+    peak_lr: float
+
+    def lines(self) -> list[str]:
+        """For a person, before step 0."""
+        epochs = self.total_steps / self.steps_per_epoch
+        return [
+            f"batch     {self.global_batch} global = {self.world_size} x {self.local_batch}"
+            f" per process, {4 * self.global_batch - 2} logits per image",
+            f"length    {self.total_steps} steps = {epochs:.4g} epochs"
+            f" x {self.steps_per_epoch} steps ({self.num_samples} samples,"
+            f" {self.num_samples % self.global_batch} left out per epoch)",
+            f"schedule  {self.warmup_steps} warm-up steps to a peak learning rate of"
+            f" {self.peak_lr:.4g}",
+        ]
+
+
+def plan_run(config: RunConfig, num_samples: int, world_size: int) -> RunPlan:
+    """Derive the plan of a run.
+
+    Raises:
+        ConfigError: the batch does not divide, exceeds the data, or leaves no negatives; the run
+            has no step; the data set is too small.
+    """
+    batch = config.batch
+    if batch < 2:
+        raise ConfigError(f"--batch {batch}: a contrastive batch needs at least 2 images")
+    if batch > num_samples:
+        raise ConfigError(
+            f"--batch {batch} is more than the {num_samples} samples of {config.data.train};"
+            f" use at most {num_samples - num_samples % world_size}"
+        )
+    if batch % world_size:
+        below, above = batch - batch % world_size, batch + world_size - batch % world_size
+        nearest = " and ".join(str(b) for b in (below, above) if 2 <= b <= num_samples)
+        raise ConfigError(
+            f"--batch {batch} does not divide by {world_size} processes; nearest that do: {nearest}"
+        )
+    steps_per_epoch = num_samples // batch
+    total = config.steps if config.steps is not None else round(config.epochs * steps_per_epoch)
+    if total < 1:
+        setting = "--steps" if config.steps is not None else "--epochs"
+        raise ConfigError(f"{setting}: the run would have {total} steps; it needs at least 1")
+    if config.sync_batch_norm and config.batch_norm_group and world_size % config.batch_norm_group:
+        raise ConfigError(
+            f"--batch-norm-group {config.batch_norm_group} does not divide {world_size} processes"
+        )
+    return RunPlan(
+        num_samples=num_samples,
+        world_size=world_size,
+        global_batch=batch,
+        local_batch=batch // world_size,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total,
+        warmup_steps=warmup_steps(config.schedule, steps_per_epoch),
+        peak_lr=scaled_lr(config.optim, batch),
+    )
+
+
+def to_json(config: object) -> Any:
+    """Plain JSON values of a configuration: dataclasses to objects, paths to strings."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {f.name: to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, tuple | list):
+        return [to_json(item) for item in config]
+    if isinstance(config, Mapping):
+        return {str(key): to_json(value) for key, value in config.items()}
+    if isinstance(config, Path):
+        return str(config)
+    if config is None or isinstance(config, bool | int | float | str):
+        return config
+    raise TypeError(f"a configuration holds no {type(config).__name__}")
+
+
+def from_json(cls: type[T], values: Any, where: str = "config") -> T:
+    """Build dataclass ``cls`` from :func:`to_json`'s values.
+
+    Raises:
+        ConfigError: an unknown or missing key, or a value of the wrong type; names the key.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where}: expected an object, found {type(values).__name__}")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1)
+            raise ConfigError(
+                f"{where}.{key}: unknown setting" + (f"; did you mean {near[0]}?" if near else "")
+            )
+    built = {key: _value(hints[key], value, f"{where}.{key}") for key, value in values.items()}
+    try:
+        return cls(**built)
+    except TypeError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return _value(arguments[0], value, where)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _value(next(a for a in arguments if a is not type(None)), value, where)
+    if dataclasses.is_dataclass(hint):
+        return from_json(typing.cast(type, hint), value, where)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise ConfigError(f"{where}: expected a list, found {value!r}")
+        kinds = [arguments[0]] * len(value) if Ellipsis in arguments else list(arguments)
+        if len(kinds) != len(value):
+            raise ConfigError(f"{where}: expected {len(kinds)} values, found {len(value)}")
+        return tuple(_value(k, v, where) for k, v in zip(kinds, value, strict=True))
+    if origin is Literal:
+        if value not in arguments:
+            raise ConfigError(f"{where}: {value!r} is none of {', '.join(map(str, arguments))}")
+        return value
+    if hint is Path:
+        return Path(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and (type(value) is not hint):
+        raise ConfigError(f"{where}: expected {hint.__name__}, found {value!r}")
+    return value
+
+
+def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """Settings that change a run's numbers and differ: ``name: saved -> current``, dotted names.
+
+    Where things lie, how they are watched and how many workers carry them may change.
+    """
+    found: list[str] = []
+    for key in sorted(set(saved) | set(current)):
+        if key not in _FREE_TO_CHANGE:
+            _compare(key, saved.get(key), current.get(key), found)
+    return found
+
+
+def _compare(name: str, saved: Any, current: Any, found: list[str]) -> None:
+    if isinstance(saved, Mapping) and isinstance(current, Mapping):
+        for key in sorted(set(saved) | set(current)):
+            _compare(f"{name}.{key}", saved.get(key), current.get(key), found)
+    elif saved != current:
+        found.append(f"{name}: {saved} -> {current}")

@@ -1,0 +1,88 @@
+"""The training loop: SimCLR's algorithm 1, watched, and able to stop and go on."""
+
+import logging
+from collections.abc import Callable
+from enum import Enum
+
+import torch
+
+from trainer.config import RunConfig
+from trainer.distributed import AgreedFlags
+from trainer.optim import apply_update, gradient_norm
+from trainer.run import prepare
+
+log = logging.getLogger(__name__)
+
+
+class Outcome(Enum):
+    """How :func:`fit` ended."""
+
+    DONE = "done"
+    STOPPED = "stopped"
+    """Asked to stop; a checkpoint is on disk."""
+
+
+def fit(config: RunConfig, stop_requested: Callable[[], bool] = lambda: False) -> Outcome:
+    """Train until the run's last step, or until any rank is asked to stop.
+
+    Args:
+        config: the run. The same call goes on from the newest checkpoint in ``config.out``.
+        stop_requested: polled once a step on every rank; one rank's yes stops all of them at the
+            same step, with a checkpoint.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: see :func:`trainer.run.prepare`.
+        NumericalError: too many steps in a row had non-finite gradients.
+    """
+    with prepare(config) as run:
+        if run.is_done():
+            log.info("nothing to do: step %d is the run's last", run.state.step)
+            return Outcome.DONE
+        flags = AgreedFlags(("stop",), run.fabric.device)
+        remaining = range(run.state.step, run.plan.total_steps)
+        for step, batch in zip(remaining, run.loader.starting_at(run.state.position(run.plan))):
+            _seed_stochastic_layers(config.seed, step, run.fabric.global_rank)
+            views_VNCHW = run.augment(batch.crops_BVHWC, batch.ids_B, batch.position.epoch)
+            loss = run.objective.loss(run.model(views_VNCHW))
+            run.fabric.backward(loss)
+            norm = gradient_norm(run.optimizer)
+            lr = run.lr_at(step)
+            skipped = apply_update(run.optimizer, lr, norm)
+            run.optimizer.zero_grad(set_to_none=True)
+            run.state.step = step + 1
+
+            run.telemetry.step(
+                {
+                    "step": run.state.step,
+                    "epoch": batch.position.epoch,
+                    "lr": lr,
+                    "loader_wait_seconds": run.waited(),
+                },
+                loss=loss,
+                gradient_norm=norm,
+                skipped=skipped,
+            )
+            if run.samples is not None:
+                run.samples.step(run.state.step, batch.ids_B, run.fabric.device)
+            if run.evaluation_is_due():
+                run.evaluate()
+            flags.post(stop=stop_requested())
+            stopping = bool(flags.read()["stop"])
+            if stopping or run.checkpoint_is_due():
+                run.save()
+            run.telemetry.flush_if_due()
+            if stopping and not run.is_done():
+                log.info(
+                    "stopped after step %d; the same command goes on from here", run.state.step
+                )
+                return Outcome.STOPPED
+        return Outcome.DONE
+
+
+def _seed_stochastic_layers(seed: int, step: int, rank: int) -> None:
+    """Key torch's own generator by place, for encoders with dropout or stochastic depth.
+
+    Such layers then draw the same numbers after a resume. They differ with the number of ranks:
+    the promise of equal runs is for encoders without them, as ResNets are.
+    """
+    torch.manual_seed((seed * 1_000_003 + step) * 65_537 + rank)

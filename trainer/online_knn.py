@@ -1,0 +1,90 @@
+"""Nearest-neighbour accuracy while a run goes on: the cheapest honest look at an encoder.
+
+The training set is the reference and the test set is asked, both by their centre crops through the
+encoder in evaluation mode, so nothing of the run changes. Each rank extracts a share of features.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from data_pipeline.augment import Augment
+from data_pipeline.loader import EvalLoader, LoaderConfig, eval_loader
+from trainer.errors import ConfigError
+from trainer.evaluation.features import default_resize, extract_features
+from trainer.evaluation.knn import knn_classify
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineKnnConfig:
+    """Needs `--data.test`. An online figure: it uses the newest weights, not the best."""
+
+    every_epochs: int = 10
+    """Evaluate after every so many epochs, and after the last step; 0: never."""
+    k: int = 200
+    """Neighbours that vote, at most the size of the training set."""
+    temperature: float = 0.07
+    """Votes weigh exp(cosine similarity / temperature)."""
+    batch: int = 256
+    """Images per process and forward pass."""
+    resize: int | None = None
+    """Shorter side before the centre crop, in pixels; none: 8/7 of the crop's side, or the whole
+    image up to crops of 64 pixels."""
+
+
+class OnlineKnn:
+    """Evaluates the live encoder on the run's own data sets."""
+
+    def __init__(
+        self,
+        config: OnlineKnnConfig,
+        train: Path,
+        test: Path,
+        size: int,
+        loader: LoaderConfig,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        def load(path: Path) -> EvalLoader:
+            return eval_loader(
+                path,
+                size,
+                config.resize or default_resize(size),
+                loader,
+                batch_size=config.batch,
+                rank=rank,
+                world_size=world_size,
+            )
+
+        self.config = config
+        self._train, self._test = load(train), load(test)
+        for path, part in ((train, self._train), (test, self._test)):
+            if not part.info.has_label:
+                raise ConfigError(f"{path} has no labels for the online kNN; leave out --data.test")
+
+    def evaluate(
+        self, encoder: nn.Module, augment: Augment, device: torch.device, dtype: torch.dtype
+    ) -> dict[str, float]:
+        """Top-1 and top-5 on the test set, 0 to 1. A collective: all ranks call it together."""
+        bank, bank_labels, _ = extract_features(encoder, self._train, augment, device, dtype)
+        asked, asked_labels, _ = extract_features(encoder, self._test, augment, device, dtype)
+        result = knn_classify(
+            bank,
+            bank_labels,
+            asked,
+            asked_labels,
+            k=min(self.config.k, len(bank)),
+            temperature=self.config.temperature,
+            num_classes=int(max(bank_labels.max(), asked_labels.max())) + 1,
+        )
+        return {"knn_top1": result.top1, "knn_top5": result.top5}
+
+    def close(self) -> None:
+        """Release both loaders."""
+        self._train.close()
+        self._test.close()
