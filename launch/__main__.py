@@ -1,0 +1,115 @@
+"""The command line: ``widebatch COMMAND ...``, or ``python -m launch COMMAND ...`` under torchrun.
+
+Commands are imported when they are called, so that ``--help`` answers without loading torch. Every
+error that a user can mend is one line on standard error; ``--debug`` shows the traceback.
+"""
+
+import argparse
+import importlib.metadata
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from launch.exit_codes import ExitCode, exit_code_for, is_explained
+
+_DESCRIPTION = """\
+Contrastive pretraining of image encoders with very large batches: the same run on any number of
+GPUs.
+"""
+_EPILOG = """\
+Every command explains itself: widebatch COMMAND --help. Exit codes: 0 done, 1 failed, 2 wrong
+usage or bad input, 74 try again, 75 stopped by a signal with a checkpoint written.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    _configure_logging()
+    try:
+        _check_packages()
+        return int(_run(words))
+    except SystemExit as stop:  # argparse and tyro end the process themselves
+        return stop.code if isinstance(stop.code, int) else int(ExitCode.USAGE)
+    except BaseException as error:
+        return int(_report(error, debug))
+
+
+def _run(words: list[str]) -> int:
+    # tyro reads the settings of `pretrain`: argparse must not see them.
+    if words and words[0] == "pretrain":
+        from launch import pretrain_command
+
+        return pretrain_command.main(words[1:])
+    args = _parser().parse_args(words)
+    result: int = args.run(args)
+    return result
+
+
+def _parser() -> argparse.ArgumentParser:
+    from launch import evaluate_command, export_command, pack_command, report_command
+
+    parser = argparse.ArgumentParser(
+        prog="widebatch",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    pack_command.add_parser(commands)
+    commands.add_parser("pretrain", help="pretrain an encoder by a recipe", add_help=False)
+    evaluate_command.add_parser(commands)
+    export_command.add_parser(commands)
+    report_command.add_parser(commands)
+    return parser
+
+
+def _version() -> str:
+    return f"widebatch {importlib.metadata.version('widebatch')}"
+
+
+def _check_packages() -> None:
+    """Refuse to start when another project's ``kernels`` package shadows ours."""
+    import kernels
+
+    if not getattr(kernels, "WIDEBATCH", False):
+        raise ImportError(
+            f"{kernels.__file__} is another project's package named 'kernels'; install Widebatch in"
+            " an environment of its own: make demo, then .venv/bin/widebatch"
+        )
+
+
+def _configure_logging() -> None:
+    show_time = not sys.stderr.isatty()
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(message)s" if show_time else "%(message)s",
+        datefmt="%Y-%m-%d %H:%M:%S",
+        stream=sys.stderr,
+        force=True,
+    )
+    for library in ("lightning_fabric", "lightning", "numba", "matplotlib", "PIL"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+
+
+def _report(error: BaseException, debug: bool) -> ExitCode:
+    world_size = int(os.environ.get("WORLD_SIZE", "1") or 1)
+    rank = f"[rank {os.environ.get('RANK')}] " if world_size > 1 else ""
+    if debug or not (is_explained(error) or isinstance(error, ImportError)):
+        traceback.print_exception(error)
+    if isinstance(error, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+    else:
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"{rank}widebatch: error: {message}", file=sys.stderr, flush=True)
+    return exit_code_for(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

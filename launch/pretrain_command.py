@@ -1,0 +1,82 @@
+"""``widebatch pretrain RECIPE``: settings from a recipe and the command line, then the trainer."""
+
+import difflib
+import logging
+import os
+from collections.abc import Sequence
+
+from launch import cluster
+from launch.exit_codes import ExitCode
+from launch.preemption import MARKER_VARIABLE, StopSignal, write_marker
+from trainer.errors import ConfigError
+
+# Names and one line each, so that listing them imports no torch; a test holds them to
+# trainer.recipes.
+RECIPES = {
+    "digits-demo": "embedded coloured digits, ResNet-18: minutes on two CPU cores",
+    "simclr-cifar10-r18": "32-pixel images, ResNet-18 with the CIFAR stem, batch 512, 1000 epochs",
+    "simclr-stl10-r18": "96-pixel images, ResNet-18, batch 512, 200 epochs",
+    "simclr-r50": "SimCLR's canonical ImageNet run: ResNet-50, batch 4096, LARS, 100 epochs",
+    "simclr-v2-r50": "the same with SimCLR v2's three-layer head, 800 epochs",
+}
+
+_USAGE = """\
+usage: widebatch pretrain RECIPE --data.train FILE.beton [--batch N] [--out RUN] [settings]
+
+Pretrain an encoder. The same command goes on from the newest checkpoint in RUN.
+
+recipes:
+{recipes}
+
+every setting of a recipe with its unit and default:
+  widebatch pretrain RECIPE --help
+
+several processes (the numbers do not depend on how many):
+  torchrun --nproc-per-node 8 -m launch pretrain RECIPE ...
+  sbatch slurm/simclr_r50.sh ...
+"""
+
+
+def main(arguments: Sequence[str]) -> ExitCode:
+    """Run the command; ``arguments`` are those after ``pretrain``."""
+    recipe = arguments[0] if arguments else "--help"
+    if recipe in ("-h", "--help"):
+        width = max(map(len, RECIPES))
+        rows = (f"  {name:<{width}}  {what}" for name, what in RECIPES.items())
+        print(_USAGE.format(recipes="\n".join(rows)), end="")
+        return ExitCode.DONE if arguments else ExitCode.USAGE
+    if recipe not in RECIPES:
+        near = difflib.get_close_matches(recipe, RECIPES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(RECIPES)}"
+        raise ConfigError(f"unknown recipe {recipe!r}; {hint}")
+    stop = StopSignal().install()  # before the slow imports: a signal during them is not lost
+    place = cluster.discover(os.environ)
+    cluster.export(place)
+    if place.rank:
+        logging.getLogger().setLevel(logging.WARNING)  # rank 0 speaks for all
+    return _train(recipe, list(arguments[1:]), stop, is_rank_zero=place.rank == 0)
+
+
+def _train(recipe: str, overrides: list[str], stop: StopSignal, is_rank_zero: bool) -> ExitCode:
+    import tyro
+
+    from trainer.config import RunConfig
+    from trainer.recipes import RECIPES as BUILDERS
+
+    builder = BUILDERS[recipe]
+    config = tyro.cli(
+        RunConfig,
+        prog=f"widebatch pretrain {recipe}",
+        description=builder.__doc__,
+        default=builder(),
+        args=overrides,
+    )
+    from trainer.loop import Outcome, fit  # Fabric takes seconds: after --help and wrong settings
+
+    if fit(config, stop) is Outcome.DONE:
+        return ExitCode.DONE
+    if MARKER_VARIABLE in os.environ:
+        if is_rank_zero:
+            write_marker()
+        return ExitCode.DONE  # a failing task would have srun -K kill the others as they leave
+    return ExitCode.PREEMPTED

@@ -1,0 +1,170 @@
+"""What a user sees who types something wrong, or asks for help."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.__main__ import main
+from tests.trainer.runs import pack_images
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pack_images(tmp_path_factory.mktemp("data"), count=12)
+
+
+def error_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on standard error that is not a log line."""
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["pack", "--help"],
+        ["pretrain", "--help"],
+        ["evaluate", "--help"],
+        ["evaluate", "knn", "--help"],
+        ["export", "--help"],
+        ["report", "--help"],
+    ],
+    ids=" ".join,
+)
+def test_help_answers_without_loading_torch(arguments: list[str]) -> None:
+    code = (
+        "import sys; from launch.__main__ import main; status = main(sys.argv[1:]);"
+        "heavy = {'torch', 'numba', 'ffcv', 'deepspeed'} & set(sys.modules);"
+        "assert not heavy, heavy; sys.exit(status)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 0, result.stderr
+    assert "widebatch" in result.stdout
+
+
+def test_the_list_of_recipes_is_the_trainers() -> None:
+    from launch.pretrain_command import RECIPES
+    from trainer.recipes import RECIPES as BUILDERS
+
+    assert set(RECIPES) == set(BUILDERS)
+    for name, build in BUILDERS.items():
+        assert build().recipe == name
+
+
+def test_help_of_a_recipe_explains_settings_with_defaults(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["pretrain", "simclr-r50", "--help"]) == 0
+    text = capsys.readouterr().out
+    for setting in ("--batch", "--data.train", "--optim.base-lr", "--objective.temperature"):
+        assert setting in text
+    assert "(default: 4096)" in text
+    for block in re.findall(r"--[a-z0-9.-]+ [^\n]*\n", text):
+        assert block.strip()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "COMMAND"),
+        (["pertain"], "pertain"),
+        (["pretrain", "simclr-r5"], "did you mean simclr-r50?"),
+        (["pretrain", "nonsense"], "choose from digits-demo"),
+        (["pretrain", "simclr-r50", "--data.train", "none.beton"], "none.beton"),
+        (["pretrain", "simclr-r50", "--data.train", __file__], "test_cli.py"),
+        (["evaluate", "knn", "nowhere", "--data.train", "a", "--data.test", "b"], "nowhere"),
+        (["export", "nowhere", "--format", "torchvision", "out.safetensors"], "nowhere"),
+        (["report", "nowhere"], "nowhere"),
+        (["pack", "nowhere", "out.beton"], "nowhere"),
+    ],
+    ids=lambda value: " ".join(value)[-40:] if isinstance(value, list) else "",
+)
+def test_wrong_input_gets_one_line_and_exit_code_2(
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    assert message in error_line(capsys)
+    assert not list(tmp_path.glob("out*")), "something was written"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["--batch", "13"], "more than the 12 samples"),
+        (["--batch", "1"], "at least 2 images"),
+        (["--batch", "6", "--steps", "0"], "needs at least 1"),
+        (["--batch", "6", "--encoder.name", "resnet19"], "resnet18"),
+        (["--batch", "6", "--out", __file__], "is no folder"),
+        (["--batch", "6", "--loader.backend", "torchvision", "--out", "/proc/x"], "/proc/x"),
+    ],
+    ids=lambda value: " ".join(value)[-30:] if isinstance(value, list) else "",
+)
+def test_settings_that_cannot_work_are_refused_before_step_0(
+    data: Path,
+    settings: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    out = [] if "--out" in settings else ["--out", str(tmp_path / "run")]
+    arguments = ["pretrain", "simclr-cifar10-r18", "--data.train", str(data), *out, *settings]
+    assert main(arguments) == 2
+    assert message in error_line(capsys)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["--bacth", "6"], "--bacth"),
+        (["--batch", "many"], "--batch"),
+        ([], "--data.train"),
+    ],
+    ids=["unknown setting", "wrong type", "required setting missing"],
+)
+def test_misspelt_settings_are_explained(
+    settings: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = ["--data.train", "x.beton"] if settings else []
+    assert main(["pretrain", "simclr-r50", *train, *settings]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pretrain", "nonsense", "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+    assert main(["pretrain", "nonsense"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_another_projects_kernels_package_is_recognised(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import kernels
+
+    monkeypatch.delattr(kernels, "WIDEBATCH")
+    assert main(["--version"]) == 1
+    assert "another project's package named 'kernels'" in error_line(capsys)
+
+
+def test_it_works_from_any_folder(tmp_path: Path) -> None:
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "__init__.py").write_text("raise RuntimeError('not ours')")
+    program = Path(sys.executable).parent / "widebatch"
+    result = subprocess.run(
+        [program, "--version"], capture_output=True, text=True, timeout=60, cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
