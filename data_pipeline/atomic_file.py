@@ -1,0 +1,93 @@
+"""A file that appears whole under its name, or not at all."""
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+
+class AtomicFile:
+    """Written under no name (or a temporary one), then given its name in one step.
+
+    Where the file system knows unnamed files (O_TMPFILE: ext4, xfs, btrfs, tmpfs), not even a
+    SIGKILL leaves anything behind. Elsewhere (NFS, Lustre) the temporary ``.NAME.RANDOM.part`` in
+    the same folder is deleted on every way out but SIGKILL and a power cut.
+
+    ``with AtomicFile(path) as atomic: atomic.file.write(...); atomic.publish()``; without
+    ``publish`` the file is gone at the block's end. The access mode follows the umask.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._temporary: Path | None = None
+        folder = path.parent
+        descriptor = _open_unnamed(folder)
+        if descriptor is None:
+            self._temporary = self._temporary_name()
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            descriptor = os.open(self._temporary, flags, 0o666)
+        self.file: BinaryIO = os.fdopen(descriptor, "w+b", buffering=1 << 20)
+
+    def _temporary_name(self) -> Path:
+        return self._path.with_name(f".{self._path.name}.{secrets.token_hex(6)}.part")
+
+    def stage(self) -> None:
+        """Make the content durable and give it a temporary name; only a rename is left to do."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        if self._temporary is None:
+            name = self._temporary_name()
+            folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                # With a folder descriptor Python calls linkat(AT_SYMLINK_FOLLOW), which is what
+                # turns the /proc link into a name for the unnamed file.
+                source = f"/proc/self/fd/{self.file.fileno()}"
+                os.link(source, name.name, src_dir_fd=folder, dst_dir_fd=folder)
+            finally:
+                os.close(folder)
+            self._temporary = name
+
+    def publish(self) -> None:
+        """Give the file its name, replacing what had it, durably."""
+        self.stage()
+        assert self._temporary is not None  # noqa: S101  (stage names it)
+        self._temporary.replace(self._path)
+        self._temporary = None
+        folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def __enter__(self) -> "AtomicFile":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # Name first: closing flushes, which fails again on a full disk.
+        if self._temporary is not None:
+            with contextlib.suppress(FileNotFoundError):
+                self._temporary.unlink()
+        try:
+            self.file.close()
+        except OSError:
+            if error is None:  # else that error is the one to tell
+                raise
+
+
+def _open_unnamed(folder: Path) -> int | None:
+    """A descriptor without a name in ``folder``; None where that is not possible."""
+    try:
+        descriptor = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666)
+    except (OSError, AttributeError):  # the file system or the platform does not know it
+        return None
+    if not Path(f"/proc/self/fd/{descriptor}").exists():  # no /proc: it could never get a name
+        os.close(descriptor)
+        return None
+    return descriptor

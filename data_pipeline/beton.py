@@ -1,0 +1,324 @@
+"""Is this .beton safe to map? Checks before FFCV sees it, and the format's layout.
+
+FFCV trusts every number in a file: a wrong pointer shows other samples' pixels, a wrong count asks
+for terabytes, an unfinished file aborts the process. :func:`check_beton` therefore proves the
+tables of a file before anything maps it. It reads the tables only, never image data, and does not
+import FFCV.
+
+Layout of version 2, little-endian, as FFCV 1.0.2 reads it (tests compare the types with FFCV's)::
+
+    HEADER | FIELD x fields | metadata x samples | image data ... | ALLOCATION x samples | end
+
+Files of ``widebatch pack`` say in the spare bytes of the image field what their images hash to
+(:data:`SIGNATURE`), so that a manifest beside the wrong file is noticed without reading the file.
+"""
+
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from data_pipeline.errors import DataError
+from data_pipeline.jpeg import JpegError, read_jpeg_header
+from data_pipeline.manifest import ManifestHead, read_manifest
+
+VERSION = 2
+HEADER = np.dtype(
+    [
+        ("version", "<u2"),
+        ("num_fields", "<u2"),
+        ("page_size", "<u4"),
+        ("num_samples", "<u8"),
+        ("alloc_table_ptr", "<u8"),
+    ],
+    align=True,
+)
+FIELD = np.dtype([("type_id", "<u1"), ("name", "<u1", 16), ("arguments", "<u1", 1024)], align=True)
+ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
+IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
+
+FLOAT_FIELD, INT_FIELD, IMAGE_FIELD = 0, 1, 2
+# Fields of fixed size only: the others parse their own arguments and point elsewhere in the file.
+FIELD_TYPES = {FLOAT_FIELD: np.dtype("<f8"), INT_FIELD: np.dtype("<i8"), IMAGE_FIELD: IMAGE}
+
+JPEG_MODE, RAW_MODE = 0, 1
+MIN_PAGE_SIZE = 1 << 21  # bytes; FFCV's own bounds
+MAX_FIELDS = 64
+MAX_PIXELS = 1 << 26  # 64 megapixels, 192 MiB decoded: what a decoding thread may have to hold
+MAX_LABEL = (1 << 31) - 1
+SIGNATURE = b"widebatch/1\0"  # then the 32 bytes of the content digest, in the image's arguments
+
+_REMEDY = "pack it again with 'widebatch pack'"
+
+
+@dataclass(frozen=True)
+class BetonInfo:
+    """What a checked file holds."""
+
+    path: Path
+    num_samples: int
+    num_labelled: int  # samples with a label; the others say -1
+    class_names: tuple[str, ...]  # empty where the manifest is missing or names none
+    fingerprint: str  # SHA-256 of the file, hexadecimal
+    max_height: int  # pixels
+    max_width: int  # pixels
+    num_bytes: int
+
+    @property
+    def has_label(self) -> bool:
+        """Whether every sample has a label."""
+        return self.num_labelled == self.num_samples
+
+
+@dataclass(frozen=True)
+class SampleTable:
+    """Where the samples of a checked file lie; arrays of length N, in the order of sample ids."""
+
+    modes: npt.NDArray[np.uint8]  # JPEG_MODE or RAW_MODE (height x width x 3 bytes of RGB)
+    heights: npt.NDArray[np.int64]
+    widths: npt.NDArray[np.int64]
+    offsets: npt.NDArray[np.int64]  # bytes from the start of the file
+    sizes: npt.NDArray[np.int64]  # bytes
+    labels: npt.NDArray[np.int64]  # -1: no label
+
+
+def check_beton(path: Path | str, verify: bool = False) -> BetonInfo:
+    """Prove that every pointer and size in a .beton lies inside it and that its tables agree.
+
+    Args:
+        path: the file. The manifest beside it (``PATH.json``), where there is one, must be its own.
+        verify: also read all image data: its SHA-256 must be the manifest's, and the dimensions in
+            each JPEG's own header must be those in the table.
+
+    Raises:
+        DataError: the file or its manifest cannot be used; names the sample where there is one.
+    """
+    path = Path(path)
+    with _opened(path) as file:
+        table, signature = _read_table(path, file)
+        manifest = read_manifest(path)
+        if manifest is not None:
+            _check_manifest(path, file, manifest, table, signature)
+        if verify:
+            _check_jpeg_headers(path, file, table)
+        if verify or manifest is None:
+            fingerprint = sha256_of(file)
+            if manifest is not None and fingerprint != manifest.sha256:
+                raise DataError(
+                    f"{path}: its content has changed since it was packed (SHA-256 differs from "
+                    f"the manifest's); copy it again or {_REMEDY}"
+                )
+        else:
+            fingerprint = manifest.sha256
+        return BetonInfo(
+            path=path,
+            num_samples=len(table.labels),
+            num_labelled=int((table.labels >= 0).sum()),
+            class_names=manifest.class_names if manifest else (),
+            fingerprint=fingerprint,
+            max_height=int(table.heights.max()),
+            max_width=int(table.widths.max()),
+            num_bytes=os.fstat(file.fileno()).st_size,
+        )
+
+
+def read_sample_table(path: Path | str) -> SampleTable:
+    """Where each sample lies, from a file checked as by :func:`check_beton` (manifest aside)."""
+    path = Path(path)
+    with _opened(path) as file:
+        return _read_table(path, file)[0]
+
+
+def sha256_of(file: BinaryIO, advance: Callable[[int], object] = lambda _: None) -> str:
+    """SHA-256 of a whole open file, hexadecimal; ``advance`` hears the bytes read so far."""
+    digest, buffer = hashlib.sha256(), bytearray(1 << 22)
+    file.seek(0)
+    while count := file.readinto(buffer):  # type: ignore[attr-defined]
+        digest.update(memoryview(buffer)[:count])
+        advance(count)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """The file, open; what the operating system refuses becomes a DataError."""
+    try:
+        # Non-blocking, or a named pipe would wait here for a writer for ever.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise DataError(f"{path}: not a regular file; give a .beton file")
+            yield file
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; make it with 'widebatch pack SRC {path}'") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _read_array(path: Path, file: BinaryIO, offset: int, dtype: np.dtype, count: int) -> np.ndarray:
+    """``count`` records; the caller has compared the count with the size of the file."""
+    file.seek(offset)
+    data = file.read(count * dtype.itemsize)
+    if len(data) != count * dtype.itemsize:
+        raise DataError(f"{path}: ends early; copy it again or {_REMEDY}")
+    return np.frombuffer(data, dtype)
+
+
+def _read_table(path: Path, file: BinaryIO) -> tuple[SampleTable, bytes | None]:
+    """The checked table, and the content digest of a file of ``widebatch pack``."""
+    size = os.fstat(file.fileno()).st_size
+    if size < HEADER.itemsize:
+        raise DataError(f"{path}: {size} bytes are no .beton; {_REMEDY}")
+    header = _read_array(path, file, 0, HEADER, 1)[0]
+    if header["version"] != VERSION:
+        raise DataError(f"{path}: not a .beton of version {VERSION}; {_REMEDY}")
+    num_fields, page_size = int(header["num_fields"]), int(header["page_size"])
+    if not 1 <= num_fields <= MAX_FIELDS or HEADER.itemsize + num_fields * FIELD.itemsize > size:
+        raise DataError(f"{path}: the header claims {num_fields} fields; {_REMEDY}")
+    if page_size < MIN_PAGE_SIZE or page_size & (page_size - 1):
+        raise DataError(f"{path}: the header claims pages of {page_size} bytes; {_REMEDY}")
+
+    fields = _read_array(path, file, HEADER.itemsize, FIELD, num_fields)
+    columns = _column_of_field(path, fields)
+    metadata_dtype = np.dtype([("", FIELD_TYPES[int(t)]) for t in fields["type_id"]], align=True)
+
+    # Counts come before reads: nothing is allocated for samples that the file has no room for.
+    num_samples, tail = int(header["num_samples"]), int(header["alloc_table_ptr"])
+    metadata_start = HEADER.itemsize + num_fields * FIELD.itemsize
+    data_start = metadata_start + num_samples * metadata_dtype.itemsize
+    if num_samples == 0:
+        raise DataError(f"{path}: holds no samples; {_REMEDY}")
+    if data_start >= size or tail + num_samples * ALLOCATION.itemsize != size or tail < data_start:
+        raise DataError(
+            f"{path}: unfinished or cut short: {num_samples} samples do not fit its {size} bytes; "
+            f"copy it again or {_REMEDY}"
+        )
+    metadata = _read_array(path, file, metadata_start, metadata_dtype, num_samples)
+    allocations = _read_array(path, file, tail, ALLOCATION, num_samples)
+
+    images = metadata[columns["image"]]
+    offsets, sizes = _check_allocations(path, allocations, data_start, tail, page_size)
+    _check_images(path, images, offsets, sizes)
+    labels = np.full(num_samples, -1, np.int64)
+    if "label" in columns:
+        labels = metadata[columns["label"]].astype(np.int64)
+    _refuse(path, (labels < -1) | (labels > MAX_LABEL), "has an impossible label")
+    table = SampleTable(
+        modes=images["mode"].copy(),
+        heights=images["height"].astype(np.int64),
+        widths=images["width"].astype(np.int64),
+        offsets=offsets.astype(np.int64),
+        sizes=sizes.astype(np.int64),
+        labels=labels,
+    )
+    return table, _content_digest(fields, columns["image"])
+
+
+def _column_of_field(path: Path, fields: np.ndarray) -> dict[str, str]:
+    """Field names to the names NumPy gives the metadata's columns: f0, f1, ..."""
+    columns: dict[str, str] = {}
+    for number, field in enumerate(fields):
+        name = field["name"].tobytes().split(b"\0")[0].decode("ascii", "replace")
+        if int(field["type_id"]) not in FIELD_TYPES or not name.isidentifier() or name in columns:
+            raise DataError(
+                f"{path}: field {number} ({name!r}) has a type or name that is not supported: an "
+                f"RGB image 'image' and an integer 'label' are; {_REMEDY}"
+            )
+        columns[name] = f"f{number}"
+    wanted = {"image": IMAGE_FIELD, "label": INT_FIELD}
+    types = dict(zip(columns, fields["type_id"]))
+    images = sum(int(t) == IMAGE_FIELD for t in types.values())
+    if images != 1 or any(types.get(name, kind) != kind for name, kind in wanted.items()):
+        raise DataError(f"{path}: needs exactly one image field, named 'image'; {_REMEDY}")
+    if "image" not in columns:
+        raise DataError(f"{path}: its image field is not named 'image'; {_REMEDY}")
+    return columns
+
+
+def _content_digest(fields: np.ndarray, image_column: str) -> bytes | None:
+    arguments = fields[int(image_column[1:])]["arguments"].tobytes()
+    if not arguments.startswith(SIGNATURE):
+        return None
+    return arguments[len(SIGNATURE) : len(SIGNATURE) + hashlib.sha256().digest_size]
+
+
+def _refuse(path: Path, bad_N: npt.NDArray[np.bool_], what: str) -> None:
+    """Name the first bad sample, if there is one."""
+    if bad_N.any():
+        raise DataError(f"{path}: sample {int(bad_N.argmax())} {what}; {_REMEDY}")
+
+
+def _check_allocations(
+    path: Path, allocations: np.ndarray, start: int, end: int, page_size: int
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+    """Offsets and sizes in the order of sample ids: inside ``[start, end)``, apart, in one page."""
+    order = np.argsort(allocations["sample_id"], kind="stable")
+    ids = allocations["sample_id"][order]
+    _refuse(path, ids != np.arange(len(ids), dtype=np.uint64), "has not exactly one image")
+    offsets, sizes = allocations["ptr"][order], allocations["size"][order]
+
+    first, last = np.uint64(start), np.uint64(end)
+    # No sum before both parts are known to be small: uint64 wraps.
+    room = last - np.minimum(offsets, last)
+    _refuse(path, (offsets < first) | (sizes > room), "points past the end of the file")
+    _refuse(path, sizes == 0, "has no image data")
+    by_offset = np.argsort(offsets, kind="stable")
+    overlaps = np.zeros(len(ids), bool)
+    ends = offsets + sizes
+    overlaps[by_offset[1:]] = ends[by_offset[:-1]] > offsets[by_offset[1:]]
+    _refuse(path, overlaps, "overlaps another sample")
+    shift = np.uint64(page_size.bit_length() - 1)
+    _refuse(path, offsets >> shift != (ends - np.uint64(1)) >> shift, "lies across a page's end")
+    return offsets, sizes
+
+
+def _check_images(
+    path: Path, images: np.ndarray, offsets: npt.NDArray[np.uint64], sizes: npt.NDArray[np.uint64]
+) -> None:
+    _refuse(path, images["data_ptr"] != offsets, "points at data that is not its own")
+    _refuse(path, images["mode"] > RAW_MODE, "is stored in an unknown way")
+    pixels = images["height"].astype(np.uint64) * images["width"].astype(np.uint64)
+    _refuse(path, pixels == 0, "has an empty image")
+    _refuse(path, pixels > MAX_PIXELS, f"has more than {MAX_PIXELS} pixels")
+    raw = images["mode"] == RAW_MODE
+    _refuse(path, raw & (sizes != pixels * np.uint64(3)), "has a size unlike its dimensions")
+
+
+def _check_manifest(
+    path: Path,
+    file: BinaryIO,
+    manifest: ManifestHead,
+    table: SampleTable,
+    content_digest: bytes | None,
+) -> None:
+    """The manifest must have been written for this very file."""
+    size = os.fstat(file.fileno()).st_size
+    same = manifest.num_samples == len(table.labels) and manifest.num_bytes == size
+    if not same or content_digest is None or manifest.content != content_digest.hex():
+        raise DataError(
+            f"{manifest.path}: describes another file than {path.name} (an interrupted packing or "
+            f"copy?); {_REMEDY}, or delete the manifest to go on without class names"
+        )
+    if manifest.class_names:
+        _refuse(path, table.labels >= len(manifest.class_names), "has a label without a class")
+
+
+def _check_jpeg_headers(path: Path, file: BinaryIO, table: SampleTable) -> None:
+    """A JPEG that declares other dimensions than the table would decode to stale pixels."""
+    for sample in np.flatnonzero(table.modes == JPEG_MODE):
+        file.seek(int(table.offsets[sample]))
+        try:
+            header = read_jpeg_header(file.read(int(table.sizes[sample])))
+        except JpegError as error:
+            raise DataError(f"{path}: sample {sample} is no JPEG: {error}; {_REMEDY}") from error
+        if (header.height, header.width) != (table.heights[sample], table.widths[sample]):
+            raise DataError(
+                f"{path}: sample {sample} is a JPEG of {header.width} x {header.height} pixels but "
+                f"listed as {table.widths[sample]} x {table.heights[sample]}; {_REMEDY}"
+            )

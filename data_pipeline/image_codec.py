@@ -1,0 +1,272 @@
+"""One image of any kind -> what a .beton stores of it, or why it is left out.
+
+What becomes of an image (tests hold each line):
+
+=====================================  =============================================================
+sound JPEG, grey or colour             its bytes as they are, unless it has to shrink or turn
+larger than ``max_side``               shrunk (Lanczos), its longer side then ``max_side``
+EXIF orientation                       turned upright; FFCV's decoder does not look at it
+grey, palette, bilevel, YCbCr          RGB
+CMYK                                   RGB by Pillow's formula, no colour profile
+transparent                            laid on white
+16 bits per channel                    8 bits, scaled over the whole range
+several frames                         the first
+JPEG data with errors                  left out (``keep_damaged``: what Pillow makes of it)
+empty, truncated, not an image         left out
+more than ``max_pixels``               left out, undecoded
+32-bit pixels, which have no range     left out
+named pipe, device, broken link        left out, never waited for
+=====================================  =============================================================
+
+Pixels that are not passed through are stored raw where that is cheap (``auto``: at most
+:data:`AUTO_RAW_PIXELS`), so small images lose nothing; else as JPEG.
+"""
+
+import hashlib
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from data_pipeline.beton import JPEG_MODE, MAX_PIXELS, RAW_MODE
+from data_pipeline.jpeg import (
+    JpegError,
+    JpegHeader,
+    is_jpeg,
+    jpeg_orientation,
+    read_jpeg_header,
+    soundness_check,
+)
+
+AUTO_RAW_PIXELS = 128 * 128  # 48 KiB raw; above it a JPEG of quality 90 is several times smaller
+MAX_FILE_BYTES = 1 << 30
+_ORIENTATION_TAG = 0x0112
+_TRANSPOSES = {  # what turns an image of each EXIF orientation upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_NAMES = {
+    **{"1": "grey", "L": "grey", "LA": "grey", "P": "palette", "PA": "palette"},
+    **{"CMYK": "CMYK", "YCbCr": "YCbCr"},
+}
+_WHITE = (255, 255, 255, 255)
+
+Format = Literal["auto", "jpeg", "raw"]
+# A file's path, or uint8 pixels (H, W) or (H, W, 3).
+ImageData = str | npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecConfig:
+    """How images are stored."""
+
+    max_side: int = 0
+    """Longer side in pixels to which larger images shrink; 0 keeps every size."""
+    quality: int = 90
+    """JPEG quality, 1 to 100, of images that are not passed through."""
+    format: Format = "auto"
+    """auto: JPEG files as they are, small images raw, others JPEG; jpeg or raw: all of them so."""
+    max_pixels: int = MAX_PIXELS
+    """Images of more pixels are left out unread."""
+    upright: bool = True
+    """Turn images by their EXIF orientation; off keeps pixels as stored, as ImageFolder does."""
+    keep_damaged: bool = False
+    """Keep what Pillow makes of JPEG data with errors instead of leaving the image out."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An image as the file holds it."""
+
+    mode: int  # JPEG_MODE or RAW_MODE
+    height: int  # pixels
+    width: int  # pixels
+    payload: bytes
+    digest: bytes  # SHA-256 of the payload
+    fate: str  # "passed through", "encoded as JPEG" or "stored raw"
+    changes: tuple[str, ...] = ()  # what was done to the pixels, for the manifest
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """An image that the file does not hold."""
+
+    reason: str
+
+
+class _UnusableError(ValueError):
+    """Why an image is left out."""
+
+
+class ImageCodec:
+    """Turns images into what is stored. The same input gives the same bytes in every process."""
+
+    def __init__(self, config: CodecConfig) -> None:
+        self._config = config
+        self._complaint: Callable[[bytes, JpegHeader], str | None]
+        self.checked_by, self._complaint = soundness_check()
+
+    def encode(self, image: ImageData) -> Stored | LeftOut:
+        """What becomes of one image; never raises on its content."""
+        try:
+            if isinstance(image, np.ndarray):
+                return self._encode_pixels(image)
+            data = _read_file(image)
+            return self._encode_jpeg(data) if is_jpeg(data) else self._convert(data, [])
+        except _UnusableError as error:
+            return LeftOut(str(error))
+        except MemoryError:
+            return LeftOut("not enough memory to decode it")
+        except OSError as error:
+            return LeftOut(error.strerror or str(error))
+        except Exception as error:
+            # Pillow's parsers raise whatever kind they stumble over in a hostile file.
+            return LeftOut(f"cannot be decoded: {type(error).__name__}: {error}")
+
+    def _encode_pixels(self, pixels: npt.NDArray[np.uint8]) -> Stored:
+        shape = pixels.shape
+        if pixels.dtype != np.uint8 or len(shape) not in (2, 3) or shape[2:] not in ((), (3,)):
+            raise _UnusableError(f"{pixels.dtype} pixels of shape {shape}; needs uint8 (H, W, 3)")
+        if 0 in shape:
+            raise _UnusableError("an image without pixels")
+        self._check_size(shape[0], shape[1])
+        return self._finish(Image.fromarray(np.ascontiguousarray(pixels)), [])
+
+    def _encode_jpeg(self, data: bytes) -> Stored:
+        config = self._config
+        try:
+            header = read_jpeg_header(data)
+        except JpegError as error:
+            return self._convert_damaged(data, str(error))
+        self._check_size(header.height, header.width)
+        if not header.common or header.components not in (1, 3):
+            return self._convert(data, [])  # CMYK, 12 bits, arithmetic coding: Pillow's to judge
+        if damage := self._complaint(data, header):
+            return self._convert_damaged(data, damage)
+        fits = not config.max_side or max(header.height, header.width) <= config.max_side
+        upright = not config.upright or jpeg_orientation(data) == 1
+        if fits and upright and config.format != "raw":
+            return _stored(JPEG_MODE, header.height, header.width, data, "passed through")
+        return self._convert(data, [])
+
+    def _convert_damaged(self, data: bytes, damage: str) -> Stored:
+        if not self._config.keep_damaged:
+            raise _UnusableError(f"damaged JPEG: {damage}")
+        return self._convert(data, ["kept though damaged"])
+
+    def _convert(self, data: bytes, changes: list[str]) -> Stored:
+        try:
+            image = Image.open(BytesIO(data))
+        except Image.UnidentifiedImageError:
+            raise _UnusableError("not an image") from None
+        except Image.DecompressionBombError:
+            limit = self._config.max_pixels
+            raise _UnusableError(f"far more pixels than max_pixels = {limit}") from None
+        with image:
+            self._check_size(image.height, image.width)
+            # A JPEG's further frames (MPO) are thumbnails and depth maps: nobody misses them.
+            if image.format not in ("JPEG", "MPO") and getattr(image, "is_animated", False):
+                changes.append("first frame only")
+            if side := self._config.max_side:
+                scale = 2 * side / max(image.size)  # twice the target leaves Lanczos its samples
+                if scale < 1 and image.format in ("JPEG", "MPO"):
+                    image.draft(None, (int(image.width * scale), int(image.height * scale)))
+            image.load()
+            return self._finish(image, changes)
+
+    def _check_size(self, height: int, width: int) -> None:
+        if height * width > self._config.max_pixels:
+            raise _UnusableError(
+                f"{width} x {height} pixels are more than max_pixels = {self._config.max_pixels}"
+            )
+
+    def _finish(self, image: Image.Image, changes: list[str]) -> Stored:
+        orientation = _orientation(image) if self._config.upright else 1
+        rgb = _to_rgb(image, changes)
+        side = self._config.max_side
+        if side and max(rgb.size) > side:
+            scale = side / max(rgb.size)
+            size = (max(1, round(rgb.width * scale)), max(1, round(rgb.height * scale)))
+            rgb = rgb.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+            changes.append("shrunk")
+        if orientation != 1:
+            rgb = rgb.transpose(_TRANSPOSES[orientation])
+            changes.append("turned upright")
+        if rgb.height * rgb.width > MAX_PIXELS or max(rgb.size) > 0xFFFF:
+            raise _UnusableError(
+                f"{rgb.width} x {rgb.height} pixels are more than a .beton holds; set max_side"
+            )
+        return self._store(rgb, tuple(changes))
+
+    def _store(self, rgb: Image.Image, changes: tuple[str, ...]) -> Stored:
+        small = rgb.width * rgb.height <= AUTO_RAW_PIXELS
+        if self._config.format == "raw" or (self._config.format == "auto" and small):
+            payload = rgb.tobytes()
+            return _stored(RAW_MODE, rgb.height, rgb.width, payload, "stored raw", changes)
+        out = BytesIO()
+        # Only pixels: Pillow would carry a comment of the source over.
+        rgb.save(out, "JPEG", quality=self._config.quality, comment=b"")
+        payload = out.getvalue()
+        return _stored(JPEG_MODE, rgb.height, rgb.width, payload, "encoded as JPEG", changes)
+
+
+def _stored(
+    mode: int, height: int, width: int, payload: bytes, fate: str, changes: tuple[str, ...] = ()
+) -> Stored:
+    digest = hashlib.sha256(payload).digest()
+    return Stored(mode, height, width, payload, digest, fate, changes)
+
+
+def _read_file(path: str) -> bytes:
+    # Non-blocking: opening a named pipe would wait for a writer.
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise _UnusableError("not a regular file")
+        if status.st_size > MAX_FILE_BYTES:
+            raise _UnusableError(f"a file of more than {MAX_FILE_BYTES} bytes")
+        data = file.read(MAX_FILE_BYTES)
+    if not data:
+        raise _UnusableError("empty file")
+    return data
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        orientation: Any = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # broken EXIF, see jpeg_orientation
+        return 1
+    return int(orientation) if orientation in range(1, 9) else 1
+
+
+def _to_rgb(image: Image.Image, changes: list[str]) -> Image.Image:
+    """The image as RGB; says in ``changes`` what that took."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PPM", "PNG")):
+        # Pillow's own conversion clips at 255, so that all but the darkest pixels turn white.
+        changes += ["16 bits to 8", "grey to RGB"]
+        deep = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((deep * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise _UnusableError(f"32-bit pixels (mode {image.mode}) have no defined range")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        if rgba.getextrema()[3][0] < 255:  # some pixel is not opaque
+            changes.append("transparency laid on white")
+            return Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), rgba).convert("RGB")
+        image = rgba if image.mode in ("RGB", "RGBA") else image
+    if image.mode in _NAMES:
+        changes.append(f"{_NAMES[image.mode]} to RGB")
+    return image.convert("RGB")

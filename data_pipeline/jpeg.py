@@ -1,0 +1,150 @@
+"""JPEG files without decoding them to pixels: dimensions, orientation, and are they sound?
+
+FFCV's decoder writes garbage or stale pixels for a damaged JPEG and says nothing. What packing
+passes through is therefore read to its last coefficient first, by that same decoder.
+"""
+
+import ctypes
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+
+_SOI = b"\xff\xd8\xff"
+_STANDALONE = frozenset({0x01, *range(0xD0, 0xD8)})  # TEM, RST0-7: markers without a length
+_NOT_FRAMES = frozenset({0xC4, 0xC8, 0xCC})  # DHT, JPG, DAC lie among the SOF markers
+_DCT_FRAMES = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended, progressive; Huffman coded
+_SOS, _EOI = 0xDA, 0xD9
+_ORIENTATION_TAG = 0x0112
+
+
+class JpegError(ValueError):
+    """The bytes are not a JPEG whose header can be read."""
+
+
+@dataclass(frozen=True)
+class JpegHeader:
+    """A JPEG's frame header (ITU-T T.81, B.2.2)."""
+
+    height: int  # pixels
+    width: int  # pixels
+    components: int  # 1 grey, 3 colour, 4 CMYK or YCCK
+    common: bool  # 8 bits, Huffman coded DCT: what every decoder takes
+
+
+def is_jpeg(data: bytes) -> bool:
+    """Whether the bytes begin as a JPEG does; file names say little."""
+    return data.startswith(_SOI)
+
+
+def read_jpeg_header(data: bytes) -> JpegHeader:
+    """The first frame header of a JPEG; reads no further.
+
+    Raises:
+        JpegError: there is none, or the segments before it are broken.
+    """
+    if not is_jpeg(data):
+        raise JpegError("does not begin as a JPEG")
+    at = 2
+    while at + 4 <= len(data):
+        if data[at] != 0xFF:
+            raise JpegError(f"no marker at byte {at}")
+        marker = data[at + 1]
+        if marker == 0xFF:  # fill byte
+            at += 1
+            continue
+        if marker in _STANDALONE:
+            at += 2
+            continue
+        if marker in (_SOS, _EOI):
+            raise JpegError("image data before the frame header")
+        length = int.from_bytes(data[at + 2 : at + 4], "big")
+        if length < 2:
+            raise JpegError(f"segment of {length} bytes at byte {at}")
+        if 0xC0 <= marker <= 0xCF and marker not in _NOT_FRAMES:
+            return _parse_frame(marker, data[at + 4 : at + 2 + length])
+        at += 2 + length
+    raise JpegError("ends before its frame header")
+
+
+def _parse_frame(marker: int, segment: bytes) -> JpegHeader:
+    if len(segment) < 6:
+        raise JpegError("ends inside its frame header")
+    bits, components = segment[0], segment[5]
+    height = int.from_bytes(segment[1:3], "big")
+    width = int.from_bytes(segment[3:5], "big")
+    if not height or not width:
+        raise JpegError(f"declares {width} x {height} pixels")
+    return JpegHeader(height, width, components, common=bits == 8 and marker in _DCT_FRAMES)
+
+
+def jpeg_orientation(data: bytes) -> int:
+    """EXIF orientation, 1 (upright) to 8; 1 where there is none or it cannot be read."""
+    if b"Exif\0\0" not in data[: 1 << 16]:  # spares opening the many files without
+        return 1
+    from PIL import Image
+
+    try:
+        with Image.open(BytesIO(data)) as image:
+            orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # EXIF is free-form and often broken; Pillow raises whatever its parser meets
+        return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
+def soundness_check() -> tuple[str, Callable[[bytes, JpegHeader], str | None]]:
+    """The check that this machine can do: its name, and a function giving the complaint or None.
+
+    The function takes a JPEG with one or three components and its header. FFCV's libjpeg-turbo is
+    the strictest, since every warning counts; Pillow, where FFCV is not built, does not pass on
+    libjpeg's warnings and finds only what ends early.
+    """
+    turbo = _turbo_decoder()
+    if turbo is not None:
+        return "libjpeg-turbo", turbo
+    return "Pillow", _pillow_complaint
+
+
+@cache
+def _turbo_decoder() -> Callable[[bytes, JpegHeader], str | None] | None:
+    spec = importlib.util.find_spec("ffcv")  # finds, does not import: FFCV's import takes seconds
+    folders = spec.submodule_search_locations if spec else None
+    paths = [path for folder in folders or () for path in Path(folder).glob("_libffcv*.so")]
+    try:
+        library = ctypes.CDLL(str(paths[0]))
+        decode, last_error = library.imdecode, library.tjGetErrorStr
+    except (IndexError, OSError, AttributeError):  # not built, or without its libraries
+        return None
+    u32, flag = ctypes.c_uint32, ctypes.c_bool
+    source = (ctypes.c_char_p, ctypes.c_uint64, u32, u32)  # data, its size, height, width
+    decode.argtypes = (*source, ctypes.c_void_p, *[u32] * 6, flag, flag)
+    decode.restype, last_error.restype = ctypes.c_int, ctypes.c_char_p
+
+    def complaint(data: bytes, header: JpegHeader) -> str | None:
+        # At an eighth of its size: all entropy-coded data is read and the same warnings come, but
+        # the inverse transform, most of the time, is spared.
+        height, width = header.height, header.width
+        pixels = np.empty((-(-height // 8), -(-width // 8), 3), np.uint8)
+        shape = (height, width, pixels.ctypes.data, height, width)
+        if decode(data, len(data), *shape, 0, 0, 1, 8, False, False) == 0:
+            return None
+        message: bytes = last_error() or b"cannot be decoded"
+        return message.decode("ascii", "replace")
+
+    return complaint
+
+
+def _pillow_complaint(data: bytes, header: JpegHeader) -> str | None:
+    from PIL import Image
+
+    try:
+        with Image.open(BytesIO(data)) as image:
+            image.draft(None, (-(-header.width // 8), -(-header.height // 8)))
+            image.load()
+    except Exception as error:  # Pillow raises many kinds on hostile files
+        return str(error) or type(error).__name__
+    return None

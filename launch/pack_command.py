@@ -1,0 +1,126 @@
+"""``widebatch pack SRC OUT.beton``: images into the file that training reads."""
+
+import argparse
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from launch.exit_codes import ExitCode
+
+if TYPE_CHECKING:
+    from data_pipeline.pack import PackReport
+
+_DESCRIPTION = """\
+Pack images into a .beton file and write a manifest, OUT.beton.json, beside it.
+
+SRC is one of
+  a folder            one sub-folder per class (as torchvision's ImageFolder numbers them), or flat
+  torchvision:NAME    or just NAME where no folder is called so: cifar10, CIFAR100:test,
+                      stl10:unlabeled, fashion-mnist, food101, ...; fetched only with --download
+  embedded:NAME       images that ship with widebatch: embedded:digits:train, embedded:digits:test
+"""
+_EPILOG = """\
+JPEG files that need no change are stored as they are. Others: larger than --max-side: shrunk;
+turned by EXIF: turned upright; grey, palette, CMYK, 16-bit: 8-bit RGB; transparent: on white;
+animated: first frame. What cannot be read (damaged, truncated, empty, no image, more than
+--max-pixels) is left out, counted, and listed in the manifest; --strict refuses instead.
+The same images and settings give the same bytes, whatever the number of workers.
+"""
+_SHOWN = 5  # images left out that are named on the terminal; the manifest lists all
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``pack`` to the command line."""
+    parser = subparsers.add_parser(
+        "pack",
+        help="pack images into a .beton file",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", metavar="SRC", help="folder or name, see above")
+    parser.add_argument("out", metavar="OUT.beton", type=Path, help="file to write or replace")
+    add = parser.add_argument
+    add("--max-side", type=int, default=0, metavar="PX", help="shrink longer sides to this; 0: no")
+    add("--quality", type=int, default=90, metavar="Q", help="JPEG quality, 1 to 100 (90)")
+    add(
+        "--format",
+        choices=("auto", "jpeg", "raw"),
+        default="auto",
+        help="auto: JPEG files as they are, others up to 128 x 128 pixels raw (lossless), larger "
+        "ones as JPEG; jpeg, raw: all so (raw reads faster and takes about ten times the space)",
+    )
+    add("--workers", type=int, default=0, metavar="N", help="processes; 0: all cores")
+    add("--no-labels", action="store_true", help="all images below SRC, without labels")
+    add("--strict", action="store_true", help="refuse at the first image that cannot be used")
+    add("--keep-damaged", action="store_true", help="keep what is left of JPEGs with errors")
+    add("--as-stored", action="store_true", help="do not turn images by their EXIF orientation")
+    add(
+        "--max-pixels",
+        type=int,
+        default=1 << 26,
+        metavar="N",
+        help="leave larger images out unread (67108864: 64 megapixels)",
+    )
+    add("--extensions", metavar="E,E", help="file names that are images (ImageFolder's: .jpg, ...)")
+    add("--download", action="store_true", help="fetch a torchvision data set that is missing")
+    add("--root", type=Path, default=Path("data"), metavar="DIR", help="where they lie (data)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Pack, say what became of the images, and return the exit status."""
+    from data_pipeline.pack import PackConfig, pack
+    from data_pipeline.sources import IMAGE_EXTENSIONS
+
+    extensions = IMAGE_EXTENSIONS
+    if args.extensions is not None:
+        extensions = tuple(e.strip().lower() for e in args.extensions.split(",") if e.strip())
+    config = PackConfig(
+        max_side=args.max_side,
+        quality=args.quality,
+        format=args.format,
+        workers=args.workers,
+        labels=not args.no_labels,
+        strict=args.strict,
+        keep_damaged=args.keep_damaged,
+        upright=not args.as_stored,
+        max_pixels=args.max_pixels,
+        extensions=extensions,
+        download=args.download,
+        root=args.root,
+    )
+    # A scheduler's SIGTERM cleans up as Ctrl-C does.
+    previous = signal.signal(signal.SIGTERM, _stop)
+    try:
+        report = pack(args.source, args.out, config)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    _print(report)
+    return int(ExitCode.DONE)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _print(report: "PackReport") -> None:
+    classes = f", {len(report.class_names)} classes" if report.class_names else ""
+    rate = report.num_samples / max(report.seconds, 1e-9)
+    print(
+        f"{report.path}: {report.num_samples} images{classes}, {report.num_bytes / 1e6:.1f} MB, "
+        f"in {report.seconds:.1f} s ({rate:.0f} images/s)"
+    )
+    for what, count in (report.fates | report.changes).items():
+        print(f"  {count:>9} {what}")
+    for why, count in report.passed_over.items():
+        print(f"  {count:>9} files passed over: {why}")
+    if report.left_out:
+        print(f"  {len(report.left_out):>9} images LEFT OUT, all listed in {report.path}.json:")
+        for name, reason in report.left_out[:_SHOWN]:
+            print(f"            {name}: {reason}")
+    if report.empty_classes:
+        names = ", ".join(report.empty_classes[:_SHOWN])
+        print(f"  {len(report.empty_classes):>9} classes without a usable image: {names}")
+    print(f"  sha256 {report.fingerprint}")

@@ -1,0 +1,88 @@
+"""Images of every odd kind, made in memory: what folders of real photographs hold."""
+
+import zlib
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+ORIENTATION_TAG = 0x0112
+
+
+def picture(height: int, width: int, seed: int = 0) -> npt.NDArray[np.uint8]:
+    """A smooth colour image with a bright corner at the top left; uint8 (H, W, 3)."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width] / max(height, width)
+    waves = rng.uniform(1, 6, (3, 2))
+    channels = [np.sin(a * x + b * y) * 60 + 100 for a, b in waves]
+    pixels = np.stack(channels, -1)
+    pixels[: height // 4, : width // 4] = 250
+    return pixels.astype(np.uint8)
+
+
+def encoded(image: Image.Image | np.ndarray, kind: str, **options: Any) -> bytes:
+    """The bytes of an image file."""
+    out = BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(out, kind, **options)
+    return out.getvalue()
+
+
+def jpeg(height: int = 40, width: int = 60, seed: int = 0, **options: Any) -> bytes:
+    return encoded(picture(height, width, seed), "JPEG", **{"quality": 90} | options)
+
+
+def turned_jpeg(orientation: int, height: int = 200, width: int = 300) -> bytes:
+    """A JPEG whose EXIF says how to turn it upright."""
+    exif = Image.Exif()
+    exif[ORIENTATION_TAG] = orientation
+    return jpeg(height, width, exif=exif)
+
+
+def cmyk_jpeg() -> bytes:
+    return encoded(Image.fromarray(picture(40, 60)).convert("CMYK"), "JPEG")
+
+
+def garbled_jpeg() -> bytes:
+    """A JPEG with noise in its coefficients: Pillow shows it, libjpeg warns of it."""
+    data = bytearray(jpeg(120, 160, quality=95))
+    data[len(data) // 2 : len(data) // 2 + 200] = bytes(range(1, 201))
+    return bytes(data)
+
+
+def png(mode: str, height: int = 40, width: int = 60) -> bytes:
+    rgb = Image.fromarray(picture(height, width))
+    if mode == "I;16":
+        deep = np.asarray(rgb.convert("L")).astype(np.uint16) * 257
+        return encoded(Image.fromarray(deep), "PNG")
+    return encoded(rgb.convert(mode), "PNG")
+
+
+def bomb_png() -> bytes:
+    """A small file that declares 30000 x 30000 pixels."""
+    data = bytearray(png("L"))
+    data[16:24] = (30000).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    return bytes(data)
+
+
+def write_folder(folder: Path, files: dict[str, bytes]) -> Path:
+    """Write files, by path below the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return folder
+
+
+def class_folders(folder: Path, classes: int = 3, images: int = 8) -> Path:
+    """Class folders of JPEGs of various sizes."""
+    files = {
+        f"class {c}/{i:03d}.jpg": jpeg(30 + 3 * (i % 20), 90 - 2 * (i % 20), seed=c * 100 + i)
+        for c in range(classes)
+        for i in range(images)
+    }
+    return write_folder(folder, files)
