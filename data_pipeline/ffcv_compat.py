@@ -1,0 +1,169 @@
+"""Stock FFCV 1.0.2, made fit for use inside a training process. All contact with its flaws is here.
+
+What is used of FFCV: its reader of the file format, the calling convention of its decoders, and its
+binary, which holds its decoder and links libjpeg-turbo. What is not: its ``Loader``. The threads of
+that hang for ever when a stage raises, leak 36 MB at every ``break``, overwrite batches that the
+consumer still holds, need Numba's process-wide thread pool and compile for seconds in every
+process. ``data_pipeline.loader`` drives a stage that is compiled once per installation, from a
+plain thread pool.
+
+Mended here:
+
+* importing FFCV takes 4 s, all of it to compile a dictionary of two entries, sets torch's number of
+  threads to 1 for the whole process and starts Numba's threads;
+* its memory manager builds Python sets for every sample, 1.3 GB for ImageNet: :func:`map_beton`
+  maps the file itself;
+* a missing library is reported as what it is.
+"""
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+import torch
+from llvmlite import binding as llvm  # type: ignore[import-untyped]
+from numba import types
+
+from data_pipeline.beton import SampleTable
+from data_pipeline.errors import DataError
+
+_REMEDY = "install it, or read with --loader.backend torchvision"
+
+# C functions of FFCV's binary and of the libjpeg-turbo that it links. Pointers and TurboJPEG's
+# handles travel as 64-bit integers.
+_POINTER, _INT = types.int64, types.int32
+_DIMENSIONS = [types.uint32] * 2
+SIGNATURES = {
+    # TurboJPEG. Handle, JPEG, size, *width, *height, *subsampling, *colour space.
+    "tjInitDecompress": _POINTER(),
+    "tjDestroy": _INT(_POINTER),
+    "tjDecompressHeader3": _INT(_POINTER, _POINTER, types.uint64, *[_POINTER] * 4),
+    # Handle, JPEG, size, **planes, width, *strides, height, flags.
+    "tjDecompressToYUVPlanes": _INT(
+        _POINTER, _POINTER, types.uint64, _POINTER, _INT, _POINTER, _INT, _INT
+    ),
+    "tjPlaneWidth": _INT(_INT, _INT, _INT),  # component, width, subsampling
+    "tjPlaneHeight": _INT(_INT, _INT, _INT),
+    # FFCV. JPEG, size, height, width, RGB, height, width, offsets, scale, crop?, flip?
+    "imdecode": _INT(
+        _POINTER, types.uint64, *_DIMENSIONS, _POINTER, *_DIMENSIONS * 3, types.bool_, types.bool_
+    ),
+}
+_PREFIX = "widebatch_"  # own names, so that no other library's symbol can stand in
+
+
+def external(name: str) -> Any:
+    """A C function of :data:`SIGNATURES` for compiled code; :func:`bind_symbols` must come first.
+
+    By name rather than by address, so that Numba can keep the compiled code on disk.
+    """
+    return types.ExternalFunction(_PREFIX + name, SIGNATURES[name])
+
+
+@cache
+def bind_symbols() -> None:
+    """Tell the linker of compiled code where FFCV's functions are.
+
+    They are looked up through FFCV's binary, never by the file name of a library, so they are
+    always those that FFCV itself uses.
+
+    Raises:
+        DataError: FFCV or a library that it links cannot be loaded.
+    """
+    library = ctypes.CDLL(import_ffcv()._libffcv.__file__)
+    for name in SIGNATURES:
+        try:
+            function = getattr(library, name)
+        except AttributeError as error:
+            raise DataError(f"FFCV's binary has no {name}: unsupported build; {_REMEDY}") from error
+        address = ctypes.cast(function, ctypes.c_void_p).value
+        llvm.add_symbol(_PREFIX + name, address)
+
+
+@contextmanager
+def _without_side_effects() -> Iterator[None]:
+    """While FFCV is imported: a plain dictionary for its two modes, no thread pools."""
+    from numba import typed
+
+    kept = (typed.Dict, numba.set_num_threads, torch.set_num_threads)
+    typed.Dict = dict
+    numba.set_num_threads = torch.set_num_threads = lambda _: None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        typed.Dict, numba.set_num_threads, torch.set_num_threads = kept
+
+
+@cache
+def import_ffcv() -> Any:
+    """The package ``ffcv``, imported without its side effects.
+
+    Raises:
+        DataError: it or a library that it links cannot be loaded.
+    """
+    try:
+        with _without_side_effects():
+            import ffcv.fields.rgb_image
+            import ffcv.reader
+    except (ImportError, OSError) as error:
+        # OSError: its binary is there, but libturbojpeg, OpenCV or oneTBB is not.
+        raise DataError(f"FFCV cannot be used here ({error}); {_REMEDY}") from error
+    return ffcv
+
+
+def ffcv_problem() -> str | None:
+    """Why FFCV cannot be used here, or None."""
+    try:
+        bind_symbols()
+    except DataError as error:
+        return str(error)
+    return None
+
+
+@dataclass(frozen=True)
+class MappedBeton:
+    """A checked .beton as decoders in FFCV's convention take it."""
+
+    metadata: npt.NDArray[Any]  # one record of FFCV's RGBImageField for each sample
+    # The file's bytes, and for each sample how many of them, from its data_ptr on, are its own.
+    storage_state: tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
+
+
+def map_beton(path: Path, table: SampleTable) -> MappedBeton:
+    """Map a file that ``check_beton`` has accepted; all processes share the page cache."""
+    reader = import_ffcv().reader.Reader(str(path))
+    column = list(reader.handlers).index("image")
+    content = np.memmap(path, np.uint8, mode="r")
+    return MappedBeton(reader.metadata[f"f{column}"], (content, table.sizes))
+
+
+def jpeg_complaint(data: bytes, height: int, width: int) -> str:
+    """Why a JPEG, listed with these dimensions, did not decode; for error messages."""
+    library = ctypes.CDLL(import_ffcv()._libffcv.__file__)
+    library.tjInitDecompress.restype = ctypes.c_void_p
+    library.tjGetErrorStr2.restype = ctypes.c_char_p
+    handle = ctypes.c_void_p(library.tjInitDecompress())
+    try:
+        size = ctypes.c_ulong(len(data))
+        header = [ctypes.c_int() for _ in range(4)]  # width, height, subsampling, colour space
+        if not library.tjDecompressHeader3(handle, data, size, *map(ctypes.byref, header)):
+            own_width, own_height = header[0].value, header[1].value
+            if (own_height, own_width) != (height, width):
+                return f"its own header says {own_width} x {own_height} pixels"
+            # Decoding to an eighth of the size meets the same errors.
+            height, width = (height + 7) // 8, (width + 7) // 8
+            pixels = np.empty(3 * width * height, np.uint8)
+            buffer = ctypes.c_void_p(pixels.ctypes.data)
+            if not library.tjDecompress2(handle, data, size, buffer, width, 0, height, 0, 0):
+                return "unsupported colours"
+        message: bytes = library.tjGetErrorStr2(handle)
+        return message.decode("ascii", "replace")
+    finally:
+        library.tjDestroy(handle)

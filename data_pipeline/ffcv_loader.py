@@ -1,0 +1,207 @@
+"""The FFCV backend: each JPEG decoded once, cropped V times.
+
+:func:`decode_views` is a stage in the calling convention of FFCV's decoders. It decodes with the
+libjpeg-turbo that FFCV links, to the planes that a JPEG stores rather than to RGB: upsampling the
+colours and converting a whole image, to keep crops of it, is work for nothing. The views are cut
+out of the planes by :mod:`data_pipeline.resample`.
+
+Compiled code lies in Numba's cache beside this file (or where NUMBA_CACHE_DIR says): the first use
+of an installation compiles for some seconds, later ones load in tenths.
+
+Shape suffixes: N samples, V views, S side.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from data_pipeline.beton import JPEG_MODE, SampleTable
+from data_pipeline.errors import DataError
+from data_pipeline.ffcv_compat import bind_symbols, external, jpeg_complaint, map_beton
+from data_pipeline.resample import crop, make_scratch, split_channels
+
+_compiled = njit(nogil=True, error_model="numpy", cache=True)
+
+# What became of a sample: its planes are YCbCr or grey, or RGB, or it did not decode.
+_FINE, _FINE_RGB, _DAMAGED = 0, 1, 2
+
+# TurboJPEG's colour spaces and its code for a picture without colour planes.
+_YCBCR, _GREY_COLOURS = 1, 2
+_SAMP_GREY = 3
+
+_tj_init, _tj_destroy = external("tjInitDecompress"), external("tjDestroy")
+_tj_header, _tj_planes = external("tjDecompressHeader3"), external("tjDecompressToYUVPlanes")
+_tj_plane_width, _tj_plane_height = external("tjPlaneWidth"), external("tjPlaneHeight")
+_ffcv_imdecode = external("imdecode")
+
+
+@_compiled
+def _reduction(boxes_V4, size, limit):  # type: ignore[no-untyped-def]
+    """Largest of 1, 2, 4, 8 that leaves every box a pixel for each pixel of its view."""
+    smallest = boxes_V4[0, 2]
+    for view in range(boxes_V4.shape[0]):
+        smallest = min(smallest, boxes_V4[view, 2], boxes_V4[view, 3])
+    factor = 1
+    while factor < limit and smallest >= 2 * factor * size:
+        factor *= 2
+    return factor
+
+
+@_compiled
+def _split(rgb_HW3, decoded, layout_4):  # type: ignore[no-untyped-def]
+    """Interleaved RGB to three planes of full size."""
+    height, width = rgb_HW3.shape[0], rgb_HW3.shape[1]
+    split_channels(rgb_HW3, decoded[: 3 * height * width].reshape(3, height, width))
+    layout_4[0], layout_4[1], layout_4[2], layout_4[3] = height, width, height, width
+
+
+@_compiled
+def _decode_rgb(data, height, width, decoded, layout_4):  # type: ignore[no-untyped-def]
+    """A JPEG that does not store YCbCr, through FFCV's own decoder."""
+    rgb_HW3 = np.empty((height, width, 3), np.uint8)
+    source, target = np.int64(data.ctypes.data), np.int64(rgb_HW3.ctypes.data)
+    size, h, w = np.uint64(data.size), np.uint32(height), np.uint32(width)
+    if _ffcv_imdecode(source, size, h, w, target, h, w, 0, 0, 1, 1, False, False) != 0:
+        return _DAMAGED
+    _split(rgb_HW3, decoded, layout_4)
+    return _FINE_RGB
+
+
+@_compiled
+def _decode_jpeg(handle, data, height, width, factor, decoded, layout_4):  # type: ignore[no-untyped-def]
+    """A JPEG to planes, one after the other in ``decoded``; their dimensions to ``layout_4``."""
+    source, size = np.int64(data.ctypes.data), np.uint64(data.size)
+    header = np.zeros(4, np.int32)  # width, height, subsampling, colour space
+    at = np.int64(header.ctypes.data)
+    if _tj_header(handle, source, size, at, at + 4, at + 8, at + 12) != 0:
+        return _DAMAGED
+    if header[0] != width or header[1] != height:
+        return _DAMAGED  # decoding would write past the end of the planes
+    sampling, colours = header[2], header[3]
+    if sampling < 0 or (colours != _YCBCR and colours != _GREY_COLOURS):
+        return _decode_rgb(data, height, width, decoded, layout_4)
+
+    h, w = (height + factor - 1) // factor, (width + factor - 1) // factor
+    layout_4[0], layout_4[1] = _tj_plane_height(0, h, sampling), _tj_plane_width(0, w, sampling)
+    layout_4[2] = layout_4[3] = 0
+    if sampling != _SAMP_GREY:
+        layout_4[2], layout_4[3] = _tj_plane_height(1, h, sampling), _tj_plane_width(1, w, sampling)
+    luma = np.int64(decoded.ctypes.data)
+    cb = luma + layout_4[0] * layout_4[1]
+    cr = cb + layout_4[2] * layout_4[3]
+    starts = np.array([luma, cb, cr], np.int64)
+    if _tj_planes(handle, source, size, np.int64(starts.ctypes.data), w, 0, h, 0) != 0:
+        return _DAMAGED
+    return _FINE
+
+
+@_compiled
+def _cut_views(decoded, layout_4, is_rgb, factor, boxes_V4, scratch, out_VSS3):  # type: ignore[no-untyped-def]
+    rows, columns, colour_rows, colour_columns = layout_4
+    second = rows * columns
+    third = second + colour_rows * colour_columns
+    planes = (
+        decoded[:second].reshape(rows, columns),
+        decoded[second:third].reshape(colour_rows, colour_columns),
+        decoded[third : 2 * third - second].reshape(colour_rows, colour_columns),
+    )
+    # Padded planes stand in the ratio of the subsampling, which the true sizes only round to.
+    scale = np.array([1.0, 1.0, colour_rows / rows, colour_columns / columns]) / factor
+    for view in range(boxes_V4.shape[0]):
+        crop(planes, scale, is_rgb, boxes_V4[view], scratch, out_VSS3[view])
+
+
+@_compiled
+def decode_views(batch_indices, storage, metadata, storage_state):  # type: ignore[no-untyped-def]
+    """Decode each sample once and cut its boxes out, resized to S x S.
+
+    Args:
+        batch_indices: int64 (N,), sample ids.
+        storage: uint8 (N, V, S, S, 3) to fill; int64 (N, V, 4) boxes; uint8 (N,), set to what
+            became of each sample; the greatest reduction while decoding; working memory.
+        metadata: records of FFCV's RGBImageField for the whole file.
+        storage_state: see :class:`data_pipeline.ffcv_compat.MappedBeton`.
+    """
+    out_NVSS3, boxes_NV4, status_N, limit, scratch = storage
+    content, sizes = storage_state
+    layout_4 = np.zeros(4, np.int64)
+    handle = _tj_init()
+    for n in range(len(batch_indices)):
+        sample = batch_indices[n]
+        field = metadata[sample]
+        height, width = np.int64(field["height"]), np.int64(field["width"])
+        start = np.int64(field["data_ptr"])
+        data = content[start : start + sizes[sample]]
+        factor = 1
+        if field["mode"] == JPEG_MODE:
+            factor = _reduction(boxes_NV4[n], out_NVSS3.shape[2], limit)
+            status_N[n] = _decode_jpeg(
+                handle, data, height, width, factor, scratch.decoded, layout_4
+            )
+        else:
+            _split(data.reshape(height, width, 3), scratch.decoded, layout_4)
+            status_N[n] = _FINE_RGB
+        if status_N[n] == _FINE_RGB:
+            factor = 1
+        if status_N[n] != _DAMAGED:
+            is_rgb = status_N[n] == _FINE_RGB
+            _cut_views(
+                scratch.decoded, layout_4, is_rgb, factor, boxes_NV4[n], scratch, out_NVSS3[n]
+            )
+    _tj_destroy(handle)
+    return out_NVSS3
+
+
+class FfcvDecoder:
+    """Decodes samples of a .beton and cuts boxes out of them. Safe to call from several threads.
+
+    Args:
+        path: the file, accepted by ``check_beton``.
+        table: where its samples lie.
+        max_reduction: 1, 2, 4 or 8: how much smaller a JPEG may be decoded, in the frequency
+            domain, where every box has pixels to spare.
+
+    Raises:
+        DataError: FFCV cannot be used here.
+    """
+
+    def __init__(self, path: Path, table: SampleTable, max_reduction: int = 1) -> None:
+        bind_symbols()
+        self._path, self._table, self._max_reduction = path, table, max_reduction
+        self._file = map_beton(path, table)
+        # Compile or load now, on one thread, rather than in the first batch on all of them.
+        nothing = np.empty((0, 1, 4), np.int64), np.empty((0, 1, 4, 4, 3), np.uint8)
+        self.decode(np.empty(0, np.int64), *nothing)
+
+    def decode(
+        self,
+        ids_N: npt.NDArray[np.int64],
+        boxes_NV4: npt.NDArray[np.int64],
+        out_NVSS3: npt.NDArray[np.uint8],
+    ) -> None:
+        """Fill ``out_NVSS3`` with the boxes of the samples, resized to S x S.
+
+        Raises:
+            DataError: a sample does not decode; names the first.
+        """
+        table, file = self._table, self._file
+        status_N = np.full(len(ids_N), _DAMAGED, np.uint8)
+        max_height = int(table.heights[ids_N].max(initial=1))
+        max_width = int(table.widths[ids_N].max(initial=1))
+        scratch = make_scratch(out_NVSS3.shape[2], max_height, max_width)
+        storage = (out_NVSS3, boxes_NV4, status_N, self._max_reduction, scratch)
+        decode_views(ids_N, storage, file.metadata, file.storage_state)
+        failed = np.flatnonzero(status_N == _DAMAGED)
+        if failed.size:
+            raise self._error(int(ids_N[failed[0]]))
+
+    def _error(self, sample: int) -> DataError:
+        table, start = self._table, int(self._table.offsets[sample])
+        data = self._file.storage_state[0][start : start + int(table.sizes[sample])].tobytes()
+        reason = jpeg_complaint(data, int(table.heights[sample]), int(table.widths[sample]))
+        return DataError(
+            f"{self._path}: sample {sample} does not decode ({reason}); pack it again with "
+            "'widebatch pack', which leaves damaged images out and lists them"
+        )
