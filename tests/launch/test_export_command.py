@@ -1,0 +1,76 @@
+from pathlib import Path
+
+import pytest
+
+from launch.__main__ import main
+from launch.export_command import FORMATS
+from tests.trainer.runs import pack_images
+from tests.trainer.saved_runs import SMALL, save_run
+from trainer import export
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export")
+    save_run(folder / "run", pack_images(folder, count=12), SMALL)
+    return folder / "run"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--format", "torchvision", "OUT"],
+        ["OUT", "--format", "torchvision"],
+        ["--format", "torchvision", "--out", "OUT"],
+        ["--which", "best", "--out", "OUT"],
+        ["OUT"],
+    ],
+    ids=" ".join,
+)
+def test_both_ways_of_naming_the_output_write_it(
+    run: Path, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "a folder" / "r18.safetensors"
+    assert main(["export", str(run), *(str(out) if w == "OUT" else w for w in words)]) == 0
+    said = capsys.readouterr().out
+    assert str(out) in said
+    assert "proof" in said
+    assert f"step {3 if 'best' in words else 6}:" in said
+    assert sorted(p.name for p in out.parent.iterdir()) == ["r18.json", "r18.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "no output is named"),
+        (["a.safetensors", "--out", "b.safetensors"], "two different outputs"),
+        (["--out", "weights.bin"], "NAME.safetensors"),
+    ],
+    ids=["none", "two", "suffix"],
+)
+def test_outputs_that_cannot_be_are_refused(
+    run: Path,
+    words: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", str(run), *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_existing_file_is_replaced_only_by_force(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.safetensors"
+    assert main(["export", str(run), "--out", str(out)]) == 0
+    assert main(["export", str(run), "--out", str(out)]) == 2
+    assert "--force" in capsys.readouterr().err
+    assert main(["export", str(run), "--out", str(out), "--force"]) == 0
+
+
+def test_the_list_of_formats_is_the_trainers() -> None:
+    assert tuple(FORMATS) == export.FORMATS

@@ -1,0 +1,59 @@
+"""Run folders as training leaves them, without the training."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tests.trainer.runs import tiny_config
+from trainer.checkpoint import CheckpointStore
+from trainer.config import to_json
+from trainer.encoders import EncoderConfig, build_encoder
+
+FINGERPRINT = "f" * 64
+RESNET18_CIFAR = EncoderConfig(name="resnet18", stem="cifar")
+SMALL = EncoderConfig(name="shufflenet_v2_x0_5")
+
+
+def save_run(
+    folder: Path,
+    data: Path,
+    encoder: EncoderConfig = RESNET18_CIFAR,
+    seed: int = 5,
+    **changes: Any,
+) -> nn.Module:
+    """Write ``config.json`` and checkpoints of steps 3 (the best) and 6; the encoder of step 6."""
+    config = dataclasses.replace(
+        tiny_config(data, folder),
+        encoder=encoder,
+        seed=seed,
+        recipe="simclr-cifar10-r18",
+        **changes,
+    )
+    folder.mkdir(parents=True)
+    facts = {"commit": "c0ffee", "torch": torch.__version__, "class_names": ["a", "b"]}
+    (folder / "config.json").write_text(json.dumps({**to_json(config), "run": facts}))
+    torch.manual_seed(seed)
+    model = build_encoder(encoder)
+    store = CheckpointStore(folder / "checkpoints")
+    for step in (3, 6):
+        _train_a_little(model, 64 if encoder.image_size == 64 else 32)
+        tensors = {f"encoder.{name}": value for name, value in model.state_dict().items()}
+        tensors["head.layers.0.weight"] = torch.ones(4, 4)
+        state = {"step": step, "epoch": step / 3, "data_fingerprint": FINGERPRINT}
+        store.save(state, {"model": tensors, "optimizer": {"x": torch.zeros(1)}})
+        if step == 3:
+            store.mark_best(step)
+    return model.eval()
+
+
+@torch.no_grad()
+def _train_a_little(model: nn.Module, side: int) -> None:
+    """Move everything that an export could lose: weights, statistics and counters."""
+    for parameter in model.parameters():
+        scale = parameter.std(correction=0) + 0.1 * parameter.abs().mean()
+        parameter += 0.05 * scale * torch.randn_like(parameter)
+    model.train()(torch.randn(8, 3, side, side))

@@ -1,0 +1,161 @@
+"""An encoder on its device, among the ranks: what evaluation runs on."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from data_pipeline.augment import Augment, AugmentConfig, ViewConfig
+from data_pipeline.loader import LoaderConfig, TrainLoader, eval_loader, train_loader
+from data_pipeline.views import CropConfig
+from trainer.distributed import shutdown
+from trainer.errors import ConfigError
+from trainer.evaluation.features import Features, extract_features, reduced_precision
+from trainer.weights import LoadedEncoder, Preprocessing
+
+# Random crops and flips, nothing else: what a linear classifier is trained with.
+_FLIP = ViewConfig(jitter=0.0, grayscale=0.0, blur=0.0)
+_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp64": None}
+
+
+class Session:
+    """A context in which all ranks extract features together.
+
+    Args:
+        loaded: the encoder.
+        preprocessing: of its images, in place of the encoder's own.
+        loader: how files are read.
+        batch: images per process and forward pass.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        precision: ``fp32``, ``bf16`` (autocast) or ``fp64``.
+        seed: of random crops and flips.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedEncoder,
+        preprocessing: Preprocessing,
+        loader: LoaderConfig,
+        *,
+        batch: int = 256,
+        device: str = "auto",
+        precision: str = "fp32",
+        seed: int = 0,
+    ) -> None:
+        self.preprocessing, self.loader, self.batch, self.seed = preprocessing, loader, batch, seed
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.device = choose_device(device)
+        self.autocast = _AUTOCAST[precision]
+        self.dtype = torch.float64 if precision == "fp64" else torch.float32
+        self.encoder: nn.Module = loaded.encoder.to(self.device, self.dtype).to(
+            memory_format=torch.channels_last
+        )
+        self._joined = False
+
+    def __enter__(self) -> "Session":
+        if self.world_size > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+            self._joined = True
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """Leave the process group, all ranks together; what follows is each rank's own."""
+        if self._joined:
+            self._joined = False
+            shutdown()
+
+    def features(self, path: Path) -> Features:
+        """Features of the centre crops of all samples of a file, on every rank. A collective."""
+        chosen = self.preprocessing
+        loader = eval_loader(
+            path,
+            chosen.size,
+            chosen.resize,
+            self.loader,
+            batch_size=self.batch,
+            rank=self.rank,
+            world_size=self.world_size,
+        )
+        with contextlib.closing(loader):
+            return extract_features(
+                self.encoder,
+                loader,
+                self._augment(),
+                self.device,
+                self.autocast,
+                progress=f"features of {path.name}" if self.rank == 0 else None,
+            )
+
+    @contextlib.contextmanager
+    def random_crops(
+        self, path: Path, crop: CropConfig, batch_size: int
+    ) -> Iterator[tuple[TrainLoader, Callable[..., torch.Tensor]]]:
+        """A loader of this rank's share of global batches, and the encoder for its batches.
+
+        The encoder takes (crops (B, 1, H, W, 3), ids (B,), epoch), flips at random, and returns
+        features (B, F) in float32, without gradient.
+
+        Raises:
+            ConfigError: the batch does not divide by the processes.
+        """
+        if batch_size % self.world_size:
+            raise ConfigError(
+                f"a batch of {batch_size} does not divide by {self.world_size} processes; "
+                f"take {batch_size - batch_size % self.world_size}"
+            )
+        augment = self._augment(view1=_FLIP, view2=_FLIP)
+
+        @torch.no_grad()
+        def encode(crops: torch.Tensor, ids_B: torch.Tensor, epoch: int) -> torch.Tensor:
+            images = augment(crops, ids_B, epoch)
+            with reduced_precision(self.device, self.autocast):
+                features: torch.Tensor = self.encoder(images)
+            return features.float()
+
+        loader = train_loader(
+            path,
+            crop,
+            self.loader,
+            views=1,
+            seed=self.seed,
+            batch_size=batch_size,
+            rank=self.rank,
+            world_size=self.world_size,
+        )
+        with contextlib.closing(loader):
+            yield loader, encode
+
+    def _augment(self, **views: ViewConfig) -> Augment:
+        chosen = self.preprocessing
+        normalized = {"normalize": chosen.normalize, "mean": chosen.mean, "std": chosen.std}
+        return Augment(AugmentConfig(**normalized, **views), self.seed, self.dtype)  # type: ignore[arg-type]
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``; with several processes a node, one GPU each.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    gpus = torch.cuda.device_count()
+    if name == "auto":
+        name = "cuda" if gpus else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    kind, _, number = name.partition(":")
+    if kind != "cuda" or (number and not number.isdecimal()):
+        raise ConfigError(f"--device {name}: choose auto, cpu, cuda or cuda:N")
+    index = int(number or os.environ.get("LOCAL_RANK", "0"))
+    if index >= gpus:
+        raise ConfigError(f"--device {name}: this machine shows {gpus} GPUs; choose cpu or auto")
+    device = torch.device("cuda", index)
+    torch.cuda.set_device(device)
+    return device
