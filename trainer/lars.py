@@ -1,0 +1,259 @@
+"""LARS, layer-wise adaptive rate scaling (You, Gitman & Ginsburg 2017, arXiv 1708.03888).
+
+For a weight w with gradient g, weight decay wd, trust coefficient eta and learning rate lr:
+
+=========  =====================================  ==================================
+variant    trust ratio                            update
+=========  =====================================  ==================================
+"simclr"   eta |w| / |g + wd w|                   v = mu v + lr ratio (g + wd w);
+                                                  w -= v
+"mocov3"   eta |w| / |g + wd w|                   v = mu v + ratio (g + wd w);
+                                                  w -= lr v
+"you"      eta |w| / (|g| + wd |w| + eps)         as "mocov3"
+=========  =====================================  ==================================
+
+"simclr" is google-research/simclr's: the learning rate is inside the velocity, so a step is felt
+at the rate it was taken with. The others differ from it while the rate changes. "you" is the
+paper's ratio, as in lightly and solo-learn.
+
+With Nesterov momentum the last line moves w by ``mu v + u``, u being what was added to v. The ratio
+is 1 where |w| or the denominator's gradient norm is 0, so that a zero-initialised tensor can leave
+zero. Tensors of one dimension or none (biases, BatchNorm) get neither the ratio nor weight decay.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, get_args, overload
+
+import torch
+from torch.optim.sgd import sgd
+
+Variant = Literal["simclr", "mocov3", "you"]
+Tensors = list[torch.Tensor]
+
+
+class LARS(torch.optim.Optimizer):
+    """See the module's docstring. One step makes no host synchronisation.
+
+    State: ``momentum_buffer`` per parameter, of the parameter's shape and dtype, absent when
+    momentum is 0.
+
+    Skipping: when the attribute ``found_inf`` is set to a 0-d float32 tensor that holds 1, the step
+    leaves parameters and momentum as they are, to the bit, whatever the gradients hold; the
+    decision stays on the device. It is the protocol of torch's fused optimizers; see
+    :func:`trainer.optim.apply_update`.
+
+    Args:
+        params: parameters, named parameters, or groups of them; floating point, dense. Types and
+            devices may be mixed.
+        lr: learning rate; ``param_groups[i]["lr"]`` may be set before every step.
+        momentum: mu, in [0, 1).
+        weight_decay: wd.
+        trust_coefficient: eta.
+        variant: "simclr", "mocov3" or "you".
+        nesterov: Nesterov momentum.
+        eps: added to the denominator of "you" only.
+
+    Raises:
+        ValueError: an argument is out of range, or a parameter is sparse or overlaps itself.
+    """
+
+    found_inf: torch.Tensor | None = None
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-6,
+        trust_coefficient: float = 1e-3,
+        variant: Variant = "simclr",
+        nesterov: bool = False,
+        eps: float = 1e-8,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "trust_coefficient": trust_coefficient,
+            "variant": variant,
+            "nesterov": nesterov,
+            "eps": eps,
+        }
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters; see :class:`LARS` for its settings and errors."""
+        super().add_param_group(param_group)
+        try:
+            _check_group(self.param_groups[-1])
+        except ValueError:
+            self.param_groups.pop()
+            raise
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One update of every parameter that has a gradient; gradients are left as they are."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for params in _by_device_and_dtype(group["params"]):
+                self._update(group, params)
+        return loss
+
+    def _update(self, group: dict[str, Any], params: Tensors) -> None:
+        """Update parameters of one device and dtype."""
+        matrices = [p for p in params if p.ndim > 1]
+        vectors = [p for p in params if p.ndim <= 1]
+        matrix_updates, vector_updates = [], _gradients(vectors)
+        if matrices:
+            matrix_updates = self._adapted_gradients(group, matrices)
+        lr = group["lr"]
+        if group["variant"] == "simclr":
+            lr = 1.0  # it is in the updates already
+            if vectors:
+                vector_updates = list(torch._foreach_mul(vector_updates, group["lr"]))
+        self._move(
+            matrices + vectors,
+            matrix_updates + vector_updates,
+            lr,
+            group["momentum"],
+            group["nesterov"],
+        )
+
+    def _adapted_gradients(self, group: dict[str, Any], params: Tensors) -> Tensors:
+        """New tensors ``ratio * (g + wd w)``, times the learning rate for "simclr"."""
+        weight_decay, eta = group["weight_decay"], group["trust_coefficient"]
+        grads = _gradients(params)
+        updates = list(torch._foreach_add(grads, params, alpha=weight_decay))
+        weight_norm = _norms(params)
+        if group["variant"] == "you":
+            grad_norm = _norms(grads)
+            denominator = grad_norm + weight_decay * weight_norm + group["eps"]
+        else:
+            grad_norm = denominator = _norms(updates)
+        adapt = (weight_norm > 0) & (grad_norm > 0)
+        ratio = torch.where(adapt, eta * weight_norm / denominator, 1.0)
+        if group["variant"] == "simclr":
+            ratio = ratio * group["lr"]
+        torch._foreach_mul_(updates, ratio.to(updates[0].dtype).unbind())
+        return updates
+
+    def _move(
+        self, params: Tensors, updates: Tensors, lr: float, momentum: float, nesterov: bool
+    ) -> None:
+        """``v = momentum v + update; w -= lr v`` where found_inf is not set, in one kernel."""
+        # The kernel walks the memory of its tensors side by side and does not look at strides: it
+        # gets that memory as vectors, in one layout.
+        buffers: list[torch.Tensor | None] = [None] * len(params)
+        if momentum:
+            buffers = [_memory(self._momentum_buffer(p)) for p in params]
+        sgd(
+            [_memory(p) for p in params],
+            [_memory(match_layout(u, p)) for u, p in zip(updates, params)],
+            buffers,
+            has_sparse_grad=False,
+            fused=True,
+            found_inf=self.found_inf,
+            weight_decay=0.0,
+            momentum=momentum,
+            lr=lr,
+            dampening=0.0,
+            nesterov=nesterov,
+            maximize=False,
+        )
+
+    def _momentum_buffer(self, param: torch.Tensor) -> torch.Tensor:
+        state = self.state[param]
+        buffer = state.get("momentum_buffer")
+        if buffer is None:
+            # Zeros, and not the first update: the first step may be one that is skipped.
+            buffer = torch.zeros_like(param, memory_format=torch.preserve_format)
+        # A checkpoint does not keep channels_last.
+        state["momentum_buffer"] = match_layout(buffer, param)
+        return state["momentum_buffer"]
+
+
+def _check_group(group: dict[str, Any]) -> None:
+    for name in ("lr", "weight_decay", "trust_coefficient", "eps"):
+        if not group[name] >= 0:
+            raise ValueError(f"LARS: {name} must not be negative, got {group[name]}")
+    if not 0 <= group["momentum"] < 1:
+        raise ValueError(f"LARS: momentum must lie in [0, 1), got {group['momentum']}")
+    if group["nesterov"] and not group["momentum"]:
+        raise ValueError("LARS: Nesterov momentum needs a momentum above 0")
+    if group["variant"] not in get_args(Variant):
+        raise ValueError(
+            f"LARS: unknown variant {group['variant']!r}; use one of {', '.join(get_args(Variant))}"
+        )
+    for param in group["params"]:
+        if not param.is_floating_point():
+            raise ValueError(f"LARS: a parameter has dtype {param.dtype}, not floating point")
+        if not _is_dense(param):
+            raise ValueError(
+                f"LARS: a parameter of shape {tuple(param.shape)} is sparse or a strided view; "
+                "make it contiguous"
+            )
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    """Whether the tensor's elements fill one piece of memory, in any order of dimensions."""
+    if tensor.layout != torch.strided:
+        return False
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape)):
+        if size > 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
+
+
+def _by_device_and_dtype(params: Tensors) -> list[Tensors]:
+    groups: dict[tuple[torch.device, torch.dtype], Tensors] = {}
+    for param in params:
+        if param.grad is not None:
+            groups.setdefault((param.device, param.dtype), []).append(param)
+    return list(groups.values())
+
+
+def _gradients(params: Tensors) -> Tensors:
+    grads = []
+    for param in params:
+        assert param.grad is not None  # noqa: S101 - for the type checker
+        if param.grad.layout != torch.strided:
+            raise ValueError(f"LARS: a gradient of shape {tuple(param.shape)} is sparse")
+        grads.append(param.grad.to(param.dtype))
+    return grads
+
+
+def _norms(tensors: Tensors) -> torch.Tensor:
+    """Euclidean norms, one per tensor, in at least float32."""
+    dtype = torch.promote_types(tensors[0].dtype, torch.float32)
+    return torch.stack(torch._foreach_norm(tensors, 2, dtype=dtype))
+
+
+def _memory(tensor: torch.Tensor) -> torch.Tensor:
+    """A dense tensor's elements as a vector, in the order in which they lie in memory."""
+    return tensor.as_strided((tensor.numel(),), (1,))
+
+
+def match_layout(tensor: torch.Tensor, model: torch.Tensor) -> torch.Tensor:
+    """The tensor in the memory layout of ``model``, of the same shape: itself where it has that.
+
+    Both are dense. A copy is made only if elements have to move: strides of dimensions of size 1,
+    which 1x1 convolutions have and operations set as they like, mean nothing.
+    """
+    if tensor.stride() == model.stride():
+        return tensor
+    pairs = zip(tensor.shape, tensor.stride(), model.stride())
+    if all(ours == theirs for size, ours, theirs in pairs if size > 1):
+        return tensor.as_strided(model.shape, model.stride())
+    return torch.empty_like(model, dtype=tensor.dtype).copy_(tensor)
