@@ -52,7 +52,7 @@ def tiny_config(data: Path, out: Path, **changes: Any) -> RunConfig:
         device="cpu",
         log_samples=True,
         crop=CropConfig(size=32, scale=(0.2, 1.0)),
-        encoder=EncoderConfig(name="resnet18", stem="imagenet"),
+        encoder=EncoderConfig(name="resnet18", zero_init_residual=True),
         head=HeadConfig(layers=2, hidden_dim=64, out_dim=32),
         schedule=ScheduleConfig(warmup_epochs=1),
         loader=LoaderConfig(backend="torchvision", workers=1),
