@@ -1,0 +1,42 @@
+# Every target sets up what it needs first (launch/setup.sh); later runs skip what is done.
+# On the command line: PYTHON=/path/to/python3.11, FFCV=no, SLURM=no, PYTEST_ARGS="-k lars".
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all bench lint clean
+BIN := .venv/bin
+PYTEST_ARGS ?=
+BENCHMARKS ?= $(wildcard benchmarks/[a-z]*.py)
+SHELL_SCRIPTS := .ci/run launch/setup.sh $(wildcard slurm/*.sh)
+export PYTHON FFCV SLURM
+without_slurm := $(if $(filter no,$(SLURM)), and not slurm)
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup:  ## install everything that running needs: .venv, and system packages for FFCV
+	@launch/setup.sh base
+
+demo: setup  ## pack, pretrain on 2 processes, evaluate and export a small data set: 5 minutes
+	@$(BIN)/python -m launch.demo
+
+lint: setup  ## formatting, style, types; shell scripts too where shellcheck is installed
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy
+	$(if $(shell command -v shellcheck),shellcheck $(SHELL_SCRIPTS))
+
+test: lint  ## lint, then every test that takes seconds and needs no peer: under 15 minutes
+	@launch/setup.sh slurm
+	$(BIN)/python -m pytest --ignore=tests/peers -m "not slow$(without_slurm)" $(PYTEST_ARGS)
+
+test-all: lint  ## lint, then every test
+	@launch/setup.sh bench slurm
+	$(BIN)/python -m pytest $(if $(without_slurm),-m "not slurm") $(PYTEST_ARGS)
+
+bench: setup  ## measure us beside our peers
+	@launch/setup.sh bench
+	@for benchmark in $(BENCHMARKS); do echo "== $$benchmark"; $(BIN)/python "$$benchmark" || exit 1; done
+
+clean:  ## remove .venv, caches and the demo's output; runs/ stays
+	@[ ! -e $(BIN) ] || slurm/local_cluster.sh down
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis demo *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
