@@ -242,10 +242,9 @@ class _Pending:
     def __init__(
         self, source: _Source, plan: _Plan, count: int, views: int, size: int, position: Position
     ) -> None:
-        pin = torch.cuda.is_available()
         self._crops = source.memory.take((count, views, size, size, 3))
-        self._ids = torch.empty(count, dtype=torch.int64, pin_memory=pin)
-        self._labels = torch.empty(count, dtype=torch.int64, pin_memory=pin)
+        self._ids = torch.empty(count, dtype=torch.int64)
+        self._labels = torch.empty(count, dtype=torch.int64)
         self._source, self._plan, self._position = source, plan, position
         self._parts: list[Future[None]] = [
             source.pool.submit(self._decode, part) for part in source.chunks(count)
@@ -440,7 +439,10 @@ class EvalLoader(_Batches):
 
 
 class _Transfer:
-    """Moves one batch ahead to a CUDA device on a stream of its own; elsewhere hands it on."""
+    """Moves one batch ahead to a CUDA device on a stream of its own; elsewhere hands it on.
+
+    Only pixels travel: ids and labels are wanted on the host, where reading them waits for nothing.
+    """
 
     def __init__(self, device: torch.device | None) -> None:
         self._device = device if device is not None and device.type == "cuda" else None
@@ -459,8 +461,8 @@ class _Transfer:
                 # before this copy is done.
                 batch = Batch(
                     batch.crops_BVHWC.to(self._device, non_blocking=True),
-                    batch.ids_B.to(self._device, non_blocking=True),
-                    batch.labels_B.to(self._device, non_blocking=True),
+                    batch.ids_B,
+                    batch.labels_B,
                     batch.position,
                 )
         self._batch = batch
@@ -472,6 +474,6 @@ class _Transfer:
         if self._stream is not None:
             current = torch.cuda.current_stream(self._device)
             current.wait_stream(self._stream)
-            for tensor in (batch.crops_BVHWC, batch.ids_B, batch.labels_B):
-                tensor.record_stream(current)  # made on another stream: freed only after this one
+            # Made on another stream: freed only after this one is done with it.
+            batch.crops_BVHWC.record_stream(current)
         return batch

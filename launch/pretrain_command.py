@@ -1,6 +1,7 @@
 """``widebatch pretrain RECIPE``: settings from a recipe and the command line, then the trainer."""
 
 import difflib
+import inspect
 import logging
 import os
 from collections.abc import Sequence
@@ -67,7 +68,7 @@ def _train(recipe: str, overrides: list[str], stop: StopSignal, is_rank_zero: bo
     config = tyro.cli(
         RunConfig,
         prog=f"widebatch pretrain {recipe}",
-        description=builder.__doc__,
+        description=inspect.cleandoc(builder.__doc__ or ""),
         default=builder(),
         args=overrides,
     )

@@ -9,7 +9,7 @@ import torch
 from trainer.config import RunConfig
 from trainer.distributed import AgreedFlags
 from trainer.optim import apply_update, gradient_norm
-from trainer.run import prepare
+from trainer.prepare import prepare
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def fit(config: RunConfig, stop_requested: Callable[[], bool] = lambda: False) -
             same step, with a checkpoint.
 
     Raises:
-        ConfigError, DataError, CheckpointError: see :func:`trainer.run.prepare`.
+        ConfigError, DataError, CheckpointError: see :func:`trainer.prepare.prepare`.
         NumericalError: too many steps in a row had non-finite gradients.
     """
     with prepare(config) as run:

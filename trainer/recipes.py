@@ -129,7 +129,7 @@ def digits_demo() -> RunConfig:
         precision="fp32",  # on two CPU cores bf16 is slower for a network this small
         crop=CropConfig(size=32, scale=(0.3, 1.0)),
         augment=AugmentConfig(view1=view, view2=view),
-        encoder=EncoderConfig(name="resnet18", zero_init_residual=True),
+        encoder=EncoderConfig(name="resnet18"),
         head=HeadConfig(layers=2, hidden_dim=512, out_dim=128),
         objective=SimCLRConfig(temperature=0.2),
         optim=OptimConfig(name="adamw", base_lr=1e-3, lr_scaling="none", weight_decay=1e-2),

@@ -3,14 +3,13 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from tests.trainer.runs import tiny_config
 from trainer.checkpoint import CheckpointStore
-from trainer.config import to_json
+from trainer.config import DataConfig, to_json
 from trainer.encoders import EncoderConfig, build_encoder
 
 FINGERPRINT = "f" * 64
@@ -23,7 +22,7 @@ def save_run(
     data: Path,
     encoder: EncoderConfig = RESNET18_CIFAR,
     seed: int = 5,
-    **changes: Any,
+    test: Path | None = None,
 ) -> nn.Module:
     """Write ``config.json`` and checkpoints of steps 3 (the best) and 6; the encoder of step 6."""
     config = dataclasses.replace(
@@ -31,7 +30,7 @@ def save_run(
         encoder=encoder,
         seed=seed,
         recipe="simclr-cifar10-r18",
-        **changes,
+        data=DataConfig(train=data, test=test),
     )
     folder.mkdir(parents=True)
     facts = {"commit": "c0ffee", "torch": torch.__version__, "class_names": ["a", "b"]}

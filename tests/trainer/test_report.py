@@ -16,7 +16,6 @@ from data_pipeline.views import CropConfig
 from tests.trainer.runs import pack_images
 from tests.trainer.saved_runs import save_run
 from trainer import figures, report
-from trainer.config import DataConfig
 from trainer.encoders import EncoderConfig
 from trainer.errors import ConfigError
 from trainer.figures import Bar
@@ -36,7 +35,7 @@ def finished_run(tmp_path_factory, data):
     """A run's folder with all that a report can show."""
     run = tmp_path_factory.mktemp("runs") / "run"
     encoder = EncoderConfig(name="resnet18", stem="imagenet")
-    save_run(run, data, encoder, data=DataConfig(train=data, test=data))
+    save_run(run, data, encoder, test=data)
     write_metrics(run, 30)
     for name, kind, top1 in (("a", "run", 0.8), ("b", "pixels", 0.3), ("c", "untrained", 0.2)):
         write_evaluation(run, name, kind, top1)

@@ -1,0 +1,233 @@
+"""Everything a run needs before its first step, put together in one place.
+
+:func:`prepare` is the only way to make a :class:`~trainer.run.Run`: it joins the process group,
+checks the settings against the data, builds model and loader, and restores the newest checkpoint.
+What can be refused is refused here, on every rank, before anything is written.
+"""
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from data_pipeline.augment import Augment
+from data_pipeline.beton import check_beton
+from data_pipeline.loader import TrainLoader, train_loader
+from trainer.checkpoint import Checkpoint, CheckpointStore
+from trainer.config import RunConfig, RunPlan, plan_run, to_json
+from trainer.distributed import shutdown
+from trainer.encoders import build_encoder, stochastic_layers
+from trainer.guard import NumericalGuard
+from trainer.heads import build_head
+from trainer.objectives.simclr import SimCLR
+from trainer.online_knn import OnlineKnn
+from trainer.optim import build_optimizer
+from trainer.provenance import versions
+from trainer.run import COMPUTE_DTYPE, Run
+from trainer.run_folder import agreed_checkpoint, exclusive
+from trainer.samples import SampleLog
+from trainer.strategy import launch_fabric
+from trainer.sync_batch_norm import convert_sync_batch_norm
+from trainer.telemetry import (
+    JsonLines,
+    LogLines,
+    ProgressBar,
+    Prometheus,
+    Reader,
+    Telemetry,
+    TensorBoard,
+)
+
+log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def prepare(config: RunConfig) -> Iterator[Run]:
+    """Join the process group and build the run; leave everything closed behind.
+
+    Raises:
+        ConfigError: settings contradict each other, the data or the folder's earlier run.
+        DataError: a data file is damaged.
+        CheckpointError: the folder holds a run, but no whole checkpoint.
+    """
+    fabric = launch_fabric(config.device, config.precision)
+    with contextlib.ExitStack() as stack:
+        models: list[nn.Module] = []
+        stack.callback(lambda: shutdown(*models))
+        if fabric.is_global_zero:
+            stack.enter_context(exclusive(config.out))
+        plan = plan_run(config, check_beton(config.data.train).num_samples, fabric.world_size)
+        loader = train_loader(
+            config.data.train,
+            config.crop,
+            config.loader,
+            views=SimCLR.views,
+            seed=config.seed,
+            batch_size=config.batch,
+            rank=fabric.global_rank,
+            world_size=fabric.world_size,
+            device=fabric.device,
+        )
+        stack.callback(loader.close)
+        store = CheckpointStore(config.out / "checkpoints", config.checkpoint.keep)
+        checkpoint = agreed_checkpoint(config, fabric, store, loader.info.fingerprint)
+        run = _build(config, plan, fabric, loader, store, checkpoint)
+        models.append(run.model)
+        stack.callback(run.telemetry.close)
+        if run.knn is not None:
+            stack.callback(run.knn.close)
+        if run.samples is not None:
+            stack.callback(run.samples.close)
+        _settle_gradient_buckets(run)
+        if fabric.is_global_zero:
+            _describe(run, resumed=checkpoint is not None)
+        yield run
+
+
+def _build(
+    config: RunConfig,
+    plan: RunPlan,
+    fabric: Fabric,
+    loader: TrainLoader,
+    store: CheckpointStore,
+    checkpoint: Checkpoint | None,
+) -> Run:
+    objective = build_objective(config)
+    # On one process too, for the same rounding; bf16's own is coarser than what that would save.
+    if config.sync_batch_norm and (fabric.world_size > 1 or config.precision != "bf16"):
+        convert_sync_batch_norm(objective, group_size=config.batch_norm_group)
+    if checkpoint is not None:
+        objective.load_state_dict(checkpoint.tensors("model"))
+    objective = objective.to(memory_format=torch.channels_last)
+    model = fabric.setup_module(objective)
+    knn = None
+    if config.data.test is not None and config.knn.every_epochs:
+        knn = OnlineKnn(
+            config.knn,
+            config.data.train,
+            config.data.test,
+            config.crop.size,
+            config.loader,
+            fabric.global_rank,
+            fabric.world_size,
+        )
+    done = int(checkpoint.state["step"]) if checkpoint else 0
+    rank_zero = fabric.is_global_zero
+    samples_path = config.out / "samples.jsonl"
+    guard = NumericalGuard(config.max_skipped_steps)
+    readers: list[Reader] = [guard]
+    if rank_zero:
+        readers += _readers(config, plan, done)
+    run = Run(
+        config=config,
+        plan=plan,
+        fabric=fabric,
+        loader=loader,
+        augment=Augment(config.augment, config.seed, COMPUTE_DTYPE[config.precision]),
+        objective=objective,
+        model=model,
+        optimizer=build_optimizer(objective, config.optim),
+        store=store,
+        telemetry=Telemetry(config.telemetry, plan.global_batch, readers),
+        knn=knn,
+        samples=SampleLog(samples_path if rank_zero else None, done)
+        if config.log_samples
+        else None,
+        guard=guard,
+    )
+    if checkpoint is not None:
+        run.restore(checkpoint)
+    return run
+
+
+def build_objective(config: RunConfig) -> SimCLR:
+    """Encoder and head with the initial weights that the seed decides, on any world size."""
+    torch.manual_seed(config.seed)
+    encoder = build_encoder(config.encoder)
+    return SimCLR(encoder, build_head(config.head, encoder.feature_dim), config.objective)
+
+
+def _readers(config: RunConfig, plan: RunPlan, done: int) -> list[Reader]:
+    watch = config.telemetry
+    readers: list[Reader] = [JsonLines(config.out / "metrics.jsonl", keep_up_to=done)]
+    if os.isatty(2):
+        readers.append(ProgressBar(plan.total_steps, done))
+    else:
+        readers.append(LogLines(plan.total_steps, watch.log_seconds))
+    if watch.tensorboard:
+        readers.append(TensorBoard(config.out / "tensorboard", done))
+    if watch.prometheus_port:
+        readers.append(Prometheus(watch.prometheus_host, watch.prometheus_port))
+    return readers
+
+
+def _settle_gradient_buckets(run: Run) -> None:
+    """Make DDP lay out its gradient buckets before the first step counts.
+
+    DDP rebuilds its buckets once, after its first backward pass, in the order in which gradients
+    arrived. The place of a gradient in a bucket decides in which order ranks' values are added, so
+    without this a resumed run's first step would round differently from the same step of a run
+    that was never stopped. One pass over zeros, whose gradients are dropped, moves that rebuild to
+    before step 1 in both.
+    """
+    if run.fabric.world_size == 1:
+        return
+    buffers = {name: buffer.clone() for name, buffer in run.objective.named_buffers()}
+    side = run.config.crop.size
+    blank = torch.zeros(
+        SimCLR.views * run.plan.local_batch,
+        3,
+        side,
+        side,
+        dtype=run.augment.dtype,
+        device=run.fabric.device,
+    ).to(memory_format=torch.channels_last)
+    for _ in range(2):  # the rebuild happens at the forward pass after the first backward pass
+        run.fabric.backward(run.model(blank).sum())
+        run.optimizer.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for name, buffer in run.objective.named_buffers():
+            buffer.copy_(buffers[name])
+
+
+def _describe(run: Run, resumed: bool) -> None:
+    """Write config.json and say before the first step what the run comes to."""
+    info = run.loader.info
+    facts = {
+        "num_samples": run.plan.num_samples,
+        "data_fingerprint": info.fingerprint,
+        "class_names": list(info.class_names),
+        "steps_per_epoch": run.plan.steps_per_epoch,
+        "total_steps": run.plan.total_steps,
+        "warmup_steps": run.plan.warmup_steps,
+        "peak_lr": run.plan.peak_lr,
+        "versions": versions(),
+    }
+    path = run.config.out / "config.json"
+    temporary = path.with_name(".writing-config.json")
+    temporary.write_text(json.dumps({**to_json(run.config), "run": facts}, indent=1) + "\n")
+    temporary.chmod(0o600)
+    temporary.replace(path)
+    for line in run.plan.lines():
+        log.info("%s", line)
+    log.info("run       %s on %s, %s", run.config.out, run.fabric.device, run.config.precision)
+    if run.plan.warmup_steps >= run.plan.total_steps:
+        log.warning(
+            "the run ends within its warm-up of %d steps; see --schedule.warmup-epochs",
+            run.plan.warmup_steps,
+        )
+    random_layers = stochastic_layers(run.objective)
+    if random_layers:
+        log.warning(
+            "%s and %d more draw their own random numbers: a resume is exact, but another number of"
+            " processes gives another run",
+            random_layers[0],
+            len(random_layers) - 1,
+        )
+    if resumed:
+        log.info("resumed   after step %d of %d", run.state.step, run.plan.total_steps)
