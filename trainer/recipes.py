@@ -125,14 +125,14 @@ def digits_demo() -> RunConfig:
         data=_to_be_named(),
         out=Path("runs/digits-demo"),
         batch=128,
-        epochs=7,
+        epochs=4,
         precision="fp32",  # on two CPU cores bf16 is slower for a network this small
         crop=CropConfig(size=32, scale=(0.3, 1.0)),
         augment=AugmentConfig(view1=view, view2=view),
-        encoder=EncoderConfig(name="resnet18"),
+        encoder=EncoderConfig(name="resnet18", zero_init_residual=True),
         head=HeadConfig(layers=2, hidden_dim=512, out_dim=128),
         objective=SimCLRConfig(temperature=0.2),
-        optim=OptimConfig(name="adamw", base_lr=1e-3, lr_scaling="none", weight_decay=1e-2),
+        optim=OptimConfig(name="lars", base_lr=4.0, weight_decay=1e-6),
         schedule=ScheduleConfig(warmup_epochs=0.35),
         knn=OnlineKnnConfig(every_epochs=2),
     )
