@@ -16,6 +16,7 @@ from data_pipeline.views import CropConfig
 from tests.trainer.runs import pack_images
 from tests.trainer.saved_runs import save_run
 from trainer import figures, report
+from trainer.config import to_json
 from trainer.encoders import EncoderConfig
 from trainer.errors import ConfigError
 from trainer.figures import Bar
@@ -211,8 +212,8 @@ def test_an_image_stands_beside_its_own_views(finished_run, data):
     """With crops of everything and nothing changed, views are the image."""
     settings = report.read_settings(finished_run)
     still = ViewConfig(flip=0.0, jitter=0.0, grayscale=0.0, blur=0.0)
-    settings["augment"] = report.to_json(AugmentConfig(view1=still, view2=still))
-    settings["crop"] = report.to_json(CropConfig(size=32, scale=(1.0, 1.0), ratio=(1.0, 1.0)))
+    settings["augment"] = to_json(AugmentConfig(view1=still, view2=still))
+    settings["crop"] = to_json(CropConfig(size=32, scale=(1.0, 1.0), ratio=(1.0, 1.0)))
     originals, views = report.first_views(data, settings, rows=6)
     assert originals.std() > 10
     for view in range(2):
