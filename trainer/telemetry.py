@@ -174,18 +174,30 @@ class ProgressBar:
     """A bar on the terminal: loss, learning rate, images per second, time left."""
 
     def __init__(self, total: int, done: int) -> None:
-        from tqdm import tqdm
-
-        self._bar = tqdm(
-            total=total, initial=done, unit="step", dynamic_ncols=True, file=sys.stderr
-        )
+        self._total, self._done = total, done
+        self._bar: Any = None
         self._knn = ""
 
+    def _open(self) -> Any:
+        from tqdm import tqdm
+
+        has_width = os.isatty(2) and os.get_terminal_size(2).columns > 0  # some terminals say 0
+        return tqdm(
+            total=self._total,
+            initial=self._done,
+            unit="step",
+            ncols=None if has_width else 100,
+            dynamic_ncols=has_width,
+            file=sys.stderr,
+        )
+
     def read(self, records: list[Record]) -> None:
-        """Advance the bar."""
+        """Advance the bar; it appears with the first records, below what the run says before."""
+        if self._bar is None:
+            self._bar = self._open()
         for record in records:
             if "knn_top1" in record:
-                self._knn = f"kNN {record['knn_top1']:.1%}"
+                self._knn = f"{record['knn_top1']:.1%}"
         last = records[-1]
         facts = {
             "loss": f"{last['loss']:.3f}",
@@ -193,13 +205,14 @@ class ProgressBar:
             "img/s": f"{last['images_per_second']:.0f}",
         }
         if self._knn:
-            facts["knn"] = self._knn.removeprefix("kNN ")
+            facts["knn"] = self._knn
         self._bar.set_postfix(facts, refresh=False)
         self._bar.update(len(records))
 
     def close(self) -> None:
         """Leave the bar as it stands."""
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
 
 
 class LogLines:
