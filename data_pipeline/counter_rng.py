@@ -8,7 +8,7 @@ coordinate and once per draw.
 Three spellings of the same function, equal bit for bit (held by a test):
 
 * :func:`mix`, :func:`absorb` -- plain expressions that NumPy evaluates on ``uint64`` arrays and
-  that ``numba.njit`` compiles as they stand (``data_pipeline.views`` does);
+  that ``numba.njit`` compiles as they stand;
 * :func:`sample_keys`, :func:`uniforms` -- NumPy, whole batches;
 * :func:`torch_sample_keys`, :func:`torch_uniforms` -- torch ``int64`` on any device.
 """
