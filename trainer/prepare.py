@@ -59,9 +59,9 @@ def prepare(config: RunConfig) -> Iterator[Run]:
     with contextlib.ExitStack() as stack:
         models: list[nn.Module] = []
         stack.callback(lambda: shutdown(*models))
+        plan = plan_run(config, check_beton(config.data.train).num_samples, fabric.world_size)
         if fabric.is_global_zero:
             stack.enter_context(exclusive(config.out))
-        plan = plan_run(config, check_beton(config.data.train).num_samples, fabric.world_size)
         loader = train_loader(
             config.data.train,
             config.crop,

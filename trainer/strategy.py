@@ -125,7 +125,6 @@ def launch_fabric(device: Literal["auto", "cpu", "cuda"], precision: PrecisionNa
     strategy: Any = "auto"
     if "RANK" in os.environ:
         strategy = DDPStrategy(
-            cluster_environment=TorchEnvironment(),
             process_group_backend="nccl" if use_cuda else "gloo",
             forward_sync_buffers=False,  # synchronised BatchNorm keeps them equal
             gradient_as_bucket_view=True,
@@ -135,7 +134,7 @@ def launch_fabric(device: Literal["auto", "cpu", "cuda"], precision: PrecisionNa
         devices=local_world_size,
         num_nodes=max(1, world_size // local_world_size),
         strategy=strategy,
-        plugins=_precision(precision, "cuda" if use_cuda else "cpu"),
+        plugins=[_precision(precision, "cuda" if use_cuda else "cpu"), TorchEnvironment()],
     )
     fabric.launch()
     return fabric
