@@ -108,13 +108,20 @@ node_on() {
     sleep 0.02
   done
   [ -n "$init" ] || die "node$node did not start; see $dir/log/daemons.log"
-  echo "$init" >"$dir/run/slurmd.node$node.pid"
+  echo "$init" >"$(pid_file "$node")"
   ip link add "wb${number}n$node" type veth peer name eth0 netns "$init"
   ip link set "wb${number}n$node" master "$bridge" up
 }
 
+# A slurmd in a pid namespace writes a pid that means nothing outside: there the node's first process
+# is the one to look at.
+pid_file() {
+  if [ "$mode" = netns ]; then echo "$dir/run/init.node$1.pid"; else echo "$dir/run/slurmd.node$1.pid"; fi
+}
+
 node_off() { # like a pulled plug: nothing on the node gets a chance to say goodbye
-  local pid=$dir/run/slurmd.node$1.pid proc
+  local pid proc
+  pid=$(pid_file "$1")
   if [ "$mode" = local ]; then
     our_processes | while read -r proc _; do
       ! grep -qzxs "SLURMD_NODENAME=node$1" "/proc/$proc/environ" || kill -KILL "$proc" 2>/dev/null || true
@@ -140,11 +147,11 @@ wait_for_nodes() { # wait_for_nodes SECONDS
 healthy() {
   local node
   alive "$dir/run/munged.pid" && alive "$dir/run/slurmctld.pid" || return 1
-  for node in $(seq "$nodes"); do alive "$dir/run/slurmd.node$node.pid" || return 1; done
+  for node in $(seq "$nodes"); do alive "$(pid_file "$node")" || return 1; done
   [ "$(count idle,mix,alloc,comp)" = "$nodes" ]
 }
 shape() { echo "$mode $nodes $cpus $gpus"; }
-read_shape() { read -r mode nodes cpus gpus <"$dir/run/shape" 2>/dev/null; }
+read_shape() { [ -r "$dir/run/shape" ] && read -r mode nodes cpus gpus <"$dir/run/shape"; }
 exports() {
   echo "export SLURM_CONF=$SLURM_CONF"
   # Nodes that share an address have names that resolve nowhere.
