@@ -12,7 +12,6 @@ Shape suffixes: B samples of this process, V views, S side of a view.
 import math
 import os
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from data_pipeline.batch import Batch, Memory, Transfer
 from data_pipeline.beton import BetonInfo, SampleTable, check_beton, read_sample_table
 from data_pipeline.errors import DataError
 from data_pipeline.order import Position, permute, rank_slice
@@ -61,16 +61,6 @@ class LoaderConfig:
             raise DataError(f"loader prefetch must be at least one batch, got {self.prefetch}")
         if self.max_reduction not in (1, 2, 4, 8):
             raise DataError(f"loader max_reduction must be 1, 2, 4 or 8, got {self.max_reduction}")
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One process's part of a global batch. It owns its memory and may be kept."""
-
-    crops_BVHWC: torch.Tensor  # uint8  # noqa: N815
-    ids_B: torch.Tensor  # int64  # noqa: N815
-    labels_B: torch.Tensor  # int64; -1: none  # noqa: N815
-    position: Position
 
 
 class Decoder(Protocol):
@@ -165,7 +155,7 @@ class _Source:
         self.prefetch = config.prefetch
         self.workers = config.workers or _share_of_cores()
         self.decoder = _open_decoder(Path(path), self.table, config)
-        self.memory = _Memory(keep=config.prefetch + 2)
+        self.memory = Memory(keep=config.prefetch + 2)
         self._closed = False
         self.pool = ThreadPoolExecutor(self.workers, thread_name_prefix="widebatch-decode")
 
@@ -205,31 +195,6 @@ def _open_decoder(path: Path, table: SampleTable, config: LoaderConfig) -> Decod
     from data_pipeline.torchvision_loader import TorchvisionDecoder
 
     return TorchvisionDecoder(path, table)
-
-
-class _Memory:
-    """Memory for batches, used again when nobody holds the batch or a view of it any more.
-
-    Fresh memory would cost a tenth of the decoding time in page faults. Pinned memory is not kept
-    here: torch has an allocator for it that does the same.
-    """
-
-    def __init__(self, keep: int) -> None:
-        self._free: deque[npt.NDArray[np.uint8]] = deque(maxlen=keep)
-
-    def take(self, shape: tuple[int, ...]) -> torch.Tensor:
-        if torch.cuda.is_available():
-            return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
-        size = math.prod(shape)
-        try:
-            memory = self._free.pop()
-        except IndexError:
-            memory = np.empty(size, np.uint8)
-        if memory.size < size:
-            memory = np.empty(size, np.uint8)
-        lent = memory[:size]  # an object of its own, which every tensor on it keeps alive
-        weakref.finalize(lent, self._free.append, memory).atexit = False
-        return torch.from_numpy(lent).view(shape)
 
 
 # What a chunk of a batch shows: its ids, and their boxes (N, V, 4).
@@ -286,7 +251,7 @@ class _Batches:
     def _run(self, pending: Iterator[_Pending]) -> Iterator[Batch]:
         """``pending`` makes batches as it is advanced; they are handed out in its order."""
         queue: deque[_Pending] = deque()
-        transfer = _Transfer(self._device)
+        transfer = Transfer(self._device)
         try:
             while not self._source.closed:
                 while len(queue) <= self._source.prefetch:
@@ -436,44 +401,3 @@ class EvalLoader(_Batches):
             return ids, boxes
 
         return plan
-
-
-class _Transfer:
-    """Moves one batch ahead to a CUDA device on a stream of its own; elsewhere hands it on.
-
-    Only pixels travel: ids and labels are wanted on the host, where reading them waits for nothing.
-    """
-
-    def __init__(self, device: torch.device | None) -> None:
-        self._device = device if device is not None and device.type == "cuda" else None
-        self._stream = torch.cuda.Stream(self._device) if self._device else None
-        self._batch: Batch | None = None
-
-    @property
-    def waiting(self) -> bool:
-        """Whether a batch has been started and not finished."""
-        return self._batch is not None
-
-    def start(self, batch: Batch) -> None:
-        if self._stream is not None:
-            with torch.cuda.stream(self._stream):
-                # Pinned memory comes from torch's own allocator, which does not hand it out again
-                # before this copy is done.
-                batch = Batch(
-                    batch.crops_BVHWC.to(self._device, non_blocking=True),
-                    batch.ids_B,
-                    batch.labels_B,
-                    batch.position,
-                )
-        self._batch = batch
-
-    def finish(self) -> Batch:
-        """The batch, safe to use on the device's current stream."""
-        batch, self._batch = self._batch, None
-        assert batch is not None  # noqa: S101 - start() comes first
-        if self._stream is not None:
-            current = torch.cuda.current_stream(self._device)
-            current.wait_stream(self._stream)
-            # Made on another stream: freed only after this one is done with it.
-            batch.crops_BVHWC.record_stream(current)
-        return batch

@@ -4,6 +4,7 @@ Each docstring says where the settings come from and what to expect. Accuracies 
 top-1 as published, unless it says that this code measured them.
 """
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,20 +53,13 @@ def simclr_v2_r50() -> RunConfig:
     Published: 71.7 %, and 57.9 / 68.4 % fine-tuned on 1 / 10 % of the labels from the head's first
     layer. No GPU has run it with this code yet.
     """
-    base = simclr_r50()
-    return RunConfig(
+    return dataclasses.replace(
+        simclr_r50(),
         recipe="simclr-v2-r50",
-        data=_to_be_named(),
         out=Path("runs/simclr-v2-r50"),
-        batch=base.batch,
         epochs=800,
-        crop=base.crop,
-        augment=base.augment,
-        encoder=base.encoder,
         head=HeadConfig(layers=3, hidden_dim=2048, out_dim=128),
-        objective=base.objective,
         optim=OptimConfig(name="lars", base_lr=0.3, weight_decay=1e-4),
-        schedule=base.schedule,
     )
 
 

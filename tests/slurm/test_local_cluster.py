@@ -34,12 +34,14 @@ def test_up_is_repeatable_and_down_leaves_nothing(tmp_path: Path) -> None:
 
 def test_node_that_loses_its_power_comes_back(cluster: Cluster) -> None:
     before = node_hosts(cluster, 3)
+    cluster.control("status")
     cluster.control("node-off", "2")
     with pytest.raises(AssertionError, match="not up, or not all of it"):
         cluster.control("status")
     cluster.control("node-on", "2")
     eventually(lambda: "node2" in cluster.run("sinfo", "-h", "-N", "-t", "idle"), 30)
     assert node_hosts(cluster, 3) == before
+    cluster.control("status")
 
 
 @pytest.mark.parametrize(
