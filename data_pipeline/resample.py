@@ -6,10 +6,11 @@ colour planes, and turns only the pixels of the result into RGB; upsampling the 
 converting the whole image, as decoders do, is half of the work on a photograph.
 
 The result does not depend on the processor: all arithmetic on pixels is in integers, so vector
-width and order of summation do not matter. Values carry fractional bits until the last rounding:
+width and order of summation do not matter. Values are 16 bits wide, which a processor multiplies
+most of at a time, and carry fractional bits until the last rounding:
 
-* weights sum to 2**14;
-* after the vertical pass a pixel is in 16ths (12 bits), after the horizontal one in 32nds.
+* a pixel is in 256ths before, between and after the passes, unsigned;
+* weights are in 65536ths, so that a product's upper half is in 256ths again.
 
 Both passes run along rows, where compilers vectorise: the picture is transposed between them, four
 rows at a time packed into one 64-bit store, and again when it is written (little-endian only).
@@ -23,10 +24,10 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-# Symbols of the numbers above; the shifts below follow from them.
-_ONE = 1 << 14
-_GREY = 128 * 32  # colourless, after both passes
-_I16, _I32, _I64, _U32 = np.int16, np.int32, np.int64, np.uint32
+_ONE = 65535  # the sum of an output's weights: 1, as near as 16 bits come
+_GREY = 128 << 8  # colourless
+_I16, _I32, _I64 = np.int16, np.int32, np.int64
+_U16, _U32, _U64 = np.uint16, np.uint32, np.uint64
 
 # JFIF's conversion (ITU-R BT.601, full range), in 2**-14.
 _CR_TO_R, _CB_TO_G, _CR_TO_G, _CB_TO_B = 22970, 5638, 11700, 29032
@@ -38,8 +39,9 @@ class Axis(NamedTuple):
     """Filter of one axis: ``taps[0]`` weights from input ``first[i]`` on make output ``i``."""
 
     first: npt.NDArray[np.int64]  # (S,)
-    weights: npt.NDArray[np.int16]  # (S, most taps)
+    weights: npt.NDArray[np.uint16]  # (S, most taps)
     taps: npt.NDArray[np.int64]  # (1,)
+    shares: npt.NDArray[np.float64]  # (most taps,): working memory
 
 
 class Scratch(NamedTuple):
@@ -48,10 +50,11 @@ class Scratch(NamedTuple):
     decoded: npt.NDArray[np.uint8]  # three planes of the largest image
     vertical: Axis
     horizontal: Axis
-    rows: npt.NDArray[np.int16]  # (P, C): after the vertical pass
-    line: npt.NDArray[np.int64]  # (C,)
-    columns: npt.NDArray[np.int64]  # (C, P / 4): the same transposed, four int16 in one
-    planes: npt.NDArray[np.int16]  # (3, S, P): after the horizontal pass, x-major
+    wide: npt.NDArray[np.uint16]  # (H, C): the box of a plane
+    rows: npt.NDArray[np.uint16]  # (P, C): after the vertical pass
+    line: npt.NDArray[np.uint64]  # (C,)
+    columns: npt.NDArray[np.uint64]  # (C, P / 4): the same transposed, four uint16 in one
+    planes: npt.NDArray[np.uint16]  # (3, S, P): after the horizontal pass, x-major
     pixels: npt.NDArray[np.uint32]  # (P, P), x-major: 0x00BBGGRR
     words: npt.NDArray[np.uint32]  # (3, P)
 
@@ -61,22 +64,26 @@ def make_scratch(size: int, max_height: int, max_width: int) -> Scratch:
     # A decoder pads its planes to whole blocks, of at most 32 pixels.
     height, width = max_height + 32, max_width + 32
     padded = (size + 3) // 4 * 4
-    # One more than a filter can have, twice over: taps are taken in pairs.
-    taps = 2 * (max(height, width) // size + 1) + 4
+    # One more than a filter can have, twice over: taps are taken in fours.
+    taps = 2 * (max(height, width) // size + 1) + 8
 
     def axis() -> Axis:
         return Axis(
-            np.zeros(size, np.int64), np.zeros((size, taps), np.int16), np.ones(1, np.int64)
+            np.zeros(size, np.int64),
+            np.zeros((size, taps), np.uint16),
+            np.ones(1, np.int64),
+            np.empty(taps),
         )
 
     return Scratch(
         decoded=np.empty(3 * height * width, np.uint8),
         vertical=axis(),
         horizontal=axis(),
-        rows=np.zeros((padded, width), np.int16),
-        line=np.empty(width, np.int64),
-        columns=np.empty((width, padded // 4), np.int64),
-        planes=np.empty((3, size, padded), np.int16),
+        wide=np.empty((height, width), np.uint16),
+        rows=np.zeros((padded, width), np.uint16),
+        line=np.empty(width, np.uint64),
+        columns=np.empty((width, padded // 4), np.uint64),
+        planes=np.empty((3, size, padded), np.uint16),
         pixels=np.zeros((padded, padded), np.uint32),
         words=np.empty((3, padded), np.uint32),
     )
@@ -89,52 +96,121 @@ def _set_axis(axis, start, length, low, high):  # type: ignore[no-untyped-def]
     ``low`` and ``high`` bound the inputs it may read; what falls outside is left out and the rest
     weighs more, as at the edge of an image.
     """
-    size = axis.first.shape[0]
-    scale = length / size
-    support = max(scale, 1.0)
-    taps = 1
-    for i in range(size):
-        centre = start + (i + 0.5) * scale
-        first = max(int(np.floor(centre - support + 0.5)), low)
-        last = min(int(np.floor(centre + support + 0.5)), high)
-        total = 0.0
-        for j in range(first, last):
-            total += max(0.0, 1.0 - abs(j + 0.5 - centre) / support)
-        rest, heaviest = _ONE, 0
-        row = axis.weights[i]
-        for k in range(row.shape[0]):
-            row[k] = 0
-        for j in range(first, last):
-            share = max(0.0, 1.0 - abs(j + 0.5 - centre) / support) / total
-            row[j - first] = int(share * _ONE + 0.5)
-            rest -= row[j - first]
-            if row[j - first] > row[heaviest]:
-                heaviest = j - first
-        row[heaviest] += rest  # the sum is exact: flat areas keep their value
-        axis.first[i] = first
-        taps = max(taps, last - first)
-    axis.taps[0] = taps
+    if length <= axis.first.shape[0]:
+        _set_enlarging(axis, start, length, low, high)
+    else:
+        _set_shrinking(axis, start, length, low, high)
 
 
 @_compiled
-def _shrink_rows(plane, left, columns, axis, rows_PC):  # type: ignore[no-untyped-def]
-    """Vertical pass: uint8 rows of a plane to int16 rows of 16ths, two taps at a time."""
-    right, bottom = left + columns, plane.shape[0] - 1
-    for y in range(axis.first.shape[0]):
-        target, first = rows_PC[y], axis.first[y]
-        for k in range(0, axis.taps[0], 2):
-            # Taps that this output does not have weigh nothing, but must lie inside the plane.
-            a = plane[min(first + k, bottom), left:right]
-            b = plane[min(first + k + 1, bottom), left:right]
-            weight_a, weight_b = _I32(axis.weights[y, k]), _I32(axis.weights[y, k + 1])
-            if k == 0:
-                for x in range(columns):
-                    both = _I32(_I32(a[x]) * weight_a + _I32(b[x]) * weight_b + _I32(512))
-                    target[x] = _I16(both >> _I32(10))
-            else:
-                for x in range(columns):
-                    both = _I32(_I32(a[x]) * weight_a + _I32(b[x]) * weight_b + _I32(512))
-                    target[x] += _I16(both >> _I32(10))
+def _set_enlarging(axis, start, length, low, high):  # type: ignore[no-untyped-def]
+    """Two taps, the filter's least width."""
+    firsts, weights = axis.first, axis.weights
+    scale = length / firsts.shape[0]
+    for i in range(firsts.shape[0]):
+        place = start + (i + 0.5) * scale - 0.5
+        # At an edge the nearest input has all the weight.
+        place = min(max(place, np.float64(low)), np.float64(high - 1))
+        first = np.int64(place)
+        upper = np.int64((place - first) * _ONE + 0.5)
+        firsts[i] = first
+        weights[i, 0], weights[i, 1] = _ONE - upper, upper
+    axis.taps[0] = 2
+
+
+@_compiled
+def _set_shrinking(axis, start, length, low, high):  # type: ignore[no-untyped-def]
+    shares = axis.shares
+    size = axis.first.shape[0]
+    scale = length / size
+    slope, most = 1.0 / scale, 0
+    ends = (np.int64(2.0 * scale) + 5) // 4 * 4  # a bound of the taps, in fours
+    for i in range(size):
+        centre = start + (i + 0.5) * scale
+        first = max(np.int64(np.floor(centre - scale + 0.5)), low)
+        taps = min(np.int64(np.floor(centre + scale + 0.5)), high) - first
+        total, heaviest = 0.0, 0
+        for k in range(taps):
+            shares[k] = max(0.0, 1.0 - abs(first + k + 0.5 - centre) * slope)
+            total += shares[k]
+            if shares[k] > shares[heaviest]:
+                heaviest = k
+        one, rest, row = _ONE / total, _ONE, axis.weights[i]
+        for k in range(taps):
+            weight = np.int64(shares[k] * one + 0.5)
+            row[k] = weight
+            rest -= weight
+        row[heaviest] += rest  # the sum is exact: flat areas keep their value
+        for k in range(taps, ends):
+            row[k] = 0
+        axis.first[i] = first
+        most = max(most, taps)
+    axis.taps[0] = most
+
+
+@_compiled
+def _widen(plane, left, columns, first, last, wide_HC):  # type: ignore[no-untyped-def]
+    """Rows ``first`` to ``last`` of a plane's box, in 256ths."""
+    for y in range(first, last):
+        source, target = plane[y, left : left + columns], wide_HC[y]
+        for x in range(columns):
+            target[x] = _U16(source[x]) << _U16(8)
+
+
+@_compiled
+def _share(value, weight):  # type: ignore[no-untyped-def]
+    """A product's upper 16 bits."""
+    return _U16(_U32(_U32(value) * _U32(weight)) >> _U32(16))
+
+
+@_compiled
+def _mix_two(source, length, axis, target):  # type: ignore[no-untyped-def]
+    """Every row of the target is the sum of two weighted rows of the source: an enlargement."""
+    bottom = source.shape[0] - 1
+    first, weights = axis.first, axis.weights
+    for i in range(first.shape[0]):
+        # A tap that an output does not have weighs nothing, but must lie inside the source.
+        a, b, row = source[first[i]], source[min(first[i] + 1, bottom)], target[i]
+        weight_a, weight_b = weights[i, 0], weights[i, 1]
+        for x in range(length):
+            row[x] = _U16(_share(a[x], weight_a) + _share(b[x], weight_b) + _U16(1))
+
+
+@_compiled
+def _mix_four(source, length, axis, tap, target):  # type: ignore[no-untyped-def]
+    """Add taps ``tap`` to ``tap + 3``; the first four begin the sum."""
+    bottom = source.shape[0] - 1
+    firsts, weights = axis.first, axis.weights
+    keep = _U16(0) if tap == 0 else _U16(65535)
+    for i in range(firsts.shape[0]):
+        first, row = firsts[i] + tap, target[i]
+        a, b = source[min(first, bottom)], source[min(first + 1, bottom)]
+        c, d = source[min(first + 2, bottom)], source[min(first + 3, bottom)]
+        weight_a, weight_b = weights[i, tap], weights[i, tap + 1]
+        weight_c, weight_d = weights[i, tap + 2], weights[i, tap + 3]
+        for x in range(length):
+            upper = _U16(_share(a[x], weight_a) + _share(b[x], weight_b))
+            lower = _U16(_share(c[x], weight_c) + _share(d[x], weight_d))
+            row[x] = _U16((row[x] & keep) + upper + lower + _U16(2))
+
+
+@_compiled
+def _mix(source, length, axis, target):  # type: ignore[no-untyped-def]
+    """Row ``i`` of the target is the sum of ``axis.taps`` weighted rows of the source.
+
+    A share is rounded down by half a unit on the average; every two are given one unit back.
+    """
+    if axis.taps[0] <= 2:
+        _mix_two(source, length, axis, target)
+    else:
+        for tap in range(0, axis.taps[0], 4):
+            _mix_four(source, length, axis, tap, target)
+
+
+@_compiled
+def _rows_read(axis, height):  # type: ignore[no-untyped-def]
+    last = axis.first[axis.first.shape[0] - 1] + axis.taps[0]
+    return axis.first[0], min(last, height)
 
 
 @_compiled
@@ -143,35 +219,22 @@ def _transpose(rows_PC, columns, line_C, columns_CP):  # type: ignore[no-untyped
         a, b = rows_PC[4 * quad], rows_PC[4 * quad + 1]
         c, d = rows_PC[4 * quad + 2], rows_PC[4 * quad + 3]
         for x in range(columns):
-            line_C[x] = _I64(a[x]) | _I64(b[x]) << 16 | _I64(c[x]) << 32 | _I64(d[x]) << 48
+            upper = _U64(a[x]) | _U64(b[x]) << _U64(16)
+            line_C[x] = upper | _U64(c[x]) << _U64(32) | _U64(d[x]) << _U64(48)
         for x in range(columns):
             columns_CP[x, quad] = line_C[x]
 
 
 @_compiled
-def _shrink_columns(columns_CP, axis, plane_SP):  # type: ignore[no-untyped-def]
-    """Horizontal pass on the transposed picture: 16ths to 32nds, two taps at a time."""
-    columns = columns_CP.view(np.int16)
-    length, rightmost = plane_SP.shape[1], columns.shape[0] - 1
-    for x in range(axis.first.shape[0]):
-        target, first = plane_SP[x], axis.first[x]
-        for k in range(0, axis.taps[0], 2):
-            a, b = columns[min(first + k, rightmost)], columns[min(first + k + 1, rightmost)]
-            weight_a, weight_b = _I32(axis.weights[x, k]), _I32(axis.weights[x, k + 1])
-            if k == 0:
-                for y in range(length):
-                    both = _I32(_I32(a[y]) * weight_a + _I32(b[y]) * weight_b + _I32(4096))
-                    target[y] = _I16(both >> _I32(13))
-            else:
-                for y in range(length):
-                    both = _I32(_I32(a[y]) * weight_a + _I32(b[y]) * weight_b + _I32(4096))
-                    target[y] += _I16(both >> _I32(13))
+def _to_byte(value):  # type: ignore[no-untyped-def]
+    """64ths to a byte; the caller has added the 32 that rounds."""
+    return _U32(min(max(_I16(value >> _I16(6)), _I16(0)), _I16(255)))
 
 
 @_compiled
-def _to_byte(value):  # type: ignore[no-untyped-def]
-    """32nds to a byte; the caller has added the 16 that rounds."""
-    return _U32(min(max(_I32(value >> _I32(5)), _I32(0)), _I32(255)))
+def _tint(value, weight):  # type: ignore[no-untyped-def]
+    """256ths of colour times 2**-14ths: 64ths."""
+    return _I16(_I32(_I32(value) * _I32(weight)) >> _I32(16))
 
 
 @_compiled
@@ -179,14 +242,13 @@ def _ycc_to_pixels(planes_3SP, pixels_PP):  # type: ignore[no-untyped-def]
     for x in range(planes_3SP.shape[1]):
         luma, blue, red, pixels = planes_3SP[0, x], planes_3SP[1, x], planes_3SP[2, x], pixels_PP[x]
         for y in range(luma.shape[0]):
-            # Casts keep every step in 32 bits; Numba's integers grow to 64 otherwise.
-            base = _I32(_I32(luma[y]) + _I32(16))
-            cb = _I32(_I32(_I32(blue[y]) - _I32(_GREY)) << _I32(2))
-            cr = _I32(_I32(_I32(red[y]) - _I32(_GREY)) << _I32(2))
-            green = _I32(cb * _I32(_CB_TO_G) + cr * _I32(_CR_TO_G)) >> _I32(16)
-            r = _to_byte(_I32(base + (_I32(cr * _I32(_CR_TO_R)) >> _I32(16))))
-            g = _to_byte(_I32(base - green))
-            b = _to_byte(_I32(base + (_I32(cb * _I32(_CB_TO_B)) >> _I32(16))))
+            # Casts keep every step in 16 bits; Numba's integers grow to 64 otherwise.
+            base = _I16(_I16(luma[y] >> _U16(2)) + _I16(32))
+            cb, cr = _I16(blue[y] ^ _U16(_GREY)), _I16(red[y] ^ _U16(_GREY))
+            green = _I16(_tint(cb, _I16(_CB_TO_G)) + _tint(cr, _I16(_CR_TO_G)))
+            r = _to_byte(_I16(base + _tint(cr, _I16(_CR_TO_R))))
+            g = _to_byte(_I16(base - green))
+            b = _to_byte(_I16(base + _tint(cb, _I16(_CB_TO_B))))
             pixels[y] = r | g << _U32(8) | b << _U32(16)
 
 
@@ -196,9 +258,9 @@ def _rgb_to_pixels(planes_3SP, pixels_PP):  # type: ignore[no-untyped-def]
         red, green, blue = planes_3SP[0, x], planes_3SP[1, x], planes_3SP[2, x]
         pixels = pixels_PP[x]
         for y in range(red.shape[0]):
-            r = _to_byte(_I32(_I32(red[y]) + _I32(16)))
-            g = _to_byte(_I32(_I32(green[y]) + _I32(16)))
-            b = _to_byte(_I32(_I32(blue[y]) + _I32(16)))
+            r = _to_byte(_I16(_I16(red[y] >> _U16(2)) + _I16(32)))
+            g = _to_byte(_I16(_I16(green[y] >> _U16(2)) + _I16(32)))
+            b = _to_byte(_I16(_I16(blue[y] >> _U16(2)) + _I16(32)))
             pixels[y] = r | g << _U32(8) | b << _U32(16)
 
 
@@ -269,9 +331,12 @@ def crop(planes, scale, is_rgb, box_4, scratch, out_SS3):  # type: ignore[no-unt
         if channel < 2:  # the third plane is as the second
             down, across = scale[2 * channel], scale[2 * channel + 1]
             left, columns = _set_axes(scratch.vertical, scratch.horizontal, box_4, down, across)
-        _shrink_rows(plane, left, columns, scratch.vertical, scratch.rows)
+        first, last = _rows_read(scratch.vertical, plane.shape[0])
+        _widen(plane, left, columns, first, last, scratch.wide)
+        _mix(scratch.wide[:last], columns, scratch.vertical, scratch.rows)
         _transpose(scratch.rows, columns, scratch.line, scratch.columns)
-        _shrink_columns(scratch.columns, scratch.horizontal, scratch.planes[channel])
+        transposed = scratch.columns.view(np.uint16)
+        _mix(transposed[:columns], transposed.shape[1], scratch.horizontal, scratch.planes[channel])
     if is_rgb:
         _rgb_to_pixels(scratch.planes, scratch.pixels)
     else:
