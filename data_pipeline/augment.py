@@ -1,7 +1,8 @@
 """Views for contrastive learning, made on the device that trains, a whole batch at a time.
 
 Every image gets its own parameters. They are a function of (seed, epoch, sample id, view) and
-nothing else, drawn on the host from the counter generator; :mod:`kernels.augment` does the pixels.
+nothing else, drawn from the counter generator on the host or, for the Triton kernel, on the GPU;
+:mod:`kernels.augment` does the pixels.
 The pipeline is SimCLR's (arXiv 2002.05709, appendix A): colour jitter in random order, grayscale,
 Gaussian blur, then MoCo v3's solarise (arXiv 2104.02057), flip, and normalisation.
 
@@ -11,22 +12,28 @@ P parameters of an image.
 
 from dataclasses import dataclass, field
 from itertools import permutations
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from data_pipeline.counter_rng import Stream, sample_keys, uniforms
+from data_pipeline.counter_rng import Stream, run_key, sample_keys, uniforms
 from data_pipeline.errors import DataError
 from kernels.augment import (
     Column,
     Implementation,
     Jitter,
     augment,
+    choose,
     explain,
     gaussian_half_kernels,
     identity_table,
 )
+from kernels.on_device import to_device
+
+if TYPE_CHECKING:  # Triton is there on GPUs only
+    from kernels.augment.triton_draw import ViewSettings
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -155,6 +162,7 @@ class Augment:
         self.implementation = implementation
         self._mean = config.mean if config.normalize else (0.0, 0.0, 0.0)
         self._std = config.std if config.normalize else (1.0, 1.0, 1.0)
+        self._settings: dict[tuple[torch.device, int, int], torch.Tensor] = {}
 
     def __call__(self, crops_BVHWC: torch.Tensor, ids_B: torch.Tensor, epoch: int) -> torch.Tensor:
         """Augmented views.
@@ -174,10 +182,32 @@ class Augment:
         samples, views, *sides, _ = crops_BVHWC.shape
         if ids_B.shape != (samples,):
             raise ValueError(f"{samples} crops want {samples} ids, got {tuple(ids_B.shape)}")
-        table_RP = draw_parameters(
-            self.config, self.seed, epoch, ids_B.cpu().numpy(), side=min(sides), views=views
-        )
+        side, device = min(sides), crops_BVHWC.device
+        table_RP: FloatArray | torch.Tensor
+        if choose(device, self.implementation, self.dtype) == "triton":
+            table_RP = self._draw_on(device, ids_B, epoch, side, views)
+        else:
+            table_RP = draw_parameters(
+                self.config, self.seed, epoch, ids_B.cpu().numpy(), side=side, views=views
+            )
         return self._run(crops_BVHWC, table_RP)
+
+    def _draw_on(
+        self, device: torch.device, ids_B: torch.Tensor, epoch: int, side: int, views: int
+    ) -> torch.Tensor:
+        """:func:`draw_parameters`, drawn where it is used; only the ids are copied there."""
+        from kernels.augment.triton_draw import draw_table, settings_table
+
+        configs = _views(self.config, views)
+        if (device, side, views) not in self._settings:  # its upload waits, once in a run
+            settings = [_distributions(view, side) for view in configs]
+            self._settings[device, side, views] = settings_table(settings, device)
+        return draw_table(
+            int(run_key(self.seed, epoch)),
+            to_device(ids_B, device),
+            self._settings[device, side, views],
+            _widest_blur(self.config, side),
+        )
 
     def plain(self, crops_BVHWC: torch.Tensor) -> torch.Tensor:
         """The crops as they are, scaled to [0, 1] and normalised: for evaluation. As a call."""
@@ -187,7 +217,7 @@ class Augment:
         """One line: which implementation runs on ``device``, and why."""
         return explain(device, self.dtype, self.implementation)
 
-    def _run(self, crops_BVHWC: torch.Tensor, table_RP: FloatArray) -> torch.Tensor:
+    def _run(self, crops_BVHWC: torch.Tensor, table_RP: FloatArray | torch.Tensor) -> torch.Tensor:
         return augment(
             crops_BVHWC,
             table_RP,
@@ -223,15 +253,44 @@ def draw_parameters(
     Raises:
         ValueError: more views than the configuration describes.
     """
-    configs = (config.view1, config.view2)
-    if not 1 <= views <= len(configs):
-        raise ValueError(f"augment: settings describe {len(configs)} views, crops have {views}")
-    radius = max(view.blur_radius(side) for view in configs)
+    radius = _widest_blur(config, side)
     tables = [
         _draw_view(view, _Draw(seed, epoch, ids_B, number), side, radius)
-        for number, view in enumerate(configs[:views])
+        for number, view in enumerate(_views(config, views))
     ]
     return np.concatenate(tables)
+
+
+def _views(config: AugmentConfig, count: int) -> tuple[ViewConfig, ...]:
+    configs = (config.view1, config.view2)
+    if not 1 <= count <= len(configs):
+        raise ValueError(f"augment: settings describe {len(configs)} views, crops have {count}")
+    return configs[:count]
+
+
+def _widest_blur(config: AugmentConfig, side: int) -> int:
+    """Of all views, pixels: the tables have room for it."""
+    return max(view.blur_radius(side) for view in (config.view1, config.view2))
+
+
+def _distributions(view: ViewConfig, side: int) -> "ViewSettings":
+    from kernels.augment.triton_draw import ViewSettings
+
+    return ViewSettings(
+        flip=view.flip,
+        jitter=view.jitter,
+        brightness=view.brightness,
+        contrast=view.contrast,
+        saturation=view.saturation,
+        hue=view.hue,
+        grayscale=view.grayscale,
+        blur=view.blur,
+        sigma_low=view.blur_sigma[0],
+        sigma_high=view.blur_sigma[1],
+        radius=view.blur_radius(side),
+        solarize=view.solarize,
+        threshold=view.solarize_threshold,
+    )
 
 
 class _Draw:

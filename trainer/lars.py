@@ -19,6 +19,10 @@ paper's ratio, as in lightly and solo-learn.
 With Nesterov momentum the last line moves w by ``mu v + u``, u being what was added to v. The ratio
 is 1 where |w| or the denominator's gradient norm is 0, so that a zero-initialised tensor can leave
 zero. Tensors of one dimension or none (biases, BatchNorm) get neither the ratio nor weight decay.
+
+Two implementations: operations on lists of tensors ("foreach"), for every type and device, and the
+kernels of :mod:`kernels.lars` ("triton"), for float32 parameters on CUDA. They agree to the last
+digits of float32.
 """
 
 from collections.abc import Callable, Iterable
@@ -27,7 +31,11 @@ from typing import Any, Literal, get_args, overload
 import torch
 from torch.optim.sgd import sgd
 
-Variant = Literal["simclr", "mocov3", "you"]
+from kernels import choice
+from kernels.lars import Settings, Variant, lars_update_, obstacle
+from kernels.lars.multi_tensor import is_dense
+
+Implementation = Literal["auto", "foreach", "triton"]
 Tensors = list[torch.Tensor]
 
 
@@ -52,12 +60,14 @@ class LARS(torch.optim.Optimizer):
         variant: "simclr", "mocov3" or "you".
         nesterov: Nesterov momentum.
         eps: added to the denominator of "you" only.
+        implementation: "foreach", "triton", or "auto": the kernels where they run.
 
     Raises:
         ValueError: an argument is out of range, or a parameter is sparse or overlaps itself.
     """
 
     found_inf: torch.Tensor | None = None
+    implementation: Implementation = "auto"
 
     def __init__(
         self,
@@ -69,7 +79,14 @@ class LARS(torch.optim.Optimizer):
         variant: Variant = "simclr",
         nesterov: bool = False,
         eps: float = 1e-8,
+        implementation: Implementation = "auto",
     ) -> None:
+        if implementation not in get_args(Implementation):
+            raise ValueError(
+                f"LARS: unknown implementation {implementation!r}; "
+                f"use one of {', '.join(get_args(Implementation))}"
+            )
+        self.implementation = implementation
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -112,6 +129,10 @@ class LARS(torch.optim.Optimizer):
         """Update parameters of one device and dtype."""
         matrices = [p for p in params if p.ndim > 1]
         vectors = [p for p in params if p.ndim <= 1]
+        if self._runs_triton(params):
+            self._update_by_kernel(group, matrices, adapt=True)
+            self._update_by_kernel(group, vectors, adapt=False)
+            return
         matrix_updates, vector_updates = [], _gradients(vectors)
         if matrices:
             matrix_updates = self._adapted_gradients(group, matrices)
@@ -126,6 +147,39 @@ class LARS(torch.optim.Optimizer):
             lr,
             group["momentum"],
             group["nesterov"],
+        )
+
+    def _runs_triton(self, params: Tensors) -> bool:
+        """Whether the kernels update these; says so in the log, and why not where they could."""
+        asked = self.implementation
+        if asked == "foreach":
+            choice.record("lars", "foreach", "as asked")
+            return False
+        found = next(filter(None, (obstacle(p, p.grad) for p in params if p.grad is not None)), "")
+        if asked == "triton":
+            if found:
+                raise ValueError(f"LARS: implementation 'triton' cannot run: {found}; use 'auto'")
+            choice.record("lars", "triton", "as asked")
+            return True
+        on_cuda = params[0].device.type == "cuda"
+        if on_cuda and not found:
+            choice.record("lars", "triton", "fastest here for cuda")
+            return True
+        choice.record("lars", "foreach", found or "fastest here for cpu", fallback=on_cuda)
+        return False
+
+    def _update_by_kernel(self, group: dict[str, Any], params: Tensors, adapt: bool) -> None:
+        names = ("lr", "momentum", "weight_decay", "trust_coefficient", "variant", "nesterov")
+        grads = [p.grad for p in params if p.grad is not None]
+        if len({grad.dtype for grad in grads}) > 1:
+            grads = _gradients(params)
+        lars_update_(
+            params,
+            [match_layout(grad, p) for grad, p in zip(grads, params)],
+            [self._momentum_buffer(p) for p in params] if group["momentum"] else None,
+            Settings(eps=group["eps"], **{name: group[name] for name in names}),
+            adapt=adapt,
+            found_inf=self.found_inf,
         )
 
     def _adapted_gradients(self, group: dict[str, Any], params: Tensors) -> Tensors:
@@ -196,24 +250,11 @@ def _check_group(group: dict[str, Any]) -> None:
     for param in group["params"]:
         if not param.is_floating_point():
             raise ValueError(f"LARS: a parameter has dtype {param.dtype}, not floating point")
-        if not _is_dense(param):
+        if not is_dense(param):
             raise ValueError(
                 f"LARS: a parameter of shape {tuple(param.shape)} is sparse or a strided view; "
                 "make it contiguous"
             )
-
-
-def _is_dense(tensor: torch.Tensor) -> bool:
-    """Whether the tensor's elements fill one piece of memory, in any order of dimensions."""
-    if tensor.layout != torch.strided:
-        return False
-    expected = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape)):
-        if size > 1:
-            if stride != expected:
-                return False
-            expected *= size
-    return True
 
 
 def _by_device_and_dtype(params: Tensors) -> list[Tensors]:

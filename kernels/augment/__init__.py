@@ -7,15 +7,24 @@ view is byte-equal in whatever batch it stands, which "the same run on any numbe
 ========== ========================================= ===========================================
 reference  ``reference.py``, any device and dtype    plain torch; the oracle of the others
 cpu        ``cpu.py``, numba, CPU                    one pass per image, threads over images
+triton     ``triton_kernels.py``, CUDA, not float64  one launch; ``plan.py`` counts its bytes
 ========== ========================================= ===========================================
+
+A table is drawn on the host and copied, or, for "triton", on the GPU from sample ids:
+:func:`kernels.augment.triton_draw.draw_table`.
 """
 
-from typing import Literal
+import importlib.util
+import os
+from functools import lru_cache
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 
+from kernels import choice
 from kernels.augment.table import Column, FloatArray, Jitter, gaussian_half_kernels, identity_table
+from kernels.on_device import to_device
 
 __all__ = [
     "Column",
@@ -28,14 +37,14 @@ __all__ = [
     "identity_table",
 ]
 
-Implementation = Literal["auto", "reference", "cpu"]
+Implementation = Literal["auto", "reference", "cpu", "triton"]
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def augment(
     crops_BVHWC: torch.Tensor,
-    table_RP: FloatArray,
+    table_RP: FloatArray | torch.Tensor,
     *,
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0),
     std: tuple[float, float, float] = (1.0, 1.0, 1.0),
@@ -50,7 +59,8 @@ def augment(
     Args:
         crops_BVHWC: uint8 ``(B, V, H, W, 3)``, any device.
         table_RP: float64 ``(V * B, P)`` on the host (:mod:`kernels.augment.table`), view-major:
-            row ``v * B + b`` is for view ``v`` of sample ``b``.
+            row ``v * B + b`` is for view ``v`` of sample ``b``. Or, for "triton" alone, such a
+            table as a contiguous float32 tensor on the device of the crops.
         mean: subtracted per channel at the end, in units of [0, 1].
         std: divided by per channel at the end, in units of [0, 1].
         dtype: float32, float64, bfloat16 or float16.
@@ -63,7 +73,20 @@ def augment(
         ValueError: a shape or dtype is not as said, or the implementation does not serve here.
     """
     _check(crops_BVHWC, table_RP, dtype)
-    if choose(crops_BVHWC.device, implementation) == "cpu":
+    chosen = _choose(crops_BVHWC.device, dtype, implementation)
+    choice.record("augment", chosen.implementation, chosen.reason, fallback=chosen.fallback)
+    if chosen.implementation == "triton":
+        from kernels.augment.triton_kernels import augment_triton
+
+        return augment_triton(
+            crops_BVHWC, _on_device(table_RP, crops_BVHWC.device), mean, std, dtype
+        )
+    if isinstance(table_RP, torch.Tensor):
+        raise ValueError(
+            f"augment: implementation {chosen.implementation!r} takes a table on the host, float64 "
+            "as NumPy has it; only 'triton' takes one on the device"
+        )
+    if chosen.implementation == "cpu":
         from kernels.augment.cpu import augment_cpu
 
         return augment_cpu(crops_BVHWC, table_RP, mean, std, dtype)
@@ -72,20 +95,17 @@ def augment(
     return augment_reference(crops_BVHWC, table_RP, mean, std, dtype)
 
 
-def choose(device: torch.device | str, implementation: Implementation = "auto") -> str:
-    """Name of the implementation that serves ``device``.
+def choose(
+    device: torch.device | str,
+    implementation: Implementation = "auto",
+    dtype: torch.dtype = torch.float32,
+) -> str:
+    """Name of the implementation that serves ``device`` and makes ``dtype``.
 
     Raises:
         ValueError: the implementation asked for does not run there.
     """
-    on_cpu = torch.device(device).type == "cpu"
-    if implementation == "auto":
-        return "cpu" if on_cpu else "reference"
-    if implementation == "cpu" and not on_cpu:
-        raise ValueError(f"augment: implementation 'cpu' cannot run on {device}; use 'auto'")
-    if implementation not in ("cpu", "reference"):
-        raise ValueError(f"augment: no implementation {implementation!r}; use 'auto'")
-    return implementation
+    return _choose(torch.device(device), dtype, implementation).implementation
 
 
 def explain(
@@ -94,17 +114,70 @@ def explain(
     implementation: Implementation = "auto",
 ) -> str:
     """One line: which implementation :func:`augment` runs for these, and why."""
-    name = choose(device, implementation)
-    why = "as asked" if implementation != "auto" else f"fastest here for {torch.device(device)}"
+    chosen = _choose(torch.device(device), dtype, implementation)
     real = "float64" if dtype == torch.float64 else "float32"
     what = {
         "cpu": f"numba, {torch.get_num_threads()} thread(s) over images",
         "reference": "plain torch",
-    }[name]
-    return f"augment: {name} ({what}; {why}), arithmetic in {real}, output {str(dtype)[6:]}"
+        "triton": "one launch",
+    }[chosen.implementation]
+    return (
+        f"augment: {chosen.implementation} ({what}; {chosen.reason}), "
+        f"arithmetic in {real}, output {str(dtype)[6:]}"
+    )
 
 
-def _check(crops_BVHWC: torch.Tensor, table_RP: FloatArray, dtype: torch.dtype) -> None:
+class _Chosen(NamedTuple):
+    implementation: str
+    reason: str
+    fallback: bool = False
+
+
+def _choose(device: torch.device, dtype: torch.dtype, implementation: str) -> _Chosen:
+    if implementation == "reference":
+        return _Chosen("reference", "as asked")
+    obstacle = _obstacle_to_triton(device, dtype)
+    if implementation == "auto":
+        if device.type == "cpu":
+            return _Chosen("cpu", f"fastest here for {device.type}")
+        if not obstacle:
+            return _Chosen("triton", f"fastest here for {device.type}")
+        return _Chosen("reference", obstacle, fallback=device.type == "cuda")
+    if implementation == "cpu":
+        if device.type != "cpu":
+            raise ValueError(f"augment: implementation 'cpu' cannot run on {device}; use 'auto'")
+        return _Chosen("cpu", "as asked")
+    if implementation == "triton":
+        if obstacle:
+            raise ValueError(f"augment: implementation 'triton' cannot run: {obstacle}; use 'auto'")
+        return _Chosen("triton", "as asked")
+    raise ValueError(f"augment: no implementation {implementation!r}; use 'auto'")
+
+
+def _obstacle_to_triton(device: torch.device, dtype: torch.dtype) -> str:
+    """What is in the way of the Triton kernel; empty where nothing is."""
+    if dtype == torch.float64:
+        return "Triton's arithmetic is float32, not float64"
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # then a kernel runs on the CPU
+    if device.type != "cuda" and not (interpreted and device.type == "cpu"):
+        return f"Triton does not run on {device.type}"
+    return "" if _has_triton() else "Triton is not installed"
+
+
+@lru_cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _on_device(table_RP: FloatArray | torch.Tensor, device: torch.device) -> torch.Tensor:
+    if isinstance(table_RP, torch.Tensor):
+        return table_RP
+    return to_device(table_RP.astype(np.float32), device)
+
+
+def _check(
+    crops_BVHWC: torch.Tensor, table_RP: FloatArray | torch.Tensor, dtype: torch.dtype
+) -> None:
     shape = tuple(crops_BVHWC.shape)
     if crops_BVHWC.dtype != torch.uint8 or len(shape) != 5 or shape[-1] != 3:
         raise ValueError(
@@ -112,10 +185,7 @@ def _check(crops_BVHWC: torch.Tensor, table_RP: FloatArray, dtype: torch.dtype) 
         )
     if dtype not in _DTYPES:
         raise ValueError(f"augment: dtype must be one of {_DTYPES}, got {dtype}")
-    if table_RP.dtype != np.float64 or table_RP.ndim != 2:
-        raise ValueError(
-            f"augment: the table must be float64 (R, P), got {table_RP.dtype} {table_RP.shape}"
-        )
+    _check_table(table_RP, crops_BVHWC.device)
     if table_RP.shape[0] != shape[0] * shape[1]:
         raise ValueError(
             f"augment: {shape[1]} views of {shape[0]} samples want as many rows of parameters, "
@@ -126,4 +196,18 @@ def _check(crops_BVHWC: torch.Tensor, table_RP: FloatArray, dtype: torch.dtype) 
         raise ValueError(
             f"augment: a blur of radius {radius} cannot reflect at the border of "
             f"{shape[2]}x{shape[3]} images"
+        )
+
+
+def _check_table(table_RP: FloatArray | torch.Tensor, device: torch.device) -> None:
+    if isinstance(table_RP, torch.Tensor):
+        fits = table_RP.dtype == torch.float32 and table_RP.device == device
+        if not fits or table_RP.ndim != 2 or not table_RP.is_contiguous():
+            raise ValueError(
+                f"augment: a table that is a tensor must be float32 (R, P), contiguous, on "
+                f"{device}, got {table_RP.dtype} {tuple(table_RP.shape)} on {table_RP.device}"
+            )
+    elif table_RP.dtype != np.float64 or table_RP.ndim != 2:
+        raise ValueError(
+            f"augment: the table must be float64 (R, P), got {table_RP.dtype} {table_RP.shape}"
         )

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from kernels.augment.table import JITTER_STEPS, LUMA, Column, FloatArray, Jitter
+from kernels.on_device import to_device
 
 Triple = tuple[float, float, float]
 
@@ -60,7 +61,7 @@ class _Rows:
 
     def __init__(self, table_RP: FloatArray, images_R3HW: torch.Tensor) -> None:
         self.images_R3HW = images_R3HW
-        self.table_RP = _to_device(table_RP, images_R3HW.device).to(images_R3HW.dtype)
+        self.table_RP = to_device(table_RP, images_R3HW.device).to(images_R3HW.dtype)
 
     def apply(
         self, chosen_R: npt.NDArray[np.bool_], operation: Operation, column: slice | int
@@ -68,7 +69,7 @@ class _Rows:
         """``operation(images, parameters)`` on the rows chosen on the host."""
         if not chosen_R.any():
             return
-        rows_S = _to_device(np.flatnonzero(chosen_R), self.images_R3HW.device)
+        rows_S = to_device(np.flatnonzero(chosen_R), self.images_R3HW.device)
         parameters_S = self.table_RP[:, column].index_select(0, rows_S)
         images_S3HW = operation(self.images_R3HW.index_select(0, rows_S), parameters_S)
         self.images_R3HW.index_copy_(0, rows_S, images_S3HW)
@@ -182,12 +183,4 @@ def _per_image(values_S: torch.Tensor) -> torch.Tensor:
 
 
 def _channels(values: Triple, like: torch.Tensor) -> torch.Tensor:
-    return _to_device(np.array(values), like.device).to(like.dtype)[:, None, None]
-
-
-def _to_device(array: npt.NDArray[np.generic], device: torch.device) -> torch.Tensor:
-    """Host to device without waiting: a copy from pageable memory would wait for the stream."""
-    tensor = torch.from_numpy(array)
-    if device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    return to_device(np.array(values), like.device).to(like.dtype)[:, None, None]

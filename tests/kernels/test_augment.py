@@ -327,12 +327,15 @@ def test_wrong_inputs_are_refused(images, table, message):
 
 def test_choice_is_explained_and_an_impossible_one_refused():
     assert choose("cpu") == "cpu"
-    assert choose("cuda") == "reference"
+    assert choose("cuda") == "triton"
+    assert choose("cuda", dtype=torch.float64) == "reference"
     assert choose("cpu", "reference") == "reference"
     assert "numba" in explain("cpu")
     assert "as asked" in explain("cpu", torch.float64, "reference")
     with pytest.raises(ValueError, match="cannot run on cuda"):
         choose("cuda:0", "cpu")
+    with pytest.raises(ValueError, match="does not run on cpu"):
+        choose("cpu", "triton")
     with pytest.raises(ValueError, match="no implementation"):
         choose("cpu", "magic")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="dtype"):

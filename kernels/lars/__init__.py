@@ -1,0 +1,104 @@
+"""LARS updates of many tensors at once; :mod:`trainer.lars` holds the optimizer around them.
+
+========== ===================================== ==============================================
+reference  ``reference.py``, any device, dtype   one tensor at a time; the oracle
+triton     ``triton_kernels.py``, CUDA, float32  three launches for all tensors of a group
+========== ===================================== ==============================================
+
+There is no third: where Triton does not run, the optimizer's own foreach operations are faster than
+the reference. :func:`obstacle` says whether it runs, and if not, why.
+"""
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Literal
+
+import torch
+
+from kernels.lars.multi_tensor import check_alike
+from kernels.lars.reference import Settings, Variant, lars_reference_
+
+__all__ = ["Implementation", "Settings", "Variant", "lars_update_", "obstacle"]
+
+Implementation = Literal["reference", "triton"]
+
+_GRADIENTS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@torch.no_grad()
+def lars_update_(
+    weights: Sequence[torch.Tensor],
+    grads: Sequence[torch.Tensor],
+    momenta: Sequence[torch.Tensor] | None,
+    settings: Settings,
+    *,
+    adapt: bool,
+    found_inf: torch.Tensor | None = None,
+    implementation: Implementation = "triton",
+) -> None:
+    """One step of LARS on tensors of one device and dtype, in place; the host does not wait.
+
+    Args:
+        weights: to update; dense. float32 for "triton".
+        grads: theirs, of the same shapes and memory layouts; left as they are. For "triton"
+            float32, bfloat16 or float16, all alike.
+        momenta: velocities, to update, of the dtype of the weights; None where momentum is 0.
+        settings: of the step.
+        adapt: with trust ratio and weight decay; without either for biases and BatchNorm.
+        found_inf: float32 of one element; where it is not 0 nothing is written.
+        implementation: "reference" or "triton".
+
+    Raises:
+        ValueError: tensors are not as said, or the implementation does not run here.
+    """
+    if not weights:
+        return
+    lists = [weights, grads] if momenta is None else [weights, grads, momenta]
+    check_alike(lists, "lars")
+    if implementation == "reference":
+        lars_reference_(weights, grads, momenta, settings, adapt=adapt, found_inf=found_inf)
+        return
+    hindrance = _first_obstacle(weights, grads, momenta)
+    if hindrance:
+        raise ValueError(f"lars: implementation 'triton' cannot run: {hindrance}")
+    from kernels.lars.triton_kernels import lars_triton_
+
+    lars_triton_(weights, grads, momenta, settings, adapt=adapt, found_inf=found_inf)
+
+
+def obstacle(weight: torch.Tensor, grad: torch.Tensor) -> str:
+    """What keeps "triton" from updating ``weight`` by ``grad``; empty where nothing does."""
+    for tensor in (weight, grad):
+        # A DTensor's address is a shard's, its norm all processes'.
+        if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+            return f"{type(tensor).__name__} is not a plain tensor"
+        if tensor.layout != torch.strided:
+            return f"a tensor of shape {tuple(tensor.shape)} is sparse"
+    if weight.dtype != torch.float32:
+        return f"parameters are {str(weight.dtype)[6:]}, not float32"
+    if grad.dtype not in _GRADIENTS:
+        return f"gradients are {str(grad.dtype)[6:]}"
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # then a kernel runs on the CPU
+    if weight.device.type != "cuda" and not (interpreted and weight.device.type == "cpu"):
+        return f"Triton does not run on {weight.device.type}"
+    return "" if _has_triton() else "Triton is not installed"
+
+
+def _first_obstacle(
+    weights: Sequence[torch.Tensor],
+    grads: Sequence[torch.Tensor],
+    momenta: Sequence[torch.Tensor] | None,
+) -> str:
+    for weight, grad in zip(weights, grads):
+        if found := obstacle(weight, grad):
+            return found
+    if momenta is not None and momenta[0].dtype != torch.float32:
+        return f"momenta are {str(momenta[0].dtype)[6:]}, not float32"
+    return ""
+
+
+@lru_cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None

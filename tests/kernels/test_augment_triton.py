@@ -1,0 +1,83 @@
+"""The Triton augmentation without a GPU: interpreted, and as machine code for GPUs elsewhere."""
+
+import re
+from typing import Any
+
+import pytest
+import torch
+
+from kernels.augment.plan import bytes_moved, plan_launch
+from kernels.compile_case import CompileCase
+from tests.kernels.interpreter import run_interpreted
+
+
+def test_pixels_and_draws_in_the_interpreter() -> None:
+    run_interpreted("augment")
+
+
+@pytest.mark.slow
+def test_more_sizes_in_the_interpreter() -> None:
+    run_interpreted("augment", slow=True)
+
+
+def compiled(case: CompileCase, **options: Any) -> str:
+    """PTX for an H100."""
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = case.kernel.arg_names
+    source = ASTSource(
+        fn=case.kernel,
+        signature={name: case.signature.get(name, "constexpr") for name in names},
+        constexprs={(names.index(name),): value for name, value in case.constants.items()},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in case.aligned},
+    )
+    options = {"num_warps": case.warps, "num_stages": case.stages, **options}
+    return str(triton.compile(source, GPUTarget("cuda", 90, 32), options).asm["ptx"])
+
+
+def test_a_gpu_rounds_to_bfloat16_and_sees_what_its_threads_have_written() -> None:
+    """What the interpreter cannot show: it truncates, and runs one thread."""
+    from kernels.augment.triton_kernels import compile_cases
+
+    case = next(case for case in compile_cases() if case.name == "augment bf16 224x224")
+    ptx = compiled(case)
+    assert re.search(r"cvt\.rn\.bf16(x2)?\.f32", ptx)
+    assert "cvt.rz.bf16" not in ptx
+    # Ring and strip are written and read by one launch: the read-only cache would not notice.
+    assert "ld.global.nc" not in ptx
+    assert "bar.sync" in ptx
+
+
+def test_draws_are_compiled_without_fused_multiply_adds() -> None:
+    """The host rounds the product and the sum; fused, the last bit of a factor would differ."""
+    from kernels.augment.triton_draw import compile_cases
+
+    fused = compiled(compile_cases()[0])
+    exact = compiled(compile_cases()[0], enable_fp_fusion=False)
+    count = {name: len(re.findall(name, exact)) for name in (r"mul\.rn\.f64", r"add\.rn\.f64")}
+    assert min(count.values()) >= 7  # four factors, sigma, and the chances
+    # What is left of them is inside the exponential.
+    assert exact.count("fma.rn.f64") <= fused.count("fma.rn.f64")
+
+
+def test_traffic_is_the_floor_while_the_cache_holds_what_is_in_work() -> None:
+    for dtype, floor in ((torch.bfloat16, 9), (torch.float16, 9), (torch.float32, 15)):
+        traffic = bytes_moved(1024, 224, 224, dtype)
+        assert traffic.floor == floor * 1024 * 224 * 224
+        assert traffic.planned < 1.001 * traffic.floor
+        assert traffic.uncached > traffic.planned
+        assert traffic.cache < 40e6  # A100 has 40 MB, H100 50 MB
+    nothing = bytes_moved(0, 224, 224, torch.bfloat16)
+    assert (nothing.floor, nothing.planned, nothing.uncached, nothing.cache) == (0, 0, 0, 0)
+    sharp = bytes_moved(8, 32, 32, torch.float32, p_blur=0.0, p_contrast=0.0)
+    assert sharp.uncached == sharp.planned
+
+
+@pytest.mark.parametrize("side", [1, 7, 32, 95, 96, 224, 384])
+def test_a_ring_holds_a_strip_and_its_neighbours(side: int) -> None:
+    for radius in {0, side // 20, side - 1}:
+        launch = plan_launch(side, side, radius)
+        assert 1 <= launch.strip <= side
+        assert launch.ring == min(side, launch.strip + 2 * radius)
