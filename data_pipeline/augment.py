@@ -29,8 +29,8 @@ from kernels.augment import (
     explain,
     gaussian_half_kernels,
     identity_table,
+    to_device,
 )
-from kernels.on_device import to_device
 
 if TYPE_CHECKING:  # Triton is there on GPUs only
     from kernels.augment.triton_draw import ViewSettings

@@ -124,11 +124,11 @@ def _set_shrinking(axis, start, length, low, high):  # type: ignore[no-untyped-d
     size = axis.first.shape[0]
     scale = length / size
     slope, most = 1.0 / scale, 0
-    ends = (np.int64(2.0 * scale) + 5) // 4 * 4  # a bound of the taps, in fours
+    ends = (int(2.0 * scale) + 5) // 4 * 4  # a bound of the taps, in fours
     for i in range(size):
         centre = start + (i + 0.5) * scale
-        first = max(np.int64(np.floor(centre - scale + 0.5)), low)
-        taps = min(np.int64(np.floor(centre + scale + 0.5)), high) - first
+        first = max(int(np.floor(centre - scale + 0.5)), low)
+        taps = min(int(np.floor(centre + scale + 0.5)), high) - first
         total, heaviest = 0.0, 0
         for k in range(taps):
             shares[k] = max(0.0, 1.0 - abs(first + k + 0.5 - centre) * slope)
@@ -137,7 +137,7 @@ def _set_shrinking(axis, start, length, low, high):  # type: ignore[no-untyped-d
                 heaviest = k
         one, rest, row = _ONE / total, _ONE, axis.weights[i]
         for k in range(taps):
-            weight = np.int64(shares[k] * one + 0.5)
+            weight = int(shares[k] * one + 0.5)
             row[k] = weight
             rest -= weight
         row[heaviest] += rest  # the sum is exact: flat areas keep their value

@@ -1,7 +1,7 @@
 """Which implementation of every kernel runs here, and why: recorded once, logged once.
 
 A kernel that can run in several ways says so with :func:`record` when it has chosen. What was
-chosen is said once in the log, at INFO; a fall back to a slower way is said once at WARNING, so
+chosen is said once in the log, at DEBUG; a fall back to a slower way is said once at WARNING, so
 that no run is slow in silence. :func:`explain` tells all of it again, for ``--verbose``.
 """
 
@@ -45,7 +45,7 @@ def record(kernel: str, implementation: str, reason: str, *, fallback: bool = Fa
     if fallback:
         _log.warning("%s: falling back to %s: %s", kernel, implementation, reason)
     else:
-        _log.info("%s: %s: %s", kernel, implementation, reason)
+        _log.debug("%s: %s: %s", kernel, implementation, reason)
 
 
 def explain() -> str:

@@ -35,6 +35,7 @@ __all__ = [
     "explain",
     "gaussian_half_kernels",
     "identity_table",
+    "to_device",
 ]
 
 Implementation = Literal["auto", "reference", "cpu", "triton"]

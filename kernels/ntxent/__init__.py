@@ -13,37 +13,30 @@ anchors, and as the positive of its positive. With ``p_ij = exp(s_ij - lse_i)``:
 
 ``s`` is symmetric, so ``p_ji = exp(s_ij - lse_j)``: given all rows and all N log-sum-exps, a
 process computes the *complete* derivative of the global loss by its own rows. Forward gathers the
-rows and then two floats per row; backward communicates nothing, where a differentiable gather
-would reduce-scatter N x D gradients.
+rows, while the own block is computed, and then two floats per row; backward communicates nothing,
+where a differentiable gather would reduce-scatter N x D gradients.
 
 **Scale.** DistributedDataParallel averages parameter gradients over W processes:
 ``1/W sum_r J_r^T g_r`` with ``J_r`` the Jacobian of process r's rows. The gradient of the global
 mean is ``sum_r J_r^T dloss/dz_r``; therefore ``g_r = W dloss/dz_r`` is what backward returns.
+
+MoCo's loss, queries against keys that take no gradient, is :func:`info_nce`
+(:mod:`kernels.ntxent.contrast`). Both are custom operations (:mod:`kernels.ntxent.ops`):
+``torch.compile`` takes them without a graph break.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
 
 import torch
-from torch.autograd.function import once_differentiable
 
-from kernels.ntxent import blocked
-from kernels.ntxent.gather import Group, first_row, gather_rows, rank_and_size
+from kernels import choice
+from kernels.ntxent import ops
+from kernels.ntxent.contrast import info_nce
+from kernels.ntxent.gather import Group, group_name
+from kernels.ntxent.implementations import IMPLEMENTATIONS, Implementation, RowKernels
 from kernels.ntxent.reference import reference_nt_xent, unit_rows
 
-__all__ = ["Implementation", "RowKernels", "nt_xent"]
-
-Implementation = Literal["auto", "reference", "blocked"]
-
-
-class RowKernels(NamedTuple):
-    """What an implementation provides, as :mod:`kernels.ntxent.blocked` defines it."""
-
-    row_logsumexp: Callable[..., torch.Tensor]
-    row_gradient: Callable[..., torch.Tensor]
-
-
-_KERNELS = {"blocked": RowKernels(blocked.row_logsumexp, blocked.row_gradient)}
+__all__ = ["Implementation", "RowKernels", "info_nce", "nt_xent"]
 
 
 def nt_xent(
@@ -69,10 +62,12 @@ def nt_xent(
         temperature: tau, positive.
         group: the process group whose samples are each other's negatives; ``None`` is the default
             group, or this process alone where there is none.
-        implementation: ``"reference"`` holds the N x N matrix; ``"blocked"`` holds one tile of it;
-            ``"auto"`` takes the fastest that runs here.
+        implementation: ``"reference"`` holds the N x N matrix; ``"blocked"`` holds one tile of it,
+            on any device; ``"triton"`` holds it in registers, on CUDA; ``"auto"`` takes the fastest
+            that runs here, and ``kernels.explain()`` says which that was.
         rows_per_rank: B of every process, where they differ.
-        block_size: rows and columns of a tile of ``"blocked"``; ``None`` chooses by device.
+        block_size: rows and columns of a tile (for ``"triton"`` 16, 32, 64 or 128); ``None``
+            chooses by device.
 
     Returns:
         0-d float32 (float64 for float64): the mean over all anchors of all processes, equal on all.
@@ -86,67 +81,21 @@ def nt_xent(
     with torch.autocast(z_VBD.device.type, enabled=False):
         unit_MD = unit_rows(z_VBD).flatten(0, 1)
         if implementation == "reference":
-            loss: torch.Tensor = reference_nt_xent(
+            choice.record("ntxent", "reference", "as asked")
+            loss = reference_nt_xent(
                 unit_MD.to(z_VBD.dtype), temperature, group=group, rows_per_rank=rows
             ).to(unit_MD.dtype)
         else:
-            loss = _NTXent.apply(
+            loss, _, _ = ops.ntxent(
                 unit_MD,
                 z_VBD.dtype,
                 1.0 / temperature,
-                group,
                 rows,
+                group_name(group),
                 block_size,
-                _KERNELS["blocked"],
+                implementation,
             )
     return loss
-
-
-class _NTXent(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        unit_MD: torch.Tensor,
-        factor_dtype: torch.dtype,
-        inv_temperature: float,
-        group: Group,
-        rows_per_rank: list[int] | None,
-        block_size: int | None,
-        kernels: RowKernels,
-    ) -> torch.Tensor:
-        local_MD = unit_MD.to(factor_dtype)
-        all_ND = gather_rows(local_MD, rows_per_rank, group)
-        start = first_row(rows_per_rank, len(local_MD), group)
-        own = slice(start, start + len(local_MD))
-        lse_M = kernels.row_logsumexp(all_ND, own, inv_temperature, block_size)
-        wide_MD = local_MD.to(lse_M.dtype)
-        positive_M = (wide_MD * _swap_views(wide_MD)).sum(1) * inv_temperature
-        # Not one mean per process and a sum of means: gathered rows make the value equal on all.
-        lse_N, positive_N = gather_rows(
-            torch.stack([lse_M, positive_M], dim=1), rows_per_rank, group
-        ).unbind(1)
-        ctx.save_for_backward(all_ND, lse_N)
-        ctx.own, ctx.inv_temperature, ctx.block_size = own, inv_temperature, block_size
-        ctx.kernels, ctx.world_size = kernels, rank_and_size(group)[1]
-        return (lse_N - positive_N).mean()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        all_ND, lse_N = ctx.saved_tensors
-        with torch.autocast(all_ND.device.type, enabled=False):
-            own_MD = all_ND[ctx.own].to(lse_N.dtype)
-            grad_MD = ctx.kernels.row_gradient(
-                all_ND, ctx.own, lse_N, ctx.inv_temperature, ctx.block_size
-            )
-            grad_MD -= 2 * _swap_views(own_MD)
-            grad_MD *= grad * (ctx.world_size * ctx.inv_temperature / len(all_ND))
-        return grad_MD, None, None, None, None, None, None
-
-
-def _swap_views(rows_MD: torch.Tensor) -> torch.Tensor:
-    """The positive of each row: the same sample's other view, half the rows away."""
-    return rows_MD.roll(len(rows_MD) // 2, dims=0)
 
 
 def _check(
@@ -164,7 +113,7 @@ def _check(
         raise ValueError("nt_xent got no samples")
     if not temperature > 0:
         raise ValueError(f"nt_xent wants a positive temperature, got {temperature}")
-    if implementation not in ("auto", "reference", "blocked"):
-        raise ValueError(f"no implementation {implementation!r}: auto, reference or blocked")
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"no implementation {implementation!r}: {', '.join(IMPLEMENTATIONS)}")
     if block_size is not None and block_size < 1:
         raise ValueError(f"block_size must be positive, got {block_size}")

@@ -14,16 +14,12 @@ colder ones subtract what keeps every number finite, which costs about twice the
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
 from typing import NamedTuple
 
 import torch
 
+from kernels.ntxent.products import WARM, add_product, factors, multiply, products_of
 from kernels.ntxent.reference import statistics_dtype
-
-# exp(60) times a billion and exp(-60) over a billion are float32 numbers with all their digits.
-_WARM = 60.0
 
 
 class _Tile(NamedTuple):
@@ -50,11 +46,11 @@ def row_logsumexp(
     Returns:
         ``(M,)`` float32 (float64 for float64 rows), finite at any temperature.
     """
-    logsumexp = _warm_logsumexp if inv_temperature <= _WARM else _cold_logsumexp
+    logsumexp = _warm_logsumexp if inv_temperature <= WARM else _cold_logsumexp
     result_M = torch.empty(
         own.stop - own.start, dtype=statistics_dtype(all_ND.dtype), device=all_ND.device
     )
-    with _products_of(all_ND):
+    with products_of(all_ND):
         return logsumexp(_logits(all_ND, own, inv_temperature, block_size), result_M)
 
 
@@ -103,15 +99,15 @@ def row_gradient(
     """
     own_MD = all_ND[own]
     grad_MD = torch.zeros(own_MD.shape, dtype=lse_N.dtype, device=all_ND.device)
-    columns_ND, rows_MD = _factors(all_ND), _factors(own_MD)
-    weights = _warm_weights if inv_temperature <= _WARM else _cold_weights
-    with _products_of(all_ND):
+    columns_ND, rows_MD = factors(all_ND), factors(own_MD)
+    weights = _warm_weights if inv_temperature <= WARM else _cold_weights
+    with products_of(all_ND):
         for tile, logits_mn in _logits(all_ND, own, inv_temperature, block_size):
             weight_mn = weights(logits_mn, lse_N[own][tile.rows], lse_N[tile.columns])
             weight_mn = weight_mn.to(all_ND.dtype) if all_ND.is_cuda else weight_mn
-            _add_product(grad_MD[tile.rows], weight_mn, columns_ND[tile.columns])
+            add_product(grad_MD[tile.rows], weight_mn, columns_ND[tile.columns])
             if tile.mirror is not None:
-                _add_product(grad_MD[tile.mirror], weight_mn.T, rows_MD[tile.rows])
+                add_product(grad_MD[tile.mirror], weight_mn.T, rows_MD[tile.rows])
     return grad_MD
 
 
@@ -142,7 +138,7 @@ def _logits(
     """
     block = block_size or (4096 if all_ND.is_cuda else 512)
     dtype = statistics_dtype(all_ND.dtype)
-    columns_ND = _factors(all_ND)
+    columns_ND = factors(all_ND)
     rows_MD = columns_ND[own]
     buffer = torch.empty(
         min(block, len(rows_MD)) * min(block, len(all_ND)), dtype=dtype, device=all_ND.device
@@ -150,7 +146,7 @@ def _logits(
     for tile in _tiles(own, len(all_ND), block):
         rows_mD, columns_nD = rows_MD[tile.rows], columns_ND[tile.columns]
         logits_mn = buffer[: len(rows_mD) * len(columns_nD)].view(len(rows_mD), len(columns_nD))
-        _multiply(rows_mD, columns_nD.T, inv_temperature, logits_mn)
+        multiply(rows_mD, columns_nD.T, inv_temperature, logits_mn)
         if tile.on_diagonal:
             logits_mn.fill_diagonal_(float("-inf"))
         yield tile, logits_mn
@@ -171,53 +167,3 @@ def _tiles(own: slice, count: int, block: int) -> Iterator[_Tile]:
 def _spans(start: int, stop: int, block: int) -> Iterator[slice]:
     for first in range(start, stop, block):
         yield slice(first, min(first + block, stop))
-
-
-def _factors(rows: torch.Tensor) -> torch.Tensor:
-    """Rows as factors of products whose sums are wanted in the statistics' dtype.
-
-    CUDA multiplies 16-bit factors and hands back float32 sums. The CPU's product of such factors
-    is rounded to 16 bits (at tau = 0.1 an error of 0.04 in a logit), so there they are widened.
-    """
-    return rows if rows.is_cuda else rows.to(statistics_dtype(rows.dtype))
-
-
-def _multiply(a: torch.Tensor, b: torch.Tensor, alpha: float, out: torch.Tensor) -> None:
-    """``out = alpha a @ b``."""
-    if a.dtype == out.dtype:
-        torch.addmm(out, a, b, beta=0, alpha=alpha, out=out)
-    else:
-        torch.mm(a, b, out_dtype=out.dtype, out=out).mul_(alpha)
-
-
-def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
-    """``total += a @ b``."""
-    if b.dtype == total.dtype:
-        total.addmm_(a, b)
-    else:
-        total += torch.mm(a, b, out_dtype=total.dtype)
-
-
-@contextmanager
-def _products_of(rows: torch.Tensor) -> Iterator[None]:
-    """Let the CPU's matrix unit (AMX) multiply what came as bfloat16: three times the speed.
-
-    oneDNN rounds float32 factors to bfloat16, which rows that were bfloat16 do not notice, and sums
-    in float32. Weights are rounded as on a GPU. The switch is the process's own: for as long as
-    this lasts it holds for float32 products of other threads too.
-    """
-    if rows.is_cuda or rows.dtype != torch.bfloat16 or not _has_matrix_unit():
-        yield
-        return
-    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = settings.fp32_precision
-    settings.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        settings.fp32_precision = before
-
-
-@cache
-def _has_matrix_unit() -> bool:
-    return torch.cpu.get_capabilities().get("amx_bf16", False)

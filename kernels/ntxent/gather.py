@@ -1,11 +1,12 @@
 """The collectives of the loss: rows of all ranks, in rank order, equal on every rank."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch.autograd.function import once_differentiable
+from torch.distributed.distributed_c10d import GroupName, _get_default_group, _resolve_process_group
 
 Group = dist.ProcessGroup | None
 
@@ -35,21 +36,63 @@ def gather_rows(
     Raises:
         ValueError: ``rows_per_rank`` contradicts the group's size or this rank's rows.
     """
+    return start_gather(local, rows_per_rank, group).wait()
+
+
+class Gathering(NamedTuple):
+    """Rows on their way; what :func:`start_gather` returns."""
+
+    work: dist.Work | None
+    gathered: torch.Tensor
+    rows: list[int]
+
+    def wait(self) -> torch.Tensor:
+        """All rows in rank order. On CUDA the stream waits, not the host."""
+        if self.work is None:
+            return self.gathered
+        self.work.wait()
+        longest = max(self.rows)
+        if min(self.rows) == longest:
+            return self.gathered
+        return torch.cat([block[:n] for block, n in zip(self.gathered.split(longest), self.rows)])
+
+
+def start_gather(
+    local: torch.Tensor, rows_per_rank: Sequence[int] | None = None, group: Group = None
+) -> Gathering:
+    """:func:`gather_rows` that returns at once, so that work on the own rows hides the transfer.
+
+    Arguments and errors are those of :func:`gather_rows`. ``local`` must not be written to before
+    :meth:`Gathering.wait` has returned.
+    """
     rank, size = rank_and_size(group)
     rows = _checked_rows(local, rows_per_rank, rank, size)
     local = local.detach()
     if size == 1:
-        return local
+        return Gathering(None, local, rows)
     longest = max(rows)
     padded = local.contiguous()
-    if local.shape[0] < longest:  # gather_into_tensor wants one shape on all ranks
+    if local.shape[0] < longest:  # all_gather_single wants one shape on all ranks
         padded = local.new_zeros((longest, *local.shape[1:]))
         padded[: local.shape[0]] = local
     gathered = local.new_empty((size * longest, *local.shape[1:]))
-    dist.all_gather_single(gathered, padded, group=group)
-    if min(rows) == longest:
-        return gathered
-    return torch.cat([gathered[r * longest : r * longest + n] for r, n in enumerate(rows)])
+    work = dist.all_gather_single(gathered, padded, group=group, async_op=True)
+    return Gathering(work, gathered, rows)
+
+
+def group_name(group: Group = None) -> str:
+    """Name by which a custom operation, which takes no objects, finds ``group`` again.
+
+    Empty without a process group: this process alone.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return ""
+    return str((group or _get_default_group()).group_name)
+
+
+def group_named(name: str) -> Group:
+    """The group of that :func:`group_name`."""
+    return _resolve_process_group(GroupName(name)) if name else None
 
 
 def first_row(rows_per_rank: Sequence[int] | None, local_rows: int, group: Group = None) -> int:

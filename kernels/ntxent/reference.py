@@ -1,11 +1,17 @@
-"""NT-Xent as the equation reads: the complete N x N matrix, derivatives by autograd. The oracle."""
+"""Both losses as the equations read: complete matrices, derivatives by autograd. The oracle."""
 
 from collections.abc import Sequence
 
 import torch
 from torch.nn.functional import cross_entropy
 
-from kernels.ntxent.gather import DifferentiableGather, Group, rank_and_size
+from kernels.ntxent.gather import (
+    DifferentiableGather,
+    Group,
+    first_row,
+    gather_rows,
+    rank_and_size,
+)
 
 
 def reference_nt_xent(
@@ -38,6 +44,49 @@ def reference_nt_xent(
         logits_NN.masked_fill(itself_NN, float("-inf")),
         positive_indices(rows).to(all_ND.device),
     )
+
+
+def reference_info_nce(
+    unit_MD: torch.Tensor,
+    key_MD: torch.Tensor,
+    temperature: float,
+    *,
+    positive_M: torch.Tensor | None = None,
+    queue_QD: torch.Tensor | None = None,
+    group: Group = None,
+    rows_per_rank: Sequence[int] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """InfoNCE with the complete matrix of this rank's queries (arXiv 1911.05722, 2104.02057).
+
+    Args:
+        unit_MD: this rank's unit queries.
+        key_MD: this rank's unit keys, which take no gradient.
+        temperature: tau.
+        positive_M: as in :func:`kernels.ntxent.contrast.info_nce`.
+        queue_QD: as there.
+        group: as there.
+        rows_per_rank: as there.
+
+    Returns:
+        Loss, whose gradient is W times that of the global mean, and top-1 accuracy, 0-d.
+    """
+    if queue_QD is None:
+        columns_ND = gather_rows(key_MD, rows_per_rank, group)
+        if positive_M is None:
+            start = first_row(rows_per_rank, len(key_MD), group)
+            positive_M = start + torch.arange(len(key_MD), device=key_MD.device)
+        logits_MN = unit_MD @ columns_ND.T / temperature
+    else:
+        own_M1 = (unit_MD * key_MD.detach()).sum(1, keepdim=True)
+        logits_MN = torch.cat([own_M1, unit_MD @ queue_QD.detach().T], 1) / temperature
+        positive_M = torch.zeros(len(key_MD), dtype=torch.int64, device=key_MD.device)
+    loss_M = cross_entropy(logits_MN, positive_M, reduction="none")
+    chosen_M1 = positive_M[:, None]
+    rival_M = logits_MN.scatter(1, chosen_M1, float("-inf")).amax(1)
+    hit_M = (logits_MN.gather(1, chosen_M1)[:, 0] > rival_M).to(loss_M.dtype)
+    # The gather's adjoint sums W equal gradients: W times the gradient of the global mean.
+    loss = DifferentiableGather.apply(loss_M, rows_per_rank, group).mean()
+    return loss, gather_rows(hit_M, rows_per_rank, group).mean()
 
 
 def positive_indices(rows_per_rank: Sequence[int]) -> torch.Tensor:
