@@ -8,8 +8,6 @@ that no run is slow in silence. :func:`explain` tells all of it again, for ``--v
 import logging
 from typing import NamedTuple
 
-import torch
-
 __all__ = ["Choice", "explain", "forget", "record"]
 
 _log = logging.getLogger(__name__)
@@ -39,6 +37,8 @@ def record(kernel: str, implementation: str, reason: str, *, fallback: bool = Fa
         reason: why, as a phrase: ``"CUDA, bfloat16, D = 128"``.
         fallback: a faster way exists and cannot run here; ``reason`` says what is in its way.
     """
+    import torch  # here, so that the command line can import this package for its help
+
     if torch.compiler.is_compiling() or (kernel, implementation, reason) in _choices:
         return
     _choices[kernel, implementation, reason] = Choice(kernel, implementation, reason, fallback)

@@ -1,7 +1,8 @@
 """The command line: ``widebatch COMMAND ...``, or ``python -m launch COMMAND ...`` under torchrun.
 
 Commands are imported when they are called, so that ``--help`` answers without loading torch. Every
-error that a user can mend is one line on standard error; ``--debug`` shows the traceback.
+error that a user can mend is one line on standard error; ``--debug`` shows the traceback,
+``--verbose`` what kernels run on.
 """
 
 import argparse
@@ -28,8 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
-    _configure_logging()
+    _configure_logging(verbose="--verbose" in words)
+    words = [word for word in words if word not in ("--debug", "--verbose")]
     try:
         _check_packages()
         return int(_run(words))
@@ -61,6 +62,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=_version())
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    parser.add_argument(
+        "--verbose",
+        action="store_true",
+        help="say how each kernel is computed here, and why",
+    )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     pack_command.add_parser(commands)
     commands.add_parser("pretrain", help="pretrain an encoder by a recipe", add_help=False)
@@ -85,7 +91,7 @@ def _check_packages() -> None:
         )
 
 
-def _configure_logging() -> None:
+def _configure_logging(verbose: bool) -> None:
     show_time = not sys.stderr.isatty()
     logging.basicConfig(
         level=logging.INFO,
@@ -96,6 +102,8 @@ def _configure_logging() -> None:
     )
     for library in ("lightning_fabric", "lightning", "numba", "matplotlib", "PIL"):
         logging.getLogger(library).setLevel(logging.WARNING)
+    if verbose:
+        logging.getLogger("kernels").setLevel(logging.DEBUG)
 
 
 def _report(error: BaseException, debug: bool) -> ExitCode:

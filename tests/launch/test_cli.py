@@ -168,3 +168,14 @@ def test_it_works_from_any_folder(tmp_path: Path) -> None:
         [program, "--version"], capture_output=True, text=True, timeout=60, cwd=tmp_path
     )
     assert result.returncode == 0, result.stderr
+
+
+def test_verbose_says_how_kernels_are_computed(capfd: pytest.CaptureFixture[str]) -> None:
+    code = (
+        "import sys; from launch.__main__ import _configure_logging;"
+        "_configure_logging(verbose='--verbose' in sys.argv);"
+        "from kernels.choice import record; record('ntxent', 'blocked', 'no GPU here')"
+    )
+    for flag, said in ((["--verbose"], True), ([], False)):
+        subprocess.run([sys.executable, "-c", code, *flag], check=True)
+        assert ("ntxent: blocked: no GPU here" in capfd.readouterr().err) is said
