@@ -49,6 +49,7 @@ class Stream(IntEnum):
     SOLARIZE = 12
     ORDER = 13
     SUBSTITUTE = 14
+    SHUFFLE = 15
 
 
 def mix(x: U64Array) -> U64Array:

@@ -19,6 +19,11 @@ RECIPES = {
     "simclr-stl10-r18": "96-pixel images, ResNet-18, batch 512, 200 epochs",
     "simclr-r50": "SimCLR's canonical ImageNet run: ResNet-50, batch 4096, LARS, 100 epochs",
     "simclr-v2-r50": "the same with SimCLR v2's three-layer head, 800 epochs",
+    "mocov1-r50": "MoCo v1 on ImageNet: ResNet-50, a queue, batch 256, SGD, 200 epochs",
+    "mocov2-r50": "MoCo v2 on ImageNet: a deeper head and a cosine, 200 epochs",
+    "mocov3-r50": "MoCo v3 on ImageNet: a predictor and no queue, batch 4096, LARS, 100 epochs",
+    "mocov2-cifar10-r18": "32-pixel images, MoCo v2, ResNet-18, batch 512, 800 epochs",
+    "mocov3-cifar10-r18": "32-pixel images, MoCo v3, ResNet-18, batch 512, 1000 epochs",
 }
 
 _USAGE = """\

@@ -22,7 +22,9 @@ from data_pipeline.views import CropConfig
 from trainer.checkpoint import CheckpointConfig
 from trainer.encoders import EncoderConfig
 from trainer.errors import ConfigError
+from trainer.gradients import MicroBatchNorm
 from trainer.heads import HeadConfig
+from trainer.objectives.build import ObjectiveConfig
 from trainer.objectives.simclr import SimCLRConfig
 from trainer.online_knn import OnlineKnnConfig
 from trainer.optim import OptimConfig, scaled_lr
@@ -44,7 +46,10 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything that decides what a run computes, and where it writes."""
+    """Everything that decides what a run computes, and where it writes.
+
+    Which objective it is, the recipe decides; the command line changes that one's settings.
+    """
 
     data: DataConfig
     """What to learn from."""
@@ -71,6 +76,13 @@ class RunConfig:
     """BatchNorm statistics over the global batch; off, a run depends on the number of processes."""
     batch_norm_group: int = 0
     """Processes that share BatchNorm statistics; 0: all of them."""
+    micro_batch: int = 0
+    """Images of a process in memory at a time; 0: all. A step takes the same gradients in pieces
+    of so many, with another cost in time: see `micro_batch_norm`."""
+    micro_batch_norm: MicroBatchNorm = "exact"
+    """BatchNorm of a batch in pieces. exact: statistics over the global batch, for some 15
+    (ResNet-18) to 38 (ResNet-50) times the time of a step; piece: over the pieces that all
+    processes have at a time, for 4/3 of it, with noisier statistics."""
     max_skipped_steps: int = 10
     """Stop after so many steps in a row whose gradients were not finite (each is left out)."""
     crop: CropConfig = field(default_factory=CropConfig)
@@ -78,7 +90,7 @@ class RunConfig:
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
-    objective: SimCLRConfig = field(default_factory=SimCLRConfig)
+    objective: tyro.conf.AvoidSubcommands[ObjectiveConfig] = field(default_factory=SimCLRConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -106,13 +118,15 @@ class RunPlan:
     total_steps: int
     warmup_steps: int
     peak_lr: float
+    logits_per_image: int
+    """Similarities that an image's loss is made of."""
 
     def lines(self) -> list[str]:
         """For a person, before step 0."""
         epochs = self.total_steps / self.steps_per_epoch
         return [
             f"batch     {self.global_batch} global = {self.world_size} x {self.local_batch}"
-            f" per process, {4 * self.global_batch - 2} logits per image",
+            f" per process, {self.logits_per_image} logits per image",
             f"length    {self.total_steps} steps = {epochs:.4g} epochs"
             f" x {self.steps_per_epoch} steps ({self.num_samples} samples,"
             f" {self.num_samples % self.global_batch} left out per epoch)",
@@ -160,6 +174,7 @@ def plan_run(config: RunConfig, num_samples: int, world_size: int) -> RunPlan:
         total_steps=total,
         warmup_steps=warmup_steps(config.schedule, steps_per_epoch),
         peak_lr=scaled_lr(config.optim, batch),
+        logits_per_image=config.objective.logits_per_image(batch),
     )
 
 
@@ -208,7 +223,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        return _value(next(a for a in arguments if a is not type(None)), value, where)
+        kinds = [a for a in arguments if a is not type(None)]
+        return _value(_named(kinds, value, where) if kinds[1:] else kinds[0], value, where)
     if dataclasses.is_dataclass(hint):
         return from_json(typing.cast(type, hint), value, where)
     if origin is tuple:
@@ -229,6 +245,27 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if isinstance(hint, type) and (type(value) is not hint):
         raise ConfigError(f"{where}: expected {hint.__name__}, found {value!r}")
     return value
+
+
+def _named(kinds: list[type], value: Any, where: str) -> type:
+    """The dataclass whose ``name`` the value has; the first one for a value without any."""
+    names = {kind.__dataclass_fields__["name"].default: kind for kind in kinds}  # type: ignore[attr-defined]
+    name = value.get("name", next(iter(names))) if isinstance(value, Mapping) else None
+    if isinstance(value, Mapping) and name not in names:
+        raise ConfigError(f"{where}.name: {name!r} is none of {', '.join(names)}")
+    return names.get(name, kinds[0])
+
+
+def completed(saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A saved configuration with today's defaults for settings that it is too old to have.
+
+    Returned as it is where it cannot be read, so that :func:`differences` names what is wrong.
+    """
+    try:
+        values: Mapping[str, Any] = to_json(from_json(RunConfig, saved))
+    except ConfigError:
+        return saved
+    return values
 
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:

@@ -248,3 +248,13 @@ def stochastic_layers(module: nn.Module) -> list[str]:
     """
     kinds = (nn.modules.dropout._DropoutNd, torchvision.ops.StochasticDepth)
     return [name for name, m in module.named_modules() if isinstance(m, kinds) and m.p > 0]
+
+
+def seed_stochastic_layers(seed: int, step: int, rank: int, piece: int = 0) -> None:
+    """Key torch's own generator by place, for encoders with dropout or stochastic depth.
+
+    Such layers then draw the same numbers after a resume. They differ with the number of ranks:
+    the promise of equal runs is for encoders without them, as ResNets are.
+    """
+    place = ((seed * 1_000_003 + step) * 65_537 + rank) * 1_048_583 + piece
+    torch.manual_seed(place % 2**63)

@@ -17,8 +17,8 @@ class HeadConfig:
     """A multilayer perceptron; the defaults are SimCLR v1's (arXiv 2002.05709).
 
     SimCLR v2 has 3 layers. MoCo v1 is 1 layer without norm; MoCo v2 is 2 layers without any norm;
-    MoCo v3's projector is 3 layers of 4096 with a plain last norm, its predictor 2 layers without
-    a last norm, and no bias in either.
+    MoCo v3's projector is 2 layers (3 for transformers) of 4096 with a plain last norm, its
+    predictor 2 layers without a last norm, and no bias in either.
     """
 
     layers: int = 2

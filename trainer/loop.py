@@ -1,13 +1,12 @@
-"""The training loop: SimCLR's algorithm 1, watched, and able to stop and go on."""
+"""The training loop: the papers' algorithm 1, watched, and able to stop and go on."""
 
 import logging
 from collections.abc import Callable
 from enum import Enum
 
-import torch
-
 from trainer.config import RunConfig
 from trainer.distributed import AgreedFlags
+from trainer.encoders import seed_stochastic_layers
 from trainer.optim import apply_update, gradient_norm
 from trainer.prepare import prepare
 
@@ -41,13 +40,12 @@ def fit(config: RunConfig, stop_requested: Callable[[], bool] = lambda: False) -
         flags = AgreedFlags(("stop",), run.fabric.device)
         remaining = range(run.state.step, run.plan.total_steps)
         for step, batch in zip(remaining, run.loader.starting_at(run.state.position(run.plan))):
-            _seed_stochastic_layers(config.seed, step, run.fabric.global_rank)
-            views_VNCHW = run.augment(batch.crops_BVHWC, batch.ids_B, batch.position.epoch)
-            loss = run.objective.loss(run.model(views_VNCHW))
-            run.fabric.backward(loss)
+            seed_stochastic_layers(config.seed, step, run.fabric.global_rank)
+            outputs, loss = run.gradients(batch, step)
             norm = gradient_norm(run.optimizer)
             lr = run.lr_at(step)
             skipped = apply_update(run.optimizer, lr, norm)
+            run.objective.after_step(outputs, step, run.plan.total_steps, skipped)
             run.optimizer.zero_grad(set_to_none=True)
             run.state.step = step + 1
 
@@ -77,12 +75,3 @@ def fit(config: RunConfig, stop_requested: Callable[[], bool] = lambda: False) -
                 )
                 return Outcome.STOPPED
         return Outcome.DONE
-
-
-def _seed_stochastic_layers(seed: int, step: int, rank: int) -> None:
-    """Key torch's own generator by place, for encoders with dropout or stochastic depth.
-
-    Such layers then draw the same numbers after a resume. They differ with the number of ranks:
-    the promise of equal runs is for encoders without them, as ResNets are.
-    """
-    torch.manual_seed((seed * 1_000_003 + step) * 65_537 + rank)

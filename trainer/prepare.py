@@ -21,10 +21,12 @@ from data_pipeline.loader import TrainLoader, train_loader
 from trainer.checkpoint import Checkpoint, CheckpointStore
 from trainer.config import RunConfig, RunPlan, plan_run, to_json
 from trainer.distributed import shutdown
-from trainer.encoders import build_encoder, stochastic_layers
+from trainer.encoders import build_encoder, seed_stochastic_layers, stochastic_layers
+from trainer.gradients import Gradients, InPieces, WholeBatch, refuse_own_statistics
 from trainer.guard import NumericalGuard
 from trainer.heads import build_head
-from trainer.objectives.simclr import SimCLR
+from trainer.objectives.base import Objective
+from trainer.objectives.build import make_objective
 from trainer.online_knn import OnlineKnn
 from trainer.optim import build_optimizer
 from trainer.provenance import versions
@@ -66,7 +68,7 @@ def prepare(config: RunConfig) -> Iterator[Run]:
             config.data.train,
             config.crop,
             config.loader,
-            views=SimCLR.views,
+            views=Objective.views,
             seed=config.seed,
             batch_size=config.batch,
             rank=fabric.global_rank,
@@ -99,8 +101,10 @@ def _build(
 ) -> Run:
     objective = build_objective(config)
     # On one process too, for the same rounding; bf16's own is coarser than what that would save.
-    if config.sync_batch_norm and (fabric.world_size > 1 or config.precision != "bf16"):
-        convert_sync_batch_norm(objective, group_size=config.batch_norm_group)
+    if fabric.world_size > 1 or config.precision != "bf16" or config.micro_batch:
+        synchronise_batch_norm(objective, config.sync_batch_norm, config.batch_norm_group)
+    if config.micro_batch:
+        refuse_own_statistics(objective)
     if checkpoint is not None:
         objective.load_state_dict(checkpoint.tensors("model"))
     objective = objective.to(memory_format=torch.channels_last)
@@ -116,6 +120,7 @@ def _build(
             fabric.global_rank,
             fabric.world_size,
         )
+    augment = Augment(config.augment, config.seed, COMPUTE_DTYPE[config.precision])
     done = int(checkpoint.state["step"]) if checkpoint else 0
     rank_zero = fabric.is_global_zero
     samples_path = config.out / "samples.jsonl"
@@ -128,9 +133,10 @@ def _build(
         plan=plan,
         fabric=fabric,
         loader=loader,
-        augment=Augment(config.augment, config.seed, COMPUTE_DTYPE[config.precision]),
+        augment=augment,
         objective=objective,
         model=model,
+        gradients=_gradients(config, plan, fabric, objective, model, augment),
         optimizer=build_optimizer(objective, config.optim),
         store=store,
         telemetry=Telemetry(config.telemetry, plan.global_batch, readers),
@@ -145,11 +151,43 @@ def _build(
     return run
 
 
-def build_objective(config: RunConfig) -> SimCLR:
-    """Encoder and head with the initial weights that the seed decides, on any world size."""
+def _gradients(
+    config: RunConfig,
+    plan: RunPlan,
+    fabric: Fabric,
+    objective: Objective,
+    model: nn.Module,
+    augment: Augment,
+) -> Gradients:
+    if not 0 < config.micro_batch < plan.local_batch:
+        return WholeBatch(fabric, objective, model, augment)
+    return InPieces(
+        fabric,
+        objective,
+        model,
+        augment,
+        size=config.micro_batch,
+        norm=config.micro_batch_norm,
+        reseed=lambda step, piece: seed_stochastic_layers(
+            config.seed, step, fabric.global_rank, piece
+        ),
+    )
+
+
+def build_objective(config: RunConfig) -> Objective:
+    """Networks with the initial weights that the seed decides, on any world size."""
     torch.manual_seed(config.seed)
     encoder = build_encoder(config.encoder)
-    return SimCLR(encoder, build_head(config.head, encoder.feature_dim), config.objective)
+    head = build_head(config.head, encoder.feature_dim)
+    return make_objective(encoder, head, config.objective, config.seed)
+
+
+def synchronise_batch_norm(
+    objective: Objective, sync_batch_norm: bool, group_size: int = 0
+) -> None:
+    """Convert those parts of an objective whose statistics are to be the global batch's."""
+    parts = objective.synchronised_parts(sync_batch_norm)
+    convert_sync_batch_norm(nn.ModuleList(parts), group_size)
 
 
 def _readers(config: RunConfig, plan: RunPlan, done: int) -> list[Reader]:
@@ -180,7 +218,7 @@ def _settle_gradient_buckets(run: Run) -> None:
     buffers = {name: buffer.clone() for name, buffer in run.objective.named_buffers()}
     side = run.config.crop.size
     blank = torch.zeros(
-        SimCLR.views * run.plan.local_batch,
+        Objective.views * run.plan.local_batch,
         3,
         side,
         side,
@@ -188,7 +226,7 @@ def _settle_gradient_buckets(run: Run) -> None:
         device=run.fabric.device,
     ).to(memory_format=torch.channels_last)
     for _ in range(2):  # the rebuild happens at the forward pass after the first backward pass
-        run.fabric.backward(run.model(blank).sum())
+        run.fabric.backward(run.model(blank).queries.sum())
         run.optimizer.zero_grad(set_to_none=True)
     with torch.no_grad():
         for name, buffer in run.objective.named_buffers():
@@ -221,6 +259,8 @@ def _describe(run: Run, resumed: bool) -> None:
             "the run ends within its warm-up of %d steps; see --schedule.warmup-epochs",
             run.plan.warmup_steps,
         )
+    for caveat in run.objective.caveats(run.config.sync_batch_norm):
+        log.warning("%s", caveat)
     random_layers = stochastic_layers(run.objective)
     if random_layers:
         log.warning(

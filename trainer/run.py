@@ -14,8 +14,9 @@ from data_pipeline.loader import TrainLoader
 from data_pipeline.order import Position
 from trainer.checkpoint import Checkpoint, CheckpointStore, optimizer_tensors, restore_optimizer
 from trainer.config import RunConfig, RunPlan
+from trainer.gradients import Gradients
 from trainer.guard import NumericalGuard
-from trainer.objectives.simclr import SimCLR
+from trainer.objectives.base import Objective
 from trainer.online_knn import OnlineKnn
 from trainer.samples import SampleLog
 from trainer.schedule import lr_factor
@@ -51,9 +52,11 @@ class Run:
     fabric: Fabric
     loader: TrainLoader
     augment: Augment
-    objective: SimCLR
+    objective: Objective
     model: nn.Module
     """``objective`` as Fabric wraps it: autocast, and gradients averaged over ranks."""
+    gradients: Gradients
+    """Leaves a batch's gradients in the parameters: all at once, or in pieces."""
     optimizer: torch.optim.Optimizer
     store: CheckpointStore
     telemetry: Telemetry

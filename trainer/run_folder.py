@@ -11,7 +11,7 @@ from typing import Any
 from lightning_fabric import Fabric
 
 from trainer.checkpoint import Checkpoint, CheckpointStore
-from trainer.config import RunConfig, differences, to_json
+from trainer.config import RunConfig, completed, differences, to_json
 from trainer.distributed import broadcast_json
 from trainer.errors import CheckpointError, ConfigError
 
@@ -77,7 +77,7 @@ def _check_same_run(config: RunConfig) -> None:
     except ValueError as error:
         raise ConfigError(f"{path}: unreadable ({error}); delete it to go on") from None
     saved.pop("run", None)
-    changed = differences(saved, to_json(config))
+    changed = differences(completed(saved), to_json(config))
     if changed:
         raise ConfigError(
             f"--out {config.out}: holds a run with other settings ({'; '.join(changed)});"

@@ -12,7 +12,7 @@ Shapes: N samples, C channels, K parts of a batch (chunks or processes), W proce
 """
 
 from itertools import pairwise
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 import torch.distributed as dist
@@ -138,7 +138,9 @@ class SyncBatchNorm(_BatchNorm):
         track_running_stats: bool = True,
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats)
-        self._handle = _GroupHandle(None)
+        self.handle = _GroupHandle(None)
+        self.pieces: PieceNormaliser | None = None
+        """Set while a batch is processed in pieces: it has the statistics of all of them."""
 
     @classmethod
     def _adopt(cls, source: nn.Module, handle: _GroupHandle) -> "SyncBatchNorm":
@@ -150,18 +152,20 @@ class SyncBatchNorm(_BatchNorm):
         for name in ("running_mean", "running_var", "num_batches_tracked"):
             new.register_buffer(name, source._buffers[name])
         new.training = source.training
-        new._handle = handle
+        new.handle = handle
         return new
 
     @property
     def process_group(self) -> dist.ProcessGroup | None:
         """The group that shares statistics; None is the whole world."""
-        return self._handle.group
+        return self.handle.group
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - torch's name
         """Normalise ``input``; collective over the group while training."""
         self._check_input_dim(input)
-        if not self.training or (self._handle.local and input.device.type != "cpu"):
+        if self.training and self.pieces is not None:
+            return self.pieces.normalise(self, _dense(input))
+        if not self.training or (self.handle.local and input.device.type != "cpu"):
             return super().forward(input)
         if input.device.type != "cpu":
             return nn.SyncBatchNorm.forward(self, input)  # type: ignore[arg-type]
@@ -170,16 +174,15 @@ class SyncBatchNorm(_BatchNorm):
 
     def _forward_cpu(self, x: torch.Tensor) -> torch.Tensor:
         x = _dense(x)
-        stats = _global_statistics(x.detach(), self._handle)
-        if self.track_running_stats:
-            self._update_running(stats)
-        output: torch.Tensor = _Normalize.apply(
-            x, self.weight, self.bias, stats, self.eps, self._handle
-        )
-        return output
+        stats = over_group(local_moments(x), self.handle)
+        self.update_running(stats)
+        return normalise(self, x, stats)
 
     @torch.no_grad()
-    def _update_running(self, stats: "_Statistics") -> None:
+    def update_running(self, stats: "Statistics") -> None:
+        """Let the running statistics follow those of a batch, where there are any."""
+        if not self.track_running_stats:
+            return
         assert self.running_mean is not None  # noqa: S101 - for the type checker
         assert self.running_var is not None  # noqa: S101
         assert self.num_batches_tracked is not None  # noqa: S101
@@ -202,21 +205,43 @@ class SyncBatchNorm(_BatchNorm):
         """nn.SyncBatchNorm.forward calls it; :meth:`_check_input_dim` has looked already."""
 
 
-class _Statistics(NamedTuple):
+class PieceNormaliser(Protocol):
+    """What :class:`trainer.piece_statistics.PieceStatistics` is to a layer."""
+
+    def normalise(self, layer: SyncBatchNorm, x: torch.Tensor) -> torch.Tensor:
+        """The layer's output for one piece of a batch."""
+
+
+class Moments(NamedTuple):
+    """Of some of a batch's values, per channel."""
+
+    mean: torch.Tensor  # (C,) float64
+    m2: torch.Tensor  # (C,) float64: sum of squared deviations from the mean
+    values: float  # per channel
+
+
+class Statistics(NamedTuple):
+    """Of all values of a batch, per channel."""
+
     mean: torch.Tensor  # (C,) float64
     var: torch.Tensor  # (C,) float64, biased
     values: float  # per channel, in the whole group
 
 
-def _global_statistics(x: torch.Tensor, handle: _GroupHandle) -> _Statistics:
-    mean_C, m2_C, count = _local_moments(x)
+def over_group(moments: Moments, handle: _GroupHandle) -> Statistics:
+    """Statistics of all processes' values. A collective, one.
+
+    Raises:
+        ValueError: fewer than two values per channel in the whole group.
+    """
+    mean_C, m2_C, count = moments
     if handle.size > 1:
         channels = mean_C.shape[0]
         packed = torch.cat([mean_C, m2_C, mean_C.new_tensor([count])])
         gathered = packed.new_empty(handle.size * packed.shape[0])
         dist.all_gather_single(gathered, packed, group=handle.group)
         parts_WX = gathered.view(handle.size, -1)
-        mean_C, m2_C, count = _combine_moments(
+        mean_C, m2_C, count = combine_moments(
             parts_WX[:, :channels], parts_WX[:, channels:-1], parts_WX[:, -1:]
         )
     if count < 2:
@@ -224,36 +249,57 @@ def _global_statistics(x: torch.Tensor, handle: _GroupHandle) -> _Statistics:
             "batch norm needs more than one value per channel in the global batch to train, got "
             f"{int(count)}; use a larger batch"
         )
-    return _Statistics(mean_C, m2_C / count, count)
+    return Statistics(mean_C, m2_C / count, count)
 
 
-def _local_moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Mean, sum of squared deviations (both (C,) float64) and count of this process's values."""
+def local_moments(x: torch.Tensor) -> Moments:
+    """Of this process's values, whatever their number; no gradient."""
+    x = x.detach()
     channels = x.shape[1]
     if x.numel() == 0:
-        zero = torch.zeros(channels, dtype=torch.float64)
-        return zero, zero, 0.0
+        zero = torch.zeros(channels, dtype=torch.float64, device=x.device)
+        return Moments(zero, zero, 0.0)
     # The kernel gives its result in the dtype of these, which would otherwise be bfloat16's.
-    scratch = torch.zeros(2, channels, dtype=_sum_dtype(x))
+    scratch = torch.zeros(2, channels, dtype=_sum_dtype(x), device=x.device)
     chunks = _chunks(x)
     parts = [
         torch.batch_norm_update_stats(c.to(scratch.dtype), scratch[0], scratch[1], 0.0)
         for c in chunks
     ]
-    count_K1 = torch.tensor([[c.numel() // channels] for c in chunks], dtype=torch.float64)
+    counts = [[c.numel() // channels] for c in chunks]
+    count_K1 = torch.tensor(counts, dtype=torch.float64, device=x.device)
     mean_KC = torch.stack([mean for mean, _ in parts]).double()
     m2_KC = torch.stack([var for _, var in parts]).double() * count_K1
-    return _combine_moments(mean_KC, m2_KC, count_K1)
+    return combine_moments(mean_KC, m2_KC, count_K1)
 
 
-def _combine_moments(
-    mean_KC: torch.Tensor, m2_KC: torch.Tensor, count_K1: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, float]:
+def combine_moments(mean_KC: torch.Tensor, m2_KC: torch.Tensor, count_K1: torch.Tensor) -> Moments:
     """Join the moments of K parts; a part of count 0 adds nothing."""
     total = float(count_K1.sum())
     mean_C = (mean_KC * count_K1).sum(0) / max(total, 1.0)
     m2_C = (m2_KC + count_K1 * (mean_KC - mean_C).square()).sum(0)
-    return mean_C, m2_C, total
+    return Moments(mean_C, m2_C, total)
+
+
+def normalise(
+    layer: SyncBatchNorm,
+    x: torch.Tensor,
+    stats: Statistics,
+    sums_2C: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The layer's output, with these statistics.
+
+    Args:
+        layer: gives weight, bias and eps.
+        x: some of the values that the statistics are of.
+        stats: of all of them; the backward pass differentiates them too.
+        sums_2C: float64 sums of dy and of dy * xhat over all values, where they are known; without
+            them the backward pass adds up those of all processes' ``x``.
+    """
+    output: torch.Tensor = _Normalize.apply(
+        x, layer.weight, layer.bias, stats, layer.eps, layer.handle, sums_2C
+    )
+    return output
 
 
 class _Normalize(torch.autograd.Function):
@@ -265,12 +311,14 @@ class _Normalize(torch.autograd.Function):
         x: torch.Tensor,
         weight: torch.Tensor | None,
         bias: torch.Tensor | None,
-        stats: _Statistics,
+        stats: Statistics,
         eps: float,
         handle: _GroupHandle,
+        known_sums_2C: torch.Tensor | None,
     ) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
         ctx.stats, ctx.eps, ctx.handle = stats, eps, handle
+        ctx.known_sums_2C = known_sums_2C
         ctx.bias_dtype = None if bias is None else bias.dtype
         return _affine(x, stats, eps, weight, bias)
 
@@ -279,12 +327,12 @@ class _Normalize(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         dy = _like_layout(grads[0], x)
-        sums_2C = _gradient_sums(dy, x, ctx.stats, ctx.eps)
+        sums_2C = gradient_sums(dy, x, ctx.stats, ctx.eps)
         # Clones: what follows overwrites the local sums by the global ones.
         dbias = None if ctx.bias_dtype is None else sums_2C[0].to(ctx.bias_dtype, copy=True)
         dweight = None if weight is None else sums_2C[1].to(weight.dtype, copy=True)
         dx = _input_gradient(ctx, dy, x, weight, sums_2C) if ctx.needs_input_grad[0] else None
-        return dx, dweight, dbias, None, None, None
+        return dx, dweight, dbias, None, None, None, None
 
 
 def _input_gradient(
@@ -296,7 +344,9 @@ def _input_gradient(
 ) -> torch.Tensor:
     """``dx = weight * rstd * (dy - mean(dy) - xhat * mean(dy * xhat))``, means over the group."""
     stats, eps, handle = ctx.stats, ctx.eps, ctx.handle
-    if handle.size > 1:
+    if ctx.known_sums_2C is not None:
+        sums_2C = ctx.known_sums_2C
+    elif handle.size > 1:
         dist.all_reduce(sums_2C, group=handle.group)
     scale_C = (stats.var + eps).rsqrt()
     if weight is not None:
@@ -313,7 +363,7 @@ def _input_gradient(
 
 def _affine(
     x: torch.Tensor,
-    stats: _Statistics,
+    stats: Statistics,
     eps: float,
     weight: torch.Tensor | None,
     bias: torch.Tensor | None,
@@ -331,11 +381,10 @@ def _affine(
     )
 
 
-def _gradient_sums(
-    dy: torch.Tensor, x: torch.Tensor, stats: _Statistics, eps: float
-) -> torch.Tensor:
+def gradient_sums(dy: torch.Tensor, x: torch.Tensor, stats: Statistics, eps: float) -> torch.Tensor:
     """``[sum(dy), sum(dy * xhat)]`` over this process's values: (2, C) float64."""
-    sums_2C = torch.zeros(2, x.shape[1], dtype=torch.float64)
+    dy = _like_layout(dy, x)
+    sums_2C = torch.zeros(2, x.shape[1], dtype=torch.float64, device=x.device)
     dtype = _sum_dtype(x)
     mean, rstd = (t.to(dtype) for t in (stats.mean, (stats.var + eps).rsqrt()))
     for dy_chunk, x_chunk in zip(_chunks(dy), _chunks(x)):

@@ -3,11 +3,13 @@
 import dataclasses
 import json
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import nn
 
 from data_pipeline.loader import LoaderConfig
 from data_pipeline.pack import PackConfig, pack
@@ -16,6 +18,8 @@ from tests.dist import run_ranks
 from trainer.checkpoint import CheckpointConfig
 from trainer.config import DataConfig, RunConfig, from_json, to_json
 from trainer.encoders import EncoderConfig, HeadConfig
+from trainer.objectives.moco import MoCoConfig
+from trainer.objectives.mocov3 import MoCoV3Config
 from trainer.recipes import RECIPES
 from trainer.schedule import ScheduleConfig
 from trainer.telemetry import TelemetryConfig
@@ -39,11 +43,49 @@ def pack_images(folder: Path, count: int = 120, classes: int = 3, side: int = 40
     return out
 
 
+def small_encoder() -> nn.Module:
+    """A few convolutions with BatchNorm, where a test is not about a ResNet: milliseconds a step.
+
+    As an encoder's name: ``tests.trainer.runs:small_encoder``.
+    """
+    layers: list[nn.Module] = []
+    for inputs, outputs in ((3, 16), (16, 32), (32, 64)):
+        layers += [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False)]
+        layers += [nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+SMALL_ENCODER = EncoderConfig(name="tests.trainer.runs:small_encoder", image_size=32)
+
+
 def tiny_config(data: Path, out: Path, **changes: Any) -> RunConfig:
     """SimCLR with LARS, augmentation and BatchNorm on a ResNet-18: all that a real run has."""
-    config = RECIPES["simclr-cifar10-r18"]()
+    head = HeadConfig(layers=2, hidden_dim=64, out_dim=32)
+    return _tiny("simclr-cifar10-r18", data, out, **{"head": head, **changes})
+
+
+def tiny_mocov2_config(data: Path, out: Path, **changes: Any) -> RunConfig:
+    """MoCo v2 with SGD, synchronised BatchNorm and a queue that no batch divides."""
+    settings: dict[str, Any] = {
+        "head": HeadConfig(hidden_dim=64, out_dim=32, hidden_norm="none", last_norm="none"),
+        "objective": MoCoConfig(temperature=0.2, queue=40, momentum=0.9, key_batch_norm="sync"),
+    }
+    return _tiny("mocov2-cifar10-r18", data, out, **{**settings, **changes})
+
+
+def tiny_mocov3_config(data: Path, out: Path, **changes: Any) -> RunConfig:
+    """MoCo v3 with LARS, a predictor and the cosine of the momentum."""
+    predictor = HeadConfig(hidden_dim=64, out_dim=32, last_norm="none", linear_bias="never")
+    settings: dict[str, Any] = {
+        "head": HeadConfig(layers=2, hidden_dim=64, out_dim=32, last_norm="plain"),
+        "objective": MoCoV3Config(temperature=0.2, momentum=0.9, predictor=predictor),
+    }
+    return _tiny("mocov3-cifar10-r18", data, out, **{**settings, **changes})
+
+
+def _tiny(recipe: str, data: Path, out: Path, **changes: Any) -> RunConfig:
     config = dataclasses.replace(
-        config,
+        RECIPES[recipe](),
         data=DataConfig(train=data),
         out=out,
         batch=24,
@@ -53,7 +95,6 @@ def tiny_config(data: Path, out: Path, **changes: Any) -> RunConfig:
         log_samples=True,
         crop=CropConfig(size=32, scale=(0.2, 1.0)),
         encoder=EncoderConfig(name="resnet18", zero_init_residual=True),
-        head=HeadConfig(layers=2, hidden_dim=64, out_dim=32),
         schedule=ScheduleConfig(warmup_epochs=1),
         loader=LoaderConfig(backend="torchvision", workers=1),
         checkpoint=CheckpointConfig(every_epochs=0),
@@ -64,25 +105,37 @@ def tiny_config(data: Path, out: Path, **changes: Any) -> RunConfig:
 
 def train(world_size: int, config: RunConfig, *, stop_at: int = 0, timeout: float = 240) -> str:
     """Run ``config`` on ``world_size`` processes; ``stop_at`` asks the last rank to stop there."""
-    values = to_json(config)
-    outcomes = run_ranks(
-        _train_rank, world_size, values, stop_at, timeout=timeout, init_process_group=False
-    )
-    assert len(set(outcomes)) == 1, f"ranks disagree on how the run ended: {outcomes}"
-    return str(outcomes[0])
+    return train_all(world_size, [(config, stop_at)], timeout=timeout)[0]
 
 
-def _train_rank(rank: int, world_size: int, values: dict[str, Any], stop_at: int) -> str:
+def train_all(
+    world_size: int, runs: Sequence[tuple[RunConfig, int]], *, timeout: float = 240
+) -> list[str]:
+    """Several runs one after the other in the same processes, which take seconds to start.
+
+    Args:
+        world_size: number of processes.
+        runs: what to train, and the step at which the last rank is asked to stop; 0: none.
+        timeout: seconds for all of them.
+    """
+    values = [(to_json(config), stop_at) for config, stop_at in runs]
+    by_rank = run_ranks(_train_rank, world_size, values, timeout=timeout, init_process_group=False)
+    for outcomes in by_rank:
+        assert outcomes == by_rank[0], f"ranks disagree on how the runs ended: {by_rank}"
+    return [str(outcome) for outcome in by_rank[0]]
+
+
+def _train_rank(rank: int, world_size: int, runs: list[tuple[dict[str, Any], int]]) -> list[str]:
     from trainer.loop import fit
 
     if world_size == 1:
         os.environ.pop("RANK"), os.environ.pop("WORLD_SIZE")  # as if nothing had launched it
-    calls = iter(range(1, 1_000_000))
 
-    def stop_requested() -> bool:
-        return bool(stop_at) and next(calls) == stop_at and rank == world_size - 1
+    def stops_at(step: int) -> Callable[[], bool]:
+        calls = iter(range(1, 1_000_000))
+        return lambda: bool(step) and next(calls) == step and rank == world_size - 1
 
-    return fit(from_json(RunConfig, values), stop_requested).value
+    return [fit(from_json(RunConfig, values), stops_at(step)).value for values, step in runs]
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:

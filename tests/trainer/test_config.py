@@ -33,6 +33,13 @@ def test_every_recipe_survives_json(recipe: str) -> None:
         ({"precision": "fp8"}, r"config\.precision: 'fp8' is none of bf16, fp32, fp64"),
         ({"crop": {"size": 32, "scale": [0.1]}}, r"config\.crop\.scale: expected 2 values"),
         ({"optim": 3}, r"config\.optim: expected an object"),
+        ({"objective": 3}, r"config\.objective: expected an object"),
+        (
+            {"objective": {"name": "byol"}},
+            r"config\.objective\.name: 'byol' is none of simclr, moco, mocov3",
+        ),
+        ({"objective": {"name": "moco", "que": 1}}, r"config\.objective\.que: .* queue\?"),
+        ({"objective": {"queue": 1}}, r"config\.objective\.queue: unknown setting"),
     ],
 )
 def test_a_wrong_value_in_json_is_named(change: dict[str, Any], message: str) -> None:

@@ -19,10 +19,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def compare(configs: dict[int, RunConfig], tolerance: tuple[tuple[int, float], ...]) -> None:
-    runs = {}
     for world_size, config in configs.items():
         assert train(world_size, config, timeout=600) == "done"
-        runs[world_size] = (samples(config.out), metrics(config.out))
+    compare_trained({w: config.out for w, config in configs.items()}, tolerance)
+
+
+def compare_trained(folders: dict[int, Path], tolerance: tuple[tuple[int, float], ...]) -> None:
+    """Hold finished runs, by their number of processes, to the one of one process."""
+    runs = {w: (samples(folder), metrics(folder)) for w, folder in folders.items()}
     one_samples, one_metrics = runs.pop(1)
     assert len({tuple(s["ids"]) for s in one_samples}) == len(one_samples), "batches repeat"
     for world_size, (other_samples, other_metrics) in runs.items():

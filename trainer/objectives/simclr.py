@@ -8,27 +8,35 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
+import tyro
 
-from kernels.ntxent import nt_xent
+from kernels.ntxent import Implementation, nt_xent
 from trainer.encoders import Encoder
 from trainer.heads import ProjectionHead
+from trainer.objectives.base import Objective, Projections, require
 
 
 @dataclass(frozen=True, kw_only=True)
 class SimCLRConfig:
     """NT-Xent over the global batch."""
 
+    name: tyro.conf.Suppress[Literal["simclr"]] = "simclr"
+    """Which objective a saved configuration describes."""
     temperature: float = 0.1
     """Divides the cosine similarities; the paper uses 0.1 on ImageNet and 0.5 on CIFAR-10."""
-    loss_implementation: Literal["auto", "reference", "blocked"] = "auto"
-    """reference holds the whole logit matrix; blocked never does."""
+    loss_implementation: Implementation = "auto"
+    """reference holds the whole logit matrix; blocked and triton never do."""
+
+    def __post_init__(self) -> None:
+        require(self.temperature > 0, "temperature", "above 0", self.temperature)
+
+    def logits_per_image(self, batch: int) -> int:
+        """Similarities that an image's loss is made of, at a global batch of ``batch``."""
+        return 2 * (2 * batch - 1)  # each of its views against all views but itself
 
 
-class SimCLR(nn.Module):
+class SimCLR(Objective):
     """Encoder and projection head; the forward pass makes projections, :meth:`loss` the loss."""
-
-    views = 2
 
     def __init__(self, encoder: Encoder, head: ProjectionHead, config: SimCLRConfig) -> None:
         super().__init__()
@@ -36,18 +44,13 @@ class SimCLR(nn.Module):
         self.head = head
         self.config = config
 
-    def forward(self, views_VNCHW: torch.Tensor) -> torch.Tensor:
+    def forward(self, views_VNCHW: torch.Tensor, step: int = 0) -> Projections:
         """Project ``(V*N, 3, H, W)`` view-major images to ``(V*N, D)``, not yet normalised."""
-        projections: torch.Tensor = self.head(self.encoder(views_VNCHW))
-        return projections
+        return Projections(self.head(self.encoder(views_VNCHW)))
 
-    def loss(self, projections: torch.Tensor) -> torch.Tensor:
-        """NT-Xent of the whole process group (SimCLR eq. 1), a scalar equal on all ranks.
-
-        Called outside autocast: similarities are normalised and reduced in fp32 or better. The
-        gradient is scaled so that DDP's mean over ranks is that of the global mean loss.
-        """
-        z_VND = projections.unflatten(0, (self.views, -1))
+    def loss(self, outputs: Projections) -> torch.Tensor:
+        """NT-Xent of the whole process group (SimCLR eq. 1); see :meth:`Objective.loss`."""
+        z_VND = outputs.queries.unflatten(0, (self.views, -1))
         return nt_xent(
             z_VND, self.config.temperature, implementation=self.config.loss_implementation
         )

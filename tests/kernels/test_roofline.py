@@ -1,0 +1,32 @@
+"""The page of counts says what the code counts, and the counts are those of the formulas."""
+
+from pathlib import Path
+
+import pytest
+
+from kernels.roofline import GPUS, ntxent, tables
+
+PAGE = Path(__file__).parents[2] / "docs" / "kernels.md"
+
+
+def test_the_page_holds_the_tables_as_they_are_computed() -> None:
+    page = PAGE.read_text()
+    for table in tables().split("\n\n"):
+        assert table in page, "docs/kernels.md: put in what `python -m kernels.roofline` prints"
+
+
+@pytest.mark.parametrize("rows", [4096, 65536])
+def test_a_step_takes_five_products_and_three_halves_exponentials_a_pair(rows: int) -> None:
+    count = ntxent(rows, 128)
+    assert count.flops == pytest.approx(5 * rows**2 * 128, rel=0.01)
+    assert count.exponentials == pytest.approx(1.5 * rows**2, rel=0.02)
+
+
+def test_memory_grows_with_the_rows_and_not_with_their_square() -> None:
+    assert ntxent(262144).memory == pytest.approx(4 * ntxent(65536).memory)
+
+
+def test_no_time_is_shorter_than_its_products_take() -> None:
+    for gpu in GPUS:
+        least, in_turn = ntxent(32768).seconds(gpu)
+        assert in_turn >= least >= ntxent(32768).flops / gpu.flops

@@ -1,0 +1,136 @@
+"""MoCo v1 and v2: a query's key attracts, a queue of keys of past batches repels.
+
+He et al. 2020, arXiv 1911.05722, algorithm 1; v2 (arXiv 2003.04297) is the same with another head,
+temperature, augmentation and schedule. The first view of an image is the query, the second the key.
+
+Shapes: N images of this process, V = 2 views, K queue rows, D projection dimensions.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import tyro
+from torch import nn
+
+from kernels.ntxent import Implementation, info_nce
+from kernels.ntxent.gather import gather_rows, rank_and_size
+from kernels.ntxent.reference import unit_rows
+from trainer.encoders import Encoder
+from trainer.heads import ProjectionHead
+from trainer.objectives.base import Objective, Projections, require
+from trainer.objectives.key_encoder import KeyEncoder, MomentumSchedule, momentum_at
+from trainer.objectives.key_queue import KeyQueue
+from trainer.shuffle import batch_permutation, inverse, permute_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoCoConfig:
+    """InfoNCE against a queue; the defaults are v2's for ImageNet."""
+
+    name: tyro.conf.Suppress[Literal["moco"]] = "moco"
+    """Which objective a saved configuration describes."""
+    temperature: float = 0.2
+    """Divides the cosine similarities; v1 uses 0.07."""
+    queue: int = 65536
+    """K: keys of past batches that are negatives; any number, whatever the batch."""
+    momentum: float = 0.999
+    """Of the key encoder: the share of its weights that a step keeps, in [0, 1]."""
+    momentum_schedule: MomentumSchedule = "constant"
+    """cosine: from `momentum` at the first step to 1 at the end."""
+    key_batch_norm: Literal["shuffle", "sync"] = "shuffle"
+    """Statistics of the key encoder's BatchNorm: shuffle takes each process's own over images that
+    were permuted across processes (the paper); sync takes the global batch's. Only sync, together
+    with --sync-batch-norm for the query encoder, is the same run on any number of processes."""
+    loss_implementation: Implementation = "auto"
+    """reference holds all logits of a process; blocked and triton never do."""
+
+    def __post_init__(self) -> None:
+        require(self.temperature > 0, "temperature", "above 0", self.temperature)
+        require(self.queue >= 1, "queue", "1 or more", self.queue)
+        require(0 <= self.momentum <= 1, "momentum", "in [0, 1]", self.momentum)
+
+    def logits_per_image(self, batch: int) -> int:
+        """Similarities that an image's loss is made of: its key and the queue."""
+        return 1 + self.queue
+
+
+class MoCo(Objective):
+    """Query encoder and head, their moving averages, and the queue.
+
+    Args:
+        encoder: of the queries; this one is handed on.
+        head: of the queries.
+        config: the settings.
+        seed: of the permutations that shuffle keys.
+    """
+
+    def __init__(
+        self, encoder: Encoder, head: ProjectionHead, config: MoCoConfig, seed: int
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+        self.key = KeyEncoder(encoder, head)
+        self.queue = KeyQueue(config.queue, head.out_dim)
+        self.config = config
+        self.seed = seed
+
+    def forward(self, views_VNCHW: torch.Tensor, step: int = 0) -> Projections:
+        """``(2*N, 3, H, W)`` view-major images to N queries and N keys; see Objective.forward."""
+        query_images, key_images = views_VNCHW.chunk(self.views)
+        return Projections(self.head(self.encoder(query_images)), self._keys(key_images, step))
+
+    @torch.no_grad()
+    def _keys(self, images_NCHW: torch.Tensor, step: int) -> torch.Tensor:
+        if self.config.key_batch_norm == "sync":
+            keys_ND: torch.Tensor = self.key(images_NCHW)
+            return keys_ND
+        # A query and its key must not share statistics by which to know each other (section 3.3).
+        permutation = batch_permutation(self.seed, step, len(images_NCHW) * rank_and_size()[1])
+        shuffled_ND = self.key(permute_rows(images_NCHW, permutation))
+        return permute_rows(shuffled_ND, inverse(permutation))
+
+    def loss(self, outputs: Projections) -> torch.Tensor:
+        """InfoNCE of each query against its key and the queue; see :meth:`Objective.loss`."""
+        assert outputs.keys is not None  # noqa: S101 - for the type checker
+        loss, _ = info_nce(
+            outputs.queries,
+            outputs.keys,
+            self.config.temperature,
+            queue_QD=self.queue.rows,
+            implementation=self.config.loss_implementation,
+        )
+        return loss
+
+    @torch.no_grad()
+    def after_step(
+        self, outputs: Projections, step: int, total_steps: int, skipped: torch.Tensor
+    ) -> None:
+        """Move the key encoder and enqueue the keys of all processes, in the order of samples."""
+        config = self.config
+        momentum = momentum_at(config.momentum, config.momentum_schedule, step + 1, total_steps)
+        self.key.follow(self.encoder, self.head, momentum, skipped)
+        assert outputs.keys is not None  # noqa: S101 - for the type checker
+        self.queue.push(unit_rows(gather_rows(outputs.keys)), skipped)
+
+    def synchronised_parts(self, sync_batch_norm: bool) -> list[nn.Module]:
+        """The query's networks by the run's setting, the key's by ``key_batch_norm``."""
+        parts: list[nn.Module] = [self.encoder, self.head] if sync_batch_norm else []
+        return [*parts, self.key] if self.config.key_batch_norm == "sync" else parts
+
+    def caveats(self, sync_batch_norm: bool) -> list[str]:
+        """Statistics of a process, and a shuffle that moves nothing."""
+        lines = []
+        if not sync_batch_norm or self.config.key_batch_norm == "shuffle":
+            lines.append(
+                "BatchNorm statistics are those of one process, as in MoCo's paper: another number"
+                " of processes gives another run. --sync-batch-norm --objective.key-batch-norm sync"
+                " makes it the same"
+            )
+        if self.config.key_batch_norm == "shuffle" and rank_and_size()[1] == 1:
+            lines.append(
+                "--objective.key-batch-norm shuffle needs several processes: on one, queries and"
+                " keys take their statistics from the same images"
+            )
+        return lines

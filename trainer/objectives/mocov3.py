@@ -1,0 +1,109 @@
+"""MoCo v3: each view predicts the other's key, the other keys of the batch repel; no queue.
+
+Chen, Xie & He 2021, arXiv 2104.02057, algorithm 1. Shapes: N images of this process, V = 2 views,
+D projection dimensions.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import tyro
+
+from kernels.ntxent import Implementation, info_nce
+from trainer.encoders import Encoder
+from trainer.errors import ConfigError
+from trainer.heads import HeadConfig, ProjectionHead, build_head
+from trainer.objectives.base import Objective, Projections, require
+from trainer.objectives.key_encoder import KeyEncoder, MomentumSchedule, momentum_at
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoCoV3Config:
+    """Symmetric InfoNCE over the keys of the global batch."""
+
+    name: tyro.conf.Suppress[Literal["mocov3"]] = "mocov3"
+    """Which objective a saved configuration describes."""
+    temperature: float = 1.0
+    """Divides the cosine similarities; the loss is multiplied by twice this."""
+    momentum: float = 0.99
+    """Of the key encoder: the share of its weights that a step keeps, in [0, 1]."""
+    momentum_schedule: MomentumSchedule = "cosine"
+    """cosine: from `momentum` at the first step to 1 at the end."""
+    predictor: HeadConfig = field(
+        default_factory=lambda: HeadConfig(
+            layers=2, hidden_dim=4096, out_dim=256, last_norm="none", linear_bias="never"
+        )
+    )
+    """Behind the projector, for queries alone; as many output dimensions as the projector."""
+    loss_implementation: Implementation = "auto"
+    """reference holds all logits of a process; blocked and triton never do."""
+
+    def __post_init__(self) -> None:
+        require(self.temperature > 0, "temperature", "above 0", self.temperature)
+        require(0 <= self.momentum <= 1, "momentum", "in [0, 1]", self.momentum)
+
+    def logits_per_image(self, batch: int) -> int:
+        """Similarities that an image's loss is made of: two queries against a batch of keys."""
+        return 2 * batch
+
+
+class MoCoV3(Objective):
+    """Encoder, projector and predictor, and moving averages of the first two.
+
+    Args:
+        encoder: of the queries; this one is handed on.
+        head: the projector.
+        config: the settings, those of the predictor among them.
+
+    Raises:
+        ConfigError: predictor and projector differ in their output dimensions.
+    """
+
+    def __init__(self, encoder: Encoder, head: ProjectionHead, config: MoCoV3Config) -> None:
+        super().__init__()
+        if config.predictor.out_dim != head.out_dim:
+            raise ConfigError(
+                f"objective.predictor.out_dim is {config.predictor.out_dim} and head.out_dim"
+                f" {head.out_dim}: predictions are compared with projections; make them equal"
+            )
+        self.encoder = encoder
+        self.head = head
+        self.predictor = build_head(config.predictor, head.out_dim)
+        self.key = KeyEncoder(encoder, head)
+        self.config = config
+
+    def forward(self, views_VNCHW: torch.Tensor, step: int = 0) -> Projections:
+        """``(V*N, 3, H, W)`` view-major images to ``(V*N, D)`` predictions and keys."""
+        # A view at a time: BatchNorm statistics are a view's own, as the views differ in kind.
+        images = views_VNCHW.chunk(self.views)
+        queries = [self.predictor(self.head(self.encoder(x))) for x in images]
+        keys = [self.key(x) for x in images]
+        return Projections(torch.cat(queries), torch.cat(keys))
+
+    def loss(self, outputs: Projections) -> torch.Tensor:
+        """``2 T (ctr(q1, k2) + ctr(q2, k1))``; see :meth:`Objective.loss`."""
+        assert outputs.keys is not None  # noqa: S101 - for the type checker
+        query1_ND, query2_ND = outputs.queries.chunk(self.views)
+        key1_ND, key2_ND = outputs.keys.chunk(self.views)
+        # 2 T keeps the gradient's size when T changes (the paper's algorithm 1).
+        both = self._contrast(query1_ND, key2_ND) + self._contrast(query2_ND, key1_ND)
+        return 2 * self.config.temperature * both
+
+    def _contrast(self, queries_ND: torch.Tensor, keys_ND: torch.Tensor) -> torch.Tensor:
+        loss, _ = info_nce(
+            queries_ND,
+            keys_ND,
+            self.config.temperature,
+            implementation=self.config.loss_implementation,
+        )
+        return loss
+
+    @torch.no_grad()
+    def after_step(
+        self, outputs: Projections, step: int, total_steps: int, skipped: torch.Tensor
+    ) -> None:
+        """Move the key encoder."""
+        config = self.config
+        momentum = momentum_at(config.momentum, config.momentum_schedule, step + 1, total_steps)
+        self.key.follow(self.encoder, self.head, momentum, skipped)
