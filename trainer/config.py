@@ -83,6 +83,11 @@ class RunConfig:
     """BatchNorm of a batch in pieces. exact: statistics over the global batch, for some 15
     (ResNet-18) to 38 (ResNet-50) times the time of a step; piece: over the pieces that all
     processes have at a time, for 4/3 of it, with noisier statistics."""
+    activation_checkpointing: bool = False
+    """Keep the inputs of the encoder's blocks instead of all activations: less memory for a third
+    more time."""
+    compile: bool = False
+    """Let torch.compile fuse the encoder; the first step takes minutes longer."""
     max_skipped_steps: int = 10
     """Stop after so many steps in a row whose gradients were not finite (each is left out)."""
     crop: CropConfig = field(default_factory=CropConfig)
@@ -102,7 +107,10 @@ class RunConfig:
 
 # What may differ between the run that wrote a checkpoint and the one that goes on from it: where
 # things lie, how they are watched, and how many processes and workers do the work.
-_FREE_TO_CHANGE = ("out", "resume", "device", "loader", "checkpoint", "telemetry", "knn", "data")
+_FREE_TO_CHANGE = (
+    *("out", "resume", "device", "loader", "checkpoint", "telemetry", "knn", "data"),
+    *("micro_batch", "activation_checkpointing", "compile"),
+)
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,12 @@ from torch import nn
 from data_pipeline.augment import Augment
 from data_pipeline.beton import check_beton
 from data_pipeline.loader import TrainLoader, train_loader
+from trainer.activation_checkpoint import checkpoint_blocks
 from trainer.checkpoint import Checkpoint, CheckpointStore
 from trainer.config import RunConfig, RunPlan, plan_run, to_json
 from trainer.distributed import shutdown
 from trainer.encoders import build_encoder, seed_stochastic_layers, stochastic_layers
+from trainer.errors import ConfigError
 from trainer.gradients import Gradients, InPieces, WholeBatch, refuse_own_statistics
 from trainer.guard import NumericalGuard
 from trainer.heads import build_head
@@ -105,6 +107,7 @@ def _build(
         synchronise_batch_norm(objective, config.sync_batch_norm, config.batch_norm_group)
     if config.micro_batch:
         refuse_own_statistics(objective)
+    _save_memory_and_time(config, objective)
     if checkpoint is not None:
         objective.load_state_dict(checkpoint.tensors("model"))
     objective = objective.to(memory_format=torch.channels_last)
@@ -149,6 +152,19 @@ def _build(
     if checkpoint is not None:
         run.restore(checkpoint)
     return run
+
+
+def _save_memory_and_time(config: RunConfig, objective: Objective) -> None:
+    """Activation checkpointing and torch.compile, which change neither weights nor their names."""
+    if config.activation_checkpointing:
+        if config.micro_batch:
+            raise ConfigError(
+                "--activation-checkpointing does not go with --micro-batch, which bounds the "
+                "memory by itself; set one of them"
+            )
+        checkpoint_blocks(objective.encoder)
+    if config.compile:
+        objective.encoder.compile()
 
 
 def _gradients(

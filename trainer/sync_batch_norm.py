@@ -29,7 +29,9 @@ _CHUNK_ROWS = 4096
 _CONVERTED = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
-def convert_sync_batch_norm(module: nn.Module, group_size: int = 0) -> nn.Module:
+def convert_sync_batch_norm(
+    module: nn.Module, group_size: int = 0, *, keep_synchronised: bool = False
+) -> nn.Module:
     """Replace every ``nn.BatchNorm1d/2d/3d`` in ``module`` by a synchronised one.
 
     Parameters and buffers stay the same objects under the same names, so optimizers built before,
@@ -41,6 +43,7 @@ def convert_sync_batch_norm(module: nn.Module, group_size: int = 0) -> nn.Module
         module: changed in place, except when it is itself a batch norm.
         group_size: statistics are taken over groups of this many consecutive ranks; 0 is all of
             them (the global batch), 1 is each process on its own.
+        keep_synchronised: leave layers as they are that were converted before.
 
     Returns:
         ``module``, or its replacement when it is itself a batch norm.
@@ -51,6 +54,8 @@ def convert_sync_batch_norm(module: nn.Module, group_size: int = 0) -> nn.Module
     """
     group = _GroupHandle(_make_group(group_size), local=group_size == 1)
     replaced: dict[nn.Module, nn.Module] = {}
+    if keep_synchronised:
+        replaced = {m: m for m in module.modules() if isinstance(m, SyncBatchNorm)}
     return _convert(module, group, replaced, path="")
 
 
@@ -139,8 +144,8 @@ class SyncBatchNorm(_BatchNorm):
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats)
         self.handle = _GroupHandle(None)
-        self.pieces: PieceNormaliser | None = None
-        """Set while a batch is processed in pieces: it has the statistics of all of them."""
+        self.pieces: Normaliser | None = None
+        """Set while a batch is processed in pieces, or again: it has the statistics."""
 
     @classmethod
     def _adopt(cls, source: nn.Module, handle: _GroupHandle) -> "SyncBatchNorm":
@@ -160,6 +165,7 @@ class SyncBatchNorm(_BatchNorm):
         """The group that shares statistics; None is the whole world."""
         return self.handle.group
 
+    @torch.compiler.disable  # collectives, and arithmetic in float64 that is not to be fused
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - torch's name
         """Normalise ``input``; collective over the group while training."""
         self._check_input_dim(input)
@@ -205,11 +211,11 @@ class SyncBatchNorm(_BatchNorm):
         """nn.SyncBatchNorm.forward calls it; :meth:`_check_input_dim` has looked already."""
 
 
-class PieceNormaliser(Protocol):
-    """What :class:`trainer.piece_statistics.PieceStatistics` is to a layer."""
+class Normaliser(Protocol):
+    """Takes a layer's part over: for pieces of a batch, or for a pass that is repeated."""
 
     def normalise(self, layer: SyncBatchNorm, x: torch.Tensor) -> torch.Tensor:
-        """The layer's output for one piece of a batch."""
+        """The layer's output."""
 
 
 class Moments(NamedTuple):
