@@ -69,8 +69,8 @@ def ntxent_forward(
                 local_MD, others, inv_temperature, None, block_size
             )
             lse_M = torch.logaddexp(lse_M, other_M)
-    wide_MD = local_MD.to(lse_M.dtype)
-    positive_M = (wide_MD * swap_views(wide_MD)).sum(1) * inv_temperature
+    one_BD, other_BD = local_MD.to(lse_M.dtype).chunk(2)
+    positive_M = (one_BD * other_BD).sum(1).repeat(2) * inv_temperature
     # Not one mean per process and a sum of means: gathered rows make the value equal on all.
     lse_N, positive_N = gather_rows(
         torch.stack([lse_M, positive_M], dim=1), rows_per_rank, group_named(group)
@@ -92,7 +92,9 @@ def ntxent_gradient_rows(
     kernels = kernels_for(all_ND, implementation, "ntxent")
     own = slice(start, stop)
     gradient_MD = kernels.row_gradient(all_ND, own, lse_N, inv_temperature, block_size)
-    return gradient_MD.sub_(swap_views(all_ND[own].to(lse_N.dtype)), alpha=2)
+    for half_BD, positive_BD in zip(gradient_MD.chunk(2), reversed(all_ND[own].chunk(2))):
+        half_BD.sub_(positive_BD, alpha=2)
+    return gradient_MD
 
 
 @custom_op("widebatch::ntxent", mutates_args=())
@@ -209,11 +211,6 @@ def _refuse_second_derivative() -> None:
     """
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         raise RuntimeError("the contrastive losses have no second derivative (create_graph=True)")
-
-
-def swap_views(rows_MD: torch.Tensor) -> torch.Tensor:
-    """The positive of each row: the same sample's other view, half the rows away."""
-    return rows_MD.roll(rows_MD.shape[0] // 2, dims=0)
 
 
 def _all_rows(local: torch.Tensor, rows_per_rank: Sequence[int] | None, group: Group) -> int:

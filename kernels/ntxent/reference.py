@@ -1,8 +1,10 @@
 """Both losses as the equations read: complete matrices, derivatives by autograd. The oracle."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy
 
 from kernels.ntxent.gather import (
@@ -109,8 +111,32 @@ def unit_rows(z: torch.Tensor) -> torch.Tensor:
     a zero row stays zero and its gradient finite. Squares of float16 values would overflow, hence
     float32.
     """
-    wide = z.to(statistics_dtype(z.dtype))
-    return wide * wide.square().sum(-1, keepdim=True).clamp_min(1e-12).rsqrt()
+    unit: torch.Tensor = _UnitRows.apply(z.to(statistics_dtype(z.dtype)))
+    return unit
+
+
+class _UnitRows(torch.autograd.Function):
+    """Keeps its input, which is there anyway, and a number per row; autograd would keep a copy."""
+
+    @staticmethod
+    def forward(ctx: Any, z: torch.Tensor) -> torch.Tensor:
+        norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
+        inverse = norm.clamp_min(1e-6).reciprocal()
+        # Where the norm is held from below, it is a constant.
+        ctx.save_for_backward(z, inverse, norm > 1e-6)
+        return z * inverse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        z, inverse, varies = ctx.saved_tensors
+        result = torch.empty_like(z, memory_format=torch.contiguous_format)
+        parts = (t.flatten(0, -2).split(4096) for t in (result, grad, z, inverse, varies))
+        for out, grad_rD, z_rD, inverse_r1, varies_r1 in zip(*parts, strict=True):
+            unit_rD = z_rD * inverse_r1
+            along_r1 = (grad_rD * unit_rD).sum(-1, keepdim=True) * varies_r1
+            torch.sub(grad_rD, unit_rD.mul_(along_r1), out=out).mul_(inverse_r1)
+        return result
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
