@@ -4,7 +4,8 @@
 .PHONY: help setup demo test test-all bench lint clean
 BIN := .venv/bin
 PYTEST_ARGS ?=
-BENCHMARKS ?= $(wildcard benchmarks/[a-z]*.py)
+BENCHMARKS ?= $(filter-out $(if $(wildcard /dev/nvidia0),,benchmarks/gpu.py), \
+	$(wildcard benchmarks/[a-z]*.py))
 SHELL_SCRIPTS := .ci/run launch/setup.sh $(wildcard slurm/*.sh)
 export PYTHON FFCV SLURM
 without_slurm := $(if $(filter no,$(SLURM)), and not slurm)
