@@ -8,7 +8,7 @@ is given its crops as it likes them best, before the clock starts. They take tur
 round; the table shows medians. On a CPU the clock is processor time, all threads together: what a
 core pays, whoever else is on the machine.
 
-kornia (the `bench` extra) joins when it is installed.
+lightly and kornia (the `bench` extra) join when they are installed.
 """
 
 import argparse
@@ -103,6 +103,31 @@ def torchvision_pil(_: int) -> Contender:
     )
 
 
+def lightly_pil(side: int) -> Contender:
+    """lightly's SimCLR transform, one PIL image at a time, without its crop."""
+    from lightly.transforms.simclr_transform import SimCLRViewTransform
+
+    view = simclr_views().view1
+    whole = SimCLRViewTransform(
+        input_size=side,
+        cj_prob=view.jitter,
+        cj_bright=view.brightness,
+        cj_contrast=view.contrast,
+        cj_sat=view.saturation,
+        cj_hue=view.hue,
+        random_gray_scale=view.grayscale,
+        gaussian_blur=view.blur,
+        sigmas=view.blur_sigma,
+    )
+    first, *steps = whole.transform.transforms
+    assert type(first).__name__ == "RandomResizedCrop"
+    return Contender(
+        "lightly, PIL",
+        lambda crops: [Image.fromarray(crop.numpy()) for crop in crops.flatten(0, 1)],
+        lambda images: torch.stack([v2.Compose(steps)(image) for image in images]),
+    )
+
+
 def kornia_batch(side: int) -> Contender:
     from kornia import augmentation as kornia
 
@@ -127,6 +152,8 @@ def contenders(side: int, device: torch.device) -> list[Contender]:
         found += [torchvision_tensors(side), torchvision_pil(side)]
     else:
         found += [torchvision_tensors(side)]
+    if importlib.util.find_spec("lightly") and device.type == "cpu":
+        found.append(lightly_pil(side))
     if importlib.util.find_spec("kornia"):
         found.append(kornia_batch(side))
     return found
