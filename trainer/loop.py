@@ -9,6 +9,7 @@ from trainer.distributed import AgreedFlags
 from trainer.encoders import seed_stochastic_layers
 from trainer.optim import apply_update, gradient_norm
 from trainer.prepare import prepare
+from trainer.running_statistics import RunningStatistics
 
 log = logging.getLogger(__name__)
 
@@ -38,14 +39,17 @@ def fit(config: RunConfig, stop_requested: Callable[[], bool] = lambda: False) -
             log.info("nothing to do: step %d is the run's last", run.state.step)
             return Outcome.DONE
         flags = AgreedFlags(("stop",), run.fabric.device)
+        statistics = RunningStatistics(run.objective)
         remaining = range(run.state.step, run.plan.total_steps)
         for step, batch in zip(remaining, run.loader.starting_at(run.state.position(run.plan))):
             seed_stochastic_layers(config.seed, step, run.fabric.global_rank)
+            statistics.keep()
             outputs, loss = run.gradients(batch, step)
             norm = gradient_norm(run.optimizer)
             lr = run.lr_at(step)
             skipped = apply_update(run.optimizer, lr, norm)
             run.objective.after_step(outputs, step, run.plan.total_steps, skipped)
+            statistics.restore(skipped)
             run.optimizer.zero_grad(set_to_none=True)
             run.state.step = step + 1
 
