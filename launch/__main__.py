@@ -52,7 +52,13 @@ def _run(words: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from launch import evaluate_command, export_command, pack_command, report_command
+    from launch import (
+        doctor_command,
+        evaluate_command,
+        export_command,
+        pack_command,
+        report_command,
+    )
 
     parser = argparse.ArgumentParser(
         prog="widebatch",
@@ -73,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate_command.add_parser(commands)
     export_command.add_parser(commands)
     report_command.add_parser(commands)
+    doctor_command.add_parser(commands)
     return parser
 
 

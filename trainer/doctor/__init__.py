@@ -1,0 +1,1 @@
+"""``widebatch doctor``: what would go wrong in a run, found out before it."""

@@ -1,0 +1,98 @@
+"""The data file, and whether its loader keeps up with the network."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from data_pipeline.beton import check_beton
+from data_pipeline.loader import train_loader
+from data_pipeline.order import Position
+from trainer.config import RunConfig
+from trainer.distributed import all_gather_rows, rank_and_size
+from trainer.doctor.finding import Finding
+from trainer.prepare import build_objective
+from trainer.run import COMPUTE_DTYPE
+
+_SECONDS = 5.0
+_IMAGES = 32  # of a process and batch
+
+
+def data_file(path: Path) -> Iterator[Finding]:
+    """Every table, JPEG header and the checksum; the same file on all ranks. A collective."""
+    info = check_beton(path, verify=True)
+    fingerprint = torch.tensor([int(info.fingerprint[:15], 16)])
+    if torch.cuda.is_available():
+        fingerprint = fingerprint.cuda()
+    if len(set(all_gather_rows(fingerprint).tolist())) > 1:
+        yield Finding(
+            "data",
+            "bad",
+            f"{path}: not the same file on all ranks",
+            "copy one file to all nodes, or name one on a shared file system",
+        )
+    else:
+        yield Finding("data", "good", f"{path}: {info.num_samples} samples, checksum right")
+
+
+def keeps_up(config: RunConfig, device: torch.device) -> Iterator[Finding]:
+    """Images per second of this process's loader, and of its network."""
+    rank, size = rank_and_size()
+    info = check_beton(config.data.train)
+    images = min(_IMAGES, config.batch // size, info.num_samples // size)
+    with torch.random.fork_rng(devices=[]):
+        needed = _network_rate(config, device, images)
+    loader = train_loader(
+        config.data.train,
+        config.crop,
+        config.loader,
+        seed=config.seed,
+        batch_size=images * size,
+        rank=rank,
+        world_size=size,
+        device=device,
+    )
+    try:
+        rate = _loader_rate(loader.starting_at(Position(0, 0)), images)
+    finally:
+        loader.close()
+    said = f"loads {rate:.0f} images/s, trains {needed:.0f} images/s, each alone, per process"
+    if rate > 1.2 * needed:
+        yield Finding("loader", "good", said)
+    else:
+        yield Finding(
+            "loader",
+            "note",
+            said,
+            "the network will wait: give each process more cores (--loader.workers), or pack "
+            "smaller images (widebatch pack --max-side)",
+        )
+
+
+def _network_rate(config: RunConfig, device: torch.device, images: int) -> float:
+    objective = build_objective(config).to(memory_format=torch.channels_last).to(device)
+    side, dtype = config.crop.size, COMPUTE_DTYPE[config.precision]
+    if config.precision == "fp64":
+        objective = objective.double()
+    blank = torch.zeros(objective.views * images, 3, side, side, device=device, dtype=dtype)
+    blank = blank.to(memory_format=torch.channels_last)
+    seconds = []
+    for _ in range(4):
+        start = time.perf_counter()
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            features = objective.encoder(blank)
+        features.float().sum().backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return images / min(seconds)
+
+
+def _loader_rate(batches: Iterator[object], images: int) -> float:
+    next(batches)
+    start, count = time.perf_counter(), 0
+    while time.perf_counter() - start < _SECONDS:
+        next(batches)
+        count += 1
+    return count * images / (time.perf_counter() - start)

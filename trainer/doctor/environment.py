@@ -1,0 +1,71 @@
+"""Software and devices of this process."""
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterator
+
+import torch
+from packaging.requirements import Requirement
+
+from data_pipeline.ffcv_compat import ffcv_problem
+from trainer.doctor.finding import Finding
+
+
+def versions() -> Iterator[Finding]:
+    """Installed packages against what this project asks for."""
+    yield Finding("python", "good", platform.python_version())
+    wrong = []
+    for text in importlib.metadata.requires("widebatch") or []:
+        requirement = Requirement(text)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            version = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            wrong.append(f"{requirement.name} is missing")
+            continue
+        # Not the build after the plus sign: 2.14.1+cu130 is 2.14.1.
+        if not requirement.specifier.contains(version.partition("+")[0], prereleases=True):
+            wrong.append(f"{requirement.name} {version}, wanted {requirement.specifier}")
+    if wrong:
+        yield Finding("packages", "bad", "; ".join(wrong), "make setup, or pip install -e .")
+    else:
+        yield Finding("packages", "good", f"as asked for; torch {torch.__version__}")
+
+
+def ffcv() -> Iterator[Finding]:
+    """Whether FFCV's library loads here."""
+    problem = ffcv_problem()
+    if problem is None:
+        yield Finding("ffcv", "good", "loads")
+    else:
+        yield Finding(
+            "ffcv",
+            "note",
+            f"{problem}; the slower torchvision loader will serve",
+            "make setup, as root or with sudo",
+        )
+
+
+def device() -> Iterator[Finding]:
+    """The GPU of this process, or what a CPU can do instead."""
+    if not torch.cuda.is_available():
+        fast = torch.cpu.get_capabilities().get("amx_bf16", False)
+        said = f"no GPU; {os.cpu_count()} cores, {'with' if fast else 'without'} AMX"
+        yield Finding("device", "note", said)
+        return
+    index = torch.cuda.current_device()
+    properties = torch.cuda.get_device_properties(index)
+    free, total = torch.cuda.mem_get_info(index)
+    said = f"{properties.name}, {total / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
+    yield Finding("device", "good", said)
+    if free < 0.9 * total:
+        yield Finding(
+            "gpu memory",
+            "note",
+            f"{(total - free) / 2**30:.1f} GiB are in use by others",
+            "nvidia-smi says by whom",
+        )
+    if not torch.cuda.is_bf16_supported():
+        yield Finding("bf16", "bad", "this GPU has no bfloat16", "--precision fp32")

@@ -1,0 +1,54 @@
+"""All checks, in order, on all ranks."""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from trainer.config import DataConfig
+from trainer.distributed import shutdown
+from trainer.doctor import data, environment, folder, network, proof
+from trainer.doctor.finding import Check, Finding, examined, of_all_ranks
+from trainer.recipes import RECIPES
+from trainer.strategy import launch_fabric
+
+
+def examine(
+    recipe: str, data_file: Path | None, out: Path, node: int
+) -> list[tuple[Finding, list[int]]]:
+    """Join the process group and make every check. A collective.
+
+    Args:
+        recipe: whose network the loader must keep up with.
+        data_file: a .beton to examine; none leaves data and loader out.
+        out: folder that runs will be written to.
+        node: number of this process's node.
+
+    Returns:
+        Every finding with the ranks that made it, equal on all ranks.
+    """
+    fabric = launch_fabric("auto", "fp32")
+    device = fabric.device
+    checks: list[tuple[str, Check]] = [
+        ("packages", environment.versions),
+        ("ffcv", environment.ffcv),
+        ("device", environment.device),
+        ("bandwidth", partial(network.bandwidth, device, node)),
+        ("clocks", partial(network.clocks, device)),
+        ("folder", partial(folder.shared_folder, out)),
+        ("equal runs", partial(proof.equal_runs, device)),
+    ]
+    if data_file is not None:
+        config = dataclasses.replace(RECIPES[recipe](), data=DataConfig(train=data_file))
+        checks += [
+            ("data", partial(data.data_file, data_file)),
+            ("loader", partial(data.keeps_up, config, device)),
+        ]
+    try:
+        findings: list[tuple[Finding, list[int]]] = []
+        for name, check in checks:
+            findings += of_all_ranks(examined(name, check))
+        return findings
+    finally:
+        shutdown(torch.nn.Identity())
