@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from data_pipeline.views import CropConfig
 from tests.trainer.runs import tiny_config
 from trainer.checkpoint import CheckpointStore
 from trainer.config import DataConfig, to_json
@@ -25,8 +26,9 @@ def save_run(
     test: Path | None = None,
 ) -> nn.Module:
     """Write ``config.json`` and checkpoints of steps 3 (the best) and 6; the encoder of step 6."""
+    side = 64 if encoder.image_size == 64 else 32
     config = dataclasses.replace(
-        tiny_config(data, folder),
+        tiny_config(data, folder, crop=CropConfig(size=side)),
         encoder=encoder,
         seed=seed,
         recipe="simclr-cifar10-r18",
@@ -39,7 +41,7 @@ def save_run(
     model = build_encoder(encoder)
     store = CheckpointStore(folder / "checkpoints")
     for step in (3, 6):
-        _train_a_little(model, 64 if encoder.image_size == 64 else 32)
+        _train_a_little(model, side)
         tensors = {f"encoder.{name}": value for name, value in model.state_dict().items()}
         tensors["head.layers.0.weight"] = torch.ones(4, 4)
         state = {"step": step, "epoch": step / 3, "data_fingerprint": FINGERPRINT}

@@ -52,13 +52,13 @@ def files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def feature_images() -> torch.Tensor:
-    return torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+def feature_images(side: int = 32) -> torch.Tensor:
+    return torch.rand(3, 3, side, side, generator=torch.Generator().manual_seed(2))
 
 
 @torch.no_grad()
-def features_of(model: nn.Module) -> torch.Tensor:
-    return model.eval()(feature_images())
+def features_of(model: nn.Module, side: int = 32) -> torch.Tensor:
+    return model.eval()(feature_images(side))
 
 
 # --- the file ---
@@ -154,7 +154,7 @@ def test_other_architectures_of_torchvision_are_proven_too(
     done = export(tmp_path / "run", tmp_path / "out.safetensors")
     assert done.proof.relative_difference <= 1e-9
     loaded = load_encoder(str(done.weights))
-    assert features_of(loaded.encoder).shape == (3, done.facts["feature_dim"])
+    assert features_of(loaded.encoder, 64).shape == (3, done.facts["feature_dim"])
 
 
 # --- what is refused, and what is left behind then ---
