@@ -41,11 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    # tyro reads the settings of `pretrain`: argparse must not see them.
+    # tyro reads the settings of `pretrain` and `plan`: argparse must not see them.
     if words and words[0] == "pretrain":
         from launch import pretrain_command
 
         return pretrain_command.main(words[1:])
+    if words and words[0] == "plan":
+        from launch import plan_command
+
+        return plan_command.main(words[1:])
     args = _parser().parse_args(words)
     result: int = args.run(args)
     return result
@@ -75,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     pack_command.add_parser(commands)
+    commands.add_parser("plan", help="say whether a run fits a cluster", add_help=False)
     commands.add_parser("pretrain", help="pretrain an encoder by a recipe", add_help=False)
     evaluate_command.add_parser(commands)
     export_command.add_parser(commands)

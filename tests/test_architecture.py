@@ -31,6 +31,7 @@ IN_A_STEP = (
     "trainer/loop.py",
     "trainer/objectives/",
     "trainer/lars.py",
+    "trainer/shards.py",
     "trainer/sync_batch_norm.py",
 )
 
@@ -48,15 +49,21 @@ COLLECTIVES = {
     "barrier",
     "broadcast",
     "broadcast_json",
+    "full_tensor",
     "gather_rows",
     "info_nce",
     "monitored_barrier",
+    "model_tensors",
     "nt_xent",
+    "optimizer_tensors",
     "permute_rows",
     "reduce",
     "reduce_scatter",
     "reduce_scatter_tensor",
     "scatter",
+    "total_norm",
+    "whole",
+    "whole_encoder",
 }
 
 Rule = Callable[[ast.AST], Iterator[tuple[int, str]]]

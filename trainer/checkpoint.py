@@ -10,8 +10,8 @@ Layout of ``RUN/checkpoints``::
 
 A checkpoint is written under a temporary name in the same directory, flushed to disk, and renamed:
 it exists completely or not at all. Reading checks every file against the manifest and falls back to
-the checkpoint before. Weights are the same on all ranks under data parallelism, so one rank writes
-and nothing in a file depends on the number of ranks.
+the checkpoint before. One rank writes whole tensors, so nothing in a file depends on the number of
+ranks, nor on the strategy that shares tensors out between them.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -289,14 +289,24 @@ def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, saved:
     """
     parameters = dict(model.named_parameters())
     for key, value in saved.items():
-        name, _, slot = key.rpartition("::")
-        if name not in parameters:
-            raise CheckpointError(f"optimizer.safetensors: {name!r} is no parameter of this model")
+        name, slot = split_key(key, parameters)
         parameter = parameters[name]
-        placed = value.to(parameter.device) if value.ndim else value
+        placed = value.to(parameter.device)  # counts of steps too: fused kernels read them there
         if placed.shape == parameter.shape:  # keep the memory layout of a fresh run: same sums
             placed = torch.empty_like(parameter, dtype=value.dtype).copy_(placed)
         optimizer.state[parameter][slot] = placed
+
+
+def split_key(key: str, parameters: Container[str]) -> tuple[str, str]:
+    """Parameter and slot of a key of :func:`optimizer_tensors`.
+
+    Raises:
+        CheckpointError: it names none of ``parameters``.
+    """
+    name, _, slot = key.rpartition("::")
+    if name not in parameters:
+        raise CheckpointError(f"optimizer.safetensors: {name!r} is no parameter of this model")
+    return name, slot
 
 
 def _serialise(tensors: Tensors) -> bytes:

@@ -12,7 +12,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -29,6 +29,7 @@ from trainer.objectives.simclr import SimCLRConfig
 from trainer.online_knn import OnlineKnnConfig
 from trainer.optim import OptimConfig, scaled_lr
 from trainer.schedule import ScheduleConfig, warmup_steps
+from trainer.strategy import StrategyConfig
 from trainer.telemetry import TelemetryConfig
 
 T = TypeVar("T")
@@ -98,6 +99,9 @@ class RunConfig:
     objective: tyro.conf.AvoidSubcommands[ObjectiveConfig] = field(default_factory=SimCLRConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    strategy: Annotated[StrategyConfig, tyro.conf.arg(name="")] = field(
+        default_factory=StrategyConfig
+    )
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     knn: OnlineKnnConfig = field(default_factory=OnlineKnnConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
@@ -109,7 +113,7 @@ class RunConfig:
 # things lie, how they are watched, and how many processes and workers do the work.
 _FREE_TO_CHANGE = (
     *("out", "resume", "device", "loader", "checkpoint", "telemetry", "knn", "data"),
-    *("micro_batch", "activation_checkpointing", "compile"),
+    *("micro_batch", "activation_checkpointing", "compile", "strategy.name"),
 )
 
 
@@ -283,12 +287,13 @@ def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[st
     """
     found: list[str] = []
     for key in sorted(set(saved) | set(current)):
-        if key not in _FREE_TO_CHANGE:
-            _compare(key, saved.get(key), current.get(key), found)
+        _compare(key, saved.get(key), current.get(key), found)
     return found
 
 
 def _compare(name: str, saved: Any, current: Any, found: list[str]) -> None:
+    if name in _FREE_TO_CHANGE:
+        return
     if isinstance(saved, Mapping) and isinstance(current, Mapping):
         for key in sorted(set(saved) | set(current)):
             _compare(f"{name}.{key}", saved.get(key), current.get(key), found)

@@ -23,17 +23,23 @@ zero. Tensors of one dimension or none (biases, BatchNorm) get neither the ratio
 Two implementations: operations on lists of tensors ("foreach"), for every type and device, and the
 kernels of :mod:`kernels.lars` ("triton"), for float32 parameters on CUDA. They agree to the last
 digits of float32.
+
+The norms are those of whole layers, also where every process holds and moves a piece of each
+(:mod:`trainer.fsdp`, :mod:`trainer.zero`): by "foreach", with the squared norms of pieces added up
+over processes in one all-reduce.
 """
 
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, get_args, overload
 
 import torch
+import torch.distributed as dist
 from torch.optim.sgd import sgd
 
 from kernels import choice
 from kernels.lars import Settings, Variant, lars_update_, obstacle
 from kernels.lars.multi_tensor import is_dense
+from trainer.shards import LayerNorms
 
 Implementation = Literal["auto", "foreach", "triton"]
 Tensors = list[torch.Tensor]
@@ -68,6 +74,8 @@ class LARS(torch.optim.Optimizer):
 
     found_inf: torch.Tensor | None = None
     implementation: Implementation = "auto"
+    holders: dist.ProcessGroup | None = None
+    """Where parameters are pieces: the processes that hold all of them. Then "foreach" only."""
 
     def __init__(
         self,
@@ -133,25 +141,52 @@ class LARS(torch.optim.Optimizer):
             self._update_by_kernel(group, matrices, adapt=True)
             self._update_by_kernel(group, vectors, adapt=False)
             return
-        matrix_updates, vector_updates = [], _gradients(vectors)
-        if matrices:
-            matrix_updates = self._adapted_gradients(group, matrices)
+        for params_alike, adapt in ((matrices, True), (vectors, False)):
+            if params_alike:
+                self._update_by_foreach(group, params_alike, adapt)
+
+    def _update_by_foreach(self, group: dict[str, Any], params: Tensors, adapt: bool) -> None:
+        momenta = None
+        if group["momentum"]:
+            momenta = [self._momentum_buffer(p) for p in params]
+        norms = LayerNorms(self.holders, len(params)) if adapt else None
+        self.update_pieces(group, params, _gradients(params), momenta, norms)
+
+    def update_pieces(
+        self,
+        group: dict[str, Any],
+        weights: Tensors,
+        grads: Tensors,
+        momenta: Tensors | None,
+        layer_norms: LayerNorms | None,
+    ) -> None:
+        """One update of layers, or of this process's pieces of them; a collective if in pieces.
+
+        Args:
+            group: settings.
+            weights: plain tensors of one device and dtype, moved in place.
+            grads: theirs.
+            momenta: theirs, moved in place; None without momentum.
+            layer_norms: norms of the whole layers; None leaves out trust ratio and weight decay.
+        """
         lr = group["lr"]
+        if layer_norms is not None:
+            updates = self._adapted_gradients(group, weights, grads, layer_norms)
+        elif group["variant"] == "simclr":
+            updates = list(torch._foreach_mul(grads, lr)) if grads else grads
+        else:
+            updates = grads
         if group["variant"] == "simclr":
             lr = 1.0  # it is in the updates already
-            if vectors:
-                vector_updates = list(torch._foreach_mul(vector_updates, group["lr"]))
-        self._move(
-            matrices + vectors,
-            matrix_updates + vector_updates,
-            lr,
-            group["momentum"],
-            group["nesterov"],
-        )
+        if weights:
+            self._move(weights, updates, momenta, lr, group["momentum"], group["nesterov"])
 
     def _runs_triton(self, params: Tensors) -> bool:
         """Whether the kernels update these; says so in the log, and why not where they could."""
         asked = self.implementation
+        if self.holders is not None:
+            choice.record("lars", "foreach", "the kernels see no whole layer in a sharded one")
+            return False
         if asked == "foreach":
             choice.record("lars", "foreach", "as asked")
             return False
@@ -182,36 +217,44 @@ class LARS(torch.optim.Optimizer):
             found_inf=self.found_inf,
         )
 
-    def _adapted_gradients(self, group: dict[str, Any], params: Tensors) -> Tensors:
+    def _adapted_gradients(
+        self, group: dict[str, Any], weights: Tensors, grads: Tensors, layer_norms: LayerNorms
+    ) -> Tensors:
         """New tensors ``ratio * (g + wd w)``, times the learning rate for "simclr"."""
         weight_decay, eta = group["weight_decay"], group["trust_coefficient"]
-        grads = _gradients(params)
-        updates = list(torch._foreach_add(grads, params, alpha=weight_decay))
-        weight_norm = _norms(params)
+        updates = list(torch._foreach_add(grads, weights, alpha=weight_decay)) if grads else []
         if group["variant"] == "you":
-            grad_norm = _norms(grads)
+            weight_norm, grad_norm = layer_norms(weights, grads)
             denominator = grad_norm + weight_decay * weight_norm + group["eps"]
         else:
-            grad_norm = denominator = _norms(updates)
+            weight_norm, grad_norm = layer_norms(weights, updates)
+            denominator = grad_norm
         adapt = (weight_norm > 0) & (grad_norm > 0)
         ratio = torch.where(adapt, eta * weight_norm / denominator, 1.0)
         if group["variant"] == "simclr":
             ratio = ratio * group["lr"]
-        torch._foreach_mul_(updates, ratio.to(updates[0].dtype).unbind())
+        if updates:
+            torch._foreach_mul_(updates, ratio.to(updates[0].dtype).unbind())
         return updates
 
     def _move(
-        self, params: Tensors, updates: Tensors, lr: float, momentum: float, nesterov: bool
+        self,
+        weights: Tensors,
+        updates: Tensors,
+        momenta: Tensors | None,
+        lr: float,
+        momentum: float,
+        nesterov: bool,
     ) -> None:
         """``v = momentum v + update; w -= lr v`` where found_inf is not set, in one kernel."""
         # The kernel walks the memory of its tensors side by side and does not look at strides: it
         # gets that memory as vectors, in one layout.
-        buffers: list[torch.Tensor | None] = [None] * len(params)
-        if momentum:
-            buffers = [_memory(self._momentum_buffer(p)) for p in params]
+        buffers: list[torch.Tensor | None] = [None] * len(weights)
+        if momenta is not None:
+            buffers = [_memory(m) for m in momenta]
         sgd(
-            [_memory(p) for p in params],
-            [_memory(match_layout(u, p)) for u, p in zip(updates, params)],
+            [_memory(w) for w in weights],
+            [_memory(match_layout(u, w)) for u, w in zip(updates, weights)],
             buffers,
             has_sparse_grad=False,
             fused=True,
@@ -273,12 +316,6 @@ def _gradients(params: Tensors) -> Tensors:
             raise ValueError(f"LARS: a gradient of shape {tuple(param.shape)} is sparse")
         grads.append(param.grad.to(param.dtype))
     return grads
-
-
-def _norms(tensors: Tensors) -> torch.Tensor:
-    """Euclidean norms, one per tensor, in at least float32."""
-    dtype = torch.promote_types(tensors[0].dtype, torch.float32)
-    return torch.stack(torch._foreach_norm(tensors, 2, dtype=dtype))
 
 
 def _memory(tensor: torch.Tensor) -> torch.Tensor:

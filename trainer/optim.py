@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -11,6 +11,28 @@ from trainer.errors import ConfigError
 from trainer.lars import LARS, Variant, match_layout
 
 REFERENCE_BATCH = 256  # samples that `base_lr` is quoted for
+
+
+class Updatable(Protocol):
+    """What a step needs of an optimizer: torch's own, or one that a strategy put in its place."""
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Parameters and their settings, which may be changed in place."""
+
+    def step(self) -> Any:
+        """Move the parameters, unless ``found_inf`` is set; see :func:`apply_update`."""
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients."""
+
+
+@runtime_checkable
+class HoldsGradients(Protocol):
+    """An optimizer that has pieces of the gradients: a sharded one."""
+
+    def gradient_norm(self) -> torch.Tensor:
+        """As :func:`gradient_norm`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +93,10 @@ def scaled_lr(config: OptimConfig, global_batch: int) -> float:
 
 
 def build_optimizer(
-    module: nn.Module, config: OptimConfig, lr: float | None = None
+    module: nn.Module,
+    config: OptimConfig,
+    lr: float | None = None,
+    lars: type[LARS] = LARS,
 ) -> torch.optim.Optimizer:
     """The optimizer over the parameters of ``module`` that require gradients.
 
@@ -83,6 +108,7 @@ def build_optimizer(
         module: what to train.
         config: the optimizer's settings.
         lr: the rate to begin with, by default ``config.base_lr``; see :func:`set_lr`.
+        lars: the class, where ``config`` asks for LARS.
 
     Raises:
         ConfigError: nothing in ``module`` requires gradients.
@@ -90,7 +116,7 @@ def build_optimizer(
     groups = _parameter_groups(module, config)
     lr = config.base_lr if lr is None else lr
     if config.name == "lars":
-        return LARS(
+        return lars(
             groups,
             lr=lr,
             momentum=config.momentum,
@@ -129,25 +155,26 @@ def _parameter_groups(module: nn.Module, config: OptimConfig) -> list[dict[str, 
     return [group for group in groups if group["params"]]
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def set_lr(optimizer: Updatable, lr: float) -> None:
     """Set the learning rate of every group; no device work."""
     for group in optimizer.param_groups:
         group["lr"] = lr
 
 
-def gradient_norm(optimizer: torch.optim.Optimizer) -> torch.Tensor:
+def gradient_norm(optimizer: Updatable) -> torch.Tensor:
     """Euclidean norm of all gradients together, a 0-d tensor on their device; not synchronised.
 
-    After DDP's averaging it is the same on every process, and not finite when any gradient is not.
+    After the strategy's averaging it is the same on every process, and not finite when any gradient
+    is not. A collective where gradients are sharded.
     """
+    if isinstance(optimizer, HoldsGradients):
+        return optimizer.gradient_norm()
     params = [p for group in optimizer.param_groups for p in group["params"]]
     grads = [p.grad for p in params if p.grad is not None]
     return torch.nn.utils.get_total_norm(grads, foreach=True)
 
 
-def apply_update(
-    optimizer: torch.optim.Optimizer, lr: float, norm: torch.Tensor | None = None
-) -> torch.Tensor:
+def apply_update(optimizer: Updatable, lr: float, norm: torch.Tensor | None = None) -> torch.Tensor:
     """One step at rate ``lr``, left out if ``norm`` is not finite; no host synchronisation.
 
     A step left out changes neither parameters nor optimizer state by a bit, AdamW's step count

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import torch
 from lightning_fabric import Fabric
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from data_pipeline.augment import Augment
 from data_pipeline.beton import check_beton
@@ -30,12 +31,12 @@ from trainer.heads import build_head
 from trainer.objectives.base import Objective
 from trainer.objectives.build import make_objective
 from trainer.online_knn import OnlineKnn
-from trainer.optim import build_optimizer
 from trainer.provenance import versions
 from trainer.run import COMPUTE_DTYPE, Run
 from trainer.run_folder import agreed_checkpoint, exclusive
 from trainer.samples import SampleLog
-from trainer.strategy import launch_fabric
+from trainer.sharding import lay_out
+from trainer.strategy import launch_fabric, refuse_unsupported
 from trainer.sync_batch_norm import convert_sync_batch_norm
 from trainer.telemetry import (
     JsonLines,
@@ -59,7 +60,8 @@ def prepare(config: RunConfig) -> Iterator[Run]:
         DataError: a data file is damaged.
         CheckpointError: the folder holds a run, but no whole checkpoint.
     """
-    fabric = launch_fabric(config.device, config.precision)
+    refuse_unsupported(config.strategy, config.precision, config.micro_batch, config.compile)
+    fabric = launch_fabric(config.device, config.precision, config.strategy)
     with contextlib.ExitStack() as stack:
         models: list[nn.Module] = []
         stack.callback(lambda: shutdown(*models))
@@ -110,8 +112,7 @@ def _build(
     _save_memory_and_time(config, objective)
     if checkpoint is not None:
         objective.load_state_dict(checkpoint.tensors("model"))
-    objective = objective.to(memory_format=torch.channels_last)
-    model = fabric.setup_module(objective)
+    sharding = lay_out(config.strategy, fabric, objective, config.encoder, config.optim)
     knn = None
     if config.data.test is not None and config.knn.every_epochs:
         knn = OnlineKnn(
@@ -138,9 +139,8 @@ def _build(
         loader=loader,
         augment=augment,
         objective=objective,
-        model=model,
-        gradients=_gradients(config, plan, fabric, objective, model, augment),
-        optimizer=build_optimizer(objective, config.optim),
+        sharding=sharding,
+        gradients=_gradients(config, plan, fabric, objective, sharding.model, augment),
         store=store,
         telemetry=Telemetry(config.telemetry, plan.global_batch, readers),
         knn=knn,
@@ -229,7 +229,7 @@ def _settle_gradient_buckets(run: Run) -> None:
     that was never stopped. One pass over zeros, whose gradients are dropped, moves that rebuild to
     before step 1 in both.
     """
-    if run.fabric.world_size == 1:
+    if not any(isinstance(part, DistributedDataParallel) for part in run.model.modules()):
         return
     buffers = {name: buffer.clone() for name, buffer in run.objective.named_buffers()}
     side = run.config.crop.size
@@ -269,7 +269,13 @@ def _describe(run: Run, resumed: bool) -> None:
     temporary.replace(path)
     for line in run.plan.lines():
         log.info("%s", line)
-    log.info("run       %s on %s, %s", run.config.out, run.fabric.device, run.config.precision)
+    log.info(
+        "run       %s on %s, %s, %s",
+        run.config.out,
+        run.fabric.device,
+        run.config.precision,
+        run.config.strategy.name if run.plan.world_size > 1 else "nothing to share out",
+    )
     if run.plan.warmup_steps >= run.plan.total_steps:
         log.warning(
             "the run ends within its warm-up of %d steps; see --schedule.warmup-epochs",

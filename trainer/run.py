@@ -12,14 +12,16 @@ from torch import nn
 from data_pipeline.augment import Augment
 from data_pipeline.loader import TrainLoader
 from data_pipeline.order import Position
-from trainer.checkpoint import Checkpoint, CheckpointStore, optimizer_tensors, restore_optimizer
+from trainer.checkpoint import Checkpoint, CheckpointStore
 from trainer.config import RunConfig, RunPlan
 from trainer.gradients import Gradients
 from trainer.guard import NumericalGuard
 from trainer.objectives.base import Objective
 from trainer.online_knn import OnlineKnn
+from trainer.optim import Updatable
 from trainer.samples import SampleLog
 from trainer.schedule import lr_factor
+from trainer.sharding import Sharding
 from trainer.telemetry import Telemetry
 
 COMPUTE_DTYPE = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
@@ -53,11 +55,10 @@ class Run:
     loader: TrainLoader
     augment: Augment
     objective: Objective
-    model: nn.Module
-    """``objective`` as Fabric wraps it: autocast, and gradients averaged over ranks."""
+    sharding: Sharding
+    """What each process holds of ``objective`` and its optimizer."""
     gradients: Gradients
     """Leaves a batch's gradients in the parameters: all at once, or in pieces."""
-    optimizer: torch.optim.Optimizer
     store: CheckpointStore
     telemetry: Telemetry
     knn: OnlineKnn | None
@@ -65,6 +66,16 @@ class Run:
     guard: NumericalGuard
     state: TrainState = field(default_factory=TrainState)
     _waited_before: float = 0.0
+
+    @property
+    def model(self) -> nn.Module:
+        """``objective`` as Fabric wraps it: autocast, and gradients averaged over ranks."""
+        return self.sharding.model
+
+    @property
+    def optimizer(self) -> Updatable:
+        """What moves the parameters."""
+        return self.sharding.optimizer
 
     @property
     def dtype(self) -> torch.dtype:
@@ -116,7 +127,7 @@ class Run:
             return
         with self.telemetry.pause():
             result = self.knn.evaluate(
-                self.objective.encoder, self.augment, self.fabric.device, self.dtype
+                self.sharding.whole_encoder(), self.augment, self.fabric.device, self.dtype
             )
         is_best = result["knn_top1"] > self.state.knn_best_top1
         self.state.knn_best_top1 = max(self.state.knn_best_top1, result["knn_top1"])
@@ -131,6 +142,10 @@ class Run:
         self.telemetry.flush()
         self.state.skipped_in_a_row = self.guard.skipped_in_a_row
         with self.telemetry.pause():
+            parts = {
+                "model": self.sharding.model_tensors(),
+                "optimizer": self.sharding.optimizer_tensors(),
+            }
             if self.fabric.is_global_zero:
                 self.store.save(
                     {
@@ -139,10 +154,7 @@ class Run:
                         "data_fingerprint": self.loader.info.fingerprint,
                         "world_size": self.plan.world_size,
                     },
-                    {
-                        "model": dict(self.objective.state_dict()),
-                        "optimizer": optimizer_tensors(self.objective, self.optimizer),
-                    },
+                    parts,
                 )
             self.fabric.barrier()
 
@@ -152,4 +164,4 @@ class Run:
             **{key: checkpoint.state[key] for key in asdict(self.state) if key in checkpoint.state}
         )
         self.guard.skipped_in_a_row = self.state.skipped_in_a_row
-        restore_optimizer(self.objective, self.optimizer, checkpoint.tensors("optimizer"))
+        self.sharding.restore_optimizer(checkpoint.tensors("optimizer"))

@@ -1,4 +1,4 @@
-"""Lightning Fabric: device, precision and the process group behind one object.
+"""Lightning Fabric: device, precision, strategy and the process group behind one object.
 
 Fabric would work out the launcher by itself, but its guess depends on job names and device counts;
 :class:`TorchEnvironment` tells it what ``launch.cluster`` has found, by torch's own variables.
@@ -6,17 +6,74 @@ Fabric would work out the launcher by itself, but its guess depends on job names
 
 import logging
 import os
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import torch
+import tyro
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import ClusterEnvironment
 from lightning_fabric.plugins.precision import DoublePrecision, MixedPrecision, Precision
-from lightning_fabric.strategies import DDPStrategy
+from lightning_fabric.strategies import DDPStrategy, Strategy
 
 from trainer.errors import ConfigError
 
 PrecisionName = Literal["bf16", "fp32", "fp64"]
+StrategyName = Literal["ddp", "fsdp", "deepspeed-1", "deepspeed-2"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrategyConfig:
+    """What every process holds of the training state; one process holds all of it anyway.
+
+    With LARS, SGD and AdamW the steps are those of ddp, up to rounding, and a checkpoint of one
+    goes on under another.
+    """
+
+    name: Annotated[StrategyName, tyro.conf.arg(name="strategy")] = "ddp"
+    """ddp: every process holds everything. fsdp (FSDP2): a share of weights, gradients and
+    optimizer state; weights are gathered block by block when they are needed. deepspeed-1 (ZeRO-1):
+    a share of the optimizer state. deepspeed-2 (ZeRO-2): of gradients too."""
+    compress_gradients: Literal["none", "bf16"] = "none"
+    """What gradients are while they travel: bf16 sends half the bytes and rounds them, so that the
+    number of processes changes them by some 0.4 %."""
+
+
+def refuse_unsupported(
+    config: StrategyConfig,
+    precision: PrecisionName,
+    micro_batch: int,
+    compiled: bool,
+) -> None:
+    """Refuse what a strategy cannot do, before anything starts.
+
+    On one process too, where nothing is sharded: a run must not fail when it gets a second.
+
+    Raises:
+        ConfigError: names the settings, why they do not go together, and what to set.
+    """
+    if config.compress_gradients == "bf16" and precision == "fp64":
+        raise ConfigError(
+            "--compress-gradients bf16 leaves 3 digits of --precision fp64; set one of the two only"
+        )
+    if config.name == "ddp":
+        return
+    if micro_batch:
+        raise ConfigError(
+            f"--micro-batch with --strategy {config.name}: a batch in pieces runs parts of the "
+            "networks outside the strategy's own forward and backward passes, where weights are "
+            "not gathered and gradients not reduced; use --strategy ddp"
+        )
+    if config.name == "fsdp" and compiled:
+        raise ConfigError(
+            "--compile with --strategy fsdp: FSDP gathers weights in hooks inside the encoder, "
+            "which a compiled encoder breaks at; use --strategy ddp, deepspeed-1 or deepspeed-2"
+        )
+    if config.name != "fsdp" and precision == "fp64":
+        raise ConfigError(
+            f"--precision fp64 with --strategy {config.name}: DeepSpeed's master weights are "
+            "float32; use --strategy fsdp or ddp"
+        )
 
 
 class _Bf16(MixedPrecision):
@@ -101,15 +158,21 @@ class TorchEnvironment(ClusterEnvironment):
         return int(os.environ.get("GROUP_RANK", "0"))
 
 
-def launch_fabric(device: Literal["auto", "cpu", "cuda"], precision: PrecisionName) -> Fabric:
+def launch_fabric(
+    device: Literal["auto", "cpu", "cuda"],
+    precision: PrecisionName,
+    config: StrategyConfig | None = None,
+) -> Fabric:
     """Join the run's process group, if there is one, and choose this process's device.
 
     Args:
         device: ``auto`` takes this process's GPU where there is one.
         precision: arithmetic of the forward pass.
+        config: how training state is shared out, by default not at all.
 
     Raises:
-        ConfigError: this process sees fewer GPUs than there are processes on its node.
+        ConfigError: this process sees fewer GPUs than there are processes on its node, or the
+            strategy's package is missing or another version.
     """
     # Fabric sets its logger to INFO when it is imported; what it says there we say ourselves.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
@@ -122,19 +185,32 @@ def launch_fabric(device: Literal["auto", "cpu", "cuda"], precision: PrecisionNa
             f" {torch.cuda.device_count()} GPUs: start one process per GPU, and let every process"
             " see all of them (Slurm: --gpus-per-node, not --gpus-per-task)"
         )
-    strategy: Any = "auto"
-    if "RANK" in os.environ:
-        strategy = DDPStrategy(
-            process_group_backend="nccl" if use_cuda else "gloo",
-            forward_sync_buffers=False,  # synchronised BatchNorm keeps them equal
-            gradient_as_bucket_view=True,
-        )
     fabric = Fabric(
         accelerator="cuda" if use_cuda else "cpu",
         devices=local_world_size,
         num_nodes=max(1, world_size // local_world_size),
-        strategy=strategy,
+        strategy=_strategy(config or StrategyConfig(), world_size, use_cuda),
         plugins=[_precision(precision, "cuda" if use_cuda else "cpu"), TorchEnvironment()],
     )
     fabric.launch()
     return fabric
+
+
+def _strategy(config: StrategyConfig, world_size: int, use_cuda: bool) -> Strategy | str:
+    if "RANK" not in os.environ:
+        return "auto"
+    backend = "nccl" if use_cuda else "gloo"
+    if config.name == "ddp" or world_size == 1:
+        return DDPStrategy(
+            process_group_backend=backend,
+            forward_sync_buffers=False,  # synchronised BatchNorm keeps them equal
+            gradient_as_bucket_view=True,
+        )
+    compress = config.compress_gradients == "bf16"
+    if config.name == "fsdp":
+        from trainer.fsdp import fsdp_strategy
+
+        return fsdp_strategy(world_size, backend, compress)
+    from trainer.zero import zero_strategy  # imports DeepSpeed: seconds
+
+    return zero_strategy(1 if config.name == "deepspeed-1" else 2, backend, compress)

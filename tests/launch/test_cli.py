@@ -29,6 +29,7 @@ def error_line(capsys: pytest.CaptureFixture[str]) -> str:
         ["--version"],
         ["pack", "--help"],
         ["pretrain", "--help"],
+        ["plan", "--help"],
         ["evaluate", "--help"],
         ["evaluate", "knn", "--help"],
         ["export", "--help"],

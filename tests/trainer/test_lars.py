@@ -293,7 +293,7 @@ def test_the_step_never_asks_the_device_for_a_value(
     launched: list[int] = []  # the fused kernel has no meta implementation
     monkeypatch.setattr(torch, "_fused_sgd_", lambda params, *_, **__: launched.append(len(params)))
     optimizer.step()
-    assert launched == [len(parameters)]
+    assert sum(launched) == len(parameters)
 
 
 @pytest.mark.parametrize(

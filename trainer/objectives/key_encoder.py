@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from kernels.ema import ema_update_
+from trainer.shards import local
 
 MomentumSchedule = Literal["constant", "cosine"]
 
@@ -69,6 +70,7 @@ def momentum_at(momentum: float, schedule: MomentumSchedule, step: int, total_st
     return 1.0 - (1.0 - momentum) * (1.0 + math.cos(math.pi * place)) / 2
 
 
-def _parameters(*modules: nn.Module) -> Iterator[nn.Parameter]:
+def _parameters(*modules: nn.Module) -> Iterator[torch.Tensor]:
+    """Of sharded ones this process's pieces: those of a key and its query are cut alike."""
     for module in modules:
-        yield from module.parameters()
+        yield from (local(parameter) for parameter in module.parameters())

@@ -1,0 +1,116 @@
+"""What `widebatch plan --calibrate` predicts, and what runs then use: memory and time.
+
+    OMP_NUM_THREADS=2 python benchmarks/planner.py --steps 8
+
+Every recipe is calibrated on this machine at small batches, planned at a larger one, and then
+trained at that one by the command line, as a user would. Memory is the peak that the kernel reports
+of the training process; time the median of its steps, the first left out. Images are generated.
+"""
+
+import argparse
+import dataclasses
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from trainer.config import DataConfig, RunConfig
+from trainer.planner.calibrate import calibrate, generate
+from trainer.planner.plan import Plan, images_of, make_plan
+from trainer.planner.rates import GPUS
+from trainer.recipes import RECIPES
+
+MEMORY, TIME = 0.10, 0.25  # what the predictions are held to
+BATCHES = {"simclr-cifar10-r18": 192, "mocov3-cifar10-r18": 96, "simclr-stl10-r18": 192}
+
+
+class Use(NamedTuple):
+    """What a run took."""
+
+    bytes: float
+    seconds: float  # of a step
+
+
+def train(config: RunConfig, out: Path, steps: int) -> Use:
+    """Train by the command line, watching the process."""
+    command = [
+        *(sys.executable, "-m", "launch", "pretrain", config.recipe),
+        *("--data.train", str(config.data.train), "--out", str(out)),
+        *("--batch", str(config.batch), "--steps", str(steps), "--precision", config.precision),
+        *("--telemetry.log-every", "1", "--telemetry.no-tensorboard"),
+    ]
+    peak = 0.0
+    with (out.parent / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        while process.poll() is None:
+            peak = max(peak, peak_of(process.pid))
+            time.sleep(0.02)
+    if process.returncode:
+        sys.exit((out.parent / "log").read_text())
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    seconds = [config.batch / record["images_per_second"] for record in records[1:]]
+    return Use(peak, statistics.median(seconds))
+
+
+def peak_of(pid: int) -> float:
+    """Bytes; 0 for a process that has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((1024 * float(x.split()[1]) for x in lines if x.startswith("VmHWM")), 0.0)
+
+
+def predict(config: RunConfig) -> Plan:
+    rates = calibrate(config, known=True, links=GPUS["a100-80g"])
+    return make_plan(config, nodes=1, gpus=1, rates=rates, images=images_of(config))
+
+
+def compare(recipe: str, batch: int, precision: str | None, steps: int, folder: Path) -> str:
+    config = RECIPES[recipe]()
+    data = generate(folder, config.crop.size, count=max(256, 2 * batch))
+    config = dataclasses.replace(
+        config,
+        data=DataConfig(train=data),
+        batch=batch,
+        steps=steps,
+        precision=precision or config.precision,
+    )
+    plan = predict(config)
+    use = train(config, folder / "run", steps)
+    return (
+        f"  {recipe:20} {batch:5} {config.precision:>5}"
+        f"  {beside(plan.memory.total / 2**20, use.bytes / 2**20, MEMORY, digits=0)}"
+        f"  {beside(plan.time.seconds, use.seconds, TIME, digits=2)}"
+    )
+
+
+def beside(planned: float, used: float, bound: float, digits: int) -> str:
+    error = planned / used - 1
+    return f"{planned:8.{digits}f} {used:8.{digits}f} {error:+7.1%}{' !'[abs(error) > bound]}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipes", nargs="+", default=list(BATCHES), choices=list(RECIPES))
+    parser.add_argument("--batch", type=int, help="of every recipe, instead of its own")
+    parser.add_argument("--precision", choices=("bf16", "fp32"))
+    parser.add_argument("--steps", type=int, default=8)
+    options = parser.parse_args(arguments)
+    print(f"bounds: memory {MEMORY:.0%}, time {TIME:.0%}; '!' is beyond")
+    print(f"  {'':33}  {'MiB at the peak':^26}  {'seconds a step':^26}")
+    print(f"  {'recipe':20} batch          planned     used  error    planned     used  error")
+    for recipe in options.recipes:
+        batch = options.batch or BATCHES.get(recipe, 64)
+        with tempfile.TemporaryDirectory() as folder:
+            row = compare(recipe, batch, options.precision, options.steps, Path(folder))
+            print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()

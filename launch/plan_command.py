@@ -1,0 +1,169 @@
+"""``widebatch plan RECIPE``: whether a run fits a cluster, and what it costs, before it queues."""
+
+import argparse
+import dataclasses
+import difflib
+import inspect
+import json
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from launch.exit_codes import ExitCode
+from launch.pretrain_command import RECIPES
+from trainer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from trainer.config import RunConfig
+    from trainer.planner.rates import Gpu, Rates
+
+_GPUS = ("a100-40g", "a100-80g", "h100-80g", "h200-141g", "b200-180g")  # a test holds them to ours
+
+_DESCRIPTION = """\
+Say whether a run fits a cluster, what to change if not, what it sends, how long it takes and what
+bounds it. The networks are counted without data or GPU; times are from stated rates, or from this
+machine's with --calibrate. All settings of `widebatch pretrain RECIPE` can be given too.
+"""
+_EPILOG = """\
+examples:
+  widebatch plan simclr-r50 --batch 16384 --nodes 4 --gpus 8 --gpu h100-80g
+  widebatch plan simclr-r50 --batch 4096 --gpus 8 --gpu a100-40g --micro-batch 256 --json
+  widebatch plan digits-demo --data.train digits.beton --calibrate
+"""
+
+
+def main(arguments: Sequence[str]) -> ExitCode:
+    """Run the command; ``arguments`` are those after ``plan``."""
+    parser = _parser()
+    if not arguments or arguments[0] in ("-h", "--help"):
+        parser.print_help()
+        return ExitCode.DONE if arguments else ExitCode.USAGE
+    recipe = arguments[0]
+    if recipe not in RECIPES:
+        near = difflib.get_close_matches(recipe, RECIPES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(RECIPES)}"
+        raise ConfigError(f"unknown recipe {recipe!r}; {hint}")
+    args, overrides = parser.parse_known_args(arguments)
+    config, known = _config(recipe, overrides)
+    _check(args)
+    return _plan(args, config, known)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="widebatch plan",
+        usage="widebatch plan RECIPE [--gpu NAME | --calibrate] [options] [settings]",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=False,  # --help after a recipe is for its settings
+    )
+    parser.add_argument("recipe", metavar="RECIPE", help="as `widebatch pretrain` lists them")
+    parser.add_argument("--gpu", metavar="NAME", help=f"one of {', '.join(_GPUS)}")
+    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="machines (default 1)")
+    parser.add_argument(
+        "--gpus", type=int, default=1, metavar="N", help="GPUs, or processes, of each (default 1)"
+    )
+    parser.add_argument(
+        "--images",
+        type=int,
+        metavar="N",
+        help="images to train on (default: those of --data.train, or the recipe's data set)",
+    )
+    parser.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="train a few steps on this machine and use what they took in place of stated rates",
+    )
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+    _add_rates(parser.add_argument_group("rates, in place of the stated ones"))
+    return parser
+
+
+def _add_rates(group: argparse._ArgumentGroup) -> None:
+    for name, metavar, text in (
+        ("loader-rate", "X", "images that a core decodes and crops in a second"),
+        ("cores", "X", "cores for the loader of each GPU (default 12)"),
+        ("link-gbps", "X", "network of a node, all adapters, Gb/s each way (default 400)"),
+        ("nvlink-gbs", "X", "a GPU to the others of its node, GB/s each way"),
+        ("gpu-memory-gib", "X", "memory of a GPU"),
+        ("flops-fraction", "X", "of the peak that convolutions attain, 0 to 1"),
+        ("bandwidth-fraction", "X", "of the memory bandwidth that the rest attains, 0 to 1"),
+    ):
+        group.add_argument(f"--{name}", type=float, metavar=metavar, help=text)
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.calibrate and args.gpu:
+        raise ConfigError("--gpu and --calibrate: one names a GPU, the other measures this machine")
+    if not args.calibrate and not args.gpu:
+        raise ConfigError(f"--gpu NAME is one of {', '.join(_GPUS)}; --calibrate measures this one")
+    for name in ("flops_fraction", "bandwidth_fraction", "gpu_memory_gib"):
+        if args.calibrate and getattr(args, name) is not None:
+            flag = name.replace("_", "-")
+            raise ConfigError(f"--{flag}: --calibrate measures that; leave one of them out")
+    for name, value in vars(args).items():
+        if isinstance(value, int | float) and not isinstance(value, bool) and not value > 0:
+            raise ConfigError(f"--{name.replace('_', '-')} must be above 0, got {value}")
+    for name in ("flops_fraction", "bandwidth_fraction"):
+        if (getattr(args, name) or 0) > 1:
+            raise ConfigError(f"--{name.replace('_', '-')} is a share, at most 1")
+
+
+def _config(recipe: str, overrides: list[str]) -> "tuple[RunConfig, bool]":
+    """The run, and whether its data was named."""
+    from pathlib import Path
+
+    import tyro
+
+    from trainer.config import DataConfig, RunConfig
+    from trainer.recipes import RECIPES as BUILDERS
+
+    builder = BUILDERS[recipe]
+    unnamed = Path("its data set")
+    config = tyro.cli(
+        RunConfig,
+        prog=f"widebatch plan {recipe}",
+        description=inspect.cleandoc(builder.__doc__ or "") + "\n\n" + _DESCRIPTION,
+        default=dataclasses.replace(builder(), data=DataConfig(train=unnamed)),
+        args=overrides,
+    )
+    return config, config.data.train != unnamed
+
+
+def _plan(args: argparse.Namespace, config: "RunConfig", known: bool) -> ExitCode:
+    from trainer.planner.plan import images_of, make_plan, plan_to_json
+    from trainer.planner.table import table
+
+    images = images_of(config, args.images, known)
+    rates = _rates(args, config, known)
+    plan = make_plan(config, nodes=args.nodes, gpus=args.gpus, rates=rates, images=images)
+    print(json.dumps(plan_to_json(plan), indent=1) if args.json else table(plan))
+    return ExitCode.DONE
+
+
+def _rates(args: argparse.Namespace, config: "RunConfig", known: bool) -> "Rates":
+    from trainer.planner.rates import Rates, gpu_named
+
+    gpu = _changed(gpu_named(args.gpu or "a100-80g"), args)
+    given = {"loader_rate": args.loader_rate, "cores": args.cores}
+    if args.link_gbps:
+        given["link_bytes"] = args.link_gbps * 1e9 / 8
+    rates = Rates(gpu=gpu, **{name: value for name, value in given.items() if value})
+    if not args.calibrate:
+        return rates
+    from trainer.planner.calibrate import calibrate
+
+    logging.getLogger(__name__).info("measuring: a few steps at two small batches")
+    return calibrate(config, known, gpu, rates)
+
+
+def _changed(gpu: "Gpu", args: argparse.Namespace) -> "Gpu":
+    given = {
+        "nvlink": args.nvlink_gbs and args.nvlink_gbs * 1e9,
+        "memory": args.gpu_memory_gib and args.gpu_memory_gib * 2**30,
+        "flops_fraction": args.flops_fraction,
+        "bandwidth_fraction": args.bandwidth_fraction,
+    }
+    return dataclasses.replace(gpu, **{name: value for name, value in given.items() if value})

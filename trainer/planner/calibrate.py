@@ -1,0 +1,168 @@
+"""Rates measured on this machine: a few steps of the recipe at two small batches.
+
+Every batch is a process of its own that trains as a run does (:mod:`trainer.planner.probe`). The
+straight line through both peaks of memory, over what was counted for each, gives what a process
+takes before any tensor and what it takes for each byte counted; the line through both times, the
+cost of a step and of an image.
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from data_pipeline.beton import check_beton
+from data_pipeline.pack import PackConfig, pack
+from trainer.checkpoint import CheckpointConfig
+from trainer.config import DataConfig, RunConfig, to_json
+from trainer.errors import ConfigError
+from trainer.planner.census import Census, count_step
+from trainer.planner.contrast import contrast
+from trainer.planner.probe import Reading
+from trainer.planner.rates import Calibration, Gpu, Rates
+from trainer.telemetry import TelemetryConfig
+
+_STEPS = 5
+_WORK = {"cpu": 4e11, "cuda": 2e13}  # FLOPs of the larger batch's step: a second or a few
+_LARGEST = {"cpu": 128, "cuda": 256}
+_PATIENCE = 600.0  # seconds for one process
+_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
+
+
+def calibrate(config: RunConfig, known: bool, links: Gpu, rates: Rates | None = None) -> Rates:
+    """Measure ``config`` on this machine.
+
+    Args:
+        config: the run; its batch is not used. Nothing is written to its folder.
+        known: whether ``config.data.train`` names a file; without one, images are generated.
+        links: what stands for the rates between GPUs, which are not measured.
+        rates: stated ones, to be replaced.
+
+    Raises:
+        ConfigError: the recipe does not run here; says what the process said.
+    """
+    device = _device(config)
+    with tempfile.TemporaryDirectory(prefix="widebatch-plan-") as name:
+        folder = Path(name)
+        data = config.data.train if known else generate(folder, config.crop.size)
+        small, large = _batches(config, device, check_beton(data).num_samples)
+        readings, counts = [], []
+        for batch in (small, large):
+            tried = _small_run(config, data, folder / f"run-{batch}", batch)
+            readings.append(_probe(tried))
+            counts.append(count_step(tried, batch, local_batch=batch, world_size=1, device=device))
+    measured = calibration(config, readings, counts)
+    gpu = dataclasses.replace(links, name=readings[0].name, memory=measured.memory)
+    rates = Rates(gpu=links) if rates is None else rates
+    return dataclasses.replace(rates, gpu=gpu, calibration=measured)
+
+
+def calibration(config: RunConfig, readings: list[Reading], counts: list[Census]) -> Calibration:
+    """Rates from two readings, the smaller batch first, and what was counted for each."""
+    low, high = readings
+    counted = counts[1].peak - counts[0].peak
+    factor = (high.peak_bytes - low.peak_bytes) / counted if counted else 1.0
+    factor = min(max(factor, 1.0), 3.0)  # noise, where what was counted hardly differs
+    base = max(0.0, high.peak_bytes - factor * counts[1].peak)
+    loss = [contrast(config, each.batch, 1, each.device).flops for each in readings]
+    rest = [_rest(each) for each in readings]
+    slope = max(0.0, (rest[1] - rest[0]) / (high.batch - low.batch))
+    slope = min(slope, rest[1] / high.batch)  # a step without images takes no less than nothing
+    return Calibration(
+        device=high.device,
+        batches=(low.batch, high.batch),
+        base_bytes=base,
+        memory_factor=factor,
+        base_seconds=rest[1] - slope * high.batch,
+        image_seconds=slope,
+        augment_seconds=high.augment_seconds / high.batch,
+        loss_seconds=high.loss_seconds / loss[1],
+        update_seconds=high.update_seconds,
+        core_seconds=high.core_seconds,
+        memory=high.memory,
+    )
+
+
+def _rest(reading: Reading) -> float:
+    """Of a step, what is neither augmentation, loss, update nor, beside a GPU, the loader."""
+    wait = reading.wait_seconds if reading.device == "cuda" else 0.0
+    others = reading.augment_seconds + reading.loss_seconds + reading.update_seconds
+    return max(reading.step_seconds - wait - others, 0.1 * reading.step_seconds)
+
+
+def _device(config: RunConfig) -> str:
+    if config.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return config.device
+
+
+def _batches(config: RunConfig, device: str, samples: int) -> tuple[int, int]:
+    """A smaller and a larger batch whose steps take seconds at most."""
+    one = count_step(config, 4, local_batch=4, world_size=1, device=device).flops / 4
+    large = int(_WORK[device] / max(one, 1.0))
+    large = max(8, min(large - large % 8, _LARGEST[device], samples - samples % 2))
+    if large > samples:
+        raise ConfigError(f"--calibrate needs at least 8 samples; {config.data.train}: {samples}")
+    return max(4, large // 2), large
+
+
+def _small_run(config: RunConfig, data: Path, out: Path, batch: int) -> RunConfig:
+    return dataclasses.replace(
+        config,
+        data=DataConfig(train=data),
+        out=out,
+        batch=batch,
+        steps=_STEPS + 1,
+        resume="never",
+        micro_batch=0,
+        checkpoint=CheckpointConfig(every_epochs=0),
+        telemetry=TelemetryConfig(tensorboard=False),
+    )
+
+
+def _probe(config: RunConfig) -> Reading:
+    environment = {k: v for k, v in os.environ.items() if k not in _LAUNCHER}
+    request = json.dumps({"config": to_json(config), "steps": _STEPS})
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "trainer.planner.probe"],
+            input=request,
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE,
+            env=environment,
+        )
+    except subprocess.TimeoutExpired:
+        raise ConfigError(
+            f"--calibrate: {_STEPS} steps of {config.batch} images took more than"
+            f" {_PATIENCE:.0f} seconds here; calibrate where the recipe can train"
+        ) from None
+    lines = done.stdout.splitlines()
+    if done.returncode or not lines:
+        said = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ConfigError(f"--calibrate: {config.batch} images did not train here: {said}")
+    return Reading(**json.loads(lines[-1]))
+
+
+def generate(folder: Path, side: int, count: int = 256) -> Path:
+    """Smooth images with grain, a seventh larger than a crop: for where there is no data."""
+    random = np.random.default_rng(0)
+    size = max(32, side + side // 7)
+    source = folder / "generated"
+    source.mkdir()
+    for number in range(count):
+        coarse = random.integers(0, 256, (6, 6, 3), np.uint8)
+        smooth = Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
+        noisy = np.asarray(smooth, np.float32) + random.normal(0, 6, (size, size, 1))
+        image = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+        image.save(source / f"{number:04d}.jpg", quality=90)
+    path = folder / "generated.beton"
+    pack(str(source), path, PackConfig(), progress=False)
+    return path

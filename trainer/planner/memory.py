@@ -1,0 +1,180 @@
+"""Whether a step fits a device, and if not, what would.
+
+A :class:`~trainer.planner.census.Census` says what is in use at the peak; the device must also hold
+its context and the allocator's waste. Memory grows linearly with the images in memory at a time, so
+two counts give the largest number that fits; that number is then counted itself.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from trainer.config import RunConfig
+from trainer.errors import ConfigError
+from trainer.objectives.moco import MoCoConfig
+from trainer.planner.census import PARTS, Census, count_step
+from trainer.planner.rates import Rates
+
+_STEP = 8  # micro-batches are multiples of this, where they are larger
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Memory of one kind."""
+
+    name: str
+    bytes: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """A process's device at the peak of a step."""
+
+    parts: tuple[Part, ...]
+    """Counted; then what the allocator wastes, and the context."""
+    limit: float
+    """Bytes of the device for this process."""
+
+    @property
+    def total(self) -> float:
+        """Bytes of all parts."""
+        return sum(part.bytes for part in self.parts)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the device holds it."""
+        return self.total <= self.limit
+
+    def named(self, name: str) -> float:
+        """Bytes of one part."""
+        return next(part.bytes for part in self.parts if part.name == name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remedy:
+    """What to change in a run that does not fit; 0 where nothing of the kind helps."""
+
+    micro_batch: int
+    """The largest ``--micro-batch`` that fits on the same GPUs."""
+    gpus: int
+    """The least number of GPUs, in all, on which it fits without."""
+    activation_checkpointing: bool
+    """Whether that setting makes it fit."""
+    exact_passes: float
+    """How many times a step's usual time the networks take in pieces, with exact BatchNorm."""
+
+
+def memory(census: Census, rates: Rates, processes: int) -> Memory:
+    """Memory of a step.
+
+    Args:
+        census: of the step.
+        rates: of the device.
+        processes: on a node; where the device is the CPU they share its memory.
+    """
+    measured = rates.calibration
+    factor = measured.memory_factor if measured else rates.memory_factor
+    base = measured.base_bytes if measured else rates.context_bytes
+    parts = [Part(name=name, bytes=float(census.bytes[name])) for name in PARTS]
+    parts += [
+        Part(name="allocator", bytes=(factor - 1) * census.peak),
+        Part(name="context", bytes=base),
+    ]
+    shared = processes if rates.device == "cpu" else 1
+    return Memory(parts=tuple(parts), limit=rates.memory / shared)
+
+
+def remedy(config: RunConfig, census: Census, nodes: int, gpus: int, rates: Rates) -> Remedy:
+    """What would fit, for a run that does not.
+
+    Args:
+        config: the run, whose batch divides by the processes.
+        census: of its step.
+        nodes: machines.
+        gpus: on each.
+        rates: of the devices.
+    """
+    whole = dataclasses.replace(config, micro_batch=0)
+    split = dataclasses.replace(config, activation_checkpointing=False)
+    return Remedy(
+        micro_batch=_largest_micro_batch(split, nodes * gpus, gpus, rates),
+        gpus=_least_gpus(whole, gpus, rates),
+        activation_checkpointing=_fits_recomputed(whole, nodes * gpus, gpus, rates),
+        exact_passes=(2 * len(census.norms) + 3) / 3,
+    )
+
+
+def counted(config: RunConfig, world_size: int, rates: Rates) -> Census:
+    """The census of a process's step, in pieces where the settings say so."""
+    local = config.batch // world_size
+    images = min(config.micro_batch, local) if config.micro_batch else local
+    return count_step(config, images, local_batch=local, world_size=world_size, device=rates.device)
+
+
+def can_be_split(config: RunConfig) -> bool:
+    """Whether ``--micro-batch`` goes with the BatchNorm settings."""
+    shuffles = isinstance(config.objective, MoCoConfig) and (
+        config.objective.key_batch_norm == "shuffle"
+    )
+    return config.sync_batch_norm and not shuffles and config.strategy.name == "ddp"
+
+
+def _largest_micro_batch(config: RunConfig, world_size: int, gpus: int, rates: Rates) -> int:
+    if not can_be_split(config):
+        return 0
+    local = config.batch // world_size
+
+    def at(images: int) -> Memory:
+        split = dataclasses.replace(config, micro_batch=images)
+        return memory(counted(split, world_size, rates), rates, gpus)
+
+    guess = _rounded(_meets_limit(at, local))
+    while guess >= 1:
+        if at(guess).fits:
+            return guess
+        guess = _rounded(min(guess - 1, int(guess * 0.97)))
+    return 0
+
+
+def _fits_recomputed(config: RunConfig, world_size: int, gpus: int, rates: Rates) -> bool:
+    if config.activation_checkpointing:
+        return False
+    recomputed = dataclasses.replace(config, activation_checkpointing=True)
+    try:
+        return memory(counted(recomputed, world_size, rates), rates, gpus).fits
+    except ConfigError:  # an encoder without blocks
+        return False
+
+
+def _least_gpus(config: RunConfig, gpus: int, rates: Rates) -> int:
+    """Whole nodes, or a part of one."""
+
+    def at(images: int) -> Memory:
+        census = count_step(
+            config, images, local_batch=images, world_size=gpus, device=rates.device
+        )
+        return memory(census, rates, gpus)
+
+    most = 1.05 * _meets_limit(at, config.batch)  # the loss bends the line a little
+    for world_size in (*range(1, gpus), *range(gpus, config.batch + 1, gpus)):
+        if config.batch % world_size or config.batch // world_size > most:
+            continue
+        if memory(counted(config, world_size, rates), rates, min(gpus, world_size)).fits:
+            return world_size
+    return 0
+
+
+def _meets_limit(at: Callable[[int], Memory], most: int) -> int:
+    """Images at which the straight line through two counts meets the limit, at most ``most``."""
+    low, high = min(_STEP, most), min(8 * _STEP, most)
+    if high == low:
+        return most
+    first, second = at(low), at(high)
+    slope = (second.total - first.total) / (high - low)
+    if slope <= 0:
+        return most
+    return min(most, int(low + (first.limit - first.total) / slope))
+
+
+def _rounded(images: int) -> int:
+    return images - images % _STEP if images > _STEP else max(0, images)

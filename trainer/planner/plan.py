@@ -1,0 +1,244 @@
+"""The plan of a run on a cluster: everything that ``widebatch plan`` says, as plain values.
+
+:func:`make_plan` puts together what the other files of this package count; :func:`to_json` and
+:func:`plan_from_json` carry it to files and back.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.beton import check_beton, read_sample_table
+from trainer.config import RunConfig, RunPlan, from_json, plan_run, to_json
+from trainer.errors import ConfigError
+from trainer.objectives.base import Objective
+from trainer.planner.memory import Memory, Remedy, can_be_split, counted, memory, remedy
+from trainer.planner.rates import Rates, stated_loader_rate
+from trainer.planner.step_time import StepTime, step_time
+from trainer.planner.traffic import Flow, flows
+from trainer.strategy import refuse_unsupported
+
+__all__ = ["Images", "Plan", "images_of", "make_plan", "plan_from_json", "to_json"]
+
+_JPEG_BYTES = 0.59  # a pixel: ImageNet-1k's files, 110 kB of 500 x 375 on average
+
+# Data sets that recipes are for: images to train on, pixels of one.
+_STATED = {
+    "r50": ("ImageNet-1k", 1_281_167, 500 * 375),
+    "cifar10": ("CIFAR-10", 50_000, 32 * 32),
+    "stl10": ("STL-10, unlabelled", 100_000, 96 * 96),
+    "digits": ("the embedded digits", 1_437, 64 * 64),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """What is trained on, as far as a plan needs it."""
+
+    count: int
+    pixels: float
+    """Of an image, on average."""
+    bytes: float
+    """Of an image in the file, on average."""
+    source: str
+    """Where these figures are from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """What the loader needs, for each node."""
+
+    images_per_second: float
+    """That a node's processes take, when nothing waits for images."""
+    core_rate: float
+    """Images a core decodes and crops in a second."""
+    cores: float
+    """Cores that this takes."""
+    disk_bytes: float
+    """Bytes per second; nothing once the file is in the page cache."""
+    file_bytes: float
+    """Of the whole data set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run comes to on a cluster."""
+
+    recipe: str
+    precision: str
+    device: str
+    """Name of the GPU, or of what was measured."""
+    nodes: int
+    gpus: int
+    """On each node."""
+    images: Images
+    run: RunPlan
+    micro_batch: int
+    """Images of a process in memory at a time."""
+    parameters: int
+    trainable: int
+    flops: float
+    """Of a process's step, networks alone, forward and backward once."""
+    memory: Memory
+    remedy: Remedy | None
+    """Where the run does not fit."""
+    flows: tuple[Flow, ...]
+    time: StepTime
+    input: Input
+    rates: Rates
+
+    @property
+    def fits(self) -> bool:
+        """Whether a process's device holds a step."""
+        return self.memory.fits
+
+    @property
+    def images_per_second(self) -> float:
+        """Of the whole run."""
+        return self.run.global_batch / self.time.seconds
+
+    @property
+    def hours(self) -> float:
+        """Of the run's steps; checkpoints and evaluations come on top."""
+        return self.run.total_steps * self.time.seconds / 3600
+
+    @property
+    def gpu_hours(self) -> float:
+        """Of all GPUs."""
+        return self.hours * self.nodes * self.gpus
+
+
+def images_of(config: RunConfig, count: int | None = None, known: bool = True) -> Images:
+    """What ``config`` trains on.
+
+    Args:
+        config: its .beton is read where ``known``.
+        count: images, if the user says so.
+        known: whether ``config.data.train`` names a file.
+
+    Raises:
+        ConfigError: neither file nor number, and a recipe that is for no data set in particular.
+        DataError: the file is damaged.
+    """
+    if known:
+        info = check_beton(config.data.train)
+        table = read_sample_table(config.data.train)
+        pixels = float(np.mean(table.heights * table.widths))
+        size = float(np.mean(table.sizes))
+        return Images(
+            count=count or info.num_samples, pixels=pixels, bytes=size, source=str(info.path)
+        )
+    for word, (name, stated, pixels) in _STATED.items():
+        if word in config.recipe:
+            return Images(
+                count=count or stated,
+                pixels=float(pixels),
+                bytes=_JPEG_BYTES * pixels,
+                source="--images" if count else f"stated, {name}",
+            )
+    raise ConfigError("--images: say how many there are, or name a file by --data.train")
+
+
+def make_plan(config: RunConfig, *, nodes: int, gpus: int, rates: Rates, images: Images) -> Plan:
+    """Count and predict a run.
+
+    Args:
+        config: the run.
+        nodes: machines.
+        gpus: processes on each.
+        rates: of the machines, stated or measured.
+        images: of the data.
+
+    Raises:
+        ConfigError: the run cannot be started so: :func:`trainer.config.plan_run`'s refusals, and a
+            micro-batch with BatchNorm that is not synchronised.
+    """
+    for name, value in (("nodes", nodes), ("gpus", gpus)):
+        if value < 1:
+            raise ConfigError(f"--{name} must be 1 or more, got {value}")
+    world_size = nodes * gpus
+    run = plan_run(config, images.count, world_size)
+    refuse_unsupported(config.strategy, config.precision, config.micro_batch, config.compile)
+    if config.micro_batch and config.activation_checkpointing:
+        raise ConfigError(
+            "--activation-checkpointing does not go with --micro-batch, which bounds the memory by"
+            " itself; set one of them"
+        )
+    if config.micro_batch and not can_be_split(config):
+        raise ConfigError(
+            "--micro-batch: every BatchNorm must be synchronised; set --sync-batch-norm, and"
+            " --objective.key-batch-norm sync for MoCo"
+        )
+    census = counted(config, world_size, rates)
+    needed = memory(census, rates, gpus)
+    found = flows(config, census, run.local_batch, nodes, gpus, rates)
+    core_rate = _core_rate(config, rates, images)
+    time = step_time(config, census, run.local_batch, nodes, gpus, found, rates, core_rate)
+    return Plan(
+        recipe=config.recipe,
+        precision=config.precision,
+        device=rates.gpu.name,
+        nodes=nodes,
+        gpus=gpus,
+        images=images,
+        run=run,
+        micro_batch=census.images,
+        parameters=census.parameters,
+        trainable=census.trainable,
+        flops=census.flops * run.local_batch / census.images,
+        memory=needed,
+        remedy=None if needed.fits else remedy(config, census, nodes, gpus, rates),
+        flows=found,
+        time=time,
+        input=_input(run, gpus, time, core_rate, images),
+        rates=rates,
+    )
+
+
+def _core_rate(config: RunConfig, rates: Rates, images: Images) -> float:
+    if rates.loader_rate:
+        return rates.loader_rate
+    if rates.calibration is not None:
+        return 1 / rates.calibration.core_seconds
+    return stated_loader_rate(images.pixels, config.crop.size, Objective.views)
+
+
+def _input(run: RunPlan, gpus: int, time: StepTime, core_rate: float, images: Images) -> Input:
+    rate = run.local_batch * gpus / time.device
+    return Input(
+        images_per_second=rate,
+        core_rate=core_rate,
+        cores=rate / core_rate,
+        disk_bytes=rate * images.bytes,
+        file_bytes=images.count * images.bytes,
+    )
+
+
+def summary(plan: Plan) -> dict[str, Any]:
+    """What follows from a plan's values, for readers of its JSON that do no arithmetic."""
+    return {
+        "fits": plan.fits,
+        "memory_bytes": plan.memory.total,
+        "step_seconds": plan.time.seconds,
+        "bottleneck": plan.time.bottleneck,
+        "images_per_second": plan.images_per_second,
+        "hours": plan.hours,
+        "gpu_hours": plan.gpu_hours,
+    }
+
+
+def plan_to_json(plan: Plan) -> dict[str, Any]:
+    """Plain values: the plan's own, and :func:`summary` beside them."""
+    values: dict[str, Any] = to_json(plan)
+    return {**values, "summary": summary(plan)}
+
+
+def plan_from_json(values: dict[str, Any]) -> Plan:
+    """What :func:`plan_to_json` wrote.
+
+    Raises:
+        ConfigError: an unknown or missing key, or a wrong type.
+    """
+    own = {key: value for key, value in values.items() if key != "summary"}
+    return from_json(Plan, own, "plan")
