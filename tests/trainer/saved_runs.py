@@ -28,7 +28,7 @@ def save_run(
     """Write ``config.json`` and checkpoints of steps 3 (the best) and 6; the encoder of step 6."""
     side = 64 if encoder.image_size == 64 else 32
     config = dataclasses.replace(
-        tiny_config(data, folder, crop=CropConfig(size=side)),
+        tiny_config(data, folder, crop=CropConfig(size=side, scale=(0.2, 1.0))),
         encoder=encoder,
         seed=seed,
         recipe="simclr-cifar10-r18",
