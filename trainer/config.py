@@ -20,7 +20,7 @@ from data_pipeline.augment import AugmentConfig
 from data_pipeline.loader import LoaderConfig
 from data_pipeline.views import CropConfig
 from trainer.checkpoint import CheckpointConfig
-from trainer.encoders import EncoderConfig
+from trainer.encoders import EncoderConfig, fixed_image_size
 from trainer.errors import ConfigError
 from trainer.gradients import MicroBatchNorm
 from trainer.heads import HeadConfig
@@ -157,6 +157,12 @@ def plan_run(config: RunConfig, num_samples: int, world_size: int) -> RunPlan:
     batch = config.batch
     if batch < 2:
         raise ConfigError(f"--batch {batch}: a contrastive batch needs at least 2 images")
+    fixed = fixed_image_size(config.encoder)
+    if fixed is not None and fixed != config.crop.size:
+        raise ConfigError(
+            f"--crop.size {config.crop.size}: {config.encoder.name} takes images of"
+            f" --encoder.image-size {fixed} alone; set both to the same number"
+        )
     if batch > num_samples:
         raise ConfigError(
             f"--batch {batch} is more than the {num_samples} samples of {config.data.train};"

@@ -84,6 +84,11 @@ def build_encoder(config: EncoderConfig) -> Encoder:
     return encoder
 
 
+def fixed_image_size(config: EncoderConfig) -> int | None:
+    """Side of the only images that the encoder takes, pixels; none where it takes any."""
+    return config.image_size if config.name.startswith(("vit_", "maxvit")) else None
+
+
 def _build_torchvision_model(config: EncoderConfig) -> nn.Module:
     known = torchvision.models.list_models(module=torchvision.models)
     if config.name not in known:

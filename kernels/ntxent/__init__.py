@@ -21,8 +21,8 @@ where a differentiable gather would reduce-scatter N x D gradients.
 mean is ``sum_r J_r^T dloss/dz_r``; therefore ``g_r = W dloss/dz_r`` is what backward returns.
 
 MoCo's loss, queries against keys that take no gradient, is :func:`info_nce`
-(:mod:`kernels.ntxent.contrast`). Both are custom operations (:mod:`kernels.ntxent.ops`):
-``torch.compile`` takes them without a graph break.
+(:mod:`kernels.ntxent.contrast`). Both are custom operations (:mod:`kernels.ntxent.ops` and
+:mod:`kernels.ntxent.info_nce_ops`): ``torch.compile`` takes them without a graph break.
 """
 
 from collections.abc import Sequence

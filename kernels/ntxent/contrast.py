@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import torch
 
 from kernels import choice
-from kernels.ntxent import ops
+from kernels.ntxent import info_nce_ops
 from kernels.ntxent.gather import Group, group_name
 from kernels.ntxent.implementations import IMPLEMENTATIONS, Implementation
 from kernels.ntxent.reference import reference_info_nce, unit_rows
@@ -90,7 +90,7 @@ def info_nce(
             )
             loss, accuracy = loss.to(unit_MD.dtype), accuracy.to(unit_MD.dtype)
         else:
-            loss, accuracy, *_ = ops.info_nce(
+            loss, accuracy, *_ = info_nce_ops.info_nce(
                 unit_MD,
                 key_MD,
                 queue_QD,

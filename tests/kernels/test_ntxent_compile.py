@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import library
 
-from kernels.ntxent import Implementation, info_nce, nt_xent, ops
+from kernels.ntxent import Implementation, info_nce, info_nce_ops, nt_xent, ops
 from tests.dist import run_ranks
 
 
@@ -106,9 +107,9 @@ CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
 def test_operations_keep_torchs_rules(factor_dtype: torch.dtype) -> None:
     unit = _unit(8).requires_grad_()
     rest = (factor_dtype, 5.0, None, "", None, "auto")
-    torch.library.opcheck(ops.ntxent, (unit, *rest), test_utils=CHECKS)
+    library.opcheck(ops.ntxent, (unit, *rest), test_utils=CHECKS)
     _, all_ND, lse_N = ops.ntxent(unit.detach(), *rest)
-    torch.library.opcheck(
+    library.opcheck(
         ops.ntxent_gradient, (all_ND, lse_N, 0, 8, 5.0, None, "auto"), test_utils=CHECKS
     )
 
@@ -118,10 +119,10 @@ def test_operations_of_info_nce_keep_torchs_rules(with_queue: bool) -> None:
     unit, key = _unit(5).requires_grad_(), _unit(5, seed=1)
     queue = _unit(7, seed=2) if with_queue else None
     rest = (key, queue, None, torch.float64, 5.0, None, "", None, "auto", True)
-    torch.library.opcheck(ops.info_nce, (unit, *rest), test_utils=CHECKS)
-    _, _, columns, lse, positive = ops.info_nce(unit.detach(), *rest)
-    torch.library.opcheck(
-        ops.info_nce_gradient,
+    library.opcheck(info_nce_ops.info_nce, (unit, *rest), test_utils=CHECKS)
+    _, _, columns, lse, positive = info_nce_ops.info_nce(unit.detach(), *rest)
+    library.opcheck(
+        info_nce_ops.info_nce_gradient,
         (unit.detach(), columns, lse, positive, with_queue, 5.0, None, "auto"),
         test_utils=CHECKS,
     )

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from data_pipeline.views import CropConfig
 from trainer.config import DataConfig, RunConfig, differences, from_json, plan_run, to_json
+from trainer.encoders import EncoderConfig
 from trainer.errors import ConfigError
 from trainer.recipes import RECIPES
 
@@ -85,6 +87,13 @@ def test_a_batch_that_cannot_be_is_refused_with_those_that_can(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         plan_run(config(batch=batch), 1000, world_size)
+
+
+def test_views_of_a_size_that_the_encoder_does_not_take_are_refused() -> None:
+    vit = config(batch=10, encoder=EncoderConfig(name="vit_b_32", image_size=64))
+    with pytest.raises(ConfigError, match=r"--crop.size 32: vit_b_32 .*--encoder.image-size 64"):
+        plan_run(dataclasses.replace(vit, crop=CropConfig(size=32)), 1000, 1)
+    plan_run(dataclasses.replace(vit, crop=CropConfig(size=64)), 1000, 1)
 
 
 def test_steps_override_epochs_and_fractions_of_epochs_count() -> None:
