@@ -26,12 +26,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from data_pipeline.augment import Augment
 from data_pipeline.batch import Batch
 from trainer.errors import ConfigError
-from trainer.objectives.base import Objective, Projections
+from trainer.objectives.base import Loss, Objective, Projections
 from trainer.piece_statistics import PieceStatistics
 from trainer.sync_batch_norm import SyncBatchNorm
 
 MicroBatchNorm = Literal["exact", "piece"]
-Gradients = Callable[[Batch, int], tuple[Projections, torch.Tensor]]
+Gradients = Callable[[Batch, int], tuple[Projections, Loss]]
 """From a batch and the number of steps done before it, leaves gradients in the parameters and
 returns the projections and the loss."""
 
@@ -45,12 +45,12 @@ class WholeBatch:
         self._fabric, self._objective, self._model = fabric, objective, model
         self._augment = augment
 
-    def __call__(self, batch: Batch, step: int) -> tuple[Projections, torch.Tensor]:
+    def __call__(self, batch: Batch, step: int) -> tuple[Projections, Loss]:
         """See :data:`Gradients`."""
         views_VNCHW = self._augment(batch.crops_BVHWC, batch.ids_B, batch.position.epoch)
         outputs: Projections = self._model(views_VNCHW, step)
         loss = self._objective.loss(outputs)
-        self._fabric.backward(loss)
+        self._fabric.backward(loss.value)
         return outputs, loss
 
 
@@ -83,7 +83,7 @@ class InPieces:
         self._fabric, self._objective, self._model = fabric, objective, model
         self._augment, self._size, self._norm, self._reseed = augment, size, norm, reseed
 
-    def __call__(self, batch: Batch, step: int) -> tuple[Projections, torch.Tensor]:
+    def __call__(self, batch: Batch, step: int) -> tuple[Projections, Loss]:
         """See :data:`Gradients`."""
         pieces = range(0, len(batch.ids_B), self._size)
         forward = partial(self._forward, self._objective, batch, step)
@@ -111,18 +111,16 @@ class InPieces:
             outputs: Projections = module(views_VNCHW, step)
         return outputs
 
-    def _loss(
-        self, outputs: list[Projections]
-    ) -> tuple[Projections, torch.Tensor, list[torch.Tensor]]:
+    def _loss(self, outputs: list[Projections]) -> tuple[Projections, Loss, list[torch.Tensor]]:
         """The whole batch's projections and loss, and its derivative by every piece's queries."""
         keys = [output.keys for output in outputs if output.keys is not None]
         rows = self._size if len(outputs) > 1 else None
         queries_MD = _join([output.queries for output in outputs], rows).requires_grad_()
         whole = Projections(queries_MD, _join(keys, rows) if keys else None)
         loss = self._objective.loss(whole)
-        (gradient_MD,) = torch.autograd.grad(loss, queries_MD)
+        (gradient_MD,) = torch.autograd.grad(loss.value, queries_MD)
         shapes = [output.queries for output in outputs]
-        return whole, loss.detach(), _split(gradient_MD, shapes, rows)
+        return whole, Loss(loss.value.detach(), loss.top1), _split(gradient_MD, shapes, rows)
 
     def _averaging(self, last: bool) -> AbstractContextManager[object]:
         """DDP averages gradients after the last piece, all pieces' at once."""

@@ -60,7 +60,8 @@ def fit(config: RunConfig, stop_requested: Callable[[], bool] = lambda: False) -
                     "lr": lr,
                     "loader_wait_seconds": run.waited(),
                 },
-                loss=loss,
+                loss=loss.value,
+                contrastive_top1=loss.top1,
                 gradient_norm=norm,
                 skipped=skipped,
             )

@@ -275,6 +275,10 @@ class Prometheus:
         "step": ("widebatch_step", "Optimizer steps done"),
         "epoch": ("widebatch_epoch", "Epoch of the newest step, from 0"),
         "loss": ("widebatch_loss", "NT-Xent of the newest step, nats"),
+        "contrastive_top1": (
+            "widebatch_contrastive_top1_ratio",
+            "Anchors of the newest step that are nearest to their positive, 0 to 1",
+        ),
         "lr": ("widebatch_learning_rate", "Learning rate of the newest step"),
         "images_per_second": ("widebatch_images_per_second", "Global throughput"),
         "gradient_norm": ("widebatch_gradient_norm", "L2 norm of the global gradient"),

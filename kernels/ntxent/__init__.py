@@ -13,8 +13,8 @@ anchors, and as the positive of its positive. With ``p_ij = exp(s_ij - lse_i)``:
 
 ``s`` is symmetric, so ``p_ji = exp(s_ij - lse_j)``: given all rows and all N log-sum-exps, a
 process computes the *complete* derivative of the global loss by its own rows. Forward gathers the
-rows, while the own block is computed, and then two floats per row; backward communicates nothing,
-where a differentiable gather would reduce-scatter N x D gradients.
+rows, while the own block is computed, and then two floats per row (three with accuracy); backward
+communicates nothing, where a differentiable gather would reduce-scatter N x D gradients.
 
 **Scale.** DistributedDataParallel averages parameter gradients over W processes:
 ``1/W sum_r J_r^T g_r`` with ``J_r`` the Jacobian of process r's rows. The gradient of the global
@@ -31,12 +31,19 @@ import torch
 
 from kernels import choice
 from kernels.ntxent import ops
-from kernels.ntxent.contrast import info_nce
+from kernels.ntxent.contrast import info_nce, info_nce_and_accuracy
 from kernels.ntxent.gather import Group, group_name
 from kernels.ntxent.implementations import IMPLEMENTATIONS, Implementation, RowKernels
 from kernels.ntxent.reference import reference_nt_xent, unit_rows
 
-__all__ = ["Implementation", "RowKernels", "info_nce", "nt_xent"]
+__all__ = [
+    "Implementation",
+    "RowKernels",
+    "info_nce",
+    "info_nce_and_accuracy",
+    "nt_xent",
+    "nt_xent_and_accuracy",
+]
 
 
 def nt_xent(
@@ -76,26 +83,70 @@ def nt_xent(
     Raises:
         ValueError: a shape, dtype, temperature or name that cannot be meant.
     """
+    return _nt_xent(
+        z_VBD, temperature, group, implementation, rows_per_rank, block_size, accuracy=False
+    )[0]
+
+
+def nt_xent_and_accuracy(
+    z_VBD: torch.Tensor,
+    temperature: float = 0.1,
+    *,
+    group: Group = None,
+    implementation: Implementation = "auto",
+    rows_per_rank: Sequence[int] | None = None,
+    block_size: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`nt_xent`, and the accuracy of the contrastive task, counted in the same pass.
+
+    Args:
+        z_VBD: as in :func:`nt_xent`.
+        temperature: as there.
+        group: as there.
+        implementation: as there.
+        rows_per_rank: as there.
+        block_size: as there.
+
+    Returns:
+        The loss, and the share of anchors of all processes to which no other row is as similar as
+        their positive (on a tie it is not counted): 0-d in [0, 1], float32 (float64 for float64),
+        equal on all processes, no gradient.
+    """
+    return _nt_xent(
+        z_VBD, temperature, group, implementation, rows_per_rank, block_size, accuracy=True
+    )
+
+
+def _nt_xent(
+    z_VBD: torch.Tensor,
+    temperature: float,
+    group: Group,
+    implementation: Implementation,
+    rows_per_rank: Sequence[int] | None,
+    block_size: int | None,
+    accuracy: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
     _check(z_VBD, temperature, implementation, rows_per_rank, block_size)
     rows = None if rows_per_rank is None else [2 * count for count in rows_per_rank]
     with torch.autocast(z_VBD.device.type, enabled=False):
         unit_MD = unit_rows(z_VBD).flatten(0, 1)
         if implementation == "reference":
             choice.record("ntxent", "reference", "as asked")
-            loss = reference_nt_xent(
+            loss, hits = reference_nt_xent(
                 unit_MD.to(z_VBD.dtype), temperature, group=group, rows_per_rank=rows
-            ).to(unit_MD.dtype)
-        else:
-            loss, _, _ = ops.ntxent(
-                unit_MD,
-                z_VBD.dtype,
-                1.0 / temperature,
-                rows,
-                group_name(group),
-                block_size,
-                implementation,
             )
-    return loss
+            return loss.to(unit_MD.dtype), hits.to(unit_MD.dtype)
+        loss, hits, _, _ = ops.ntxent(
+            unit_MD,
+            z_VBD.dtype,
+            1.0 / temperature,
+            rows,
+            group_name(group),
+            block_size,
+            implementation,
+            accuracy,
+        )
+    return loss, hits
 
 
 def _check(

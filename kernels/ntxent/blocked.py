@@ -20,6 +20,7 @@ import torch
 
 from kernels.ntxent.products import WARM, add_product, factors, multiply, products_of
 from kernels.ntxent.reference import statistics_dtype
+from kernels.ntxent.rivals import without_positives
 
 
 class _Tile(NamedTuple):
@@ -46,12 +47,55 @@ def row_logsumexp(
     Returns:
         ``(M,)`` float32 (float64 for float64 rows), finite at any temperature.
     """
+    return row_statistics(all_ND, own, inv_temperature, block_size=block_size)[0]
+
+
+def row_statistics(
+    all_ND: torch.Tensor,
+    own: slice,
+    inv_temperature: float,
+    positive_M: torch.Tensor | None = None,
+    block_size: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """:func:`row_logsumexp`, and each row's largest logit but its positive's, in the same pass.
+
+    Args:
+        all_ND: as in :func:`row_logsumexp`.
+        own: as there.
+        inv_temperature: as there.
+        positive_M: int64, each own row's positive, counted from the first own row; the positive of
+            a row's positive is the row.
+        block_size: as there.
+
+    Returns:
+        ``(M,)`` log-sum-exps, and ``(M,)`` rivals' logits, ``None`` without ``positive_M``; both
+        float32 (float64 for float64 rows).
+    """
     logsumexp = _warm_logsumexp if inv_temperature <= WARM else _cold_logsumexp
     result_M = torch.empty(
         own.stop - own.start, dtype=statistics_dtype(all_ND.dtype), device=all_ND.device
     )
+    rival_M = None if positive_M is None else torch.full_like(result_M, float("-inf"))
     with products_of(all_ND):
-        return logsumexp(_logits(all_ND, own, inv_temperature, block_size), result_M)
+        tiles = _logits(all_ND, own, inv_temperature, block_size)
+        if positive_M is not None and rival_M is not None:
+            tiles = _noting_rivals(tiles, positive_M + own.start, rival_M)
+        return logsumexp(tiles, result_M), rival_M
+
+
+def _noting_rivals(tiles: _Tiles, positive_M: torch.Tensor, rival_M: torch.Tensor) -> _Tiles:
+    """The same tiles; on their way, the rows' largest logits but the positives' go to ``rival_M``.
+
+    A row's positive has that row as its own, so what hides the rows' positives of a tile hides
+    those of its transpose.
+    """
+    for tile, logits_mn in tiles:
+        with without_positives(logits_mn, positive_M[tile.rows], tile.columns.start) as others_mn:
+            rows, mirror = tile.rows, tile.mirror
+            rival_M[rows] = torch.maximum(rival_M[rows], others_mn.amax(1))
+            if mirror is not None:
+                rival_M[mirror] = torch.maximum(rival_M[mirror], others_mn.amax(0))
+        yield tile, logits_mn
 
 
 def _warm_logsumexp(tiles: _Tiles, result_M: torch.Tensor) -> torch.Tensor:

@@ -25,7 +25,7 @@ from kernels.ntxent.gather import Group, group_name
 from kernels.ntxent.implementations import IMPLEMENTATIONS, Implementation
 from kernels.ntxent.reference import reference_info_nce, unit_rows
 
-__all__ = ["info_nce"]
+__all__ = ["info_nce", "info_nce_and_accuracy"]
 
 
 def info_nce(
@@ -39,8 +39,7 @@ def info_nce(
     implementation: Implementation = "auto",
     rows_per_rank: Sequence[int] | None = None,
     block_size: int | None = None,
-    with_accuracy: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+) -> torch.Tensor:
     """InfoNCE of the global batch: the same value and gradient on any number of processes.
 
     A collective: every process of ``group`` must call it, and call ``backward`` with the same
@@ -59,17 +58,83 @@ def info_nce(
         implementation: as in :func:`kernels.ntxent.nt_xent`.
         rows_per_rank: M of every process, where they differ.
         block_size: as in :func:`kernels.ntxent.nt_xent`.
-        with_accuracy: whether to count, in the same pass, the queries whose positive has the
-            largest logit of all (on a tie it has not).
 
     Returns:
-        The mean over all queries of all processes, 0-d float32 (float64 for float64), equal on all,
-        its gradient by ``queries_MD`` W times that of the global mean; and the share of such
-        queries, 0-d in [0, 1], ``None`` without ``with_accuracy``.
+        The mean over all queries of all processes, 0-d float32 (float64 for float64), equal on all;
+        its gradient by ``queries_MD`` is W times that of the global mean.
 
     Raises:
         ValueError: a shape, dtype, temperature or name that cannot be meant.
     """
+    return _info_nce(
+        queries_MD,
+        keys_MD,
+        temperature,
+        positive_M,
+        queue_QD,
+        group,
+        implementation,
+        rows_per_rank,
+        block_size,
+        accuracy=False,
+    )[0]
+
+
+def info_nce_and_accuracy(
+    queries_MD: torch.Tensor,
+    keys_MD: torch.Tensor,
+    temperature: float,
+    *,
+    positive_M: torch.Tensor | None = None,
+    queue_QD: torch.Tensor | None = None,
+    group: Group = None,
+    implementation: Implementation = "auto",
+    rows_per_rank: Sequence[int] | None = None,
+    block_size: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`info_nce`, and the accuracy of the contrastive task, counted in the same pass.
+
+    Args:
+        queries_MD: as in :func:`info_nce`.
+        keys_MD: as there.
+        temperature: as there.
+        positive_M: as there.
+        queue_QD: as there.
+        group: as there.
+        implementation: as there.
+        rows_per_rank: as there.
+        block_size: as there.
+
+    Returns:
+        The loss, and the share of queries of all processes whose positive has the largest logit of
+        all (on a tie it has not): 0-d in [0, 1], of the loss's dtype, equal on all, no gradient.
+    """
+    return _info_nce(
+        queries_MD,
+        keys_MD,
+        temperature,
+        positive_M,
+        queue_QD,
+        group,
+        implementation,
+        rows_per_rank,
+        block_size,
+        accuracy=True,
+    )
+
+
+def _info_nce(
+    queries_MD: torch.Tensor,
+    keys_MD: torch.Tensor,
+    temperature: float,
+    positive_M: torch.Tensor | None,
+    queue_QD: torch.Tensor | None,
+    group: Group,
+    implementation: Implementation,
+    rows_per_rank: Sequence[int] | None,
+    block_size: int | None,
+    accuracy: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
     _check(queries_MD, keys_MD, temperature, positive_M, queue_QD, implementation)
     dtype = queries_MD.dtype
     with torch.autocast(queries_MD.device.type, enabled=False):
@@ -79,7 +144,7 @@ def info_nce(
             queue_QD = None if queue_QD is None else queue_QD.detach().to(dtype)
         if implementation == "reference":
             choice.record("info_nce", "reference", "as asked")
-            loss, accuracy = reference_info_nce(
+            loss, hits = reference_info_nce(
                 unit_MD.to(dtype),
                 key_MD,
                 temperature,
@@ -88,22 +153,21 @@ def info_nce(
                 group=group,
                 rows_per_rank=rows_per_rank,
             )
-            loss, accuracy = loss.to(unit_MD.dtype), accuracy.to(unit_MD.dtype)
-        else:
-            loss, accuracy, *_ = info_nce_ops.info_nce(
-                unit_MD,
-                key_MD,
-                queue_QD,
-                positive_M,
-                dtype,
-                1.0 / temperature,
-                rows_per_rank,
-                group_name(group),
-                block_size,
-                implementation,
-                with_accuracy,
-            )
-    return loss, accuracy if with_accuracy else None
+            return loss.to(unit_MD.dtype), hits.to(unit_MD.dtype)
+        loss, hits, *_ = info_nce_ops.info_nce(
+            unit_MD,
+            key_MD,
+            queue_QD,
+            positive_M,
+            dtype,
+            1.0 / temperature,
+            rows_per_rank,
+            group_name(group),
+            block_size,
+            implementation,
+            accuracy,
+        )
+    return loss, hits
 
 
 def _check(

@@ -18,7 +18,7 @@ IMPLEMENTATIONS: tuple[str, ...] = ("auto", "reference", "blocked", "triton")
 class RowKernels(NamedTuple):
     """What an implementation provides; the contracts stand in ``blocked`` and ``rectangle``."""
 
-    row_logsumexp: Callable[..., torch.Tensor]
+    row_statistics: Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
     row_gradient: Callable[..., torch.Tensor]
     cross_statistics: Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
     cross_gradient: Callable[..., torch.Tensor]
@@ -73,7 +73,7 @@ def kernels_for(rows: torch.Tensor, asked: str, kernel: str) -> RowKernels:
 
 
 _BLOCKED = RowKernels(
-    blocked.row_logsumexp,
+    blocked.row_statistics,
     blocked.row_gradient,
     rectangle.cross_statistics,
     rectangle.cross_gradient,
@@ -84,7 +84,7 @@ def _triton_kernels() -> RowKernels:
     from kernels.ntxent import triton_kernels
 
     return RowKernels(
-        triton_kernels.row_logsumexp,
+        triton_kernels.row_statistics,
         triton_kernels.row_gradient,
         triton_kernels.cross_statistics,
         triton_kernels.cross_gradient,

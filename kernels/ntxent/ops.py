@@ -45,7 +45,8 @@ def ntxent_forward(
     group: str,
     block_size: int | None,
     implementation: str,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    accuracy: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Loss over all ranks, and what backward needs of the others.
 
     Args:
@@ -56,32 +57,45 @@ def ntxent_forward(
         group: name of the process group, empty for this process alone.
         block_size: rows and columns of a tile.
         implementation: ``"auto"``, ``"blocked"`` or ``"triton"``.
+        accuracy: whether to count the anchors whose positive is the nearest.
 
     Returns:
-        The loss, 0-d; all rows in ``factor_dtype``, ``(N, D)``; their log-sum-exps, ``(N,)``.
+        Loss and accuracy, 0-d (accuracy 0 where it was not asked for); all rows in
+        ``factor_dtype``, ``(N, D)``; their log-sum-exps, ``(N,)``.
     """
     local_MD = unit_MD.to(factor_dtype)
     kernels = kernels_for(local_MD, implementation, "ntxent")
     gathering = start_gather(local_MD, rows_per_rank, group_named(group))
     # While the other ranks' rows travel: the own block, where the matrix is symmetric.
     itself = slice(0, len(local_MD))
-    lse_M = kernels.row_logsumexp(local_MD, itself, inv_temperature, block_size)
+    index_M = torch.arange(len(local_MD), device=local_MD.device).roll(len(local_MD) // 2)
+    lse_M, rival_M = kernels.row_statistics(
+        local_MD, itself, inv_temperature, index_M if accuracy else None, block_size
+    )
     all_ND = gathering.wait()
     start = first_row(rows_per_rank, len(local_MD), group_named(group))
     for others in (all_ND[:start], all_ND[start + len(local_MD) :]):
         if len(others):
-            other_M, _ = kernels.cross_statistics(
-                local_MD, others, inv_temperature, None, block_size
+            # No column there is a positive: -1 is no index.
+            nowhere = torch.full_like(index_M, -1) if accuracy else None
+            other_lse_M, other_rival_M = kernels.cross_statistics(
+                local_MD, others, inv_temperature, nowhere, block_size
             )
-            lse_M = torch.logaddexp(lse_M, other_M)
+            lse_M = torch.logaddexp(lse_M, other_lse_M)
+            if rival_M is not None and other_rival_M is not None:
+                rival_M = torch.maximum(rival_M, other_rival_M)
     one_BD, other_BD = local_MD.to(lse_M.dtype).chunk(2)
     positive_M = (one_BD * other_BD).sum(1).repeat(2) * inv_temperature
+    columns = [lse_M, positive_M]
+    if rival_M is not None:
+        columns.append((positive_M > rival_M).to(lse_M.dtype))
     # Not one mean per process and a sum of means: gathered rows make the value equal on all.
-    lse_N, positive_N = gather_rows(
-        torch.stack([lse_M, positive_M], dim=1), rows_per_rank, group_named(group)
+    lse_N, positive_N, *hit_N = gather_rows(
+        torch.stack(columns, dim=1), rows_per_rank, group_named(group)
     ).unbind(1)
     loss = (lse_N - positive_N).mean()
-    return loss, own_storage(all_ND, unit_MD), lse_N.contiguous()
+    hits = hit_N[0].mean() if hit_N else torch.zeros_like(loss)
+    return loss, hits, own_storage(all_ND, unit_MD), lse_N.contiguous()
 
 
 def ntxent_gradient_rows(
@@ -111,7 +125,8 @@ def ntxent(
     group: str,
     block_size: int | None,
     implementation: str,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    accuracy: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """:func:`ntxent_forward`, with its derivative by ``unit_MD``."""
     with torch.autocast(unit_MD.device.type, enabled=False):
         return ntxent_forward(
@@ -122,6 +137,7 @@ def ntxent(
             group,
             block_size,
             implementation,
+            accuracy,
         )
 
 
@@ -134,10 +150,12 @@ def _(
     group: str,
     block_size: int | None,
     implementation: str,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    accuracy: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     count = all_rows(unit_MD, rows_per_rank, group_named(group))
     dtype = statistics_dtype(factor_dtype)
     return (
+        unit_MD.new_empty((), dtype=dtype),
         unit_MD.new_empty((), dtype=dtype),
         unit_MD.new_empty((count, unit_MD.shape[1]), dtype=factor_dtype),
         unit_MD.new_empty((count,), dtype=dtype),
@@ -175,9 +193,9 @@ def _(
 
 
 def _keep_for_ntxent(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    unit_MD, _, inv_temperature, rows_per_rank, group, block_size, implementation = inputs
-    _, all_ND, lse_N = output
-    ctx.mark_non_differentiable(all_ND, lse_N)
+    unit_MD, _, inv_temperature, rows_per_rank, group, block_size, implementation, _ = inputs
+    _, hits, all_ND, lse_N = output
+    ctx.mark_non_differentiable(hits, all_ND, lse_N)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(all_ND, lse_N)
     ctx.start = first_row(rows_per_rank, unit_MD.shape[0], group_named(group))
@@ -190,7 +208,7 @@ def _keep_for_ntxent(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tens
 def _ntxent_backward(ctx: Any, grad: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
     refuse_second_derivative()
     if grad is None:
-        return (None,) * 7
+        return (None,) * 8
     all_ND, lse_N = ctx.saved_tensors
     grad_MD = ntxent_gradient(
         all_ND,
@@ -203,7 +221,7 @@ def _ntxent_backward(ctx: Any, grad: torch.Tensor | None, *_: Any) -> tuple[Any,
     )
     # W: DistributedDataParallel averages (see the package's docstring).
     grad_MD = grad_MD.mul_(grad * (ctx.world_size * ctx.inv_temperature / all_ND.shape[0]))
-    return grad_MD, None, None, None, None, None, None
+    return (grad_MD, *(None,) * 7)
 
 
 ntxent.register_autograd(_ntxent_backward, setup_context=_keep_for_ntxent)

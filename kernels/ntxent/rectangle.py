@@ -13,6 +13,7 @@ import torch
 
 from kernels.ntxent.products import WARM, add_product, factors, multiply, products_of
 from kernels.ntxent.reference import statistics_dtype
+from kernels.ntxent.rivals import without_positives
 
 _TILE = {"cuda": 4096, "cpu": 512}
 
@@ -44,20 +45,14 @@ def cross_statistics(
     with products_of(rows_MD):
         for rows, columns, logits_mn in _logits(rows_MD, columns_ND, inv_temperature, block_size):
             if positive_M is not None and rival_M is not None:
-                rival_m = _rivals(logits_mn, positive_M[rows], columns)
-                rival_M[rows] = torch.maximum(rival_M[rows], rival_m)
+                with without_positives(logits_mn, positive_M[rows], columns.start) as others_mn:
+                    rival_M[rows] = torch.maximum(rival_M[rows], others_mn.amax(1))
             if inv_temperature <= WARM:
                 part_m = logits_mn.exp_().sum(1).log_()
             else:
                 part_m = logits_mn.logsumexp(1)
             lse_M[rows] = torch.logaddexp(lse_M[rows], part_m)
     return lse_M, rival_M
-
-
-def _rivals(logits_mn: torch.Tensor, positive_m: torch.Tensor, columns: slice) -> torch.Tensor:
-    """Each row's largest logit but its positive's."""
-    index_n = torch.arange(columns.start, columns.stop, device=logits_mn.device)
-    return logits_mn.masked_fill(positive_m[:, None] == index_n, float("-inf")).amax(1)
 
 
 def cross_gradient(

@@ -22,7 +22,7 @@ def reference_nt_xent(
     *,
     group: Group = None,
     rows_per_rank: Sequence[int] | None = None,
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """SimCLR eq. 1, averaged over the rows of all ranks (arXiv 2002.05709).
 
     Every rank gathers all N rows *with* gradient and computes the complete loss. The adjoint of the
@@ -36,16 +36,17 @@ def reference_nt_xent(
         rows_per_rank: M of every rank, where they differ.
 
     Returns:
-        The global mean, 0-d, in the dtype of ``unit_MD``. Takes O(N^2) memory on every rank.
+        The global mean and top-1 accuracy, 0-d, in the dtype of ``unit_MD``. Takes O(N^2) memory
+        on every rank.
     """
     all_ND = DifferentiableGather.apply(unit_MD, rows_per_rank, group)
     logits_NN = all_ND @ all_ND.T / temperature
     itself_NN = torch.eye(len(all_ND), dtype=torch.bool, device=all_ND.device)
     rows = rows_per_rank or [len(unit_MD)] * rank_and_size(group)[1]
-    return cross_entropy(
-        logits_NN.masked_fill(itself_NN, float("-inf")),
-        positive_indices(rows).to(all_ND.device),
-    )
+    logits_NN = logits_NN.masked_fill(itself_NN, float("-inf"))
+    positive_N = positive_indices(rows).to(all_ND.device)
+    hit_N = _nearest_is_positive(logits_NN, positive_N)
+    return cross_entropy(logits_NN, positive_N), hit_N.mean()
 
 
 def reference_info_nce(
@@ -83,12 +84,17 @@ def reference_info_nce(
         logits_MN = torch.cat([own_M1, unit_MD @ queue_QD.detach().T], 1) / temperature
         positive_M = torch.zeros(len(key_MD), dtype=torch.int64, device=key_MD.device)
     loss_M = cross_entropy(logits_MN, positive_M, reduction="none")
-    chosen_M1 = positive_M[:, None]
-    rival_M = logits_MN.scatter(1, chosen_M1, float("-inf")).amax(1)
-    hit_M = (logits_MN.gather(1, chosen_M1)[:, 0] > rival_M).to(loss_M.dtype)
+    hit_M = _nearest_is_positive(logits_MN, positive_M)
     # The gather's adjoint sums W equal gradients: W times the gradient of the global mean.
     loss = DifferentiableGather.apply(loss_M, rows_per_rank, group).mean()
     return loss, gather_rows(hit_M, rows_per_rank, group).mean()
+
+
+def _nearest_is_positive(logits_MN: torch.Tensor, positive_M: torch.Tensor) -> torch.Tensor:
+    """1 for rows whose positive has the largest logit of all, else 0 (on a tie too)."""
+    index_M1 = positive_M[:, None]
+    rival_M = logits_MN.scatter(1, index_M1, float("-inf")).amax(1)
+    return (logits_MN.gather(1, index_M1)[:, 0] > rival_M).to(logits_MN.dtype)
 
 
 def positive_indices(rows_per_rank: Sequence[int]) -> torch.Tensor:

@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 from triton.runtime.interpreter import interpreter_builder
 
 from kernels import choice
-from kernels.ntxent import blocked, info_nce, nt_xent, rectangle
+from kernels.ntxent import (
+    blocked,
+    info_nce_and_accuracy,
+    nt_xent,
+    nt_xent_and_accuracy,
+    rectangle,
+)
 from kernels.ntxent import triton_kernels as kernels
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -307,6 +313,11 @@ def test_nt_xent_and_its_gradient(dtype: torch.dtype, temperature: float) -> Non
     assert abs(value - exact) <= 2 * abs(plain - exact) + 1e-5 * max(1, abs(exact))
     assert _error(gradient, exact_gradient) <= 2 * _error(plain_gradient, exact_gradient) + 1e-4
     assert "ntxent: triton" in choice.explain()
+    near = torch.stack([z[0], z[1] + 0.7 * z[0]])
+    _, hits = nt_xent_and_accuracy(near.double(), temperature, implementation="reference")
+    _, ours = nt_xent_and_accuracy(near, temperature, implementation="triton", block_size=16)
+    assert 0 < hits < 1
+    assert abs(ours - hits) <= 2 / 38  # rounding may decide a close one
 
 
 @pytest.mark.parametrize("with_queue", [False, True])
@@ -318,13 +329,12 @@ def test_info_nce_and_its_gradient(dtype: torch.dtype, with_queue: bool) -> None
 
     def loss(x: torch.Tensor, implementation: Any) -> torch.Tensor:
         wide = None if queue is None else queue.to(x.dtype)
-        value, accuracy = info_nce(
+        value, accuracy = info_nce_and_accuracy(
             x,
             keys.to(x.dtype),
             0.2,
             queue_QD=wide,
             implementation=implementation,
-            with_accuracy=True,
         )
         hits.append(accuracy)
         return value

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kernels.ntxent import Implementation, nt_xent, ops
+from kernels.ntxent import Implementation, nt_xent, nt_xent_and_accuracy, ops
 
 IMPLEMENTATIONS: list[Implementation] = ["reference", "blocked"]
 
@@ -59,6 +59,33 @@ def test_value_is_that_of_the_equation(
     loss = nt_xent(z, temperature, implementation=implementation)
     assert loss.dtype == torch.float64
     assert loss.item() == pytest.approx(_by_the_equation(z, temperature), abs=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.01])
+@pytest.mark.parametrize("block_size", [1, 3, 8, None])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_accuracy_counts_the_anchors_whose_positive_is_nearest(
+    implementation: Implementation, block_size: int | None, temperature: float
+) -> None:
+    z = torch.randn(2, 9, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    z[1] += z[0]
+    unit = torch.nn.functional.normalize(z, dim=-1).flatten(0, 1)
+    similar = (unit @ unit.T).fill_diagonal_(-2)
+    nearest = [int(row.argmax()) == (i + 9) % 18 for i, row in enumerate(similar)]
+    options: dict[str, Any] = {"implementation": implementation, "block_size": block_size}
+    loss, accuracy = nt_xent_and_accuracy(z, temperature, **options)
+    assert 0 < sum(nearest) < 18
+    assert accuracy.item() == pytest.approx(sum(nearest) / 18)
+    assert torch.equal(loss, nt_xent(z, temperature, **options))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_equal_rows_are_not_accurate(implementation: Implementation) -> None:
+    z = torch.ones(2, 6, 4, requires_grad=True)
+    loss, accuracy = nt_xent_and_accuracy(z, 0.1, implementation=implementation)
+    loss.backward()
+    assert accuracy.item() == 0
+    assert not accuracy.requires_grad
 
 
 @pytest.mark.parametrize("block_size", [1, 3, 8, None])

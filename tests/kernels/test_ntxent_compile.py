@@ -12,7 +12,14 @@ import pytest
 import torch
 from torch import library
 
-from kernels.ntxent import Implementation, info_nce, info_nce_ops, nt_xent, ops
+from kernels.ntxent import (
+    Implementation,
+    info_nce,
+    info_nce_and_accuracy,
+    info_nce_ops,
+    nt_xent,
+    ops,
+)
 from tests.dist import run_ranks
 
 
@@ -67,7 +74,7 @@ def test_info_nce_compiles_whole(with_queue: bool) -> None:
     queue = torch.nn.functional.normalize(_projections(9)[0], dim=1) if with_queue else None
 
     def loss(queries_MD: torch.Tensor, keys_MD: torch.Tensor) -> torch.Tensor:
-        value, accuracy = info_nce(queries_MD, keys_MD, 0.2, queue_QD=queue, with_accuracy=True)
+        value, accuracy = info_nce_and_accuracy(queries_MD, keys_MD, 0.2, queue_QD=queue)
         assert accuracy is not None
         return value + 0 * accuracy
 
@@ -106,9 +113,9 @@ CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
 @pytest.mark.parametrize("factor_dtype", [torch.float64, torch.float32])
 def test_operations_keep_torchs_rules(factor_dtype: torch.dtype) -> None:
     unit = _unit(8).requires_grad_()
-    rest = (factor_dtype, 5.0, None, "", None, "auto")
+    rest = (factor_dtype, 5.0, None, "", None, "auto", True)
     library.opcheck(ops.ntxent, (unit, *rest), test_utils=CHECKS)
-    _, all_ND, lse_N = ops.ntxent(unit.detach(), *rest)
+    _, _, all_ND, lse_N = ops.ntxent(unit.detach(), *rest)
     library.opcheck(
         ops.ntxent_gradient, (all_ND, lse_N, 0, 8, 5.0, None, "auto"), test_utils=CHECKS
     )
@@ -138,7 +145,7 @@ def test_gradients_are_derivatives(implementation: Implementation) -> None:
         torch.autograd.gradcheck(
             lambda x, columns=queue_QD: info_nce(
                 x, keys, 0.3, queue_QD=columns, implementation=implementation
-            )[0],
+            ),
             queries.clone().requires_grad_(),
         )
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from kernels.ntxent import Implementation, nt_xent
+from kernels.ntxent import Implementation, nt_xent, nt_xent_and_accuracy
 from kernels.ntxent.gather import DifferentiableGather, gather_rows
 from kernels.ntxent.reference import positive_indices, unit_rows
 from tests.dist import run_ranks
@@ -171,6 +171,25 @@ def test_positives_are_found_on_every_rank(implementation: Implementation) -> No
     # With a mask that is off by a rank the loss would stick at ln(2B) or above.
     for loss in run_ranks(_aligned_views, 3, implementation):
         assert loss < 1e-6
+
+
+def _accuracy_on_ranks(
+    rank: int, world_size: int, rows: list[int], implementation: Implementation
+) -> torch.Tensor:
+    _, accuracy = nt_xent_and_accuracy(
+        _share(rank, rows), implementation=implementation, rows_per_rank=rows, block_size=3
+    )
+    return accuracy
+
+
+@pytest.mark.parametrize("implementation", ["reference", "blocked"])
+def test_accuracy_is_that_of_all_ranks_samples(implementation: Implementation) -> None:
+    rows = [4, 1, 6]
+    whole = _images(sum(rows))
+    _, expected = nt_xent_and_accuracy(whole, implementation="reference")
+    assert 0 < expected < 1
+    results = run_ranks(_accuracy_on_ranks, 3, rows, implementation)
+    assert [r.item() for r in results] == pytest.approx([expected.item()] * 3)
 
 
 def _in_pairs(rank: int, world_size: int) -> dict[str, torch.Tensor]:

@@ -87,7 +87,7 @@ def _train(rank: int, world_size: int, config: ObjectiveConfig) -> dict[str, Any
     for step in range(STEPS):
         mine = views(step)[:, rank * share : (rank + 1) * share].flatten(0, 1)
         outputs = model(mine, step)
-        loss = objective.loss(outputs)
+        loss = objective.loss(outputs).value
         fabric.backward(loss)
         skipped = apply_update(optimizer, LR, gradient_norm(optimizer))
         objective.after_step(outputs, step, STEPS, skipped)
@@ -220,7 +220,7 @@ def _forward_with_own_queue(rank: int, world_size: int) -> dict[str, Any]:
     model = fabric.setup_module(objective)
     objective.queue.rows.fill_(float(rank))
     for step in range(2):
-        fabric.backward(objective.loss(model(views(step).flatten(0, 1), step)))
+        fabric.backward(objective.loss(model(views(step).flatten(0, 1), step)).value)
     named = list(objective.named_parameters())
     return {
         "rows": objective.queue.rows.unique().tolist(),
@@ -249,14 +249,14 @@ def test_a_skipped_step_moves_neither_key_encoder_nor_queue(config: ObjectiveCon
     optimizer = build_optimizer(objective, OptimConfig(name="sgd"))
     for step in range(2):  # so that queries and keys differ
         outputs = objective(views(step).flatten(0, 1), step)
-        objective.loss(outputs).backward()
+        objective.loss(outputs).value.backward()
         skipped = apply_update(optimizer, LR, gradient_norm(optimizer))
         objective.after_step(outputs, step, STEPS, skipped)
         optimizer.zero_grad()
     broken = views(2).flatten(0, 1)
     broken[0] = float("nan")
     outputs = objective(broken, 2)
-    objective.loss(outputs).backward()
+    objective.loss(outputs).value.backward()
     before = {name: value.clone() for name, value in objective.state_dict().items()}
     skipped = apply_update(optimizer, LR, gradient_norm(optimizer))
     objective.after_step(outputs, 2, STEPS, skipped)

@@ -94,7 +94,7 @@ def _train_by_hand(
             optimizer.inner.holders = None
         norms = []
         for step in range(STEPS):
-            loss = objective.loss(sharding.model(_views(step, rank, world_size), step))
+            loss = objective.loss(sharding.model(_views(step, rank, world_size), step)).value
             fabric.backward(loss * (math.nan if step == BAD_STEP else 1.0), model=sharding.model)
             norm = gradient_norm(sharding.optimizer)
             before = _weights(sharding)

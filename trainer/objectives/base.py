@@ -3,7 +3,7 @@
 One step is::
 
     outputs = objective(views, step)
-    loss = objective.loss(outputs)
+    loss, top1 = objective.loss(outputs)
     ...                                     # backward pass, optimizer
     objective.after_step(outputs, step, total_steps, skipped)
 
@@ -28,6 +28,16 @@ class Projections(NamedTuple):
     """``(rows, D)``, the key encoder's, without gradient; none where there is no key encoder."""
 
 
+class Loss(NamedTuple):
+    """What the projections of a step are worth; both 0-d and equal on all processes."""
+
+    value: torch.Tensor
+    """What the gradient is of."""
+    top1: torch.Tensor
+    """Share of anchors or queries that are nearer to their positive than to anything else: the
+    accuracy of the contrastive task, 0 to 1, without gradient."""
+
+
 class Objective(nn.Module):
     """Networks and a loss. ``encoder`` is what is handed on; all else may be its own."""
 
@@ -44,8 +54,8 @@ class Objective(nn.Module):
         """
         raise NotImplementedError
 
-    def loss(self, outputs: Projections) -> torch.Tensor:
-        """The loss of the whole process group: a scalar, equal on all processes.
+    def loss(self, outputs: Projections) -> Loss:
+        """The loss of the whole process group.
 
         Called outside autocast: rows are normalised and the loss reduced in float32 or better. The
         gradient is scaled so that DDP's mean over processes is that of the global mean loss. A

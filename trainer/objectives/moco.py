@@ -13,12 +13,12 @@ import torch
 import tyro
 from torch import nn
 
-from kernels.ntxent import Implementation, info_nce
+from kernels.ntxent import Implementation, info_nce_and_accuracy
 from kernels.ntxent.gather import gather_rows, rank_and_size
 from kernels.ntxent.reference import unit_rows
 from trainer.encoders import Encoder
 from trainer.heads import ProjectionHead
-from trainer.objectives.base import Objective, Projections, require
+from trainer.objectives.base import Loss, Objective, Projections, require
 from trainer.objectives.key_encoder import KeyEncoder, MomentumSchedule, momentum_at
 from trainer.objectives.key_queue import KeyQueue
 from trainer.shuffle import batch_permutation, inverse, permute_rows
@@ -91,17 +91,17 @@ class MoCo(Objective):
         shuffled_ND = self.key(permute_rows(images_NCHW, permutation))
         return permute_rows(shuffled_ND, inverse(permutation))
 
-    def loss(self, outputs: Projections) -> torch.Tensor:
+    def loss(self, outputs: Projections) -> Loss:
         """InfoNCE of each query against its key and the queue; see :meth:`Objective.loss`."""
         assert outputs.keys is not None  # noqa: S101 - for the type checker
-        loss, _ = info_nce(
+        value, top1 = info_nce_and_accuracy(
             outputs.queries,
             outputs.keys,
             self.config.temperature,
             queue_QD=self.queue.rows,
             implementation=self.config.loss_implementation,
         )
-        return loss
+        return Loss(value, top1)
 
     @torch.no_grad()
     def after_step(

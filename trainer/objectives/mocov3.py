@@ -10,11 +10,11 @@ from typing import Literal
 import torch
 import tyro
 
-from kernels.ntxent import Implementation, info_nce
+from kernels.ntxent import Implementation, info_nce_and_accuracy
 from trainer.encoders import Encoder
 from trainer.errors import ConfigError
 from trainer.heads import HeadConfig, ProjectionHead, build_head
-from trainer.objectives.base import Objective, Projections, require
+from trainer.objectives.base import Loss, Objective, Projections, require
 from trainer.objectives.key_encoder import KeyEncoder, MomentumSchedule, momentum_at
 
 
@@ -81,23 +81,25 @@ class MoCoV3(Objective):
         keys = [self.key(x) for x in images]
         return Projections(torch.cat(queries), torch.cat(keys))
 
-    def loss(self, outputs: Projections) -> torch.Tensor:
+    def loss(self, outputs: Projections) -> Loss:
         """``2 T (ctr(q1, k2) + ctr(q2, k1))``; see :meth:`Objective.loss`."""
         assert outputs.keys is not None  # noqa: S101 - for the type checker
         query1_ND, query2_ND = outputs.queries.chunk(self.views)
         key1_ND, key2_ND = outputs.keys.chunk(self.views)
         # 2 T keeps the gradient's size when T changes (the paper's algorithm 1).
-        both = self._contrast(query1_ND, key2_ND) + self._contrast(query2_ND, key1_ND)
-        return 2 * self.config.temperature * both
+        one = self._contrast(query1_ND, key2_ND)
+        other = self._contrast(query2_ND, key1_ND)
+        value = 2 * self.config.temperature * (one.value + other.value)
+        return Loss(value, (one.top1 + other.top1) / 2)
 
-    def _contrast(self, queries_ND: torch.Tensor, keys_ND: torch.Tensor) -> torch.Tensor:
-        loss, _ = info_nce(
+    def _contrast(self, queries_ND: torch.Tensor, keys_ND: torch.Tensor) -> Loss:
+        value, top1 = info_nce_and_accuracy(
             queries_ND,
             keys_ND,
             self.config.temperature,
             implementation=self.config.loss_implementation,
         )
-        return loss
+        return Loss(value, top1)
 
     @torch.no_grad()
     def after_step(

@@ -10,10 +10,10 @@ from typing import Literal
 import torch
 import tyro
 
-from kernels.ntxent import Implementation, nt_xent
+from kernels.ntxent import Implementation, nt_xent_and_accuracy
 from trainer.encoders import Encoder
 from trainer.heads import ProjectionHead
-from trainer.objectives.base import Objective, Projections, require
+from trainer.objectives.base import Loss, Objective, Projections, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +48,10 @@ class SimCLR(Objective):
         """Project ``(V*N, 3, H, W)`` view-major images to ``(V*N, D)``, not yet normalised."""
         return Projections(self.head(self.encoder(views_VNCHW)))
 
-    def loss(self, outputs: Projections) -> torch.Tensor:
+    def loss(self, outputs: Projections) -> Loss:
         """NT-Xent of the whole process group (SimCLR eq. 1); see :meth:`Objective.loss`."""
         z_VND = outputs.queries.unflatten(0, (self.views, -1))
-        return nt_xent(
+        value, top1 = nt_xent_and_accuracy(
             z_VND, self.config.temperature, implementation=self.config.loss_implementation
         )
+        return Loss(value, top1)

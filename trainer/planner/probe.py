@@ -100,7 +100,7 @@ def _update(run: Run, outputs: Projections, step: int) -> None:
 
 def _loss(run: Run, outputs: Projections) -> None:
     queries = outputs.queries.detach().requires_grad_()
-    torch.autograd.grad(run.objective.loss(Projections(queries, outputs.keys)), queries)
+    torch.autograd.grad(run.objective.loss(Projections(queries, outputs.keys)).value, queries)
 
 
 def _timed(run: Run, work: Callable[[], Any]) -> float:
