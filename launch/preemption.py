@@ -7,11 +7,9 @@ step, and all of them save at the end of the same step.
 
 import os
 import signal
-from pathlib import Path
 from types import FrameType
 
 HANDLED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-MARKER_VARIABLE = "WIDEBATCH_PREEMPTED_MARKER"
 
 
 class StopSignal:
@@ -44,19 +42,3 @@ class StopSignal:
     def __call__(self) -> bool:
         """Whether this process was asked to stop."""
         return self._name is not None
-
-
-def write_marker() -> bool:
-    """Create the file that ``WIDEBATCH_PREEMPTED_MARKER`` names, for a batch script to requeue on.
-
-    ``srun -K`` hides a task's own exit code, so a job script cannot tell a preempted run from a
-    failed one by it: with the variable set, the process exits 0 and leaves this file.
-
-    Returns:
-        Whether the variable is set. Only one process (rank 0) should call this.
-    """
-    path = os.environ.get(MARKER_VARIABLE)
-    if not path:
-        return False
-    Path(path).touch(mode=0o600)
-    return True

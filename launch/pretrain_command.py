@@ -6,10 +6,12 @@ import logging
 import os
 from collections.abc import Sequence
 
-from launch import cluster
-from launch.exit_codes import ExitCode
-from launch.preemption import MARKER_VARIABLE, StopSignal, write_marker
+from launch import cluster, restarts
+from launch.exit_codes import ExitCode, exit_code_for
+from launch.preemption import StopSignal
 from trainer.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 # Names and one line each, so that listing them imports no torch; a test holds them to
 # trainer.recipes.
@@ -60,10 +62,25 @@ def main(arguments: Sequence[str]) -> ExitCode:
     cluster.export(place)
     if place.rank:
         logging.getLogger().setLevel(logging.WARNING)  # rank 0 speaks for all
-    return _train(recipe, list(arguments[1:]), stop, is_rank_zero=place.rank == 0)
+    hopeless = restarts.refuse_hopeless()
+    if hopeless is not None:
+        log.warning("the attempt before ended with %d: not trying again", hopeless)
+        return hopeless
+    try:
+        code = _train(recipe, list(arguments[1:]), stop)
+    except SystemExit as refused:  # tyro has said why
+        restarts.record(ExitCode.USAGE if refused.code else ExitCode.DONE)
+        raise
+    except BaseException as error:
+        restarts.record(exit_code_for(error))
+        raise
+    restarts.record(code)
+    if code is ExitCode.PREEMPTED and restarts.script_decides():
+        return ExitCode.DONE  # a failing task would have srun -K kill the others as they leave
+    return code
 
 
-def _train(recipe: str, overrides: list[str], stop: StopSignal, is_rank_zero: bool) -> ExitCode:
+def _train(recipe: str, overrides: list[str], stop: StopSignal) -> ExitCode:
     import tyro
 
     from trainer.config import RunConfig
@@ -81,8 +98,4 @@ def _train(recipe: str, overrides: list[str], stop: StopSignal, is_rank_zero: bo
 
     if fit(config, stop) is Outcome.DONE:
         return ExitCode.DONE
-    if MARKER_VARIABLE in os.environ:
-        if is_rank_zero:
-            write_marker()
-        return ExitCode.DONE  # a failing task would have srun -K kill the others as they leave
     return ExitCode.PREEMPTED

@@ -1,10 +1,13 @@
 # What the job scripts share; they source it with `home` set to the checkout.
 # shellcheck shell=bash disable=SC2154
 #
-# A job ends in one of three ways:
-#   the run finished or failed  the job ends with it; a failure is never requeued
+# A job ends in one of four ways:
+#   the run finished            the job ends with it
 #   Slurm wants the nodes back  the header's --signal: every rank saves, the job is requeued and goes
 #   (time limit, preemption)    on from its checkpoint, with the same numbers
+#   it failed                   launch/restarts.py decides: a disk that was full or a process that was
+#                               lost is requeued, WIDEBATCH_RESTARTS times (3) without a newer
+#                               checkpoint; a defect or a wrong setting never
 #   a node died                 Slurm requeues by itself (--requeue), from the last checkpoint
 
 say() { echo "[$(date +%FT%T)] $*"; }
@@ -29,7 +32,7 @@ value_of() { # value_of --out "$@": its value, the last one if there are several
 job_state() { scontrol -o show job "$SLURM_JOB_ID" | sed -n 's/.* JobState=\([A-Z_]*\) .*/\1/p'; }
 
 requeue() {
-  say "stopped; requeueing job $SLURM_JOB_ID to go on from its checkpoint"
+  say "requeueing job $SLURM_JOB_ID to go on"
   if ! scontrol requeue "$SLURM_JOB_ID"; then
     say "Slurm does not requeue this job: submit it again and it goes on from the checkpoint"
     exit 75
@@ -40,7 +43,7 @@ requeue() {
 }
 
 pretrain() { # pretrain RECIPE [SETTING...]
-  local recipe=$1 out marker step status signalled=''
+  local recipe=$1 out endings verdict step status signalled=''
   shift
   local python=${WIDEBATCH_PYTHON:-$home/.venv/bin/python}
   [ -x "$python" ] || { say "no $python: run 'make setup' in $home, or set WIDEBATCH_PYTHON"; exit 2; }
@@ -52,11 +55,10 @@ pretrain() { # pretrain RECIPE [SETTING...]
   has_setting --out "$@" || set -- --out "runs/$SLURM_JOB_NAME" "$@"
   out=$(value_of --out "$@")
   mkdir -p "$(dirname "$out")"
-  # Rank 0 makes this file when a stop was asked for and the checkpoint is complete: srun -K hides
-  # the tasks' own exit codes.
-  marker=$(cd "$(dirname "$out")" && pwd)/.$(basename "$out").preempted-$SLURM_JOB_ID
-  rm -f "$marker"
-  export WIDEBATCH_PREEMPTED_MARKER=$marker
+  # Processes leave word there of how they ended: srun -K hides their exit codes.
+  endings=$(cd "$(dirname "$out")" && pwd)/.$(basename "$out").endings-$SLURM_JOB_ID
+  rm -rf "$endings"
+  export WIDEBATCH_ENDINGS=$endings
 
   # Since Slurm 22.05 srun does not take this from the header by itself.
   export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
@@ -77,16 +79,14 @@ pretrain() { # pretrain RECIPE [SETTING...]
     signalled=once # a trap ends `wait` early
   done
 
-  local preempted=
-  [ ! -e "$marker" ] || preempted=yes
-  rm -f "$marker"
-  if [ "$status" = 0 ]; then
-    [ -n "$preempted" ] || exit 0 # the run is done
-  elif [ -z "$signalled" ]; then
-    exit "$status" # it failed; that -K then had other ranks save changes nothing
+  local asked=()
+  [ -z "$signalled" ] || asked=(--signalled)
+  if ! verdict=$("$python" -P -m launch.restarts "$endings" --out "$out" --status "$status" "${asked[@]}"); then
+    verdict=end # it has said why
   fi
-  # Here it was preempted, or told to stop before it could save (it was still starting, say): then
-  # the last checkpoint serves. A cancelled job is no longer RUNNING, and stays ended.
-  [ "$(job_state)" = RUNNING ] || exit "$status"
+  rm -rf "$endings"
+  say "${verdict#*$'\n'}"
+  # A cancelled job is no longer RUNNING, and stays ended.
+  [ "${verdict%%$'\n'*}" = again ] && [ "$(job_state)" = RUNNING ] || exit "$status"
   requeue
 }

@@ -1,13 +1,12 @@
-"""Signals become a flag, and a marker for the batch script."""
+"""Signals become a flag."""
 
 import os
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from launch.preemption import HANDLED_SIGNALS, MARKER_VARIABLE, StopSignal, write_marker
+from launch.preemption import HANDLED_SIGNALS, StopSignal
 
 
 @pytest.fixture(autouse=True)
@@ -33,14 +32,3 @@ def test_further_signals_change_nothing() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         os.kill(os.getpid(), number)
     assert stop.name == "SIGINT"
-
-
-def test_the_marker_is_written_where_the_batch_script_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv(MARKER_VARIABLE, raising=False)
-    assert not write_marker()
-    monkeypatch.setenv(MARKER_VARIABLE, str(tmp_path / "with space" / ".." / "marker"))
-    (tmp_path / "with space").mkdir()
-    assert write_marker()
-    assert (tmp_path / "marker").exists()

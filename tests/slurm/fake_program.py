@@ -1,8 +1,9 @@
 """Stands in for ``python -P -m launch pretrain`` where a test is about the job script alone.
 
 Counts to ``STEPS`` (20 a second), as a run would, from where ``OUT/step.N`` of its rank N says it
-stopped. On USR1 or TERM it saves its count there; rank 0 leaves the marker; exit 0. ``FAIL_RANK``
-exits 3 when rank 0 listens for signals. In the first ``DEAF`` seconds of the first start nobody
+stopped. On USR1 or TERM it saves its count there and leaves word that it was preempted; exit 0.
+``FAIL_RANK`` ends when rank 0 listens for signals: with word of ``FAIL_CODE``, or without one as if
+killed. In the first ``DEAF`` seconds of the first start nobody
 listens, as while a program is still importing.
 """
 
@@ -23,6 +24,8 @@ def main() -> int:
     if os.environ.get("FAIL_RANK") == rank:
         while not (out / "listening.0").exists():
             time.sleep(0.05)
+        if "FAIL_CODE" in os.environ:
+            leave_word(int(os.environ["FAIL_CODE"]))
         return 3
     if start == "0":
         time.sleep(float(os.environ.get("DEAF", "0")))
@@ -36,13 +39,18 @@ def main() -> int:
     while step < int(os.environ.get("STEPS", "10")):
         if stop:
             saved.write_text(str(step))
-            if rank == "0":
-                Path(os.environ["WIDEBATCH_PREEMPTED_MARKER"]).touch()
+            leave_word(75)
             return 0
         step += 1
         time.sleep(0.05)
     (out / f"done.{rank}").write_text(str(step))
     return 0
+
+
+def leave_word(code: int) -> None:
+    folder = Path(os.environ["WIDEBATCH_ENDINGS"])
+    folder.mkdir(exist_ok=True)
+    (folder / f"rank-{os.environ['SLURM_PROCID']}").write_text(f"{code}\n")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,14 @@ def checkout(tmp_path: Path) -> Path:
     python = home / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     program = Path(__file__).with_name("fake_program.py")
-    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{program}" "$@"\n')
+    python.write_text(
+        f"""#!/bin/sh
+case $3 in
+  launch.restarts) PYTHONPATH="{CHECKOUT}" exec "{sys.executable}" "$@" ;;
+  *) exec "{sys.executable}" "{program}" "$@" ;;
+esac
+"""
+    )
     python.chmod(0o755)
     return home
 
@@ -114,21 +121,42 @@ def test_job_interrupted_before_the_program_listens_is_requeued(
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), log_of(submitted_from)
 
 
+@pytest.mark.reliability(28)
 def test_one_failed_task_ends_the_job_and_it_is_not_requeued(
     cluster: Cluster, checkout: Path, submitted_from: Path
 ) -> None:
-    """Not even though the end of rank 1 has rank 0 save and leave its marker."""
+    """Not even though the end of rank 1 has rank 0 save and leave word that it was preempted."""
     job = cluster.submit(
         [*SMALL, "--nodes=2", "--ntasks-per-node=1"],
         checkout / "slurm" / "simclr_cifar10.sh",
-        environ={"FAIL_RANK": "1", "STEPS": "100000"},
+        environ={"FAIL_RANK": "1", "FAIL_CODE": "1", "STEPS": "100000"},
         cwd=submitted_from,
     )
     ended = cluster.wait(job)
     assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "0"), log_of(submitted_from)
     assert (submitted_from / "runs" / "simclr-cifar10" / "step.0").exists()
+    assert "starting again will not help" in log_of(submitted_from)
 
 
+@pytest.mark.reliability(28)
+@pytest.mark.timeout(200)
+def test_a_crash_loop_ends_when_its_restarts_are_spent(
+    cluster: Cluster, checkout: Path, submitted_from: Path
+) -> None:
+    job = cluster.submit(
+        [*SMALL, "--nodes=2", "--ntasks-per-node=1"],
+        checkout / "slurm" / "simclr_cifar10.sh",
+        environ={"FAIL_RANK": "1", "STEPS": "100000", "WIDEBATCH_RESTARTS": "2"},
+        cwd=submitted_from,
+    )
+    ended = cluster.wait(job, timeout=180)
+    assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "2"), log_of(submitted_from)
+    assert "it failed 3 times without a newer checkpoint" in log_of(submitted_from)
+    left = {path.name for path in (submitted_from / "runs").iterdir()}
+    assert left == {"simclr-cifar10"}  # no folder of endings
+
+
+@pytest.mark.reliability(25)
 def test_cancelled_job_stays_cancelled(
     cluster: Cluster, checkout: Path, submitted_from: Path
 ) -> None:
@@ -150,6 +178,7 @@ def test_cancelled_job_stays_cancelled(
 
 
 @pytest.mark.slow
+@pytest.mark.reliability(24)
 def test_job_that_nears_its_time_limit_is_requeued_until_it_is_done(
     cluster: Cluster, checkout: Path, submitted_from: Path
 ) -> None:
@@ -166,6 +195,7 @@ def test_job_that_nears_its_time_limit_is_requeued_until_it_is_done(
 
 
 @pytest.mark.slow
+@pytest.mark.reliability(27)
 def test_preempted_job_makes_way_and_comes_back(
     cluster: Cluster, checkout: Path, submitted_from: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """The real program under Slurm: a requeued run has the numbers of one that was left alone."""
 
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ from tests.trainer.runs import checkpoint_bytes, metrics, pack_images, samples
 
 pytestmark = pytest.mark.slurm
 
-STEPS = 8
+STEPS = 12
+
+Disturbance = Callable[[Cluster, str], None]
 
 
 @pytest.fixture(scope="module")
@@ -18,11 +21,69 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pack_images(tmp_path_factory.mktemp("data"))
 
 
+def _signal(cluster: Cluster, job: str) -> None:
+    """As ``--signal`` does before the time limit."""
+    cluster.signal(job)
+
+
+def _requeue(cluster: Cluster, job: str) -> None:
+    """As an operator does."""
+    cluster.run("scontrol", "requeue", job)
+
+
+def _power_cut(cluster: Cluster, job: str) -> None:
+    cluster.control("node-off", _last_node(cluster, job).removeprefix("node"))
+
+
+def _drain(cluster: Cluster, job: str) -> None:
+    """The node keeps the job until it is requeued, and takes no other."""
+    node = f"NodeName={_last_node(cluster, job)}"
+    cluster.run("scontrol", "update", node, "State=DRAIN", "Reason=test")
+    cluster.signal(job)
+
+
+def _last_node(cluster: Cluster, job: str) -> str:
+    names = cluster.run("scontrol", "show", "hostnames", cluster.job(job)["NodeList"])
+    return names.split()[-1]
+
+
+@pytest.fixture
+def whole_cluster(cluster: Cluster) -> Iterator[Cluster]:
+    """All nodes are back afterwards."""
+    yield cluster
+    for node in cluster.run(
+        "sinfo", "-h", "-N", "-t", "drain,draining,drained", "-o", "%N"
+    ).split():
+        cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
+    for number in range(1, 4):
+        if f"node{number}" in cluster.run("sinfo", "-h", "-N", "-t", "down", "-o", "%N").split():
+            cluster.control("node-on", str(number))
+    usable = ("sinfo", "-h", "-N", "-t", "idle,mix,alloc,comp", "-o", "%N")
+    eventually(lambda: len(set(cluster.run(*usable).split())) == 3, 60)
+
+
+def _disturbed(disturbance: Disturbance, row: int, tasks: int = 1, slow: bool = True) -> object:
+    marks = [pytest.mark.reliability(row), *([pytest.mark.slow] if slow else [])]
+    name = f"{disturbance.__name__.strip('_')}-{tasks}"
+    return pytest.param(disturbance, tasks, marks=marks, id=name)
+
+
 @pytest.mark.timeout(700)
-@pytest.mark.parametrize("tasks_per_node", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_interrupted_and_requeued_run_has_the_numbers_of_an_undisturbed_one(
-    cluster: Cluster, data: Path, tmp_path: Path, tasks_per_node: int
+@pytest.mark.parametrize(
+    ("disturb", "tasks_per_node"),
+    [
+        _disturbed(_signal, 24, slow=False),
+        _disturbed(_signal, 24, tasks=2),
+        _disturbed(_requeue, 25),
+        _disturbed(_power_cut, 26),
+        _disturbed(_drain, 26),
+    ],
+)
+def test_a_disturbed_job_comes_back_and_has_the_numbers_of_an_undisturbed_one(
+    whole_cluster: Cluster, data: Path, tmp_path: Path, disturb: Disturbance, tasks_per_node: int
 ) -> None:
+    cluster = whole_cluster
+
     def submit(name: str) -> str:
         return cluster.submit(
             [
@@ -31,7 +92,7 @@ def test_interrupted_and_requeued_run_has_the_numbers_of_an_undisturbed_one(
             ],
             CHECKOUT / "slurm" / "simclr_cifar10.sh",
             *["--data.train", str(data), "--batch", "24", "--steps", str(STEPS), "--seed", "3"],
-            *["--out", str(tmp_path / name), "--log-samples"],
+            *["--out", str(tmp_path / name), "--log-samples", "--checkpoint.every-steps", "2"],
             *["--precision", "fp32", "--device", "cpu", "--encoder.stem", "imagenet"],
             *["--loader.backend", "torchvision", "--telemetry.log-every", "1"],
             environ={"WIDEBATCH_PYTHON": sys.executable},
@@ -45,14 +106,14 @@ def test_interrupted_and_requeued_run_has_the_numbers_of_an_undisturbed_one(
         path = tmp_path / name / "metrics.jsonl"
         return len(path.read_text().splitlines()) if path.exists() else 0
 
-    interrupted, undisturbed = submit("interrupted"), submit("undisturbed")
-    eventually(lambda: steps_done("interrupted") >= 2, 150, logs)
-    cluster.signal(interrupted)
+    interrupted = submit("interrupted")
+    eventually(lambda: steps_done("interrupted") >= 3, 150, logs)
+    disturb(cluster, interrupted)
+    undisturbed = submit("undisturbed")  # only now: it must not take the node that is spare
     for job, restarts in ((interrupted, "1"), (undisturbed, "0")):
         ended = cluster.wait(job, timeout=500)
         assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", restarts), logs()
 
-    assert "stopped after step" in (tmp_path / f"interrupted-{interrupted}.out").read_text()
     expected, found = tmp_path / "undisturbed", tmp_path / "interrupted"
     assert len(metrics(expected)) == STEPS
     assert metrics(found) == metrics(expected)
