@@ -31,7 +31,8 @@ test: lint  ## lint, then every test that takes seconds and needs no peer: under
 
 test-all: lint  ## lint, then every test
 	@launch/setup.sh bench slurm
-	$(BIN)/python -m pytest $(if $(without_slurm),-m "not slurm") $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --reliability docs/reliability.md \
+		$(if $(without_slurm),-m "not slurm") $(PYTEST_ARGS)
 
 bench: setup  ## measure us beside our peers
 	@launch/setup.sh bench

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+pytest_plugins = ["tests.reliability"]
+
 torch.set_num_threads(1)
 
 

@@ -83,6 +83,7 @@ def _assert_same(results: list[dict[str, torch.Tensor]], expected: dict[str, tor
         assert torch.equal(result["loss"], results[0]["loss"]), "ranks must agree to the last bit"
 
 
+@pytest.mark.reliability(13)
 @pytest.mark.parametrize("implementation", ["blocked", "reference"])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_any_number_of_ranks_trains_as_one_process(

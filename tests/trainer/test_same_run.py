@@ -61,6 +61,7 @@ def test_the_comparison_would_notice_statistics_of_a_local_batch(
 
 
 @pytest.mark.slow
+@pytest.mark.reliability(11)
 @pytest.mark.timeout(2400)
 @pytest.mark.parametrize("precision", ["fp32", "fp64"])
 def test_thirty_steps_on_one_two_three_and_four_processes(
