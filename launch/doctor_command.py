@@ -23,9 +23,13 @@ that loss, BatchNorm, LARS and queue give what one process gives. Start it as yo
   widebatch doctor --distributed                      this machine, with a process per GPU (or two)
   torchrun --nproc-per-node 8 -m launch doctor        all processes of a torchrun job
   srun ... python -m launch doctor                    all processes of a Slurm job
+  widebatch doctor --chaos 10m                        small runs here, disturbed at random and held
+                                                      to one that nobody disturbed
 
 Exit code 1 when anything is bad.
 """
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def add_parser(subparsers: Any) -> None:
@@ -51,11 +55,20 @@ def add_parser(subparsers: Any) -> None:
         "--out", type=Path, default=Path(), metavar="DIR", help="where runs will go (default .)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the findings here too")
+    parser.add_argument(
+        "--chaos",
+        type=_duration,
+        metavar="TIME",
+        help="instead disturb small runs at random for so long (90s, 10m, 1h)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the disturbances (default 0)")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Examine, print the table, and say by the exit code whether anything is bad."""
+    if args.chaos is not None:
+        return _chaos(args)
     place = cluster.discover(os.environ)
     if args.distributed and place.launcher == "single":
         return _start_several()
@@ -73,6 +86,26 @@ def run(args: argparse.Namespace) -> int:
             args.json.write_text(json.dumps(records, indent=1) + "\n")
     bad = any(finding.verdict == "bad" for finding, _ in findings)
     return ExitCode.FATAL if bad else ExitCode.DONE
+
+
+def _duration(text: str) -> float:
+    """Seconds of a time like 90s, 10m or 1h."""
+    number, unit = text[:-1], text[-1:]
+    if unit not in _UNITS or not number.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no time; write 90s, 10m or 1h")
+    return float(number) * _UNITS[unit]
+
+
+def _chaos(args: argparse.Namespace) -> int:
+    from launch.chaos.command import chaos
+
+    folder = None if args.out == Path() else args.out
+    problems = chaos(args.chaos, args.seed, folder=folder, say=lambda line: print(line, flush=True))
+    for problem in problems:
+        print(f"BAD: {problem}")
+    if args.json is not None:
+        args.json.write_text(json.dumps({"seed": args.seed, "problems": problems}, indent=1) + "\n")
+    return ExitCode.FATAL if problems else ExitCode.DONE
 
 
 def _start_several() -> int:
