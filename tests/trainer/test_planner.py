@@ -221,7 +221,7 @@ def test_traffic_follows_the_number_of_processes() -> None:
     assert one.time.exposed == 0
     rows, dim = 2 * 1024 // 8, config.head.out_dim
     assert flow(eight, "embeddings").nvlink_bytes == 7 * rows * dim * 4
-    assert flow(eight, "log-sum-exps").nvlink_bytes == 7 * rows * 2 * 4
+    assert flow(eight, "log-sum-exps").nvlink_bytes == 7 * rows * 3 * 4
     gradients = eight.trainable * 4
     assert flow(eight, "gradients").nvlink_bytes == pytest.approx(2 * gradients * 7 / 8)
     assert flow(eight, "gradients").network_bytes == 0

@@ -41,7 +41,10 @@ class Contrast:
     gathered_rows: int
     """Rows that a process contributes to gathers of embeddings in a step."""
     statistics_rows: int
-    """Rows for which it contributes two float32 numbers."""
+    """Rows for which it contributes a few float32 numbers."""
+    statistics_columns: int
+    """How many: of a row's log-sum-exp, its positive's logit, and whether that is the largest;
+    InfoNCE sends the difference of the first two."""
 
 
 def contrast(config: RunConfig, local_batch: int, world_size: int, device: str) -> Contrast:
@@ -80,6 +83,7 @@ def contrast(config: RunConfig, local_batch: int, world_size: int, device: str) 
         bytes=_bytes(config, rows, columns, dim, times, device),
         gathered_rows=gathered,
         statistics_rows=statistics,
+        statistics_columns=2 if isinstance(objective, MoCoConfig | MoCoV3Config) else 3,
     )
 
 

@@ -101,9 +101,10 @@ def _loss_flows(config: RunConfig, local_batch: int, world: int, ring: "_Ring") 
     loss = contrast(config, local_batch, world, "cuda")
     item = 2 if config.precision == "bf16" else _FLOAT
     embeddings = loss.gathered_rows * loss.dim * item
+    statistics = loss.statistics_rows * loss.statistics_columns * _FLOAT
     return [
         ring.all_gather("embeddings", embeddings, loss.times),
-        ring.all_gather("log-sum-exps", loss.statistics_rows * 2 * _FLOAT, loss.times),
+        ring.all_gather("log-sum-exps", statistics, loss.times),
     ]
 
 
