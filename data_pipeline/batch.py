@@ -3,13 +3,14 @@
 import math
 import weakref
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from data_pipeline.order import Position
+from data_pipeline.substitutes import Substitute
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class Batch:
     ids_B: torch.Tensor  # int64  # noqa: N815
     labels_B: torch.Tensor  # int64; -1: none  # noqa: N815
     position: Position
+    # Samples of ids_B that are damaged, and what their places show: pixels and label are another's.
+    substitutes: tuple[Substitute, ...] = ()
 
 
 class Memory:
@@ -70,11 +73,8 @@ class Transfer:
             with torch.cuda.stream(self._stream):
                 # Pinned memory comes from torch's own allocator, which does not hand it out again
                 # before this copy is done.
-                batch = Batch(
-                    batch.crops_BVHWC.to(self._device, non_blocking=True),
-                    batch.ids_B,
-                    batch.labels_B,
-                    batch.position,
+                batch = replace(
+                    batch, crops_BVHWC=batch.crops_BVHWC.to(self._device, non_blocking=True)
                 )
         self._batch = batch
 

@@ -5,6 +5,11 @@ for terabytes, an unfinished file aborts the process. :func:`check_beton` theref
 tables of a file before anything maps it. It reads the tables only, never image data, and does not
 import FFCV.
 
+What is wrong with the file as a whole (header, fields, counts) is always refused. What is wrong
+with one sample (its pointer, size, dimensions or label) is refused too, unless the caller allows so
+many damaged samples; then it is listed, its table entry is emptied, and no reader ever follows its
+pointers.
+
 Layout of version 2, little-endian, as FFCV 1.0.2 reads it (tests compare the types with FFCV's)::
 
     HEADER | FIELD x fields | metadata x samples | image data ... | ALLOCATION x samples | end
@@ -16,15 +21,16 @@ Files of ``widebatch pack`` say in the spare bytes of the image field what their
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
+from data_pipeline.damage import Damage
 from data_pipeline.errors import DataError
 from data_pipeline.jpeg import JpegError, read_jpeg_header
 from data_pipeline.manifest import ManifestHead, read_manifest
@@ -70,11 +76,12 @@ class BetonInfo:
     max_height: int  # pixels
     max_width: int  # pixels
     num_bytes: int
+    num_damaged: int = 0  # samples whose tables are; more may turn out not to decode
 
     @property
     def has_label(self) -> bool:
-        """Whether every sample has a label."""
-        return self.num_labelled == self.num_samples
+        """Whether every sound sample has a label."""
+        return self.num_labelled == self.num_samples - self.num_damaged
 
 
 @dataclass(frozen=True)
@@ -87,22 +94,25 @@ class SampleTable:
     offsets: npt.NDArray[np.int64]  # bytes from the start of the file
     sizes: npt.NDArray[np.int64]  # bytes
     labels: npt.NDArray[np.int64]  # -1: no label
+    # Sample id -> what is wrong with it. Its entries above are an empty JPEG of one pixel.
+    faults: Mapping[int, str] = field(default_factory=dict)
 
 
-def check_beton(path: Path | str, verify: bool = False) -> BetonInfo:
+def check_beton(path: Path | str, verify: bool = False, max_damaged: float = 0) -> BetonInfo:
     """Prove that every pointer and size in a .beton lies inside it and that its tables agree.
 
     Args:
         path: the file. The manifest beside it (``PATH.json``), where there is one, must be its own.
         verify: also read all image data: its SHA-256 must be the manifest's, and the dimensions in
             each JPEG's own header must be those in the table.
+        max_damaged: samples that may be damaged in the tables; below 1 a fraction of all.
 
     Raises:
         DataError: the file or its manifest cannot be used; names the sample where there is one.
     """
     path = Path(path)
     with _opened(path) as file:
-        table, signature = _read_table(path, file)
+        table, signature = _read_table(path, file, max_damaged)
         manifest = read_manifest(path)
         if manifest is not None:
             _check_manifest(path, file, manifest, table, signature)
@@ -126,14 +136,15 @@ def check_beton(path: Path | str, verify: bool = False) -> BetonInfo:
             max_height=int(table.heights.max()),
             max_width=int(table.widths.max()),
             num_bytes=os.fstat(file.fileno()).st_size,
+            num_damaged=len(table.faults),
         )
 
 
-def read_sample_table(path: Path | str) -> SampleTable:
+def read_sample_table(path: Path | str, max_damaged: float = 0) -> SampleTable:
     """Where each sample lies, from a file checked as by :func:`check_beton` (manifest aside)."""
     path = Path(path)
     with _opened(path) as file:
-        return _read_table(path, file)[0]
+        return _read_table(path, file, max_damaged)[0]
 
 
 def sha256_of(file: BinaryIO, advance: Callable[[int], object] = lambda _: None) -> str:
@@ -170,8 +181,22 @@ def _read_array(path: Path, file: BinaryIO, offset: int, dtype: np.dtype, count:
     return np.frombuffer(data, dtype)
 
 
-def _read_table(path: Path, file: BinaryIO) -> tuple[SampleTable, bytes | None]:
-    """The checked table, and the content digest of a file of ``widebatch pack``."""
+@dataclass(frozen=True)
+class _Layout:
+    """Where the tables of a file lie; its header has been found possible."""
+
+    num_samples: int
+    page_size: int  # bytes
+    fields: np.ndarray
+    columns: dict[str, str]
+    metadata: np.dtype
+    metadata_start: int
+    data_start: int
+    tail: int  # of the allocation table
+
+
+def _read_layout(path: Path, file: BinaryIO) -> _Layout:
+    """The header and what follows from it. Counts are compared with the file's size first."""
     size = os.fstat(file.fileno()).st_size
     if size < HEADER.itemsize:
         raise DataError(f"{path}: {size} bytes are no .beton; {_REMEDY}")
@@ -199,33 +224,54 @@ def _read_table(path: Path, file: BinaryIO) -> tuple[SampleTable, bytes | None]:
             f"{path}: unfinished or cut short: {num_samples} samples do not fit its {size} bytes; "
             f"copy it again or {_REMEDY}"
         )
-    metadata = _read_array(path, file, metadata_start, metadata_dtype, num_samples)
-    allocations = _read_array(path, file, tail, ALLOCATION, num_samples)
+    layout = (num_samples, page_size, fields, columns)
+    return _Layout(*layout, metadata_dtype, metadata_start, data_start, tail)
 
-    images = metadata[columns["image"]]
-    offsets, sizes = _check_allocations(path, allocations, data_start, tail, page_size)
-    _check_images(path, images, offsets, sizes)
-    labels = np.full(num_samples, -1, np.int64)
-    if "label" in columns:
-        labels = metadata[columns["label"]].astype(np.int64)
-    _refuse(path, (labels < -1) | (labels > MAX_LABEL), "has an impossible label")
+
+def _read_table(
+    path: Path, file: BinaryIO, max_damaged: float = 0
+) -> tuple[SampleTable, bytes | None]:
+    """The checked table, and the content digest of a file of ``widebatch pack``."""
+    layout = _read_layout(path, file)
+    count = layout.num_samples
+    metadata = _read_array(path, file, layout.metadata_start, layout.metadata, count)
+    allocations = _read_array(path, file, layout.tail, ALLOCATION, count)
+
+    damage = Damage(path, count, max_damaged)
+    images = metadata[layout.columns["image"]]
+    offsets, sizes = _check_allocations(allocations, layout, damage)
+    _check_images(images, offsets, sizes, damage)
+    labels = np.full(count, -1, np.int64)
+    if "label" in layout.columns:
+        labels = metadata[layout.columns["label"]].astype(np.int64)
+    damage.mark((labels < -1) | (labels > MAX_LABEL), "has an impossible label")
+    _check_overlaps(offsets, sizes, damage)
+    sound_N = damage.sound()
+    if not sound_N.any():
+        raise DataError(f"{path}: all of its {count} samples are damaged; {_REMEDY}")
+
+    def where_sound(column: np.ndarray, otherwise: int) -> npt.NDArray[np.int64]:
+        return np.where(sound_N, column, column.dtype.type(otherwise)).astype(np.int64)
+
     table = SampleTable(
-        modes=images["mode"].copy(),
-        heights=images["height"].astype(np.int64),
-        widths=images["width"].astype(np.int64),
-        offsets=offsets.astype(np.int64),
-        sizes=sizes.astype(np.int64),
-        labels=labels,
+        modes=np.where(sound_N, images["mode"], np.uint8(JPEG_MODE)),
+        heights=where_sound(images["height"], 1),
+        widths=where_sound(images["width"], 1),
+        offsets=where_sound(offsets, layout.data_start),
+        sizes=where_sound(sizes, 0),
+        labels=where_sound(labels, -1),
+        faults=damage.reasons,
     )
-    return table, _content_digest(fields, columns["image"])
+    return table, _content_digest(layout.fields, layout.columns["image"])
 
 
 def _column_of_field(path: Path, fields: np.ndarray) -> dict[str, str]:
     """Field names to the names NumPy gives the metadata's columns: f0, f1, ..."""
     columns: dict[str, str] = {}
-    for number, field in enumerate(fields):
-        name = field["name"].tobytes().split(b"\0")[0].decode("ascii", "replace")
-        if int(field["type_id"]) not in FIELD_TYPES or not name.isidentifier() or name in columns:
+    for number, described in enumerate(fields):
+        name = described["name"].tobytes().split(b"\0")[0].decode("ascii", "replace")
+        kind = int(described["type_id"])
+        if kind not in FIELD_TYPES or not name.isidentifier() or name in columns:
             raise DataError(
                 f"{path}: field {number} ({name!r}) has a type or name that is not supported: an "
                 f"RGB image 'image' and an integer 'label' are; {_REMEDY}"
@@ -248,46 +294,59 @@ def _content_digest(fields: np.ndarray, image_column: str) -> bytes | None:
     return arguments[len(SIGNATURE) : len(SIGNATURE) + hashlib.sha256().digest_size]
 
 
-def _refuse(path: Path, bad_N: npt.NDArray[np.bool_], what: str) -> None:
-    """Name the first bad sample, if there is one."""
-    if bad_N.any():
-        raise DataError(f"{path}: sample {int(bad_N.argmax())} {what}; {_REMEDY}")
-
-
 def _check_allocations(
-    path: Path, allocations: np.ndarray, start: int, end: int, page_size: int
+    allocations: np.ndarray, layout: _Layout, damage: Damage
 ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
-    """Offsets and sizes in the order of sample ids: inside ``[start, end)``, apart, in one page."""
-    order = np.argsort(allocations["sample_id"], kind="stable")
-    ids = allocations["sample_id"][order]
-    _refuse(path, ids != np.arange(len(ids), dtype=np.uint64), "has not exactly one image")
-    offsets, sizes = allocations["ptr"][order], allocations["size"][order]
+    """Offsets and sizes in the order of sample ids: inside the image data, and in one page."""
+    count = layout.num_samples
+    known = np.flatnonzero(allocations["sample_id"] < np.uint64(count))
+    ids = allocations["sample_id"][known].astype(np.int64)
+    damage.mark(np.bincount(ids, minlength=count) != 1, "has not exactly one image")
+    of_sample = np.zeros(count, np.int64)
+    of_sample[ids] = known
+    offsets, sizes = allocations["ptr"][of_sample], allocations["size"][of_sample]
 
-    first, last = np.uint64(start), np.uint64(end)
+    first, last = np.uint64(layout.data_start), np.uint64(layout.tail)
     # No sum before both parts are known to be small: uint64 wraps.
     room = last - np.minimum(offsets, last)
-    _refuse(path, (offsets < first) | (sizes > room), "points past the end of the file")
-    _refuse(path, sizes == 0, "has no image data")
-    by_offset = np.argsort(offsets, kind="stable")
-    overlaps = np.zeros(len(ids), bool)
-    ends = offsets + sizes
-    overlaps[by_offset[1:]] = ends[by_offset[:-1]] > offsets[by_offset[1:]]
-    _refuse(path, overlaps, "overlaps another sample")
-    shift = np.uint64(page_size.bit_length() - 1)
-    _refuse(path, offsets >> shift != (ends - np.uint64(1)) >> shift, "lies across a page's end")
+    outside = (offsets < first) | (sizes > room)
+    damage.mark(outside, "points past the end of the file")
+    damage.mark(sizes == 0, "has no image data")
+    shift = np.uint64(layout.page_size.bit_length() - 1)
+    inside = ~outside & (sizes > 0)
+    final = offsets[inside] + sizes[inside] - np.uint64(1)
+    across = np.zeros(count, bool)
+    across[inside] = offsets[inside] >> shift != final >> shift
+    damage.mark(across, "lies across a page's end")
     return offsets, sizes
 
 
-def _check_images(
-    path: Path, images: np.ndarray, offsets: npt.NDArray[np.uint64], sizes: npt.NDArray[np.uint64]
+def _check_overlaps(
+    offsets: npt.NDArray[np.uint64], sizes: npt.NDArray[np.uint64], damage: Damage
 ) -> None:
-    _refuse(path, images["data_ptr"] != offsets, "points at data that is not its own")
-    _refuse(path, images["mode"] > RAW_MODE, "is stored in an unknown way")
+    """Bytes belong to one sample. Of two that share some nobody knows whose they are: both go."""
+    sound = np.flatnonzero(damage.sound())
+    order = sound[np.argsort(offsets[sound], kind="stable")]
+    ends = np.maximum.accumulate(offsets[order] + sizes[order])  # the furthest so far
+    overlaps = np.zeros(len(offsets), bool)
+    later = np.flatnonzero(ends[:-1] > offsets[order[1:]]) + 1
+    overlaps[order[later]] = overlaps[order[later - 1]] = True
+    damage.mark(overlaps, "overlaps another sample")
+
+
+def _check_images(
+    images: np.ndarray,
+    offsets: npt.NDArray[np.uint64],
+    sizes: npt.NDArray[np.uint64],
+    damage: Damage,
+) -> None:
+    damage.mark(images["data_ptr"] != offsets, "points at data that is not its own")
+    damage.mark(images["mode"] > RAW_MODE, "is stored in an unknown way")
     pixels = images["height"].astype(np.uint64) * images["width"].astype(np.uint64)
-    _refuse(path, pixels == 0, "has an empty image")
-    _refuse(path, pixels > MAX_PIXELS, f"has more than {MAX_PIXELS} pixels")
+    damage.mark(pixels == 0, "has an empty image")
+    damage.mark(pixels > MAX_PIXELS, f"has more than {MAX_PIXELS} pixels")
     raw = images["mode"] == RAW_MODE
-    _refuse(path, raw & (sizes != pixels * np.uint64(3)), "has a size unlike its dimensions")
+    damage.mark(raw & (sizes != pixels * np.uint64(3)), "has a size unlike its dimensions")
 
 
 def _check_manifest(
@@ -306,12 +365,14 @@ def _check_manifest(
             f"copy?); {_REMEDY}, or delete the manifest to go on without class names"
         )
     if manifest.class_names:
-        _refuse(path, table.labels >= len(manifest.class_names), "has a label without a class")
+        unnamed = np.flatnonzero(table.labels >= len(manifest.class_names))
+        if unnamed.size:
+            raise DataError(f"{path}: sample {unnamed[0]} has a label without a class; {_REMEDY}")
 
 
 def _check_jpeg_headers(path: Path, file: BinaryIO, table: SampleTable) -> None:
     """A JPEG that declares other dimensions than the table would decode to stale pixels."""
-    for sample in np.flatnonzero(table.modes == JPEG_MODE):
+    for sample in np.flatnonzero((table.modes == JPEG_MODE) & (table.sizes > 0)):
         file.seek(int(table.offsets[sample]))
         try:
             header = read_jpeg_header(file.read(int(table.sizes[sample])))

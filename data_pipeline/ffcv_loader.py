@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from data_pipeline.beton import JPEG_MODE, SampleTable
-from data_pipeline.errors import DataError
+from data_pipeline.beton import JPEG_MODE, MAX_PIXELS, SampleTable
 from data_pipeline.ffcv_compat import bind_symbols, external, jpeg_complaint, map_beton
 from data_pipeline.resample import crop, make_scratch, split_channels
+from data_pipeline.substitutes import Decoder
 
 _compiled = njit(nogil=True, error_model="numpy", cache=True)
 
@@ -127,9 +127,11 @@ def decode_views(batch_indices, storage, metadata, storage_state):  # type: igno
     out_NVSS3, boxes_NV4, status_N, limit, scratch = storage
     content, sizes = storage_state
     layout_4 = np.zeros(4, np.int64)
-    handle = _tj_init()
     for n in range(len(batch_indices)):
         sample = batch_indices[n]
+        if sizes[sample] == 0:  # damaged in the tables: nothing that they say is to be followed
+            status_N[n] = _DAMAGED
+            continue
         field = metadata[sample]
         height, width = np.int64(field["height"]), np.int64(field["width"])
         start = np.int64(field["data_ptr"])
@@ -137,9 +139,13 @@ def decode_views(batch_indices, storage, metadata, storage_state):  # type: igno
         factor = 1
         if field["mode"] == JPEG_MODE:
             factor = _reduction(boxes_NV4[n], out_NVSS3.shape[2], limit)
+            # A handle keeps tables for pictures that bring none, and one that failed inside a
+            # header fails at the next picture too: with one of its own, none depends on another.
+            handle = _tj_init()
             status_N[n] = _decode_jpeg(
                 handle, data, height, width, factor, scratch.decoded, layout_4
             )
+            _tj_destroy(handle)
         else:
             _split(data.reshape(height, width, 3), scratch.decoded, layout_4)
             status_N[n] = _FINE_RGB
@@ -150,11 +156,10 @@ def decode_views(batch_indices, storage, metadata, storage_state):  # type: igno
             _cut_views(
                 scratch.decoded, layout_4, is_rgb, factor, boxes_NV4[n], scratch, out_NVSS3[n]
             )
-    _tj_destroy(handle)
     return out_NVSS3
 
 
-class FfcvDecoder:
+class FfcvDecoder(Decoder):
     """Decodes samples of a .beton and cuts boxes out of them. Safe to call from several threads.
 
     Args:
@@ -169,39 +174,36 @@ class FfcvDecoder:
 
     def __init__(self, path: Path, table: SampleTable, max_reduction: int = 1) -> None:
         bind_symbols()
-        self._path, self._table, self._max_reduction = path, table, max_reduction
+        self.path, self.faults = path, table.faults
+        self._table, self._max_reduction = table, max_reduction
         self._file = map_beton(path, table)
         # Compile or load now, on one thread, rather than in the first batch on all of them.
         nothing = np.empty((0, 1, 4), np.int64), np.empty((0, 1, 4, 4, 3), np.uint8)
         self.decode(np.empty(0, np.int64), *nothing)
 
-    def decode(
+    def try_decode(
         self,
         ids_N: npt.NDArray[np.int64],
         boxes_NV4: npt.NDArray[np.int64],
         out_NVSS3: npt.NDArray[np.uint8],
-    ) -> None:
-        """Fill ``out_NVSS3`` with the boxes of the samples, resized to S x S.
-
-        Raises:
-            DataError: a sample does not decode; names the first.
-        """
+    ) -> npt.NDArray[np.int64]:
+        """As :meth:`data_pipeline.substitutes.Decoder.try_decode`."""
         table, file = self._table, self._file
         status_N = np.full(len(ids_N), _DAMAGED, np.uint8)
         max_height = int(table.heights[ids_N].max(initial=1))
         max_width = int(table.widths[ids_N].max(initial=1))
+        if max_height * max_width > MAX_PIXELS and len(ids_N) > 1:
+            # Working memory has room for both sides: a tall and a wide image go one by one.
+            alone = [slice(n, n + 1) for n in range(len(ids_N))]
+            failed = [self.try_decode(ids_N[n], boxes_NV4[n], out_NVSS3[n]) for n in alone]
+            return np.flatnonzero([each.size for each in failed])
         scratch = make_scratch(out_NVSS3.shape[2], max_height, max_width)
         storage = (out_NVSS3, boxes_NV4, status_N, self._max_reduction, scratch)
         decode_views(ids_N, storage, file.metadata, file.storage_state)
-        failed = np.flatnonzero(status_N == _DAMAGED)
-        if failed.size:
-            raise self._error(int(ids_N[failed[0]]))
+        return np.flatnonzero(status_N == _DAMAGED)
 
-    def _error(self, sample: int) -> DataError:
+    def complaint(self, sample: int) -> str:
+        """What libjpeg-turbo says of a sample."""
         table, start = self._table, int(self._table.offsets[sample])
         data = self._file.storage_state[0][start : start + int(table.sizes[sample])].tobytes()
-        reason = jpeg_complaint(data, int(table.heights[sample]), int(table.widths[sample]))
-        return DataError(
-            f"{self._path}: sample {sample} does not decode ({reason}); pack it again with "
-            "'widebatch pack', which leaves damaged images out and lists them"
-        )
+        return jpeg_complaint(data, int(table.heights[sample]), int(table.widths[sample]))

@@ -6,28 +6,38 @@ exact, the number of threads changes no byte, an error in a chunk reaches the co
 exception that it is, and prefetching runs on over the end of an epoch. The threads hold no Python
 lock while they decode.
 
+A damaged sample is such an error, unless the caller allows substitutes: then its place shows the
+sample that :mod:`data_pipeline.substitutes` draws, and the batch says so. How many a run may see is
+the caller's to watch, over all its processes; a loader knows its own share only.
+
 Shape suffixes: B samples of this process, V views, S side of a view.
 """
 
+import logging
 import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from data_pipeline.batch import Batch, Memory, Transfer
+from data_pipeline.batch_plan import CentreCrops, Plan, RandomCrops
 from data_pipeline.beton import BetonInfo, SampleTable, check_beton, read_sample_table
+from data_pipeline.damage import Damage, check_limit
 from data_pipeline.errors import DataError
-from data_pipeline.order import Position, permute, rank_slice
-from data_pipeline.views import CropConfig, centre_crop_boxes, random_resized_crop_boxes
+from data_pipeline.order import Position, rank_slice
+from data_pipeline.substitutes import Decoder, Substitute, decode_or_substitute
+from data_pipeline.views import CropConfig
+
+log = logging.getLogger(__name__)
 
 IdArray = npt.NDArray[np.int64]
 Backend = Literal["auto", "ffcv", "torchvision"]
@@ -63,18 +73,6 @@ class LoaderConfig:
             raise DataError(f"loader max_reduction must be 1, 2, 4 or 8, got {self.max_reduction}")
 
 
-class Decoder(Protocol):
-    """A backend: see :class:`data_pipeline.ffcv_loader.FfcvDecoder`."""
-
-    def decode(
-        self,
-        ids_N: IdArray,
-        boxes_NV4: npt.NDArray[np.int64],
-        out_NVSS3: npt.NDArray[np.uint8],
-    ) -> None:
-        """Fill ``out_NVSS3``; raises DataError where a sample does not decode."""
-
-
 def train_loader(
     path: Path | str,
     crop: CropConfig,
@@ -86,6 +84,7 @@ def train_loader(
     rank: int = 0,
     world_size: int = 1,
     device: torch.device | None = None,
+    max_substitutes: float = 0,
 ) -> "TrainLoader":
     """Random resized crops of a .beton, for ever.
 
@@ -100,14 +99,15 @@ def train_loader(
         world_size: number of processes.
         device: where batches shall lie; CUDA devices get them one step ahead, on a stream of
             their own. None: on the CPU, pinned where there is CUDA.
+        max_substitutes: how many samples may be damaged in the file's tables, below 1 a fraction
+            of all. Above 0, others are shown in the place of all damaged ones, and batches say so.
 
     Raises:
         DataError: the file cannot be used, is smaller than a batch, or the backend is not there.
         ValueError: the batch does not divide.
     """
-    return TrainLoader(
-        _Source(path, config), crop, views, seed, batch_size, rank, world_size, device
-    )
+    source = _Source(path, config, max_substitutes)
+    return TrainLoader(source, crop, views, seed, batch_size, rank, world_size, device)
 
 
 def eval_loader(
@@ -120,6 +120,7 @@ def eval_loader(
     rank: int = 0,
     world_size: int = 1,
     device: torch.device | None = None,
+    max_substitutes: float = 0,
 ) -> "EvalLoader":
     """Centre crops of every sample of a .beton, once, in its order.
 
@@ -134,6 +135,7 @@ def eval_loader(
         rank: of this process, which reads samples ``[rank * n // W, (rank + 1) * n // W)``.
         world_size: W, number of processes.
         device: as for :func:`train_loader`.
+        max_substitutes: as for :func:`train_loader`; labels are those of what is shown.
 
     Raises:
         DataError: the file cannot be used, the backend is not there, or a size is impossible.
@@ -143,15 +145,21 @@ def eval_loader(
         raise DataError(f"evaluation crops of {size} pixels need resize >= size >= 1, got {resize}")
     if batch_size < 1:
         raise DataError(f"evaluation batches need at least one sample, got {batch_size}")
-    return EvalLoader(_Source(path, config), size, resize, batch_size, rank, world_size, device)
+    source = _Source(path, config, max_substitutes)
+    source.count_damage(max_substitutes)
+    return EvalLoader(source, size, resize, batch_size, rank, world_size, device)
 
 
 class _Source:
     """A checked file, its decoder and the threads that use it."""
 
-    def __init__(self, path: Path | str, config: LoaderConfig) -> None:
-        self.info: BetonInfo = check_beton(path)
-        self.table: SampleTable = read_sample_table(path)
+    def __init__(self, path: Path | str, config: LoaderConfig, max_substitutes: float) -> None:
+        check_limit(max_substitutes, "max_substitutes")
+        self.info: BetonInfo = check_beton(path, max_damaged=max_substitutes)
+        self.table: SampleTable = read_sample_table(path, max_damaged=max_substitutes)
+        self.substitutes = max_substitutes > 0
+        self._damage: Damage | None = None
+        self._warned = set(self.table.faults)
         self.prefetch = config.prefetch
         self.workers = config.workers or _share_of_cores()
         self.decoder = _open_decoder(Path(path), self.table, config)
@@ -163,6 +171,46 @@ class _Source:
         """A batch's samples, in parts for the threads: two for each, so that none waits long."""
         size = max(_LEAST_CHUNK, math.ceil(count / (2 * self.workers)))
         return [slice(first, min(first + size, count)) for first in range(0, count, size)]
+
+    def decode(
+        self, plan: Plan, ids_N: IdArray, out_NVSS3: npt.NDArray[np.uint8]
+    ) -> list[Substitute]:
+        """Fill ``out_NVSS3`` with what ``plan`` cuts out of the samples; returns what was replaced.
+
+        Raises:
+            DataError: a sample is damaged, and substitutes are not allowed or are too.
+        """
+        if not self.substitutes:
+            self.decoder.decode(ids_N, plan.boxes(ids_N, ids_N), out_NVSS3)
+            return []
+        replaced = decode_or_substitute(
+            self.decoder,
+            ids_N,
+            plan.boxes,
+            out_NVSS3,
+            seed=plan.seed,
+            epoch=plan.epoch,
+            num_samples=self.info.num_samples,
+        )
+        for each in replaced:
+            self._met(each.sample)
+        return replaced
+
+    def count_damage(self, limit: float) -> None:
+        """From now on, more damaged samples than ``limit`` in this process's share are an error."""
+        self._damage = Damage(self.info.path, self.info.num_samples, limit)
+        for sample, fault in self.table.faults.items():
+            self._damage.note(sample, fault)
+
+    def _met(self, sample: int) -> None:
+        """Say once that a sample is damaged, and count it where that is asked for."""
+        if sample in self._warned:
+            return
+        self._warned.add(sample)
+        problem = self.decoder.problem(sample)
+        log.warning("%s: sample %d %s; another is shown", self.info.path, sample, problem)
+        if self._damage is not None:
+            self._damage.note(sample, problem)
 
     @property
     def closed(self) -> bool:
@@ -197,38 +245,36 @@ def _open_decoder(path: Path, table: SampleTable, config: LoaderConfig) -> Decod
     return TorchvisionDecoder(path, table)
 
 
-# What a chunk of a batch shows: its ids, and their boxes (N, V, 4).
-_Plan = Callable[[slice], tuple[IdArray, npt.NDArray[np.int64]]]
-
-
 class _Pending:
     """A batch being decoded."""
 
     def __init__(
-        self, source: _Source, plan: _Plan, count: int, views: int, size: int, position: Position
+        self, source: _Source, plan: Plan, count: int, views: int, size: int, position: Position
     ) -> None:
         self._crops = source.memory.take((count, views, size, size, 3))
         self._ids = torch.empty(count, dtype=torch.int64)
         self._labels = torch.empty(count, dtype=torch.int64)
         self._source, self._plan, self._position = source, plan, position
-        self._parts: list[Future[None]] = [
+        self._parts: list[Future[list[Substitute]]] = [
             source.pool.submit(self._decode, part) for part in source.chunks(count)
         ]
 
-    def _decode(self, part: slice) -> None:
-        ids_N, boxes_NV4 = self._plan(part)
-        self._source.decoder.decode(ids_N, boxes_NV4, self._crops[part].numpy())
+    def _decode(self, part: slice) -> list[Substitute]:
+        ids_N = self._plan.ids(part)
+        replaced = self._source.decode(self._plan, ids_N, self._crops[part].numpy())
         self._ids[part] = torch.from_numpy(ids_N)
-        self._labels[part] = torch.from_numpy(self._source.table.labels[ids_N])
+        shown = {substitute.sample: substitute.shown for substitute in replaced}
+        shown_N = np.array([shown.get(i, i) for i in ids_N.tolist()]) if shown else ids_N
+        self._labels[part] = torch.from_numpy(self._source.table.labels[shown_N])
+        return replaced
 
     def ready(self) -> bool:
         return all(part.done() for part in self._parts)
 
     def result(self) -> Batch:
         """Wait for the batch; raises what decoding raised, of the first sample in the batch."""
-        for part in self._parts:
-            part.result()
-        return Batch(self._crops, self._ids, self._labels, self._position)
+        replaced = [substitute for part in self._parts for substitute in part.result()]
+        return Batch(self._crops, self._ids, self._labels, self._position, tuple(replaced))
 
     def cancel(self) -> None:
         for part in self._parts:
@@ -242,11 +288,16 @@ class _Batches:
         self._source, self._device = source, device
         self.info = source.info
         self.num_samples = source.info.num_samples
+        self.faults = source.table.faults
         self.wait_seconds = 0.0
 
     def close(self) -> None:
         """Stop the threads; iterators of this loader end. Safe to call twice."""
         self._source.close()
+
+    def problem(self, sample: int) -> str:
+        """What is wrong with a damaged sample, to be put after 'sample 5'."""
+        return self._source.decoder.problem(sample)
 
     def _run(self, pending: Iterator[_Pending]) -> Iterator[Batch]:
         """``pending`` makes batches as it is advanced; they are handed out in its order."""
@@ -285,6 +336,7 @@ class TrainLoader(_Batches):
     Attributes:
         info: what the file holds.
         num_samples: of the file.
+        faults: samples that its tables damage, and how.
         steps_per_epoch: whole global batches in it.
         wait_seconds: how long consumers have waited for batches so far.
     """
@@ -331,25 +383,10 @@ class TrainLoader(_Batches):
             last = step == self.steps_per_epoch
             position = Position(position.epoch + last, 0 if last else step)
 
-    def _plan_of(self, position: Position) -> _Plan:
+    def _plan_of(self, position: Position) -> Plan:
         first = position.step * self._batch_size + self._share.start
-        table = self._source.table
-
-        def plan(part: slice) -> tuple[IdArray, npt.NDArray[np.int64]]:
-            places = np.arange(first + part.start, first + part.stop)
-            ids = permute(self._seed, position.epoch, places, self.num_samples)
-            boxes = random_resized_crop_boxes(
-                self._seed,
-                position.epoch,
-                ids,
-                self._views,
-                table.heights[ids],
-                table.widths[ids],
-                self._crop,
-            )
-            return ids, boxes
-
-        return plan
+        table, crop, views = self._source.table, self._crop, self._views
+        return RandomCrops(self._seed, position.epoch, first, table, crop, views)
 
 
 class EvalLoader(_Batches):
@@ -358,6 +395,7 @@ class EvalLoader(_Batches):
     Attributes:
         info: what the file holds.
         num_samples: of the file, over all processes.
+        faults: samples that its tables damage, and how.
         local_ids: ids of this process's shard.
         wait_seconds: how long consumers have waited for batches so far.
     """
@@ -387,17 +425,5 @@ class EvalLoader(_Batches):
     def _all(self) -> Iterator[_Pending]:
         for step in range(len(self)):
             ids = self.local_ids[step * self._batch_size : (step + 1) * self._batch_size]
-            plan, position = self._plan_of(ids.start), Position(0, step)
-            yield _Pending(self._source, plan, len(ids), 1, self._size, position)
-
-    def _plan_of(self, first: int) -> _Plan:
-        table = self._source.table
-
-        def plan(part: slice) -> tuple[IdArray, npt.NDArray[np.int64]]:
-            ids = np.arange(first + part.start, first + part.stop)
-            boxes = centre_crop_boxes(
-                table.heights[ids], table.widths[ids], self._size, self._resize
-            )
-            return ids, boxes
-
-        return plan
+            plan = CentreCrops(ids.start, self._source.table, self._size, self._resize)
+            yield _Pending(self._source, plan, len(ids), 1, self._size, Position(0, step))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import DataError
+from data_pipeline.strict_json import read_json_file
 
 FORMAT = "widebatch-manifest"
 VERSION = 1
@@ -49,18 +50,12 @@ def load_manifest(beton: Path) -> dict[str, Any] | None:
     """
     path = manifest_path(beton)
     try:
-        if not path.is_file():
-            if path.exists() or path.is_symlink():
-                raise DataError(f"{path}: not a regular file; delete it")
-            return None
-        if path.stat().st_size > _MAX_BYTES:
-            raise DataError(f"{path}: larger than {_MAX_BYTES} bytes; is it a manifest?")
-        fields = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON; pack again or delete it: {error}") from error
-    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
+        fields = read_json_file(path, _MAX_BYTES)
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise DataError(f"{path}: a link to nowhere; delete it") from None
+        return None
+    if fields.get("format") != FORMAT:
         raise DataError(f"{path}: not a manifest of 'widebatch pack'; move it away")
     if fields.get("version") != VERSION:
         raise DataError(f"{path}: of another version of widebatch; pack again")
@@ -79,7 +74,7 @@ def read_manifest(beton: Path) -> ManifestHead | None:
     path = manifest_path(beton)
     count, size, classes = fields.get("count"), fields.get("bytes"), fields.get("classes")
     digests = fields.get("sha256"), fields.get("content_sha256")
-    if not isinstance(count, int) or not isinstance(size, int):
+    if type(count) is not int or type(size) is not int:
         raise DataError(f"{path}: 'count' and 'bytes' must be integers; pack again")
     if not all(isinstance(digest, str) and _HEX_DIGEST.fullmatch(digest) for digest in digests):
         raise DataError(f"{path}: 'sha256' and 'content_sha256' must be SHA-256; pack again")

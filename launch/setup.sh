@@ -58,6 +58,7 @@ has_ensurepip() { "$(find_python)" -c 'import ensurepip, venv' 2>/dev/null; }
 has_munge() { PATH=$PATH:/usr/sbin command -v munged >/dev/null; }
 has_slurmctld() { PATH=$PATH:/usr/sbin command -v slurmctld >/dev/null; }
 has_slurmd() { PATH=$PATH:/usr/sbin command -v slurmd >/dev/null; }
+has_faketime() { ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1; }
 has_slurm_client() { command -v sbatch >/dev/null; }
 has_ip() { PATH=$PATH:/sbin:/usr/sbin command -v ip >/dev/null; }
 compiles() { # is this header there? Without a compiler nobody can tell, and its package is cheap.
@@ -305,6 +306,7 @@ slurm() {
   need has_slurm_client slurm-client
   need has_munge munge
   need has_ip iproute2
+  need has_faketime libfaketime # a test sets a run's clock off with it
   install_missing "The local Slurm cluster" "(Or without the tests that need Slurm: add SLURM=no.)"
 }
 

@@ -30,6 +30,7 @@ from trainer.checkpoint import load_encoder_state
 from trainer.encoders import EncoderConfig, build_encoder, remove_classifier
 from trainer.errors import ConfigError, NumericalError
 from trainer.provenance import versions
+from trainer.safetensors_file import parse_safetensors
 from trainer.weights import (
     FILE_FORMAT,
     FILE_VERSION,
@@ -37,7 +38,6 @@ from trainer.weights import (
     Which,
     description_path,
     fill,
-    parse_safetensors,
     run_encoder_config,
     run_preprocessing,
 )

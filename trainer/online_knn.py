@@ -49,6 +49,7 @@ class OnlineKnn:
         loader: LoaderConfig,
         rank: int,
         world_size: int,
+        max_substitutes: float = 0,
     ) -> None:
         def load(path: Path) -> EvalLoader:
             return eval_loader(
@@ -59,6 +60,7 @@ class OnlineKnn:
                 batch_size=config.batch,
                 rank=rank,
                 world_size=world_size,
+                max_substitutes=max_substitutes,
             )
 
         self.config = config

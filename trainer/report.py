@@ -24,6 +24,7 @@ from data_pipeline.beton import check_beton, read_sample_table
 from data_pipeline.errors import DataError
 from data_pipeline.loader import Batch, LoaderConfig, train_loader
 from data_pipeline.order import Position
+from data_pipeline.strict_json import read_json_file
 from data_pipeline.torchvision_loader import TorchvisionDecoder
 from data_pipeline.views import CropConfig, centre_crop_boxes
 from trainer import figures
@@ -204,14 +205,11 @@ def read_settings(run: Path) -> dict[str, Any]:
     """
     path = run / "config.json"
     try:
-        settings = json.loads(path.read_text())
-    except OSError:
+        return read_json_file(path)
+    except FileNotFoundError:
         raise ConfigError(f"{run}: holds no config.json; name the folder of a run") from None
-    except ValueError as error:
-        raise ConfigError(f"{path}: unreadable JSON ({error})") from None
-    if not isinstance(settings, dict):
-        raise ConfigError(f"{path}: holds no JSON object")
-    return settings
+    except DataError as error:
+        raise ConfigError(str(error)) from None
 
 
 def read_metrics(run: Path) -> Metrics:

@@ -14,24 +14,23 @@ is left to runs, whose folder is the user's own.
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import nn
 
 from data_pipeline.augment import AugmentConfig
 from data_pipeline.errors import DataError
+from data_pipeline.strict_json import read_json_file
 from trainer.checkpoint import load_encoder_state
 from trainer.config import from_json
 from trainer.encoders import EncoderConfig, build_encoder
 from trainer.errors import CheckpointError, ConfigError
 from trainer.evaluation.features import default_resize
+from trainer.safetensors_file import parse_safetensors
 
 Which = Literal["last", "best"]
 
@@ -114,17 +113,23 @@ def description_path(weights: Path) -> Path:
 def run_preprocessing(config: Mapping[str, Any], where: str) -> Preprocessing:
     """Evaluation preprocessing of a run, from its ``config.json``."""
     augment = from_json(AugmentConfig, _section(config, "augment", where), f"{where}: augment")
-    size = _section(config, "crop", where).get("size")
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise ConfigError(f"{where}: crop.size={size!r} is no number of pixels")
-    resize = (config.get("knn") or {}).get("resize") or default_resize(size)
+    size = _pixels_in(_section(config, "crop", where).get("size"), f"{where}: crop.size")
+    knn = config.get("knn")
+    resize = knn.get("resize") if isinstance(knn, Mapping) else None
+    shorter = default_resize(size) if resize is None else resize
     return Preprocessing(
         size=size,
-        resize=int(resize),
+        resize=_pixels_in(shorter, f"{where}: knn.resize"),
         normalize=augment.normalize,
         mean=augment.mean,
         std=augment.std,
     )
+
+
+def _pixels_in(value: Any, where: str) -> int:
+    if type(value) is not int or value < 1:
+        raise ConfigError(f"{where}={value!r} is no number of pixels")
+    return value
 
 
 def run_encoder_config(config: Mapping[str, Any], where: str) -> EncoderConfig:
@@ -260,19 +265,6 @@ def _file_preprocessing(facts: Mapping[str, Any], path: Path) -> Preprocessing:
     return from_json(Preprocessing, known, f"{path}: preprocessing")
 
 
-def parse_safetensors(data: bytes, path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a safetensors file's content; the library checks header, sizes and overlaps.
-
-    Raises:
-        DataError: it is no safetensors file, or damaged.
-    """
-    try:
-        tensors: dict[str, torch.Tensor] = safetensors.torch.load(data)
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise DataError(f"{path}: no valid safetensors file ({error}); export again") from None
-    return tensors
-
-
 def fill(encoder: nn.Module, tensors: dict[str, torch.Tensor], where: str) -> None:
     """Load all tensors, exactly: no key more or less, no other shape."""
     try:
@@ -286,14 +278,9 @@ def fill(encoder: nn.Module, tensors: dict[str, torch.Tensor], where: str) -> No
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_bytes())
+        return read_json_file(path)
     except FileNotFoundError:
         raise DataError(f"{path}: missing; is this the folder of a run?") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: unreadable JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise DataError(f"{path}: holds no JSON object")
-    return values
 
 
 def _section(config: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:

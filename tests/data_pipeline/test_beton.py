@@ -312,7 +312,7 @@ def _label(header: np.ndarray, metadata: np.ndarray, allocations: np.ndarray) ->
         (_move(2**40), "sample 5 points past the end"),
         (_move(0, 2**63), "sample 5 points past the end"),
         (_move(0, -1), "sample 5 has a size unlike its dimensions"),
-        (_move(0, 70), "overlaps another sample"),
+        (_move(0, 70), "sample 5 has a size unlike its dimensions"),
         (_move(-70), "overlaps another sample"),
         (_swap, "sample 4 points at data that is not its own"),
         (_repeat, "sample 5 has not exactly one image"),

@@ -72,6 +72,7 @@ def test_nothing_but_the_share_depends_on_the_number_of_processes(world_size: in
     assert plan == dataclasses.replace(alone, world_size=world_size, local_batch=24 // world_size)
 
 
+@pytest.mark.reliability(12)
 @pytest.mark.parametrize(
     ("batch", "world_size", "message"),
     [

@@ -1,0 +1,115 @@
+"""JSON from files that others may have written: what is ambiguous or boundless in it is refused.
+
+Python's own reader takes the last of two equal keys, NaN and Infinity, integers of any length and
+nesting up to its own stack's depth. Each of these makes a file mean one thing to us and another to
+the next program, or costs time and memory out of proportion.
+"""
+
+import json
+import math
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import DataError
+
+MAX_BYTES = 64 << 20  # of a file, unless its reader allows more
+MAX_DEPTH = 64  # of nesting
+_MAX_DIGITS = 20  # of an integer: 64 bits
+
+
+def parse_json(text: bytes) -> Any:
+    """The value of a JSON text in UTF-8.
+
+    Raises:
+        ValueError: it is no JSON, has a key twice in one object, a number that is not finite or
+            does not fit 64 bits, or nests deeper than :data:`MAX_DEPTH`.
+    """
+    try:
+        value = json.loads(
+            text.decode(),
+            object_pairs_hook=_object,
+            parse_int=_integer,
+            parse_float=_number,
+            parse_constant=_number,
+        )
+    except RecursionError:
+        raise ValueError(f"nested deeper than {MAX_DEPTH}") from None
+    _check_depth(value)
+    return value
+
+
+def read_json_file(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
+    """The object that a file holds, see :func:`parse_json`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: it is no regular file, larger than ``max_bytes``, or holds no JSON object; names
+            the file.
+    """
+    try:
+        # Non-blocking, or a named pipe would wait here for a writer for ever.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            facts = os.fstat(file.fileno())
+            if not stat.S_ISREG(facts.st_mode):
+                raise DataError(f"{path}: not a regular file; delete it")
+            # Asked for more, Python allocates all of it first.
+            text = file.read(min(facts.st_size, max_bytes) + 1)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if len(text) > max_bytes:
+        raise DataError(f"{path}: larger than {max_bytes} bytes; it is not ours")
+    try:
+        value = parse_json(text)
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON ({error}); restore it or delete it") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: holds no JSON object; restore it or delete it")
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"the key {_short(key)} stands twice in one object")
+            seen.add(key)
+    return value
+
+
+def _integer(text: str) -> int:
+    if len(text.lstrip("-")) > _MAX_DIGITS or not -(1 << 63) <= int(text) < 1 << 64:
+        raise ValueError(f"the number {_short(text)} does not fit 64 bits")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {_short(text)} is not finite")
+    return value
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:40] + "...")
+
+
+def _check_depth(value: Any) -> None:
+    """Level by level: no recursion, whatever the nesting."""
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > MAX_DEPTH + 1:
+            raise ValueError(f"nested deeper than {MAX_DEPTH}")
+        inner: list[Any] = []
+        for each in level:
+            if isinstance(each, dict):
+                inner += each.values()
+            elif isinstance(each, list):
+                inner += each
+        level = inner

@@ -1,0 +1,96 @@
+"""What surrounds a run changes nothing of it; a batch that cannot be shared out starts nothing."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.loader import LoaderConfig
+from tests.dist import RankFailure
+from tests.trainer.runs import (
+    SMALL_ENCODER,
+    assert_equal_runs,
+    metrics,
+    pack_images,
+    tiny_config,
+    train,
+)
+from trainer.config import RunConfig, to_json
+
+ROOT = Path(__file__).resolve().parents[2]
+CHILD = """
+import json, sys, time
+from trainer.config import RunConfig, from_json
+from trainer.loop import fit
+print(time.time(), time.tzname[0], hash("a"))
+print(fit(from_json(RunConfig, json.loads(sys.argv[1]))).value)
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pack_images(tmp_path_factory.mktemp("data"), count=48)
+
+
+def config(data: Path, out: Path, workers: int = 1) -> RunConfig:
+    loader = LoaderConfig(backend="torchvision", workers=workers)
+    return tiny_config(data, out, steps=4, encoder=SMALL_ENCODER, loader=loader)
+
+
+def faketime() -> str | None:
+    """The library of Debian's libfaketime, where it is installed."""
+    places = Path("/usr/lib").glob("*/faketime/libfaketime.so.1")
+    return next((str(place) for place in places), None)
+
+
+def train_elsewhere(config: RunConfig, environment: dict[str, str]) -> list[str]:
+    """Train in a process of its own; returns its clock, time zone and hash of a text."""
+    command = [sys.executable, "-c", CHILD, json.dumps(to_json(config))]
+    done = subprocess.run(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    told, outcome = done.stdout.splitlines()
+    assert outcome == "done"
+    return told.split()
+
+
+@pytest.mark.reliability(21)
+def test_time_zone_hash_seed_workers_and_clock_change_nothing(data: Path, tmp_path: Path) -> None:
+    plain, other = config(data, tmp_path / "plain"), config(data, tmp_path / "other", workers=3)
+    environment = {"TZ": "Asia/Kathmandu", "PYTHONHASHSEED": "99"}
+    library = faketime()
+    if library:
+        environment |= {"LD_PRELOAD": library, "FAKETIME": "+1d"}
+    usual = train_elsewhere(plain, {"TZ": "UTC", "PYTHONHASHSEED": "1"})
+    unusual = train_elsewhere(other, environment)
+    assert usual[1:] != unusual[1:], "the surroundings did not differ"
+    assert_equal_runs(plain.out, other.out)
+    if not library:
+        pytest.skip("equal but for the clock, which needs Debian's libfaketime to be set off")
+    assert float(unusual[0]) - float(usual[0]) > 80_000
+
+
+@pytest.mark.reliability(12)
+def test_a_batch_that_does_not_divide_is_refused_before_anything_is_written(
+    data: Path, tmp_path: Path
+) -> None:
+    uneven = dataclasses.replace(config(data, tmp_path / "run"), batch=25)
+    with pytest.raises(RankFailure) as failure:
+        train(2, uneven)
+    said = "--batch 25 does not divide by 2 processes; nearest that do: 24 and 26"
+    assert str(failure.value).count(said) == 2, "every rank says it"
+    assert not (tmp_path / "run").exists()
+    for nearest in (24, 26):
+        fitting = dataclasses.replace(uneven, batch=nearest, steps=1, out=tmp_path / f"{nearest}")
+        assert train(2, fitting) == "done"
+        assert len(metrics(fitting.out)) == 1
