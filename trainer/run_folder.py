@@ -2,7 +2,7 @@
 
 import contextlib
 import fcntl
-import json
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +10,15 @@ from typing import Any
 
 from lightning_fabric import Fabric
 
+from data_pipeline.beton import sha256_of
+from data_pipeline.errors import DataError
+from data_pipeline.strict_json import read_json_file
 from trainer.checkpoint import Checkpoint, CheckpointStore
 from trainer.config import RunConfig, completed, differences, to_json
 from trainer.distributed import broadcast_json
 from trainer.errors import CheckpointError, ConfigError
+
+log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -73,9 +78,9 @@ def _check_same_run(config: RunConfig) -> None:
     if config.resume == "force" or not path.exists():
         return
     try:
-        saved = json.loads(path.read_text())
-    except ValueError as error:
-        raise ConfigError(f"{path}: unreadable ({error}); delete it to go on") from None
+        saved = read_json_file(path)
+    except DataError as error:
+        raise ConfigError(str(error)) from None
     saved.pop("run", None)
     changed = differences(completed(saved), to_json(config))
     if changed:
@@ -86,9 +91,31 @@ def _check_same_run(config: RunConfig) -> None:
 
 
 def _check_same_data(config: RunConfig, found: Checkpoint, fingerprint: str) -> None:
+    """Without reading a terabyte at every start: only when the file may have changed."""
+    if config.resume == "force":
+        return
+    path = config.data.train
     saved = found.state.get("data_fingerprint")
-    if saved != fingerprint and config.resume != "force":
+    if saved != fingerprint:
         raise ConfigError(
-            f"{config.data.train}: is not the data that {found.path} was trained on (fingerprint"
+            f"{path}: is not the data that {found.path} was trained on (fingerprint"
             f" {fingerprint[:12]}, then {str(saved)[:12]}); --resume force goes on with it anyway"
         )
+    if found.state.get("data_stamp") == data_stamp(path):
+        return
+    log.info("%s: written to since the checkpoint, or another copy; checking its content", path)
+    with path.open("rb") as file:  # the fingerprint may be the manifest's word for other bytes
+        content = sha256_of(file)
+    if content != saved:
+        raise ConfigError(
+            f"{path}: its content has changed since {found.path} was trained on it (SHA-256"
+            f" {content[:12]}, then {str(saved)[:12]}); copy it again, or --resume force goes on"
+            " with it anyway"
+        )
+
+
+def data_stamp(path: Path) -> list[int]:
+    """Bytes, and time of the last change in ns: what says without reading a file that it is as it
+    was. A copy that keeps times (``cp -p``, ``rsync -t``) keeps it."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]

@@ -140,7 +140,7 @@ def _train_rank(rank: int, world_size: int, runs: list[tuple[dict[str, Any], int
 
 def metrics(run: Path) -> list[dict[str, Any]]:
     """``metrics.jsonl`` without the figures that depend on the clock."""
-    timed = ("images_per_second", "loader_wait_seconds")
+    timed = ("images_per_second", "loader_wait_seconds", "phase_seconds", "stragglers")
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in record.items() if k not in timed} for record in records]
 
@@ -155,3 +155,22 @@ def checkpoint_bytes(run: Path) -> dict[str, bytes]:
     step = json.loads((run / "checkpoints" / "latest.json").read_text())["step"]
     folder = run / "checkpoints" / f"step-{step:08d}"
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.safetensors"))}
+
+
+def assert_equal_runs(run: Path, other: Path) -> None:
+    """Byte for byte: sample ids, numbers of every step, parameters, optimizer, queue, key encoder
+    and the state, whose step is the position of every random number."""
+    assert samples(run) == samples(other)
+    assert metrics(run) == metrics(other)
+    mine, others = checkpoint_bytes(run), checkpoint_bytes(other)
+    assert mine.keys() == others.keys() == {"model.safetensors", "optimizer.safetensors"}
+    assert mine == others
+    assert saved_state(run) == saved_state(other)
+
+
+def saved_state(run: Path) -> dict[str, Any]:
+    """``state.json`` of the newest checkpoint."""
+    step = json.loads((run / "checkpoints" / "latest.json").read_text())["step"]
+    path = run / "checkpoints" / f"step-{step:08d}" / "state.json"
+    state: dict[str, Any] = json.loads(path.read_text())
+    return state

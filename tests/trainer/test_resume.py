@@ -5,12 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from data_pipeline.manifest import manifest_path
 from tests.dist import RankFailure
 from tests.trainer.runs import (
+    SMALL_ENCODER,
+    assert_equal_runs,
     checkpoint_bytes,
     metrics,
     pack_images,
     samples,
+    saved_state,
     tiny_config,
     train,
 )
@@ -29,32 +33,27 @@ def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def assert_equal_runs(run: Path, other: Path) -> None:
-    assert samples(run) == samples(other)
-    assert metrics(run) == metrics(other)
-    mine, others = checkpoint_bytes(run), checkpoint_bytes(other)
-    assert mine.keys() == others.keys() == {"model.safetensors", "optimizer.safetensors"}
-    assert mine == others
-
-
+@pytest.mark.reliability(1)
 def test_the_same_seed_twice_is_the_same_run(data: Path, tmp_path: Path, undisturbed: Path) -> None:
     train(2, tiny_config(data, tmp_path / "run", steps=8))
     assert_equal_runs(undisturbed, tmp_path / "run")
 
 
+@pytest.mark.reliability(2)
 @pytest.mark.parametrize(
-    "step", [1, 3, 5, 7], ids=["first", "mid-epoch", "epoch-end", "last-but-one"]
+    "step", [1, 3, 5, 7, 8], ids=["first", "mid-epoch", "epoch-end", "last-but-one", "last"]
 )
 def test_stopped_by_one_rank_and_gone_on_with(
     data: Path, tmp_path: Path, undisturbed: Path, step: int
 ) -> None:
     config = tiny_config(data, tmp_path / "run", steps=8)
-    assert train(2, config, stop_at=step) == "stopped"
+    assert train(2, config, stop_at=step) == ("stopped" if step < 8 else "done")
     assert metrics(config.out)[-1]["step"] == step
     assert train(2, config) == "done"
     assert_equal_runs(undisturbed, config.out)
 
 
+@pytest.mark.reliability(2)
 @pytest.mark.slow
 def test_stopped_and_gone_on_with_on_four_processes(data: Path, tmp_path: Path) -> None:
     """With more than two ranks the order of addition counts: DDP's buckets must be the same."""
@@ -95,14 +94,56 @@ def test_other_settings_are_refused_by_name_unless_forced(data: Path, tmp_path: 
     assert train(1, dataclasses.replace(changed, resume="force", steps=3)) == "done"
 
 
-def test_other_data_is_refused_unless_forced(data: Path, tmp_path: Path) -> None:
-    config = tiny_config(data, tmp_path / "run", steps=2)
+def test_a_finished_run_has_the_checkpoint_of_its_last_step(undisturbed: Path) -> None:
+    assert saved_state(undisturbed)["step"] == 8
+
+
+@pytest.mark.reliability(20)
+def test_other_data_under_another_name_is_refused_unless_forced(data: Path, tmp_path: Path) -> None:
+    config = tiny_config(data, tmp_path / "run", steps=2, encoder=SMALL_ENCODER)
     train(1, config)
     (tmp_path / "other").mkdir()
     other = pack_images(tmp_path / "other", count=60)
     moved = dataclasses.replace(config, data=dataclasses.replace(config.data, train=other))
-    with pytest.raises(RankFailure, match="is not the data that"):
+    with pytest.raises(RankFailure, match=r"is not the data that.*--resume force"):
         train(1, moved)
+    assert train(1, dataclasses.replace(moved, resume="force", steps=3)) == "done"
+
+
+@pytest.mark.reliability(20)
+@pytest.mark.parametrize("with_manifest", [True, False])
+def test_a_data_file_whose_bytes_changed_is_refused_unless_forced(
+    tmp_path: Path, with_manifest: bool
+) -> None:
+    """One bit of an image, the same size, and the manifest as it was."""
+    data = pack_images(tmp_path)
+    if not with_manifest:
+        manifest_path(data).unlink()
+    config = tiny_config(data, tmp_path / "run", steps=2, encoder=SMALL_ENCODER)
+    assert train(1, config) == "done"
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+    longer = dataclasses.replace(config, steps=3)
+    reason = "its content has changed" if with_manifest else "is not the data that"
+    with pytest.raises(RankFailure, match=rf"ConfigError: .*{reason}.*--resume force"):
+        train(1, config)
+    assert train(1, dataclasses.replace(longer, resume="force")) == "done"
+
+
+@pytest.mark.reliability(20)
+def test_a_copy_of_the_data_is_the_data(tmp_path: Path) -> None:
+    """With another time of change and at another place, as on a node's own disk."""
+    data = pack_images(tmp_path)
+    config = tiny_config(data, tmp_path / "run", steps=2, encoder=SMALL_ENCODER)
+    assert train(1, config, stop_at=1) == "stopped"
+    (tmp_path / "disk").mkdir()
+    copy = tmp_path / "disk" / data.name
+    for path in (data, manifest_path(data)):
+        (tmp_path / "disk" / path.name).write_bytes(path.read_bytes())
+        path.unlink()
+    moved = dataclasses.replace(config, data=dataclasses.replace(config.data, train=copy))
+    assert train(1, moved) == "done"
 
 
 def test_a_folder_with_a_run_is_refused_where_it_must_be_new(data: Path, tmp_path: Path) -> None:
