@@ -8,7 +8,7 @@ import errno
 from enum import IntEnum
 
 from data_pipeline.errors import DataError
-from trainer.errors import CheckpointError, ConfigError, NumericalError
+from trainer.errors import CheckpointError, ConfigError, NumericalError, RankLostError
 
 
 class ExitCode(IntEnum):
@@ -40,6 +40,8 @@ def exit_code_for(error: BaseException) -> ExitCode:
         return ExitCode.INTERRUPTED
     if isinstance(error, (*_USER_ERRORS, *_USER_OS_ERRORS, PermissionError)):
         return ExitCode.USAGE
+    if isinstance(error, RankLostError):
+        return ExitCode.RETRYABLE
     if isinstance(error, OSError) and error.errno in _RETRYABLE_ERRNOS:
         return ExitCode.RETRYABLE
     return ExitCode.FATAL
@@ -47,4 +49,5 @@ def exit_code_for(error: BaseException) -> ExitCode:
 
 def is_explained(error: BaseException) -> bool:
     """Whether the message of ``error`` alone tells a user what to do, without a traceback."""
-    return isinstance(error, (*_USER_ERRORS, NumericalError, OSError, KeyboardInterrupt))
+    of_the_run = (NumericalError, RankLostError)
+    return isinstance(error, (*_USER_ERRORS, *of_the_run, OSError, KeyboardInterrupt))

@@ -7,6 +7,7 @@ back from JSON is strict: an unknown key is an error, and nothing but plain valu
 
 import dataclasses
 import difflib
+import functools
 import types
 import typing
 from collections.abc import Mapping
@@ -17,12 +18,15 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 
 from data_pipeline.augment import AugmentConfig
+from data_pipeline.damage import check_limit
 from data_pipeline.loader import LoaderConfig
+from data_pipeline.order import Position, global_batch_ids
 from data_pipeline.views import CropConfig
 from trainer.checkpoint import CheckpointConfig
 from trainer.encoders import EncoderConfig, fixed_image_size
 from trainer.errors import ConfigError
 from trainer.gradients import MicroBatchNorm
+from trainer.guard import GuardConfig
 from trainer.heads import HeadConfig
 from trainer.objectives.build import ObjectiveConfig
 from trainer.objectives.simclr import SimCLRConfig
@@ -31,6 +35,9 @@ from trainer.optim import OptimConfig, scaled_lr
 from trainer.schedule import ScheduleConfig, warmup_steps
 from trainer.strategy import StrategyConfig
 from trainer.telemetry import TelemetryConfig
+from trainer.watch.collapse import CollapseConfig
+from trainer.watch.stragglers import StragglerConfig
+from trainer.watch.watchdog import WatchdogConfig
 
 T = TypeVar("T")
 
@@ -43,6 +50,12 @@ class DataConfig:
     """.beton file to pretrain on; labels in it are used by the online kNN alone."""
     test: Path | None = None
     """.beton file with labels for the online kNN; none: no online kNN."""
+    max_substitutes: float = 0.0001
+    """Damaged samples of a file in whose place others may be shown: below 1 a fraction of all,
+    rounded up, else a number; 0: the first one ends the run. RUN/substitutes.jsonl lists them."""
+
+    def __post_init__(self) -> None:
+        check_limit(self.max_substitutes, "--data.max-substitutes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +103,8 @@ class RunConfig:
     compile: bool = False
     """Let torch.compile fuse the encoder; the first step takes minutes longer."""
     max_skipped_steps: int = 10
-    """Stop after so many steps in a row whose gradients were not finite (each is left out)."""
+    """Stop, or roll back (--guard.on-repeat), after so many steps in a row whose gradients were not
+    finite; each is left out."""
     crop: CropConfig = field(default_factory=CropConfig)
     augment: AugmentConfig
     loader: LoaderConfig = field(default_factory=LoaderConfig)
@@ -105,6 +119,10 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     knn: OnlineKnnConfig = field(default_factory=OnlineKnnConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
+    straggler: StragglerConfig = field(default_factory=StragglerConfig)
+    collapse: CollapseConfig = field(default_factory=CollapseConfig)
     recipe: tyro.conf.Suppress[str] = ""
     """Name of the recipe that the settings started from."""
 
@@ -113,6 +131,7 @@ class RunConfig:
 # things lie, how they are watched, and how many processes and workers do the work.
 _FREE_TO_CHANGE = (
     *("out", "resume", "device", "loader", "checkpoint", "telemetry", "knn", "data"),
+    *("guard", "watchdog", "straggler", "collapse"),
     *("micro_batch", "activation_checkpointing", "compile", "strategy.name"),
 )
 
@@ -132,6 +151,14 @@ class RunPlan:
     peak_lr: float
     logits_per_image: int
     """Similarities that an image's loss is made of."""
+
+    def sample_ids(self, seed: int, step: int) -> list[int]:
+        """Samples of the global batch of ``step``, from 1."""
+        position = Position(*divmod(step - 1, self.steps_per_epoch))
+        ids: list[int] = global_batch_ids(
+            seed, position, self.global_batch, self.num_samples
+        ).tolist()
+        return ids
 
     def lines(self) -> list[str]:
         """For a person, before step 0."""
@@ -219,7 +246,7 @@ def from_json(cls: type[T], values: Any, where: str = "config") -> T:
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where}: expected an object, found {type(values).__name__}")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(typing.cast(type, cls))
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in values:
         if key not in fields:
@@ -230,8 +257,13 @@ def from_json(cls: type[T], values: Any, where: str = "config") -> T:
     built = {key: _value(hints[key], value, f"{where}.{key}") for key, value in values.items()}
     try:
         return cls(**built)
-    except TypeError as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"{where}: {error}") from None
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
@@ -256,7 +288,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if value not in arguments:
             raise ConfigError(f"{where}: {value!r} is none of {', '.join(map(str, arguments))}")
         return value
-    if hint is Path:
+    if hint is Path and isinstance(value, str) and "\0" not in value:
         return Path(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -269,7 +301,7 @@ def _named(kinds: list[type], value: Any, where: str) -> type:
     """The dataclass whose ``name`` the value has; the first one for a value without any."""
     names = {kind.__dataclass_fields__["name"].default: kind for kind in kinds}  # type: ignore[attr-defined]
     name = value.get("name", next(iter(names))) if isinstance(value, Mapping) else None
-    if isinstance(value, Mapping) and name not in names:
+    if isinstance(value, Mapping) and (not isinstance(name, str) or name not in names):
         raise ConfigError(f"{where}.name: {name!r} is none of {', '.join(names)}")
     return names.get(name, kinds[0])
 

@@ -14,11 +14,21 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import _get_default_group
 from torch.nn.parallel import DistributedDataParallel
 
 from kernels.ntxent.gather import Group, gather_rows, rank_and_size
+from kernels.waiting import waiting
 
-__all__ = ["AgreedFlags", "all_gather_rows", "broadcast_json", "rank_and_size", "shutdown"]
+__all__ = [
+    "AgreedFlags",
+    "all_gather_rows",
+    "broadcast_json",
+    "collectives_entered",
+    "rank_and_size",
+    "release",
+    "shutdown",
+]
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +129,8 @@ class AgreedFlags:
                 vector[i].copy_(value.detach().reshape(()), non_blocking=True)
         vector.nan_to_num_(nan=float("inf"), posinf=float("inf"), neginf=float("-inf"))
         if rank_and_size(self._group)[1] > 1:
-            dist.all_reduce(vector, dist.ReduceOp.MAX, group=self._group)
+            with waiting("agreed flags: all-reduce"):
+                dist.all_reduce(vector, dist.ReduceOp.MAX, group=self._group)
         host.copy_(vector, non_blocking=True)
         if self.device.type == "cuda":
             self._arrived[slot] = torch.cuda.Event()
@@ -180,7 +191,8 @@ def _broadcast_bytes(payload: bytes | None, src: int, group: Group) -> bytes | N
     uses_gpu = "nccl" in dist.get_backend(group) and "gloo" not in dist.get_backend(group)
     device = torch.device("cuda", torch.cuda.current_device()) if uses_gpu else torch.device("cpu")
     length = torch.tensor([_NOT_JSON if payload is None else len(payload)], device=device)
-    dist.broadcast(length, src, group=group)
+    with waiting("settings: broadcast"):
+        dist.broadcast(length, src, group=group)
     size = int(length.item())
     if size == _NOT_JSON:
         return None
@@ -188,15 +200,47 @@ def _broadcast_bytes(payload: bytes | None, src: int, group: Group) -> bytes | N
         content = torch.frombuffer(bytearray(payload), dtype=torch.uint8).to(device)
     else:
         content = torch.empty(size, dtype=torch.uint8, device=device)
-    dist.broadcast(content, src, group=group)
+    with waiting("settings: broadcast"):
+        dist.broadcast(content, src, group=group)
     return content.cpu().numpy().tobytes()
+
+
+def collectives_entered() -> int:
+    """Collectives that this process has entered in the default group; 0 without one.
+
+    Not a collective, and for any thread. Of two processes, the one with the smaller number has not
+    come to the collective that the other is in.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0
+    try:
+        group: Any = _get_default_group()
+        return int(group._get_sequence_number_for_group())
+    except (RuntimeError, ValueError):  # being taken down, or a backend that does not count
+        return 0
+
+
+def release(*models: torch.nn.Module) -> None:
+    """Part models from the process group; they are unusable afterwards. Not a collective.
+
+    A DistributedDataParallel model's reducer that outlives its process group can end a finished
+    process with ``terminate called without an active exception``.
+
+    Args:
+        models: modules that are, or hold, DistributedDataParallel models.
+    """
+    for model in models:
+        for module in model.modules():
+            if isinstance(module, DistributedDataParallel):
+                vars(module).pop("reducer", None)
+                vars(module).pop("logger", None)
+    gc.collect()
 
 
 def shutdown(*models: torch.nn.Module, timeout_s: float = 60.0) -> bool:
     """Leave the process group in the one order that is safe: models, barrier, group.
 
-    A DistributedDataParallel model's reducer that outlives its process group can end a finished
-    process with ``terminate called without an active exception``. While an exception is on its way
+    For the models see :func:`release`. While an exception is on its way
     (as in ``finally`` or an ``ExitStack``) the other ranks may never come: then there is no
     barrier, and little patience.
 
@@ -211,12 +255,7 @@ def shutdown(*models: torch.nn.Module, timeout_s: float = 60.0) -> bool:
     if not (dist.is_available() and dist.is_initialized()):
         return True
     failing = sys.exc_info()[0] is not None
-    for model in models:
-        for module in model.modules():
-            if isinstance(module, DistributedDataParallel):
-                vars(module).pop("reducer", None)
-                vars(module).pop("logger", None)
-    gc.collect()
+    release(*models)
     device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
 
     def leave() -> None:

@@ -23,6 +23,7 @@ from lightning_fabric.wrappers import _FabricModule
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from data_pipeline import faults
 from data_pipeline.augment import Augment
 from data_pipeline.batch import Batch
 from trainer.errors import ConfigError
@@ -37,20 +38,36 @@ returns the projections and the loss."""
 
 
 class WholeBatch:
-    """Gradients of a batch in one forward and one backward pass."""
+    """Gradients of a batch in one forward and one backward pass.
+
+    Args:
+        fabric: precision and gradient averaging.
+        objective: what is learnt.
+        model: ``objective`` as Fabric wraps it.
+        augment: makes the views.
+        enter: told which phase of the step begins; see :mod:`trainer.watch.phases`.
+    """
 
     def __init__(
-        self, fabric: Fabric, objective: Objective, model: nn.Module, augment: Augment
+        self,
+        fabric: Fabric,
+        objective: Objective,
+        model: nn.Module,
+        augment: Augment,
+        enter: Callable[[str], None] = lambda phase: None,
     ) -> None:
         self._fabric, self._objective, self._model = fabric, objective, model
-        self._augment = augment
+        self._augment, self._enter = augment, enter
 
     def __call__(self, batch: Batch, step: int) -> tuple[Projections, Loss]:
         """See :data:`Gradients`."""
+        self._enter("augment")
         views_VNCHW = self._augment(batch.crops_BVHWC, batch.ids_B, batch.position.epoch)
+        self._enter("forward")
         outputs: Projections = self._model(views_VNCHW, step)
         loss = self._objective.loss(outputs)
-        self._fabric.backward(loss.value)
+        self._enter("backward")
+        self._fabric.backward(faults.tensor("step.backward", loss.value))
         return outputs, loss
 
 
@@ -67,6 +84,7 @@ class InPieces:
             (of all processes), in two forward passes instead of many.
         reseed: called with a step and the number of a piece before the piece's every forward pass,
             so that layers which draw random numbers draw the same again.
+        enter: as for the whole batch; a piece's views belong to its forward pass.
     """
 
     def __init__(
@@ -79,9 +97,11 @@ class InPieces:
         size: int,
         norm: MicroBatchNorm,
         reseed: Callable[[int, int], None],
+        enter: Callable[[str], None] = lambda phase: None,
     ) -> None:
         self._fabric, self._objective, self._model = fabric, objective, model
         self._augment, self._size, self._norm, self._reseed = augment, size, norm, reseed
+        self._enter = enter
 
     def __call__(self, batch: Batch, step: int) -> tuple[Projections, Loss]:
         """See :data:`Gradients`."""
@@ -97,10 +117,12 @@ class InPieces:
                 statistics.start_piece()
                 with self._averaging(last=piece == len(pieces) - 1):
                     queries = self._forward(self._model, batch, step, piece).queries
+                    self._enter("backward")
                     self._fabric.backward(queries, gradient)
         return whole, loss
 
     def _forward(self, module: nn.Module, batch: Batch, step: int, piece: int) -> Projections:
+        self._enter("forward")
         self._reseed(step, piece)
         rows = slice(piece * self._size, (piece + 1) * self._size)
         views_VNCHW = self._augment(
@@ -118,7 +140,7 @@ class InPieces:
         queries_MD = _join([output.queries for output in outputs], rows).requires_grad_()
         whole = Projections(queries_MD, _join(keys, rows) if keys else None)
         loss = self._objective.loss(whole)
-        (gradient_MD,) = torch.autograd.grad(loss.value, queries_MD)
+        (gradient_MD,) = torch.autograd.grad(faults.tensor("step.backward", loss.value), queries_MD)
         shapes = [output.queries for output in outputs]
         return whole, Loss(loss.value.detach(), loss.top1), _split(gradient_MD, shapes, rows)
 

@@ -1,30 +1,118 @@
-"""Stops a run whose numbers are gone, with the place named."""
+"""What happens when a step's numbers are lost: which samples it had, and when to give up.
 
-from trainer.errors import NumericalError
-from trainer.telemetry import Record
+The step itself is left out on all ranks by a decision on the device (:func:`trainer.optim.
+apply_update`). Precisions are bf16, fp32 and fp64, whose range needs no loss scale, so there is
+none to lower or to save.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from trainer.errors import ConfigError, NonFiniteError
+from trainer.telemetry import Record, keep_lines
+
+log = logging.getLogger(__name__)
+
+FILE = "nonfinite.jsonl"
+"""In a run's folder: of each step that was left out its loss, gradient norm and sample ids."""
+
+_MOST_SHOWN = 8  # sample ids in a message
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardConfig:
+    """What to do after `max_skipped_steps` steps in a row without finite gradients."""
+
+    on_repeat: Literal["stop", "rollback"] = "stop"
+    """stop: end the run, for a person to look at. rollback: go on from the newest checkpoint with
+    the same samples, which mends what a fault of the machine has done and nothing else."""
+    rollbacks: int = 1
+    """So many times; then stop."""
+
+    def __post_init__(self) -> None:
+        if self.rollbacks < 1:
+            raise ConfigError(f"guard.rollbacks must be 1 or more, got {self.rollbacks}")
+
+    @property
+    def budget(self) -> int:
+        """Rollbacks that are allowed."""
+        return self.rollbacks if self.on_repeat == "rollback" else 0
 
 
 class NumericalGuard:
-    """A reader of the step records, on every rank: all of them see the same numbers and agree."""
+    """A reader of the step records, on every rank: all of them see the same numbers and agree.
 
-    def __init__(self, max_skipped: int, skipped_in_a_row: int = 0) -> None:
+    Args:
+        max_skipped: steps in a row to endure.
+        sample_ids: of the global batch of a step, from 1; none: they are not named.
+        folder: of the run, on the rank that writes; ``None`` elsewhere.
+        steps_done: of an earlier part of the run; the file's later lines are dropped.
+    """
+
+    def __init__(
+        self,
+        max_skipped: int,
+        sample_ids: Callable[[int], Sequence[int]] | None = None,
+        folder: Path | None = None,
+        steps_done: int = 0,
+    ) -> None:
         self.max_skipped = max_skipped
-        self.skipped_in_a_row = skipped_in_a_row
+        self.skipped_in_a_row = 0
+        self._sample_ids = sample_ids
+        self._path = folder / FILE if folder else None
+        if self._path is not None:
+            keep_lines(self._path, steps_done)
 
     def read(self, records: list[Record]) -> None:
-        """Count steps that were left out for non-finite gradients.
+        """Note steps that were left out for non-finite gradients, and count those in a row.
 
         Raises:
-            NumericalError: ``max_skipped`` in a row.
+            NonFiniteError: ``max_skipped`` in a row.
         """
         for record in records:
             self.skipped_in_a_row = self.skipped_in_a_row + 1 if record["skipped"] else 0
+            if record["skipped"]:
+                self._note(record)
             if self.skipped_in_a_row >= self.max_skipped:
-                raise NumericalError(
+                raise NonFiniteError(
                     f"step {record['step']}: gradients were not finite in {self.skipped_in_a_row}"
-                    f" steps in a row (loss {record['loss']}); lower --optim.base-lr, or use"
-                    " --precision fp32. The newest checkpoint is from before"
+                    f" steps in a row (loss {record['loss']}){self._blame(record['step'])}; lower"
+                    " --optim.base-lr, or use --precision fp32. The newest checkpoint is from"
+                    " before"
                 )
+
+    def _note(self, record: Record) -> None:
+        if self._path is None:
+            return
+        ids = list(self._sample_ids(record["step"])) if self._sample_ids else []
+        line = {
+            "step": record["step"],
+            # As text: JSON has no word for what is not finite.
+            "loss": str(record["loss"]),
+            "gradient_norm": str(record.get("gradient_norm")),
+            "ids": ids,
+        }
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        with os.fdopen(os.open(self._path, flags, 0o600), "a") as file:
+            file.write(json.dumps(line) + "\n")
+        if self.skipped_in_a_row == 1:
+            log.warning(
+                "step %d: gradients were not finite, the step was left out; %s names its samples",
+                record["step"],
+                self._path,
+            )
+
+    def _blame(self, step: int) -> str:
+        if self._sample_ids is None:
+            return ""
+        ids = self._sample_ids(step)
+        more = f" and {len(ids) - _MOST_SHOWN} more" if len(ids) > _MOST_SHOWN else ""
+        return f" on samples {', '.join(map(str, ids[:_MOST_SHOWN]))}{more}: see {FILE}"
 
     def close(self) -> None:
         """Nothing to close."""

@@ -4,11 +4,15 @@ import logging
 from collections.abc import Callable
 from enum import Enum
 
+from lightning_fabric import Fabric
+
+from data_pipeline import faults
 from trainer.config import RunConfig
 from trainer.distributed import AgreedFlags
 from trainer.encoders import seed_stochastic_layers
+from trainer.errors import NonFiniteError, NumericalError
 from trainer.optim import apply_update, gradient_norm
-from trainer.prepare import prepare
+from trainer.prepare import join, prepare
 from trainer.running_statistics import RunningStatistics
 
 log = logging.getLogger(__name__)
@@ -32,19 +36,39 @@ def fit(config: RunConfig, stop_requested: Callable[[], bool] = lambda: False) -
 
     Raises:
         ConfigError, DataError, CheckpointError: see :func:`trainer.prepare.prepare`.
-        NumericalError: too many steps in a row had non-finite gradients.
+        NumericalError: too many steps in a row had non-finite gradients, or the projections
+            collapsed and the run is to end for it.
+        RankLostError: another process of the run ended or went another way.
+        OSError: checkpoints could not be written, as often as settings allow; on all ranks.
     """
-    with prepare(config) as run:
+    rollbacks = config.guard.budget
+    with join(config) as fabric:
+        while True:
+            try:
+                return _train(config, fabric, stop_requested)
+            except NonFiniteError as error:
+                if not rollbacks:
+                    raise
+                rollbacks -= 1
+                log.warning("%s; going on from it, %d more times if need be", error, rollbacks)
+
+
+def _train(config: RunConfig, fabric: Fabric, stop_requested: Callable[[], bool]) -> Outcome:
+    """One attempt at the run, from its newest checkpoint on."""
+    with prepare(config, fabric) as run:
         if run.is_done():
             log.info("nothing to do: step %d is the run's last", run.state.step)
             return Outcome.DONE
-        flags = AgreedFlags(("stop",), run.fabric.device)
+        flags = AgreedFlags(("stop", "collapsed", *run.saver.FLAGS), run.fabric.device)
         statistics = RunningStatistics(run.objective)
+        run.phases.step(run.state.step + 1)
         remaining = range(run.state.step, run.plan.total_steps)
         for step, batch in zip(remaining, run.loader.starting_at(run.state.position(run.plan))):
+            faults.at("step.start")
             seed_stochastic_layers(config.seed, step, run.fabric.global_rank)
             statistics.keep()
             outputs, loss = run.gradients(batch, step)
+            run.phases.enter("optimizer")
             norm = gradient_norm(run.optimizer)
             lr = run.lr_at(step)
             skipped = apply_update(run.optimizer, lr, norm)
@@ -52,6 +76,7 @@ def fit(config: RunConfig, stop_requested: Callable[[], bool] = lambda: False) -
             statistics.restore(skipped)
             run.optimizer.zero_grad(set_to_none=True)
             run.state.step = step + 1
+            run.phases.enter("other")
 
             run.telemetry.step(
                 {
@@ -65,18 +90,25 @@ def fit(config: RunConfig, stop_requested: Callable[[], bool] = lambda: False) -
                 gradient_norm=norm,
                 skipped=skipped,
             )
+            run.collapse.measure(outputs.queries, run.state.step)
+            run.substitutes.step(run.state.step, batch)
             if run.samples is not None:
                 run.samples.step(run.state.step, batch.ids_B, run.fabric.device)
             if run.evaluation_is_due():
                 run.evaluate()
-            flags.post(stop=stop_requested())
-            stopping = bool(flags.read()["stop"])
+            flags.post(stop=stop_requested(), collapsed=run.collapse.stops, **run.saver.failures())
+            agreed = flags.read()
+            run.saver.raise_if_failing(agreed)
+            if agreed["collapsed"]:
+                raise NumericalError(run.collapse.reason())
+            stopping = bool(agreed["stop"])
             if stopping or run.checkpoint_is_due():
-                run.save()
+                run.save(finish=stopping or run.is_done())
             run.telemetry.flush_if_due()
             if stopping and not run.is_done():
                 log.info(
                     "stopped after step %d; the same command goes on from here", run.state.step
                 )
                 return Outcome.STOPPED
+            run.phases.step(run.state.step + 1)
         return Outcome.DONE

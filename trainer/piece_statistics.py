@@ -30,6 +30,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from kernels.waiting import waiting
 from trainer.sync_batch_norm import (
     Moments,
     Statistics,
@@ -166,7 +167,8 @@ class PieceStatistics:
                 sums_2C += gradient_sums(dy, self._leaf_input, statistics, layer.eps)
         self._leaf_input = self._leaf_output = None
         if layer.handle.size > 1:
-            dist.all_reduce(sums_2C, group=layer.handle.group)
+            with waiting("batch norm: all-reduce of gradient sums"):
+                dist.all_reduce(sums_2C, group=layer.handle.group)
         return sums_2C
 
     def _output_gradient(

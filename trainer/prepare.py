@@ -16,13 +16,15 @@ from lightning_fabric import Fabric
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from data_pipeline import faults
 from data_pipeline.augment import Augment
 from data_pipeline.beton import check_beton
 from data_pipeline.loader import TrainLoader, train_loader
+from kernels.waiting import observe
 from trainer.activation_checkpoint import checkpoint_blocks
-from trainer.checkpoint import Checkpoint, CheckpointStore
+from trainer.checkpoint import Checkpoint, CheckpointSaver, CheckpointStore
 from trainer.config import RunConfig, RunPlan, plan_run, to_json
-from trainer.distributed import shutdown
+from trainer.distributed import release, shutdown
 from trainer.encoders import build_encoder, seed_stochastic_layers, stochastic_layers
 from trainer.errors import ConfigError
 from trainer.gradients import Gradients, InPieces, WholeBatch, refuse_own_statistics
@@ -33,10 +35,11 @@ from trainer.objectives.build import make_objective
 from trainer.online_knn import OnlineKnn
 from trainer.provenance import versions
 from trainer.run import COMPUTE_DTYPE, Run
-from trainer.run_folder import agreed_checkpoint, exclusive
+from trainer.run_folder import agreed_checkpoint, data_stamp, exclusive
 from trainer.samples import SampleLog
 from trainer.sharding import lay_out
 from trainer.strategy import launch_fabric, refuse_unsupported
+from trainer.substitutes import SubstituteLog
 from trainer.sync_batch_norm import convert_sync_batch_norm
 from trainer.telemetry import (
     JsonLines,
@@ -47,25 +50,51 @@ from trainer.telemetry import (
     Telemetry,
     TensorBoard,
 )
+from trainer.watch.collapse import CollapseAlarm
+from trainer.watch.phases import Phases
+from trainer.watch.stragglers import Stragglers
+from trainer.watch.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def prepare(config: RunConfig) -> Iterator[Run]:
-    """Join the process group and build the run; leave everything closed behind.
+def join(config: RunConfig) -> Iterator[Fabric]:
+    """Join the process group that ``config`` runs on; leave it in the end.
+
+    Raises:
+        ConfigError: the strategy does not go with other settings, or a GPU is missing.
+    """
+    refuse_unsupported(config.strategy, config.precision, config.micro_batch, config.compile)
+    fabric = launch_fabric(config.device, config.precision, config.strategy)
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutdown)
+        faults.arm_from(os.environ, fabric.global_rank)
+        yield fabric
+
+
+@contextlib.contextmanager
+def prepare(config: RunConfig, joined: Fabric | None = None) -> Iterator[Run]:
+    """Build the run; leave everything closed behind.
+
+    Args:
+        config: the run.
+        joined: of :func:`join`, which this does itself otherwise. A process group can be joined
+            once, and serves several attempts at the run.
 
     Raises:
         ConfigError: settings contradict each other, the data or the folder's earlier run.
         DataError: a data file is damaged.
         CheckpointError: the folder holds a run, but no whole checkpoint.
+        RankLostError: another process of the run ended or went another way.
     """
-    refuse_unsupported(config.strategy, config.precision, config.micro_batch, config.compile)
-    fabric = launch_fabric(config.device, config.precision, config.strategy)
     with contextlib.ExitStack() as stack:
+        fabric = joined or stack.enter_context(join(config))
         models: list[nn.Module] = []
-        stack.callback(lambda: shutdown(*models))
-        plan = plan_run(config, check_beton(config.data.train).num_samples, fabric.world_size)
+        stack.callback(lambda: release(*models))
+        tolerated = config.data.max_substitutes
+        info = check_beton(config.data.train, max_damaged=tolerated)
+        plan = plan_run(config, info.num_samples, fabric.world_size)
         if fabric.is_global_zero:
             stack.enter_context(exclusive(config.out))
         loader = train_loader(
@@ -78,11 +107,15 @@ def prepare(config: RunConfig) -> Iterator[Run]:
             rank=fabric.global_rank,
             world_size=fabric.world_size,
             device=fabric.device,
+            max_substitutes=tolerated,
         )
         stack.callback(loader.close)
         store = CheckpointStore(config.out / "checkpoints", config.checkpoint.keep)
         checkpoint = agreed_checkpoint(config, fabric, store, loader.info.fingerprint)
-        run = _build(config, plan, fabric, loader, store, checkpoint)
+        phases = stack.enter_context(_watched(config, fabric))
+        saver = CheckpointSaver(store, config.checkpoint, fabric.is_global_zero)
+        stack.callback(saver.close)
+        run = _build(config, plan, fabric, loader, saver, phases, checkpoint)
         models.append(run.model)
         stack.callback(run.telemetry.close)
         if run.knn is not None:
@@ -95,12 +128,33 @@ def prepare(config: RunConfig) -> Iterator[Run]:
         yield run
 
 
+@contextlib.contextmanager
+def _watched(config: RunConfig, fabric: Fabric) -> Iterator[Phases]:
+    """Have this process's main thread watched; where it is, the phases say."""
+    phases = Phases(fabric.device)
+    watchdog = Watchdog(
+        config.watchdog,
+        phases,
+        config.out,
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+        speaks=fabric.local_rank == 0,
+    )
+    observe(phases)
+    try:
+        with watchdog.watching():
+            yield phases
+    finally:
+        observe(None)
+
+
 def _build(
     config: RunConfig,
     plan: RunPlan,
     fabric: Fabric,
     loader: TrainLoader,
-    store: CheckpointStore,
+    saver: CheckpointSaver,
+    phases: Phases,
     checkpoint: Checkpoint | None,
 ) -> Run:
     objective = build_objective(config)
@@ -123,15 +177,30 @@ def _build(
             config.loader,
             fabric.global_rank,
             fabric.world_size,
+            config.data.max_substitutes,
         )
     augment = Augment(config.augment, config.seed, COMPUTE_DTYPE[config.precision])
     done = int(checkpoint.state["step"]) if checkpoint else 0
     rank_zero = fabric.is_global_zero
     samples_path = config.out / "samples.jsonl"
-    guard = NumericalGuard(config.max_skipped_steps)
-    readers: list[Reader] = [guard]
+    collapse = CollapseAlarm(config.collapse, judges=rank_zero)
+    stragglers = Stragglers(config.straggler, phases, fabric.device, speaks=rank_zero)
+    readers: list[Reader] = [collapse]
     if rank_zero:
         readers += _readers(config, plan, done)
+        stragglers.tell = [reader for reader in readers if isinstance(reader, Prometheus)]
+    guard = _guard(config, plan, rank_zero, done)
+    # After those that write: the records of the steps that end a run are on disk then.
+    readers.append(guard)
+    substitutes = SubstituteLog(
+        loader,
+        config.data.max_substitutes,
+        config.out,
+        writes=rank_zero,
+        device=fabric.device,
+        steps_done=done,
+    )
+    readers.append(substitutes)
     run = Run(
         config=config,
         plan=plan,
@@ -140,15 +209,23 @@ def _build(
         augment=augment,
         objective=objective,
         sharding=sharding,
-        gradients=_gradients(config, plan, fabric, objective, sharding.model, augment),
-        store=store,
-        telemetry=Telemetry(config.telemetry, plan.global_batch, readers),
+        gradients=_gradients(config, plan, fabric, objective, sharding.model, augment, phases),
+        saver=saver,
+        data_stamp=data_stamp(config.data.train),
+        telemetry=Telemetry(
+            config.telemetry, plan.global_batch, readers, [substitutes, stragglers]
+        ),
         knn=knn,
         samples=SampleLog(samples_path if rank_zero else None, done)
         if config.log_samples
         else None,
+        substitutes=substitutes,
         guard=guard,
+        collapse=collapse,
+        phases=phases,
     )
+    if any(isinstance(part, DistributedDataParallel) for part in sharding.model.modules()):
+        phases.watch_gradients(objective)
     if checkpoint is not None:
         run.restore(checkpoint)
     return run
@@ -174,9 +251,10 @@ def _gradients(
     objective: Objective,
     model: nn.Module,
     augment: Augment,
+    phases: Phases,
 ) -> Gradients:
     if not 0 < config.micro_batch < plan.local_batch:
-        return WholeBatch(fabric, objective, model, augment)
+        return WholeBatch(fabric, objective, model, augment, phases.enter)
     return InPieces(
         fabric,
         objective,
@@ -187,6 +265,7 @@ def _gradients(
         reseed=lambda step, piece: seed_stochastic_layers(
             config.seed, step, fabric.global_rank, piece
         ),
+        enter=phases.enter,
     )
 
 
@@ -218,6 +297,15 @@ def _readers(config: RunConfig, plan: RunPlan, done: int) -> list[Reader]:
     if watch.prometheus_port:
         readers.append(Prometheus(watch.prometheus_host, watch.prometheus_port))
     return readers
+
+
+def _guard(config: RunConfig, plan: RunPlan, rank_zero: bool, done: int) -> NumericalGuard:
+    return NumericalGuard(
+        config.max_skipped_steps,
+        lambda step: plan.sample_ids(config.seed, step),
+        config.out if rank_zero else None,
+        done,
+    )
 
 
 def _settle_gradient_buckets(run: Run) -> None:

@@ -3,7 +3,9 @@
 :func:`trainer.prepare.prepare` makes it; :func:`trainer.loop.fit` drives it.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -12,7 +14,7 @@ from torch import nn
 from data_pipeline.augment import Augment
 from data_pipeline.loader import TrainLoader
 from data_pipeline.order import Position
-from trainer.checkpoint import Checkpoint, CheckpointStore
+from trainer.checkpoint import Checkpoint, CheckpointSaver
 from trainer.config import RunConfig, RunPlan
 from trainer.gradients import Gradients
 from trainer.guard import NumericalGuard
@@ -22,7 +24,10 @@ from trainer.optim import Updatable
 from trainer.samples import SampleLog
 from trainer.schedule import lr_factor
 from trainer.sharding import Sharding
+from trainer.substitutes import SubstituteLog
 from trainer.telemetry import Telemetry
+from trainer.watch.collapse import CollapseAlarm
+from trainer.watch.phases import Phases
 
 COMPUTE_DTYPE = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 """Dtype of views and forward pass, by the name of a precision."""
@@ -59,11 +64,17 @@ class Run:
     """What each process holds of ``objective`` and its optimizer."""
     gradients: Gradients
     """Leaves a batch's gradients in the parameters: all at once, or in pieces."""
-    store: CheckpointStore
+    saver: CheckpointSaver
+    data_stamp: list[int]
+    """See :func:`trainer.run_folder.data_stamp`."""
     telemetry: Telemetry
     knn: OnlineKnn | None
     samples: SampleLog | None
+    substitutes: SubstituteLog
     guard: NumericalGuard
+    collapse: CollapseAlarm
+    phases: Phases
+    """Where this process is, for the watchdog, and the time that it takes."""
     state: TrainState = field(default_factory=TrainState)
     _waited_before: float = 0.0
 
@@ -125,7 +136,7 @@ class Run:
         """Online kNN on all ranks, into the newest step's record; the best one is kept."""
         if self.knn is None:
             return
-        with self.telemetry.pause():
+        with self.telemetry.pause(), self.phases.aside("evaluation"):
             result = self.knn.evaluate(
                 self.sharding.whole_encoder(), self.augment, self.fabric.device, self.dtype
             )
@@ -133,12 +144,25 @@ class Run:
         self.state.knn_best_top1 = max(self.state.knn_best_top1, result["knn_top1"])
         self.telemetry.annotate(**result, knn_best_top1=self.state.knn_best_top1)
         if is_best:
-            self.save()
-            if self.fabric.is_global_zero:
-                self.store.mark_best(self.state.step, **result)
+            self.save(best=result)
 
-    def save(self) -> None:
-        """Write a checkpoint of the step just done. All ranks return when it is on disk."""
+    def save(self, *, finish: bool = False, best: Mapping[str, Any] | None = None) -> None:
+        """Save a checkpoint of the step just done, unless that has happened.
+
+        Args:
+            finish: all ranks return when it is on disk; else it is written behind the next steps.
+            best: facts to mark it as the best one with.
+
+        Raises:
+            OSError: with ``finish``, on all ranks: it could not be written.
+        """
+        with self.phases.aside("checkpoint"):
+            if self.saver.step != self.state.step:
+                self._save(best)
+            if finish:
+                self.saver.finish()
+
+    def _save(self, best: Mapping[str, Any] | None) -> None:
         self.telemetry.flush()
         self.state.skipped_in_a_row = self.guard.skipped_in_a_row
         with self.telemetry.pause():
@@ -146,17 +170,14 @@ class Run:
                 "model": self.sharding.model_tensors(),
                 "optimizer": self.sharding.optimizer_tensors(),
             }
-            if self.fabric.is_global_zero:
-                self.store.save(
-                    {
-                        **asdict(self.state),
-                        "epoch": self.state.step / self.plan.steps_per_epoch,
-                        "data_fingerprint": self.loader.info.fingerprint,
-                        "world_size": self.plan.world_size,
-                    },
-                    parts,
-                )
-            self.fabric.barrier()
+            state = {
+                **asdict(self.state),
+                "epoch": self.state.step / self.plan.steps_per_epoch,
+                "data_fingerprint": self.loader.info.fingerprint,
+                "data_stamp": self.data_stamp,
+                "world_size": self.plan.world_size,
+            }
+            self.saver.save(state, parts, best)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from ``checkpoint``; every rank reads it."""

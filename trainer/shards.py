@@ -7,6 +7,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
+from kernels.waiting import waiting
+
 Tensors = list[torch.Tensor]
 
 
@@ -37,7 +39,8 @@ def total_norm(pieces: Tensors, group: dist.ProcessGroup | None) -> torch.Tensor
     if group is None:
         return norm
     square = norm.double().square()  # of large norms, a float32 has no square
-    dist.all_reduce(square, group=group)
+    with waiting("gradient norm: all-reduce"):
+        dist.all_reduce(square, group=group)
     return square.sqrt().to(norm.dtype)
 
 
@@ -63,7 +66,8 @@ class LayerNorms:
         # in every run.
         mine_2P = torch.stack([norms(weights), norms(grads)]) if weights else None
         squares_2L = self._spread(mine_2P)
-        dist.all_reduce(squares_2L, group=self._group)
+        with waiting("norms of layers: all-reduce"):
+            dist.all_reduce(squares_2L, group=self._group)
         norms_2L = squares_2L.sqrt()
         norms_2P = norms_2L if self._held is None else norms_2L[:, self._held]
         if mine_2P is not None:

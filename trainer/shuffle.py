@@ -16,6 +16,7 @@ import torch.distributed as dist
 from data_pipeline.counter_rng import Stream, sample_keys
 from kernels.ntxent.gather import Group, rank_and_size
 from kernels.on_device import to_device
+from kernels.waiting import waiting
 
 IntArray = npt.NDArray[np.int64]
 
@@ -83,6 +84,7 @@ def _exchange(x: torch.Tensor, sent: list[int], received: list[int], group: Grou
     dense = x.permute(0, 2, 3, 1) if is_image else x
     outgoing = dense.view(len(x), -1).view(torch.uint8)
     arrived = outgoing.new_empty((sum(received), outgoing.shape[1]))
-    dist.all_to_all_single(arrived, outgoing, received, sent, group=group)
+    with waiting("shuffled keys: all-to-all"):
+        dist.all_to_all_single(arrived, outgoing, received, sent, group=group)
     result = arrived.view(dense.dtype).reshape(-1, *dense.shape[1:])
     return result.permute(0, 3, 1, 2) if is_image else result

@@ -20,6 +20,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from kernels.waiting import waiting
 from trainer.errors import ConfigError
 
 # Native CPU kernels add a channels_last batch row by row in float32; over this many rows that stays
@@ -245,7 +246,8 @@ def over_group(moments: Moments, handle: _GroupHandle) -> Statistics:
         channels = mean_C.shape[0]
         packed = torch.cat([mean_C, m2_C, mean_C.new_tensor([count])])
         gathered = packed.new_empty(handle.size * packed.shape[0])
-        dist.all_gather_single(gathered, packed, group=handle.group)
+        with waiting("batch norm: all-gather of statistics"):
+            dist.all_gather_single(gathered, packed, group=handle.group)
         parts_WX = gathered.view(handle.size, -1)
         mean_C, m2_C, count = combine_moments(
             parts_WX[:, :channels], parts_WX[:, channels:-1], parts_WX[:, -1:]
@@ -353,7 +355,8 @@ def _input_gradient(
     if ctx.known_sums_2C is not None:
         sums_2C = ctx.known_sums_2C
     elif handle.size > 1:
-        dist.all_reduce(sums_2C, group=handle.group)
+        with waiting("batch norm: all-reduce of gradient sums"):
+            dist.all_reduce(sums_2C, group=handle.group)
     scale_C = (stats.var + eps).rsqrt()
     if weight is not None:
         scale_C = scale_C * weight.double()

@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +51,13 @@ class Reader(Protocol):
         """No record follows."""
 
 
+class Completer(Protocol):
+    """Knows something of each step that takes all ranks to say."""
+
+    def complete(self, records: list[Record]) -> None:
+        """Add it to the records, before they are read. A collective."""
+
+
 @dataclass
 class _Pending:
     """A step whose numbers are still on the device."""
@@ -66,6 +73,8 @@ class Telemetry:
     config: TelemetryConfig
     images_per_step: int
     readers: list[Reader] = field(default_factory=list)
+    completers: list[Completer] = field(default_factory=list)
+    """The same on all ranks."""
 
     def __post_init__(self) -> None:
         self._pending: list[_Pending] = []
@@ -112,12 +121,15 @@ class Telemetry:
             item.record.update({n: values[k][index] for k, n in enumerate(names)})
             item.record["images_per_second"] = round(speed, 2)
         records = [item.record for item in pending]
+        for completer in self.completers:
+            completer.complete(records)
         for reader in self.readers:
             reader.read(records)
         return records
 
     def close(self) -> None:
-        """Flush and close all readers."""
+        """Flush and close all readers. Not a collective: other ranks may have failed."""
+        self.completers = []
         self.flush()
         for reader in self.readers:
             reader.close()
@@ -254,6 +266,8 @@ class TensorBoard:
 
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._writer = SummaryWriter(str(directory), purge_step=done + 1 if done else None)
+        for events in directory.glob("events.*"):
+            events.chmod(0o600)
 
     def read(self, records: list[Record]) -> None:
         """Write every number of every record under its own name."""
@@ -283,6 +297,12 @@ class Prometheus:
         "images_per_second": ("widebatch_images_per_second", "Global throughput"),
         "gradient_norm": ("widebatch_gradient_norm", "L2 norm of the global gradient"),
         "knn_top1": ("widebatch_knn_top1_ratio", "Online kNN accuracy on the test data, 0 to 1"),
+        "feature_std": (
+            "widebatch_feature_std_ratio",
+            "Spread of the projections: 0 on a single point, 1 evenly over the sphere",
+        ),
+        "effective_rank": ("widebatch_effective_rank", "RankMe of the projections, from 1"),
+        "stragglers": ("widebatch_stragglers", "Ranks that are slower than the others"),
     }
     COUNTERS: ClassVar = {
         "loader_wait_seconds": (
@@ -290,6 +310,10 @@ class Prometheus:
             "Seconds that training waited for the loader on rank 0",
         ),
         "skipped": ("widebatch_skipped_steps_total", "Steps left out for non-finite gradients"),
+        "substitutes": (
+            "widebatch_substituted_samples_total",
+            "Damaged samples in whose place another was shown",
+        ),
     }
 
     def __init__(self, host: str, port: int) -> None:
@@ -300,6 +324,18 @@ class Prometheus:
         self._counters = {
             k: Counter(*names, registry=registry) for k, names in self.COUNTERS.items()
         }
+        self._phase_seconds = Counter(
+            "widebatch_phase_seconds_total",
+            "Time of a rank's own work by part of a step; collectives: its waits for others",
+            ["rank", "phase"],
+            registry=registry,
+        )
+        self._straggling = Gauge(
+            "widebatch_rank_straggling",
+            "1 for a rank that is slower than the others",
+            ["rank"],
+            registry=registry,
+        )
         try:
             self._server, self._thread = start_wsgi_server(port, addr=host, registry=registry)
         except OSError as error:
@@ -321,6 +357,13 @@ class Prometheus:
             for name, gauge in self._gauges.items():
                 if name in record:
                     gauge.set(record[name])
+
+    def show_ranks(self, seconds: Mapping[str, Sequence[float]], slow: Container[int]) -> None:
+        """See :class:`trainer.watch.stragglers.Listener`."""
+        for phase, values in seconds.items():
+            for rank, value in enumerate(values):
+                self._phase_seconds.labels(str(rank), phase).inc(value)
+                self._straggling.labels(str(rank)).set(rank in slow)
 
     def close(self) -> None:
         """Stop serving."""

@@ -8,6 +8,8 @@ import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 from torch.distributed.distributed_c10d import GroupName, _get_default_group, _resolve_process_group
 
+from kernels.waiting import waiting
+
 Group = dist.ProcessGroup | None
 
 
@@ -50,7 +52,8 @@ class Gathering(NamedTuple):
         """All rows in rank order. On CUDA the stream waits, not the host."""
         if self.work is None:
             return self.gathered
-        self.work.wait()
+        with waiting("rows of all processes: all-gather"):
+            self.work.wait()
         longest = max(self.rows)
         if min(self.rows) == longest:
             return self.gathered
@@ -122,7 +125,8 @@ class DifferentiableGather(torch.autograd.Function):
     ) -> tuple[torch.Tensor | None, ...]:
         if rank_and_size(ctx.group)[1] > 1:
             grad = grad.contiguous().clone()
-            dist.all_reduce(grad, group=ctx.group)
+            with waiting("embeddings: all-reduce of gradients"):
+                dist.all_reduce(grad, group=ctx.group)
         return grad[ctx.start : ctx.stop], None, None
 
 

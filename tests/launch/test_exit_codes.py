@@ -6,7 +6,7 @@ import pytest
 
 from data_pipeline.errors import DataError
 from launch.exit_codes import ExitCode, exit_code_for, is_explained
-from trainer.errors import CheckpointError, ConfigError, NumericalError
+from trainer.errors import CheckpointError, ConfigError, NumericalError, RankLostError
 
 
 def test_the_numbers_never_change() -> None:
@@ -31,6 +31,7 @@ def test_the_numbers_never_change() -> None:
         (PermissionError(errno.EACCES, "x"), ExitCode.USAGE),
         (OSError(errno.ENOSPC, "No space left on device"), ExitCode.RETRYABLE),
         (NumericalError("x"), ExitCode.FATAL),
+        (RankLostError("x"), ExitCode.RETRYABLE),
         (AssertionError("x"), ExitCode.FATAL),
         (KeyboardInterrupt(), ExitCode.INTERRUPTED),
     ],
