@@ -192,5 +192,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Record in the main process."""
-    assert config.cache is not None
-    config.pluginmanager.register(Recorder(config.getoption("--reliability"), config.cache))
+    page, cache = config.getoption("--reliability"), getattr(config, "cache", None)
+    if cache is not None:
+        config.pluginmanager.register(Recorder(page, cache))
+    elif page is not None:
+        raise pytest.UsageError("--reliability needs pytest's cache: leave out -p no:cacheprovider")
