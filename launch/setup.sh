@@ -2,7 +2,8 @@
 # Installs what Widebatch needs, for the Makefile:  launch/setup.sh base [bench] [slurm]
 #   base   .venv with requirements.lock, FFCV and this checkout
 #   bench  the peers that benchmarks measure us against
-#   slurm  Debian's Slurm packages, from which slurm/local_cluster.sh makes its cluster
+#   slurm  Debian's Slurm packages, from which slurm/local_cluster.sh makes its cluster, and its
+#          Prometheus server, for tests
 # What is done is not done again; what was interrupted goes on. Settings, from the environment:
 #   PYTHON=/path/to/python3.11   the interpreter for .venv (default: the first 3.11 or 3.12 found)
 #   FFCV=no                      do without FFCV and its system packages
@@ -60,6 +61,7 @@ has_slurmctld() { PATH=$PATH:/usr/sbin command -v slurmctld >/dev/null; }
 has_slurmd() { PATH=$PATH:/usr/sbin command -v slurmd >/dev/null; }
 has_faketime() { ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1; }
 has_slurm_client() { command -v sbatch >/dev/null; }
+has_promtool() { command -v promtool >/dev/null && command -v prometheus >/dev/null; }
 has_ip() { PATH=$PATH:/sbin:/usr/sbin command -v ip >/dev/null; }
 compiles() { # is this header there? Without a compiler nobody can tell, and its package is cheap.
   has_compiler && printf '#include <%s>\n' "$1" | g++ -I/usr/include/opencv4 -fsyntax-only -x c++ - 2>/dev/null
@@ -307,6 +309,7 @@ slurm() {
   need has_munge munge
   need has_ip iproute2
   need has_faketime libfaketime # a test sets a run's clock off with it
+  need has_promtool prometheus  # tests load launch/monitoring/ into it
   install_missing "The local Slurm cluster" "(Or without the tests that need Slurm: add SLURM=no.)"
 }
 

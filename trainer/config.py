@@ -75,6 +75,9 @@ class RunConfig:
     """Length of the run in optimizer steps; overrides `epochs`."""
     seed: int = 0
     """Decides initial weights, order of samples, crops and augmentations."""
+    init_from: Path | None = None
+    """File that the encoder starts from in place of random weights: torchvision's, timm's, MoCo's
+    or our own (.safetensors, .pth, .pth.tar); read when the run is new. None: random."""
     out: Path
     """Run folder: config.json, metrics.jsonl, checkpoints/. An existing run is gone on with."""
     resume: Literal["auto", "force", "never"] = "auto"

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from lightning_fabric import Fabric
@@ -30,13 +31,16 @@ from trainer.errors import ConfigError
 from trainer.gradients import Gradients, InPieces, WholeBatch, refuse_own_statistics
 from trainer.guard import NumericalGuard
 from trainer.heads import build_head
+from trainer.initial_weights import start_from
 from trainer.objectives.base import Objective
 from trainer.objectives.build import make_objective
 from trainer.online_knn import OnlineKnn
+from trainer.prometheus import Prometheus, RunFacts
 from trainer.provenance import versions
 from trainer.run import COMPUTE_DTYPE, Run
 from trainer.run_folder import agreed_checkpoint, data_stamp, exclusive
 from trainer.samples import SampleLog
+from trainer.scrape_targets import scraped
 from trainer.sharding import lay_out
 from trainer.strategy import launch_fabric, refuse_unsupported
 from trainer.substitutes import SubstituteLog
@@ -45,7 +49,6 @@ from trainer.telemetry import (
     JsonLines,
     LogLines,
     ProgressBar,
-    Prometheus,
     Reader,
     Telemetry,
     TensorBoard,
@@ -115,7 +118,9 @@ def prepare(config: RunConfig, joined: Fabric | None = None) -> Iterator[Run]:
         phases = stack.enter_context(_watched(config, fabric))
         saver = CheckpointSaver(store, config.checkpoint, fabric.is_global_zero)
         stack.callback(saver.close)
-        run = _build(config, plan, fabric, loader, saver, phases, checkpoint)
+        facts = _facts(config, plan, checkpoint)
+        endpoint = stack.enter_context(scraped(config.telemetry, facts, config.out, fabric))
+        run = _build(config, plan, fabric, loader, saver, phases, checkpoint, endpoint)
         models.append(run.model)
         stack.callback(run.telemetry.close)
         if run.knn is not None:
@@ -156,8 +161,9 @@ def _build(
     saver: CheckpointSaver,
     phases: Phases,
     checkpoint: Checkpoint | None,
+    endpoint: Prometheus | None,
 ) -> Run:
-    objective = build_objective(config)
+    objective = build_objective(config, config.init_from if checkpoint is None else None)
     # On one process too, for the same rounding; bf16's own is coarser than what that would save.
     if fabric.world_size > 1 or config.precision != "bf16" or config.micro_batch:
         synchronise_batch_norm(objective, config.sync_batch_norm, config.batch_norm_group)
@@ -188,7 +194,10 @@ def _build(
     readers: list[Reader] = [collapse]
     if rank_zero:
         readers += _readers(config, plan, done)
-        stragglers.tell = [reader for reader in readers if isinstance(reader, Prometheus)]
+    if endpoint is not None:
+        endpoint.collapsed = lambda: collapse.alarm
+        stragglers.tell = [endpoint]
+        readers.append(endpoint)
     guard = _guard(config, plan, rank_zero, done)
     # After those that write: the records of the steps that end a run are on disk then.
     readers.append(guard)
@@ -213,7 +222,11 @@ def _build(
         saver=saver,
         data_stamp=data_stamp(config.data.train),
         telemetry=Telemetry(
-            config.telemetry, plan.global_batch, readers, [substitutes, stragglers]
+            config.telemetry,
+            plan.global_batch,
+            readers,
+            [substitutes, stragglers],
+            [] if endpoint is None else [endpoint],
         ),
         knn=knn,
         samples=SampleLog(samples_path if rank_zero else None, done)
@@ -269,10 +282,17 @@ def _gradients(
     )
 
 
-def build_objective(config: RunConfig) -> Objective:
-    """Networks with the initial weights that the seed decides, on any world size."""
+def build_objective(config: RunConfig, init_from: Path | None = None) -> Objective:
+    """Networks with the initial weights that the seed decides, on any world size.
+
+    Args:
+        config: the run.
+        init_from: file whose weights the encoder has instead, and key encoders with it.
+    """
     torch.manual_seed(config.seed)
     encoder = build_encoder(config.encoder)
+    if init_from is not None:
+        start_from(encoder, init_from)
     head = build_head(config.head, encoder.feature_dim)
     return make_objective(encoder, head, config.objective, config.seed)
 
@@ -294,9 +314,18 @@ def _readers(config: RunConfig, plan: RunPlan, done: int) -> list[Reader]:
         readers.append(LogLines(plan.total_steps, watch.log_seconds))
     if watch.tensorboard:
         readers.append(TensorBoard(config.out / "tensorboard", done))
-    if watch.prometheus_port:
-        readers.append(Prometheus(watch.prometheus_host, watch.prometheus_port))
     return readers
+
+
+def _facts(config: RunConfig, plan: RunPlan, checkpoint: Checkpoint | None) -> RunFacts:
+    return RunFacts(
+        name=config.out.resolve().name,
+        recipe=config.recipe,
+        total_steps=plan.total_steps,
+        global_batch=plan.global_batch,
+        world_size=plan.world_size,
+        steps_done=int(checkpoint.state["step"]) if checkpoint else 0,
+    )
 
 
 def _guard(config: RunConfig, plan: RunPlan, rank_zero: bool, done: int) -> NumericalGuard:

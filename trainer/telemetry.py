@@ -10,15 +10,13 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
-
-from trainer.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +34,12 @@ class TelemetryConfig:
     tensorboard: bool = True
     """Write TensorBoard events to RUN/tensorboard."""
     prometheus_port: int = 0
-    """Port of a Prometheus endpoint on rank 0; 0: none."""
+    """Port of a Prometheus endpoint on each node; 0: none."""
     prometheus_host: str = "127.0.0.1"
-    """Address the endpoint binds; 0.0.0.0 shows it to the network."""
+    """Address the endpoints bind; 0.0.0.0 shows them to the network."""
+    prometheus_targets: Path | None = None
+    """Folder for the file by which Prometheus finds the endpoints, one folder for many runs; none:
+    the run's own."""
 
 
 class Reader(Protocol):
@@ -58,12 +59,21 @@ class Completer(Protocol):
         """Add it to the records, before they are read. A collective."""
 
 
+class StepListener(Protocol):
+    """Shows how long steps took."""
+
+    def show_steps(self, seconds: Sequence[float]) -> None:
+        """Of the steps since the last call; pauses, and the first step of all, are left out."""
+
+
 @dataclass
 class _Pending:
     """A step whose numbers are still on the device."""
 
     record: Record
     tensors: dict[str, torch.Tensor]
+    seconds: float | None
+    """Since the step before, on the host, which is at most a step ahead of the device."""
 
 
 @dataclass
@@ -75,15 +85,20 @@ class Telemetry:
     readers: list[Reader] = field(default_factory=list)
     completers: list[Completer] = field(default_factory=list)
     """The same on all ranks."""
+    step_listeners: list[StepListener] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._pending: list[_Pending] = []
         self._clock = time.perf_counter()
         self._paused = 0.0
+        self._step_began: float | None = None  # moved on by pauses
 
     def step(self, record: Record, **tensors: torch.Tensor) -> None:
         """Note one step: host values in ``record``, scalars that live on the device by keyword."""
-        self._pending.append(_Pending(record, tensors))
+        now = time.perf_counter()
+        took = None if self._step_began is None else now - self._step_began
+        self._step_began = now
+        self._pending.append(_Pending(record, tensors, took))
 
     def annotate(self, **values: Any) -> None:
         """Add values to the newest step's record, before it is flushed."""
@@ -95,7 +110,10 @@ class Telemetry:
         """Time spent inside does not count against the throughput."""
         start = time.perf_counter()
         yield
-        self._paused += time.perf_counter() - start
+        took = time.perf_counter() - start
+        self._paused += took
+        if self._step_began is not None:
+            self._step_began += took
 
     def flush_if_due(self) -> list[Record]:
         """Read the device every ``log_every`` steps; see :meth:`flush`."""
@@ -123,6 +141,8 @@ class Telemetry:
         records = [item.record for item in pending]
         for completer in self.completers:
             completer.complete(records)
+        for listener in self.step_listeners:
+            listener.show_steps([p.seconds for p in pending if p.seconds is not None])
         for reader in self.readers:
             reader.read(records)
         return records
@@ -280,93 +300,3 @@ class TensorBoard:
     def close(self) -> None:
         """Flush and close."""
         self._writer.close()
-
-
-class Prometheus:
-    """A scrape endpoint with the newest values; GET only, no path or environment in it."""
-
-    GAUGES: ClassVar = {
-        "step": ("widebatch_step", "Optimizer steps done"),
-        "epoch": ("widebatch_epoch", "Epoch of the newest step, from 0"),
-        "loss": ("widebatch_loss", "NT-Xent of the newest step, nats"),
-        "contrastive_top1": (
-            "widebatch_contrastive_top1_ratio",
-            "Anchors of the newest step that are nearest to their positive, 0 to 1",
-        ),
-        "lr": ("widebatch_learning_rate", "Learning rate of the newest step"),
-        "images_per_second": ("widebatch_images_per_second", "Global throughput"),
-        "gradient_norm": ("widebatch_gradient_norm", "L2 norm of the global gradient"),
-        "knn_top1": ("widebatch_knn_top1_ratio", "Online kNN accuracy on the test data, 0 to 1"),
-        "feature_std": (
-            "widebatch_feature_std_ratio",
-            "Spread of the projections: 0 on a single point, 1 evenly over the sphere",
-        ),
-        "effective_rank": ("widebatch_effective_rank", "RankMe of the projections, from 1"),
-        "stragglers": ("widebatch_stragglers", "Ranks that are slower than the others"),
-    }
-    COUNTERS: ClassVar = {
-        "loader_wait_seconds": (
-            "widebatch_loader_wait_seconds_total",
-            "Seconds that training waited for the loader on rank 0",
-        ),
-        "skipped": ("widebatch_skipped_steps_total", "Steps left out for non-finite gradients"),
-        "substitutes": (
-            "widebatch_substituted_samples_total",
-            "Damaged samples in whose place another was shown",
-        ),
-    }
-
-    def __init__(self, host: str, port: int) -> None:
-        from prometheus_client import CollectorRegistry, Counter, Gauge, start_wsgi_server
-
-        registry = CollectorRegistry()
-        self._gauges = {k: Gauge(*names, registry=registry) for k, names in self.GAUGES.items()}
-        self._counters = {
-            k: Counter(*names, registry=registry) for k, names in self.COUNTERS.items()
-        }
-        self._phase_seconds = Counter(
-            "widebatch_phase_seconds_total",
-            "Time of a rank's own work by part of a step; collectives: its waits for others",
-            ["rank", "phase"],
-            registry=registry,
-        )
-        self._straggling = Gauge(
-            "widebatch_rank_straggling",
-            "1 for a rank that is slower than the others",
-            ["rank"],
-            registry=registry,
-        )
-        try:
-            self._server, self._thread = start_wsgi_server(port, addr=host, registry=registry)
-        except OSError as error:
-            raise ConfigError(
-                f"--telemetry.prometheus-port {port}: cannot listen on {host}:{port}"
-                f" ({error.strerror}); choose another port, or 0 for none"
-            ) from None
-
-    @property
-    def port(self) -> int:
-        """The port that it listens on."""
-        return int(self._server.server_port)
-
-    def read(self, records: list[Record]) -> None:
-        """Show the newest record; add up the counters."""
-        for record in records:
-            for name, counter in self._counters.items():
-                counter.inc(record.get(name, 0))
-            for name, gauge in self._gauges.items():
-                if name in record:
-                    gauge.set(record[name])
-
-    def show_ranks(self, seconds: Mapping[str, Sequence[float]], slow: Container[int]) -> None:
-        """See :class:`trainer.watch.stragglers.Listener`."""
-        for phase, values in seconds.items():
-            for rank, value in enumerate(values):
-                self._phase_seconds.labels(str(rank), phase).inc(value)
-                self._straggling.labels(str(rank)).set(rank in slow)
-
-    def close(self) -> None:
-        """Stop serving."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()

@@ -13,7 +13,8 @@ from kernels.waiting import observe, waiting
 from tests.trainer.faulty import small_config, train_with_faults
 from tests.trainer.runs import pack_images
 from trainer.errors import ConfigError
-from trainer.telemetry import Prometheus, TelemetryConfig
+from trainer.prometheus import Prometheus
+from trainer.telemetry import TelemetryConfig
 from trainer.watch.phases import PHASES, WAITS, Phases, _DeviceClock
 from trainer.watch.stragglers import Reading, StragglerConfig, Stragglers
 
@@ -178,7 +179,7 @@ def test_nobody_is_told_of_waits_after_a_run() -> None:
 
 def test_prometheus_shows_seconds_by_rank_and_phase() -> None:
     reading = Reading(10, seconds([0.5, 0.25]), {0: "slow"})
-    endpoint = Prometheus("127.0.0.1", 0)
+    endpoint = Prometheus("127.0.0.1", 0, None)
     try:
         for _ in range(2):
             endpoint.show_ranks(reading.totals(), reading.stragglers)

@@ -2,19 +2,22 @@
 
 import json
 import logging
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from tests.monitoring.scrapes import RUN_FACTS
 from trainer.errors import ConfigError, NumericalError
 from trainer.guard import NumericalGuard
+from trainer.prometheus import Prometheus
 from trainer.telemetry import (
     JsonLines,
     LogLines,
-    Prometheus,
     Record,
     Telemetry,
     TelemetryConfig,
@@ -52,6 +55,23 @@ def test_every_step_has_a_record_though_the_device_is_read_rarely() -> None:
     assert [r["step"] for r in collect.records] == list(range(1, 11))
     assert [r["loss"] for r in collect.records] == [float(s) for s in range(1, 11)]
     assert all(r["images_per_second"] > 0 for r in collect.records)
+
+
+def test_the_time_of_a_step_leaves_out_pauses_and_the_first_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = iter([0, 1, 3, 3, 103, 104, 105])
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
+    heard: list[float] = []
+    listener = SimpleNamespace(show_steps=heard.extend)
+    telemetry = Telemetry(TelemetryConfig(), 1, step_listeners=[listener])
+    telemetry.step({"step": 1})  # at 1, after what came before the first one
+    telemetry.step({"step": 2})  # at 3
+    with telemetry.pause():  # 100 seconds
+        pass
+    telemetry.step({"step": 3})  # at 104
+    telemetry.flush()
+    assert heard == [2, 1]
 
 
 def test_a_loss_is_recorded_to_the_last_bit() -> None:
@@ -113,18 +133,19 @@ def test_tensorboard_events_can_be_read_back(tmp_path: Path) -> None:
 
 
 def test_prometheus_shows_the_newest_values_on_loopback_only_by_get() -> None:
-    endpoint = Prometheus("127.0.0.1", 0)
+    endpoint = Prometheus("127.0.0.1", 0, RUN_FACTS)
     try:
         port = endpoint.port
         endpoint.read([record(1, loader_wait_seconds=0.5), record(2, loader_wait_seconds=0.25)])
         url = f"http://127.0.0.1:{port}/metrics"
         text = urllib.request.urlopen(url, timeout=5).read().decode()
         assert "widebatch_step 2.0" in text
-        assert "widebatch_loader_wait_seconds_total 0.75" in text
+        assert "widebatch_loader_wait_seconds_sum 0.75" in text
+        assert "widebatch_images_total 32.0" in text
         with pytest.raises(urllib.error.HTTPError, match="405"):
             urllib.request.urlopen(url, data=b"x", timeout=5)
         with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"):
-            Prometheus("127.0.0.1", port)
+            Prometheus("127.0.0.1", port, None)
     finally:
         endpoint.close()
 
