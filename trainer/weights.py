@@ -183,7 +183,10 @@ def _from_file(path: Path) -> LoadedEncoder:
 
 
 def _untrained(source: str) -> LoadedEncoder:
-    """The architecture with the weights that training started from: its seed decides them."""
+    """The architecture with the random weights that the run's seed decides.
+
+    Training started from them, unless its ``init_from`` names a file.
+    """
     path = Path(source.removeprefix(_UNTRAINED))
     if path.is_dir():
         config, where = _read_json(path / "config.json"), str(path / "config.json")

@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ def test_both_ways_of_naming_the_output_write_it(
     assert str(out) in said
     assert "proof" in said
     assert f"step {3 if 'best' in words else 6}:" in said
-    assert sorted(p.name for p in out.parent.iterdir()) == ["r18.json", "r18.safetensors"]
+    assert sorted(p.name for p in out.parent.iterdir()) == ["r18.json", "r18.md", "r18.safetensors"]
 
 
 @pytest.mark.parametrize(
@@ -70,6 +71,30 @@ def test_an_existing_file_is_replaced_only_by_force(
     assert main(["export", str(run), "--out", str(out)]) == 2
     assert "--force" in capsys.readouterr().err
     assert main(["export", str(run), "--out", str(out), "--force"]) == 0
+
+
+def test_a_library_that_is_not_installed_ends_with_2_and_one_line(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    out = tmp_path / "out.onnx"
+    assert main(["export", str(run), "--format", "onnx", "--out", str(out)]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert said[-1].endswith("python -m pip install onnx onnxscript onnxruntime")
+    assert "Traceback" not in "".join(said)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_card_is_named_and_can_go_elsewhere(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = tmp_path / "about.md"
+    words = ["export", str(run), "--card", str(card), "--out", str(tmp_path / "out.safetensors")]
+    assert main(words) == 0
+    assert f"card      {card}" in capsys.readouterr().out
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "about.md", "out.json", "out.safetensors",
+    ]  # fmt: skip
 
 
 def test_the_list_of_formats_is_the_trainers() -> None:

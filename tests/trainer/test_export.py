@@ -14,11 +14,11 @@ from torch import nn
 from data_pipeline.errors import DataError
 from tests.trainer.runs import pack_images
 from tests.trainer.saved_runs import FINGERPRINT, SMALL, save_run
-from trainer import export as export_module
 from trainer.encoders import EncoderConfig, build_encoder
 from trainer.errors import CheckpointError, ConfigError, NumericalError
 from trainer.evaluation.features import default_resize
-from trainer.export import Exported, export
+from trainer.export import Exported, export, prove, write
+from trainer.export.to_torchvision import ToTorchvision
 from trainer.weights import Preprocessing, load_encoder
 
 RESNET18 = EncoderConfig(name="resnet18")
@@ -75,7 +75,7 @@ def test_torchvision_takes_the_file_with_only_its_classifier_missing(
     assert (missing, unexpected) == (["fc.weight", "fc.bias"], [])
     model.fc = nn.Identity()
     assert torch.equal(features_of(model), features_of(encoder))
-    assert files(tmp_path) == ["out.json", "out.safetensors", "run"]
+    assert files(tmp_path) == ["out.json", "out.md", "out.safetensors", "run"]
 
 
 def test_the_jsons_own_instructions_load_the_file_in_a_fresh_interpreter(
@@ -128,13 +128,21 @@ def test_the_json_says_what_the_file_is(exported: Exported) -> None:
     assert 0 <= facts["proof"]["relative_difference"] <= facts["proof"]["tolerance"] <= 1e-8
 
 
-def test_the_proof_uses_the_runs_images_while_they_are_there(
+def test_the_proof_uses_the_runs_images_while_they_are_there_and_digits_after(
     tmp_path: Path, exported: Exported, data: Path
 ) -> None:
     assert exported.proof.image_source == str(data)
     save_run(tmp_path / "moved", tmp_path / "gone.beton", SMALL)
     done = export(tmp_path / "moved", tmp_path / "b.safetensors")
-    assert done.proof.image_source == "random"
+    assert done.proof.image_source == "embedded:digits"
+
+
+def test_the_proof_names_what_it_was_made_with(exported: Exported) -> None:
+    proof = json.loads(exported.description.read_text())["proof"]
+    assert proof["images"] == 8
+    assert torchvision.__version__.startswith(proof["versions"]["torchvision"])
+    assert proof["largest_difference"] <= proof["tolerance"] * proof["largest_feature"]
+    assert (proof["computed_by"], proof["dtype"]) == ("a model that torchvision built", "float64")
 
 
 def test_the_best_checkpoint_can_be_exported(tmp_path: Path, run: Path, exported: Exported) -> None:
@@ -163,14 +171,14 @@ def test_other_architectures_of_torchvision_are_proven_too(
 def test_a_model_that_computes_something_else_leaves_no_file(
     tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = export_module.TorchvisionRecipe.model
+    whole = ToTorchvision.load
 
     def with_another_epsilon(*arguments):  # type: ignore[no-untyped-def]
         model = whole(*arguments)
         model.bn1.eps = 1.1e-5
         return model
 
-    monkeypatch.setattr(export_module.TorchvisionRecipe, "model", with_another_epsilon)
+    monkeypatch.setattr(ToTorchvision, "load", with_another_epsilon)
     with pytest.raises(NumericalError, match="differ by"):
         export(run, tmp_path / "out.safetensors")
     assert files(tmp_path) == []
@@ -180,7 +188,7 @@ def test_a_file_with_a_key_too_few_leaves_no_file(
     tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        export_module, "_plain", lambda t: {k: v for k, v in t.items() if k != "bn1.running_mean"}
+        write, "_plain", lambda t: {k: v for k, v in t.items() if k != "bn1.running_mean"}
     )
     with pytest.raises(NumericalError, match=r"bn1\.running_mean"):
         export(run, tmp_path / "out.safetensors")
@@ -193,10 +201,10 @@ def test_features_that_are_all_zero_prove_nothing(tmp_path: Path) -> None:
             return 0 * x.flatten(1)
 
     with pytest.raises(NumericalError, match="would prove nothing"):
-        export_module.prove(Zero(), Zero(), feature_images(), "random")
+        prove(Zero(), Zero(), feature_images(), "random")
 
 
-@pytest.mark.parametrize("existing", ["out.safetensors", "out.json"])
+@pytest.mark.parametrize("existing", ["out.safetensors", "out.json", "out.md"])
 def test_existing_files_are_kept_unless_forced(
     tmp_path: Path, small_run: Path, existing: str
 ) -> None:
@@ -213,19 +221,19 @@ def test_killed_between_the_two_files_leaves_no_mismatched_pair(
     tmp_path: Path, small_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     export(small_run, tmp_path / "out.safetensors", which="best")
-    publish = export_module.AtomicFile.publish
+    publish = write.AtomicFile.publish
 
     def power_cut(self) -> None:  # type: ignore[no-untyped-def]
         if self._path.suffix == ".json":
             raise KeyboardInterrupt
         publish(self)
 
-    monkeypatch.setattr(export_module.AtomicFile, "publish", power_cut)
+    monkeypatch.setattr(write.AtomicFile, "publish", power_cut)
     with pytest.raises(KeyboardInterrupt):
         export(small_run, tmp_path / "out.safetensors", force=True)
     with pytest.raises(DataError, match=r"out\.json: missing"):
         load_encoder(str(tmp_path / "out.safetensors"))
-    assert files(tmp_path) == ["out.safetensors"]
+    assert files(tmp_path) == ["out.md", "out.safetensors"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,166 @@
+"""The proof of an export: features of real images, ours beside those of the foreign library."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from data_pipeline.augment import Augment, AugmentConfig
+from data_pipeline.embedded import NAME, embedded_images
+from data_pipeline.errors import DataError
+from data_pipeline.loader import LoaderConfig, eval_loader
+from trainer.errors import NumericalError
+from trainer.export.target import Features
+from trainer.weights import Preprocessing
+
+log = logging.getLogger(__name__)
+
+_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Features of the run's encoder beside those of the foreign model that loaded the file."""
+
+    images: int
+    image_source: str
+    """The run's data, the embedded digits, or random numbers where neither is there."""
+    largest_feature: float
+    largest_difference: float
+    relative_difference: float
+    """``largest_difference / largest_feature``."""
+    tolerance: float
+    """Of the relative difference."""
+    dtype: str
+    """Of the foreign model's arithmetic; ours is float64."""
+    computed_by: str
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Of the packages that took part."""
+
+
+@torch.no_grad()
+def prove(
+    encoder: nn.Module,
+    foreign: Features,
+    images: torch.Tensor,
+    image_source: str,
+    *,
+    tolerance: float = 1e-9,
+    dtype: torch.dtype = torch.float64,
+    computed_by: str = "a model",
+    versions: Mapping[str, str] | None = None,
+) -> Proof:
+    """Compare a foreign model's features of ``images`` with the encoder's in float64.
+
+    Args:
+        encoder: ours; becomes float64.
+        foreign: of images in ``dtype``.
+        images: (N, 3, H, W), normalised.
+        image_source: where they come from.
+        tolerance: largest difference allowed, over the largest feature.
+        dtype: of the foreign model's arithmetic.
+        computed_by: who ``foreign`` is, in words.
+        versions: of the packages that took part.
+
+    Raises:
+        NumericalError: they differ by more than the tolerance, are not finite, or all zero.
+    """
+    ours_NF = encoder.double().eval()(images.double())
+    theirs_NF = foreign(images.to(dtype)).double()
+    if ours_NF.shape != theirs_NF.shape:
+        raise NumericalError(
+            f"export: features have shape {tuple(theirs_NF.shape)} in the foreign model and "
+            f"{tuple(ours_NF.shape)} in the run; nothing was written"
+        )
+    largest = ours_NF.abs().max().item()
+    difference = (ours_NF - theirs_NF).abs().max().item()
+    if not 0 < largest < float("inf"):
+        raise NumericalError(
+            f"export: the largest feature of {len(images)} images is {largest:g}, so equal "
+            "features would prove nothing; export an earlier checkpoint; nothing was written"
+        )
+    relative = difference / largest
+    if not relative <= tolerance:
+        raise NumericalError(
+            f"export: the foreign model's features differ by {relative:.1e} of the largest "
+            f"feature, more than {tolerance:.0e}; nothing was written"
+        )
+    return Proof(
+        images=len(images),
+        image_source=image_source,
+        largest_feature=largest,
+        largest_difference=difference,
+        relative_difference=relative,
+        tolerance=tolerance,
+        dtype=str(dtype).removeprefix("torch."),
+        computed_by=computed_by,
+        versions=dict(versions or {}),
+    )
+
+
+def proof_images(
+    config: Mapping[str, Any], preprocessing: Preprocessing
+) -> tuple[torch.Tensor, str]:
+    """Images as the encoder sees them: the run's own where its data is still there, else digits.
+
+    Args:
+        config: of the run.
+        preprocessing: of the run.
+
+    Returns:
+        (N, 3, H, W) float32 normalised, and where they come from.
+    """
+    plain = Augment(
+        AugmentConfig(
+            normalize=preprocessing.normalize, mean=preprocessing.mean, std=preprocessing.std
+        ),
+        seed=0,
+    ).plain
+    data = config.get("data")
+    path = Path(str(data.get("train") if isinstance(data, Mapping) else None))
+    try:
+        if path.is_file():
+            return plain(_first_crops(path, preprocessing)), str(path)
+        log.warning("%s is not there: the proof uses the embedded digits", path)
+    except DataError as error:
+        log.warning("%s; the proof uses the embedded digits", error)
+    try:
+        return plain(_digits(preprocessing.size)), f"embedded:{NAME}"
+    except DataError as error:  # scikit-learn brings the digits, and need not be there
+        log.warning("%s; the proof uses random images", error)
+    generator = torch.Generator().manual_seed(0)
+    side = preprocessing.size
+    noise = torch.randint(
+        0, 256, (_IMAGES, 1, side, side, 3), dtype=torch.uint8, generator=generator
+    )
+    return plain(noise), "random"
+
+
+def _first_crops(path: Path, preprocessing: Preprocessing) -> torch.Tensor:
+    # The torchvision backend: FFCV would compile for seconds to read eight images.
+    loader = eval_loader(
+        path,
+        preprocessing.size,
+        preprocessing.resize,
+        LoaderConfig(backend="torchvision", workers=1),
+        batch_size=_IMAGES,
+        rank=0,
+        world_size=1,
+    )
+    try:
+        return next(iter(loader)).crops_BVHWC
+    finally:
+        loader.close()
+
+
+def _digits(side: int) -> torch.Tensor:
+    """(N, 1, S, S, 3) uint8, enlarged to the encoder's size."""
+    images_NHWC = torch.from_numpy(embedded_images("test")[0][:_IMAGES])
+    enlarged_NCHW = nn.functional.interpolate(
+        images_NHWC.permute(0, 3, 1, 2).float(), (side, side), mode="bilinear", antialias=True
+    )
+    return enlarged_NCHW.round().to(torch.uint8).permute(0, 2, 3, 1).unsqueeze(1).contiguous()

@@ -1,0 +1,202 @@
+"""detectron2: the keys of its ResNet backbone.
+
+detectron2 is on no package index and is built from source, so the proof runs on a stand-in: the
+modules, names and computation that detectron2/modeling/backbone/resnet.py has, with the batch
+normalisation that its configurations freeze. What it shows is that every tensor has its documented
+name and place; detectron2's own code does not run.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from trainer.encoders import EncoderConfig
+from trainer.export.target import Features, Target, Tensors, fill_exactly, refused
+from trainer.key_names import detectron2_resnet
+from trainer.safetensors_file import parse_safetensors
+from trainer.weights import Preprocessing
+
+# Depth, and the groups and their width where they are not one of 64.
+_RESNETS: dict[str, tuple[int, int, int]] = {
+    "resnet18": (18, 1, 64),
+    "resnet34": (34, 1, 64),
+    "resnet50": (50, 1, 64),
+    "resnet101": (101, 1, 64),
+    "resnet152": (152, 1, 64),
+    "wide_resnet50_2": (50, 1, 128),
+    "wide_resnet101_2": (101, 1, 128),
+    "resnext50_32x4d": (50, 32, 4),
+    "resnext101_32x8d": (101, 32, 8),
+    "resnext101_64x4d": (101, 64, 4),
+}
+_BLOCKS = {18: [2, 2, 2, 2], 34: [3, 4, 6, 3], 50: [3, 4, 6, 3], 101: [3, 4, 23, 3]} | {
+    152: [3, 8, 36, 3]
+}
+
+
+class ToDetectron2(Target):
+    """A safetensors file for the backbone's ``load_state_dict``."""
+
+    name = "detectron2"
+    built_by = "a stand-in with detectron2's names (not detectron2 itself)"
+    suffix = ".safetensors"
+    packages = ("safetensors",)
+
+    def __init__(self, encoder: EncoderConfig, preprocessing: Preprocessing) -> None:
+        super().__init__(encoder, preprocessing)
+        if encoder.name not in _RESNETS:
+            raise refused(
+                self.name,
+                f"its ResNet backbone cannot be {encoder.name}, only {', '.join(_RESNETS)}",
+                "choose another format",
+            )
+        if encoder.stem == "cifar":
+            raise refused(
+                self.name,
+                "its stem is 7x7 with stride 2 and max-pool, not the CIFAR stem",
+                "take --format torchvision or timm",
+            )
+        self._depth, self._groups, self._width = _RESNETS[encoder.name]
+
+    def write(self, model: nn.Module, tensors: Tensors) -> dict[str, bytes]:
+        """Renamed; the counters of batches go, as frozen normalisation has none."""
+        kept = {
+            detectron2_resnet(name): value
+            for name, value in tensors.items()
+            if not name.endswith("num_batches_tracked")
+        }
+        return {"": safetensors.torch.save(kept)}
+
+    def load(self, written: Path | bytes) -> Features:
+        """The stand-in, pooled to one vector an image."""
+        assert isinstance(written, bytes)  # noqa: S101  (a file's target)
+        model = _ResNet(self._depth, self._groups, self._width)
+        fill_exactly(
+            model, parse_safetensors(written, Path("export")), set(), "detectron2's ResNet"
+        )
+        return model.to(self.dtype).eval()
+
+    def facts(self) -> dict[str, Any]:
+        """The settings that differ from detectron2's defaults, by its names."""
+        scale = 255.0 if self.preprocessing.normalize else 1.0
+        mean = self.preprocessing.mean if self.preprocessing.normalize else (0.0, 0.0, 0.0)
+        std = self.preprocessing.std if self.preprocessing.normalize else (255.0, 255.0, 255.0)
+        settings: dict[str, Any] = {
+            "INPUT.FORMAT": "RGB",
+            "MODEL.PIXEL_MEAN": [round(scale * value, 6) for value in mean],
+            "MODEL.PIXEL_STD": [round(scale * value, 6) for value in std],
+            "MODEL.RESNETS.DEPTH": self._depth,
+            "MODEL.RESNETS.STRIDE_IN_1X1": False,
+            "MODEL.RESNETS.NUM_GROUPS": self._groups,
+            "MODEL.RESNETS.WIDTH_PER_GROUP": self._width,
+        }
+        if self._depth < 50:
+            settings["MODEL.RESNETS.RES2_OUT_CHANNELS"] = 64
+        return {"settings": settings, "stand_in": True}
+
+    def instructions(self, name: str) -> list[str]:
+        """For a detector with a feature pyramid; the settings are in the JSON."""
+        pairs = [value for pair in self.facts()["settings"].items() for value in pair]
+        return [
+            "from detectron2.modeling import build_model",
+            "from safetensors.torch import load_file",
+            "",
+            f"cfg.merge_from_list({pairs!r})  # your detector's",
+            "model = build_model(cfg)",
+            "backbone = getattr(model.backbone, 'bottom_up', model.backbone)  # under a pyramid",
+            f"backbone.load_state_dict(load_file({name!r}), strict=False)",
+        ]
+
+
+class _FrozenNorm(nn.Module):
+    """FrozenBatchNorm2d: four buffers and no counter."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, torch.ones(channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) to the same."""
+        return nn.functional.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=1e-5
+        )
+
+
+class _Conv(nn.Conv2d):
+    """A convolution with its normalisation inside, as ``detectron2.layers.Conv2d``."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, groups: int = 1):
+        super().__init__(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+        self.norm = _FrozenNorm(outputs)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  (nn.Conv2d's name)
+        """Convolve and normalise."""
+        normalised: torch.Tensor = self.norm(super().forward(input))
+        return normalised
+
+
+class _Stem(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = _Conv(3, 64, 7, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """To a quarter of the size."""
+        return nn.functional.max_pool2d(self.conv1(x).relu(), 3, 2, 1)
+
+
+class _Block(nn.Module):
+    """BasicBlock where ``middle`` is None, else BottleneckBlock with its stride in the 3x3."""
+
+    def __init__(self, inputs: int, outputs: int, middle: int | None, stride: int, groups: int):
+        super().__init__()
+        if middle is None:
+            layers = [_Conv(inputs, outputs, 3, stride), _Conv(outputs, outputs, 3, 1)]
+        else:
+            layers = [_Conv(inputs, middle, 1, 1), _Conv(middle, middle, 3, stride, groups)]
+            layers.append(_Conv(middle, outputs, 1, 1))
+        for number, layer in enumerate(layers, 1):
+            self.add_module(f"conv{number}", layer)
+        self._count = len(layers)
+        self.shortcut = _Conv(inputs, outputs, 1, stride) if inputs != outputs else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Residual and shortcut."""
+        out = x
+        for number in range(1, self._count + 1):
+            out = self.get_submodule(f"conv{number}")(out)
+            out = out.relu() if number < self._count else out
+        return (out + (x if self.shortcut is None else self.shortcut(x))).relu()
+
+
+class _ResNet(nn.Module):
+    """``stem``, ``res2`` to ``res5``; the mean over the last one's places."""
+
+    def __init__(self, depth: int, groups: int, width: int) -> None:
+        super().__init__()
+        self.stem = _Stem()
+        inputs, outputs = 64, 64 if depth < 50 else 256
+        for stage, count in enumerate(_BLOCKS[depth]):
+            middle = groups * width * 2**stage if depth >= 50 else None
+            blocks = []
+            for index in range(count):
+                stride = 2 if stage and not index else 1
+                blocks.append(_Block(inputs, outputs, middle, stride, groups))
+                inputs = outputs
+            self.add_module(f"res{stage + 2}", nn.Sequential(*blocks))
+            outputs *= 2
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) to (N, F)."""
+        for part in (self.stem, *(self.get_submodule(f"res{stage}") for stage in (2, 3, 4, 5))):
+            x = part(x)
+        return x.mean((2, 3))
