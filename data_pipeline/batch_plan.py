@@ -44,10 +44,13 @@ class RandomCrops:
     table: SampleTable
     crop: CropConfig
     views: int
+    only: IdArray | None = None  # the samples that there are; None: all of the table
 
     def ids(self, part: slice) -> IdArray:
         """See :class:`Plan`."""
         places = np.arange(self.first + part.start, self.first + part.stop)
+        if self.only is not None:
+            return self.only[permute(self.seed, self.epoch, places, len(self.only))]
         return permute(self.seed, self.epoch, places, len(self.table.sizes))
 
     def boxes(self, ids_N: IdArray, shown_N: IdArray) -> npt.NDArray[np.int64]:

@@ -85,6 +85,7 @@ def train_loader(
     world_size: int = 1,
     device: torch.device | None = None,
     max_substitutes: float = 0,
+    only: IdArray | None = None,
 ) -> "TrainLoader":
     """Random resized crops of a .beton, for ever.
 
@@ -101,13 +102,14 @@ def train_loader(
             their own. None: on the CPU, pinned where there is CUDA.
         max_substitutes: how many samples may be damaged in the file's tables, below 1 a fraction
             of all. Above 0, others are shown in the place of all damaged ones, and batches say so.
+        only: distinct sample ids to read, as if the file held no others; None: all.
 
     Raises:
         DataError: the file cannot be used, is smaller than a batch, or the backend is not there.
         ValueError: the batch does not divide.
     """
     source = _Source(path, config, max_substitutes)
-    return TrainLoader(source, crop, views, seed, batch_size, rank, world_size, device)
+    return TrainLoader(source, crop, views, seed, batch_size, rank, world_size, device, only)
 
 
 def eval_loader(
@@ -335,7 +337,7 @@ class TrainLoader(_Batches):
 
     Attributes:
         info: what the file holds.
-        num_samples: of the file.
+        num_samples: of the file, or how many of them are read.
         faults: samples that its tables damage, and how.
         steps_per_epoch: whole global batches in it.
         wait_seconds: how long consumers have waited for batches so far.
@@ -351,8 +353,12 @@ class TrainLoader(_Batches):
         rank: int,
         world_size: int,
         device: torch.device | None,
+        only: IdArray | None = None,
     ) -> None:
         super().__init__(source, device)
+        if only is not None:
+            self.num_samples = len(only)
+        self._only = only
         self._share = rank_slice(batch_size, rank, world_size)
         self.steps_per_epoch = self.num_samples // batch_size
         if not self.steps_per_epoch:
@@ -386,7 +392,7 @@ class TrainLoader(_Batches):
     def _plan_of(self, position: Position) -> Plan:
         first = position.step * self._batch_size + self._share.start
         table, crop, views = self._source.table, self._crop, self._views
-        return RandomCrops(self._seed, position.epoch, first, table, crop, views)
+        return RandomCrops(self._seed, position.epoch, first, table, crop, views, self._only)
 
 
 class EvalLoader(_Batches):

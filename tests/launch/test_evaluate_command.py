@@ -1,54 +1,23 @@
-import contextlib
-import io
 import json
-import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
-from data_pipeline.pack import PackConfig, pack
 from launch.__main__ import main
 from tests.dist import run_ranks
-from tests.trainer.runs import pack_images
-from tests.trainer.saved_runs import save_run
-from trainer.encoders import EncoderConfig
-
-CLASSES = 3
-RESNET18 = EncoderConfig(name="resnet18", stem="imagenet")
+from tests.launch.evaluated import (
+    CLASSES,
+    command,
+    evaluate,
+    main_on_a_rank,
+    make_folder,
+    report,
+)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run, its export, and packed files of several kinds."""
-    folder = tmp_path_factory.mktemp("evaluate")
-    for name, count in (("train", 60), ("test", 30)):
-        (folder / name).mkdir()
-        pack_images(folder / name, count, CLASSES).rename(folder / f"{name}.beton")
-        shutil.move(folder / name / "images.beton.json", folder / f"{name}.beton.json")
-    images = folder / "test" / "images"
-    pack(str(images), folder / "flat.beton", PackConfig(labels=False), progress=False)
-    (images / "class1").rename(images / "class9")
-    pack(str(images), folder / "renamed.beton", PackConfig(), progress=False)
-    save_run(folder / "run", folder / "train.beton", RESNET18)  # at 32 pixels: milliseconds
-    assert main(["export", str(folder / "run"), "--out", str(folder / "r18.safetensors")]) == 0
-    return folder
-
-
-def evaluate(folder: Path, method: str, source: str, *words: str) -> dict[str, Any]:
-    out = folder / "out.json"
-    assert main(command(folder, method, source, *words, "--json", str(out))) == 0
-    result: dict[str, Any] = json.loads(out.read_text())
-    return result
-
-
-def command(folder: Path, method: str, source: str, *words: str) -> list[str]:
-    return [
-        "evaluate", method, source,
-        "--data.train", str(folder / "train.beton"), "--data.test", str(folder / "test.beton"),
-        "--backend", "torchvision", "--device", "cpu", "--workers", "1", *words,
-    ]  # fmt: skip
+    return make_folder(tmp_path_factory.mktemp("evaluate"))
 
 
 def test_knn_writes_fractions_and_prints_percent(
@@ -66,6 +35,27 @@ def test_knn_writes_fractions_and_prints_percent(
     said = capsys.readouterr().out
     assert f"top-1     {100 * result['top1']:.2f} %" in said
     assert f"top-{CLASSES}     100.00 %" in said
+
+
+def test_several_k_stand_in_the_json_beside_the_first(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = evaluate(folder, "knn", str(folder / "run"), "--k", "5", "1", "60")
+    assert [each["k"] for each in result["by_k"]] == [5, 1, 60]
+    assert result["top1"] == result["by_k"][0]["top1"]
+    alone = evaluate(folder, "knn", str(folder / "run"), "--k", "1")
+    assert alone["by_k"] == result["by_k"][1:2]
+    assert "k 60 " in capsys.readouterr().out
+
+
+def test_every_json_states_its_protocol(folder: Path) -> None:
+    measured = evaluate(folder, "knn", str(folder / "run"), "--k", "5", "--which", "best")[
+        "measured"
+    ]
+    assert measured["checkpoint"] == "best"
+    assert measured["online"] is False
+    assert measured["views"] == "one centre crop of 32 pixels, shorter side 32"
+    assert (measured["k"], measured["temperature"]) == ([5], 0.07)
 
 
 def test_k_above_the_training_samples_is_clipped_and_said(
@@ -111,6 +101,54 @@ def test_linear_protocols_learn_the_classes(
     if protocol != "auto":
         assert result["settings"]["steps"] == 60
         assert result["settings"]["peak_lr"] == pytest.approx(0.3 * 20 / 256)
+
+
+def test_a_sweep_names_what_it_tried_and_chose(folder: Path) -> None:
+    words = ["--protocol", "sweep", "--epochs", "10", "--linear-batch", "20"]
+    words += ["--base-lr", "1e-6", "1", "--weight-decay", "0", "1e-4"]
+    result = evaluate(folder, "linear", str(folder / "run"), *words)
+    assert result["protocol"] == "sweep"
+    assert [trial["base_lr"] for trial in result["trials"]] == [1e-6, 1e-6, 1.0, 1.0]
+    assert result["settings"]["base_lr"] == 1.0
+    assert result["top1"] > 0.5
+
+
+def test_fine_tuning_lists_the_labels_it_used(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--labels", "0.2", "--epochs", "1", "--tuning-batch", "6"]
+    result = evaluate(folder, "finetune", str(folder / "run"), *words)
+    assert result["protocol"] == "finetune"
+    assert result["n_train"] == len(result["labelled_ids"]) == 4 * CLASSES
+    assert result["settings"]["steps"] == 2
+    assert "fine-tuned: SGD, 1 epochs, batch 6" in capsys.readouterr().out
+    listed = tmp_path / "ids.txt"
+    listed.write_text("".join(f"{sample}\n" for sample in result["labelled_ids"]))
+    words = ["--label-list", str(listed), "--epochs", "1", "--tuning-batch", "6"]
+    again = evaluate(folder, "finetune", str(folder / "run"), *words)
+    assert again["labelled_ids"] == result["labelled_ids"]
+    assert again["settings"]["final_loss"] == result["settings"]["final_loss"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--labels", "1.5"], "--labels 1.5"),
+        (["--label-list", "{folder}/none.txt"], "none.txt: no such file"),
+        (["--label-list", "{folder}/train.beton"], "not text"),
+        (["--head-layers", "9"], "head"),
+        (["--epochs", "0"], "epochs=0"),
+    ],
+    ids=lambda value: " ".join(value)[-40:] if isinstance(value, list) else "",
+)
+def test_fine_tuning_that_cannot_work_is_refused(
+    folder: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled = [word.format(folder=folder) for word in words]
+    assert main(command(folder, "finetune", str(folder / "run"), *filled)) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert len(errors) == 1
+    assert message in errors[0]
 
 
 @pytest.mark.parametrize("method", ["knn", "linear"])
@@ -166,6 +204,10 @@ def test_what_cannot_be_evaluated_gets_one_line_and_exit_code_2(
         (["--protocol", "cached", "--base-lr", "1e30"], "lower base LR"),
         (["--c", "-1"], "C=-1"),
         (["--epochs", "0"], "epochs=0"),
+        (["--protocol", "cached", "--base-lr", "1", "2"], "--base-lr: several values"),
+        (["--preset", "simclr-imagenet", "--epochs", "3"], "leave it out"),
+        (["--preset", "simclr-imagenet", "--protocol", "cached"], "leave out --protocol"),
+        (["--weight-decay", "-1"], "weight_decay=-1"),
     ],
     ids=lambda value: " ".join(value)[-40:] if isinstance(value, list) else "",
 )
@@ -176,31 +218,29 @@ def test_linear_settings_that_cannot_work_are_refused(
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("method", "words"),
-    [
-        ("knn", []),
-        ("linear", ["--protocol", "logistic", "--c", "1"]),
-        ("linear", ["--protocol", "canonical", "--epochs", "3", "--linear-batch", "20"]),
-    ],
-    ids=["knn", "logistic", "canonical"],
-)
-def test_two_processes_give_the_result_of_one(
-    folder: Path, tmp_path: Path, method: str, words: list[str]
-) -> None:
-    alone = evaluate(folder, method, str(folder / "run"), *words)
-    out = tmp_path / "two.json"
-    line = command(folder, method, str(folder / "run"), *words, "--json", str(out))
-    first, second = run_ranks(_main, 2, line, init_process_group=False, timeout=120)
-    assert "top-1" in first
-    assert second == ""  # rank 0 speaks for all
-    together = json.loads(out.read_text())
-    assert together["processes"] == 2
-    assert [together[key] for key in ("top1", "top5")] == [alone[key] for key in ("top1", "top5")]
+TOGETHER = {
+    "knn": [],
+    "linear --protocol logistic": ["--c", "1"],
+    "linear --protocol canonical": ["--epochs", "3", "--linear-batch", "20"],
+}
 
 
-def _main(rank: int, world_size: int, line: list[str]) -> str:
-    with contextlib.redirect_stdout(io.StringIO()) as said:
-        assert main(line) == 0
-    assert not torch.distributed.is_initialized()
-    return said.getvalue()
+def _on_a_rank(rank: int, world_size: int, lines: list[list[str]]) -> list[str]:
+    return [main_on_a_rank(rank, world_size, line) for line in lines]
+
+
+def test_two_processes_give_the_result_of_one(folder: Path, tmp_path: Path) -> None:
+    lines = []
+    for name, words in TOGETHER.items():
+        method, *protocol = name.split()
+        lines.append(command(folder, method, str(folder / "run"), *protocol, *words))
+    outs = [tmp_path / f"{number}.json" for number in range(len(lines))]
+    ending = [[*line, "--json", str(out)] for line, out in zip(lines, outs)]
+    first, second = run_ranks(_on_a_rank, 2, ending, init_process_group=False, timeout=240)
+    assert second == [""] * len(lines)  # rank 0 speaks for all
+    for line, out, said in zip(lines, outs, first):
+        assert "top-1" in said
+        alone, together = report(folder, line), json.loads(out.read_text())
+        assert together["processes"] == 2
+        for key in ("top1", "top5"):
+            assert together[key] == alone[key]

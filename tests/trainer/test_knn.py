@@ -6,8 +6,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from data_pipeline.errors import DataError
 from tests.dist import run_ranks
 from trainer.errors import ConfigError
-from trainer.evaluation import knn
-from trainer.evaluation.knn import knn_classify
+from trainer.evaluation import neighbours
+from trainer.evaluation.knn import knn_classify, knn_classify_each
 
 TEMPERATURE = 0.07
 
@@ -44,6 +44,13 @@ def test_accuracy_equals_scikit_learns_weighted_cosine_neighbours(k: int) -> Non
     assert 0.3 < result.top1 < 0.95  # neither chance nor trivial
 
 
+def test_several_k_in_one_pass_are_what_each_is_alone() -> None:
+    data, ks = clusters(), [20, 1, 200, 5, 1000]
+    together = knn_classify_each(*data, ks, block=(64, 100))
+    assert together == [knn_classify(*data, k=k) for k in ks]
+    assert len({result.top1 for result in together}) > 2
+
+
 @pytest.mark.parametrize("block", [(150, 1), (7, 13), (64, 599), (1000, 1000)])
 def test_the_result_does_not_depend_on_the_blocks(block: tuple[int, int]) -> None:
     data = clusters()
@@ -77,9 +84,9 @@ def test_negative_and_zero_similarities_keep_their_order() -> None:
 
 def test_keys_sort_as_similarities_and_ties_by_the_earlier_sample() -> None:
     similarity = torch.tensor([[0.5, -1.0, -0.0, 0.0, 1.0, -0.5, 0.0, -1e-30, 0.5]])
-    keys = knn._sortable(similarity, first=100)
+    keys = neighbours.sortable(similarity, first=100)
     ordered = similarity.sort(descending=True, stable=True)
-    values, indices = knn._read(keys.sort(descending=True).values)
+    values, indices = neighbours.read_keys(keys.sort(descending=True).values)
     assert torch.equal(values, ordered.values)
     assert torch.equal(indices, ordered.indices + 100)
 
@@ -134,6 +141,21 @@ def _on_a_rank(rank: int, world_size: int) -> list[list[float]]:
 
 def test_the_result_does_not_depend_on_the_number_of_processes() -> None:
     assert run_ranks(_on_a_rank, 3) == [_on_a_rank(0, 1)] * 3
+
+
+def _nearest_on_a_rank(rank: int, world_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    train, _, test, _ = clusters(n_test=300)  # three blocks
+    return neighbours.nearest_rows(train, test, 4, device="cpu", rank=rank, world_size=world_size)
+
+
+def test_nearest_rows_come_in_the_order_of_the_askers_on_any_number_of_processes() -> None:
+    train, _, test, _ = clusters(n_test=300)
+    similarity, index = _nearest_on_a_rank(0, 1)
+    whole = torch.nn.functional.cosine_similarity(test[:, None], train[None], dim=2)
+    torch.testing.assert_close(similarity, whole.topk(4).values)
+    torch.testing.assert_close(whole.gather(1, index), similarity)
+    for theirs in run_ranks(_nearest_on_a_rank, 2):
+        assert torch.equal(theirs[0], similarity) and torch.equal(theirs[1], index)
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -11,11 +12,17 @@ from data_pipeline.errors import DataError
 from data_pipeline.order import Position, global_batch_ids, rank_slice
 from tests.dist import run_ranks
 from trainer.errors import ConfigError
-from trainer.evaluation import logistic
+from trainer.evaluation import logistic, sweep
 from trainer.evaluation.features import Features
 from trainer.evaluation.labels import count_hits, few_per_class, hold_out
-from trainer.evaluation.linear import LinearConfig, linear_probe, linear_probe_on_crops
+from trainer.evaluation.linear import (
+    SIMCLR_IMAGENET,
+    LinearConfig,
+    linear_probe,
+    linear_probe_on_crops,
+)
 from trainer.evaluation.logistic import LogisticConfig, logistic_regression
+from trainer.evaluation.sweep import sweep_probe
 
 
 def mixture(n: int, seed: int, classes: int = 4, width: int = 12) -> Features:
@@ -229,3 +236,54 @@ def test_equal_scores_go_to_the_lower_class() -> None:
     scores = torch.zeros(2, 8)
     assert count_hits(scores, torch.tensor([0, 4])).tolist() == [1, 2]
     assert count_hits(scores, torch.tensor([1, 5])).tolist() == [0, 1]
+
+
+# --- many probes at once ---
+
+
+def test_each_of_many_probes_learns_what_it_learns_alone() -> None:
+    train = unscaled(TRAIN)
+    shared = LinearConfig(batch_size=128, epochs=4, seed=4)
+    configs = [
+        dataclasses.replace(shared, base_lr=lr, weight_decay=decay)
+        for lr in (0.01, 0.3)
+        for decay in (0.0, 1e-2)
+    ]
+    heads = sweep.train_heads(train, 4, configs)
+    for number, config in enumerate(configs):
+        alone = linear_probe(train, unscaled(TEST), config).classifier
+        close = {"atol": 1e-5, "rtol": 1e-4}
+        torch.testing.assert_close(heads.weight_HCF[number], alone.weight.detach(), **close)
+        torch.testing.assert_close(heads.bias_HC[number], alone.bias.detach(), **close)
+
+
+def test_a_sweep_takes_the_best_on_held_out_samples_and_never_sees_the_test_set() -> None:
+    train, test = unscaled(TRAIN), unscaled(TEST)
+    config = LinearConfig(batch_size=128, epochs=4)
+    found = sweep_probe(train, test, config, (1e-5, 0.1, 1e30), (1e-6, 1e-3))
+    best = max(trial.top1 for trial in found.trials)
+    chosen = next(
+        t
+        for t in found.trials
+        if (t.base_lr, t.weight_decay) == (found.config.base_lr, found.config.weight_decay)
+    )
+    assert chosen.top1 == best > 0.6
+    assert [trial.loss is None for trial in found.trials] == [False] * 4 + [True] * 2
+    assert found.chosen_on == 50
+    wrong = test._replace(labels_N=test.labels_N.flip(0))
+    assert sweep_probe(train, wrong, config, (1e-5, 0.1), (1e-6, 1e-3)).config == found.config
+    assert found.probe.top1 == linear_probe(train, test, found.config).top1
+
+
+def test_a_sweep_of_which_nothing_is_left_is_refused_with_a_remedy() -> None:
+    one = TRAIN.take(few_per_class(TRAIN.labels_N, 1, seed=0))
+    with pytest.raises(ConfigError, match="--protocol cached"):
+        sweep_probe(one, TEST, LinearConfig(epochs=2))
+    with pytest.raises(ConfigError, match="lower --base-lr"):
+        sweep_probe(TRAIN, TEST, LinearConfig(epochs=2), (1e30,), (1.0,))
+
+
+def test_the_preset_of_imagenet_has_the_published_values() -> None:
+    preset = SIMCLR_IMAGENET
+    assert (preset.epochs, preset.batch_size, preset.weight_decay) == (90, 4096, 1e-6)
+    assert preset.peak_lr(preset.batch_size) == pytest.approx(1.6)

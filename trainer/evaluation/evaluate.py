@@ -5,36 +5,32 @@ Nearest neighbours and the canonical linear probe go on together, the other prob
 """
 
 import dataclasses
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
-from data_pipeline.beton import BetonInfo, check_beton, read_sample_table
-from data_pipeline.errors import DataError
-from data_pipeline.loader import LoaderConfig
+from data_pipeline.beton import BetonInfo, check_beton
 from data_pipeline.order import Position
 from data_pipeline.views import CropConfig
 from trainer.errors import ConfigError
 from trainer.evaluation.features import Features
-from trainer.evaluation.knn import knn_classify
+from trainer.evaluation.job import Job, JobConfig
+from trainer.evaluation.knn import knn_classify_each
+from trainer.evaluation.labelled_files import read_labels, remarks
 from trainer.evaluation.labels import class_count, few_per_class
 from trainer.evaluation.linear import (
+    SIMCLR_IMAGENET,
+    SIMCLR_IMAGENET_CROP,
     LinearConfig,
     LinearResult,
     linear_probe,
     linear_probe_on_crops,
 )
 from trainer.evaluation.logistic import LogisticConfig, logistic_regression
-from trainer.evaluation.session import Session
-from trainer.provenance import versions
-from trainer.weights import Which, load_encoder
+from trainer.evaluation.sweep import LEARNING_RATES, WEIGHT_DECAYS, sweep_probe
 
-Protocol = Literal["auto", "logistic", "cached", "canonical"]
-Precision = Literal["fp32", "bf16", "fp64"]
+Protocol = Literal["auto", "logistic", "cached", "sweep", "canonical"]
+Preset = Literal["simclr-imagenet"]
 
 # Multiplications of one full-batch pass up to which logistic regression takes minutes on two cores.
 _LOGISTIC_WORK = 5e8
@@ -44,46 +40,37 @@ _LOGISTIC_WORK = 5e8
 class KnnConfig:
     """Weighted nearest neighbours."""
 
-    k: int = 200  # neighbours that vote; at most the training samples
+    k: tuple[int, ...] = (200,)
+    """Neighbours that vote; at most the training samples. The first one's result is the result."""
     temperature: float = 0.07
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """One evaluation."""
+class EvaluateConfig(JobConfig):
+    """One evaluation by labels."""
 
-    source: str
-    """What :func:`trainer.weights.load_encoder` takes."""
     method: Literal["knn", "linear"]
     train: Path
     """.beton file whose labels are learnt from."""
     test: Path
     """.beton file that accuracy is measured on."""
-    which: Which = "last"
-    size: int | None = None
-    """Side of the centre crop, pixels; None: the encoder's."""
-    resize: int | None = None
-    """Shorter side before the crop, pixels; None: the encoder's."""
-    batch: int = 256
-    """Images per process and forward pass."""
-    loader: LoaderConfig = field(default_factory=LoaderConfig)
-    device: str = "auto"
-    precision: Precision = "fp32"
-    """Arithmetic of the encoder; features are compared and probed in float32 or better."""
     labels_per_class: int | None = None
     """Labelled training samples per class; None: all."""
-    seed: int = 0
-    """Of the choice of labelled samples, of splits and of orders."""
     knn: KnnConfig = field(default_factory=KnnConfig)
     protocol: Protocol = "auto"
     """Of the linear method."""
     linear: LinearConfig = field(default_factory=LinearConfig)
+    base_lrs: tuple[float, ...] = LEARNING_RATES
+    """Of a sweep, per 256 samples of a step."""
+    weight_decays: tuple[float, ...] = WEIGHT_DECAYS
+    """Of a sweep."""
+    preset: Preset | None = None
+    """A published protocol; see :func:`preset_config`."""
     logistic: LogisticConfig = field(default_factory=LogisticConfig)
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself."""
-        if self.batch < 1:
-            raise ConfigError(f"--batch {self.batch}: take at least 1 image")
+        super().__post_init__()
         if self.labels_per_class is None:
             return
         if self.labels_per_class < 1:
@@ -92,6 +79,20 @@ class EvaluateConfig:
             raise ConfigError(
                 "--labels-per-class goes with cached features: use --protocol cached or logistic"
             )
+
+
+def preset_config(config: EvaluateConfig) -> EvaluateConfig:
+    """``config`` with everything that its preset says.
+
+    ``simclr-imagenet`` is SimCLR's linear evaluation of ImageNet: see
+    :data:`trainer.evaluation.linear.SIMCLR_IMAGENET`.
+    """
+    if config.preset is None:
+        return config
+    size, resize = SIMCLR_IMAGENET_CROP
+    return dataclasses.replace(
+        config, protocol="canonical", linear=SIMCLR_IMAGENET, size=size, resize=resize
+    )
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,9 @@ class _Outcome:
     top5: float
     n_train: int
     settings: dict[str, Any]
+    measured: dict[str, Any]
     notes: list[str] = field(default_factory=list)
+    more: dict[str, Any] = field(default_factory=dict)
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any] | None:
@@ -112,75 +115,65 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | None:
     Returns:
         JSON values on rank 0, ``None`` on the others. Always there: ``method``, ``protocol``,
         ``top1``, ``top5`` (fractions in [0, 1]; top-5 is within the best ``min(5, num_classes)``),
-        ``n_train`` (labelled samples used), ``n_test``, ``num_classes``, ``settings``, ``notes``.
+        ``n_train`` (labelled samples used), ``n_test``, ``num_classes``, ``settings``,
+        ``measured`` (checkpoint, online or not, views and what else decides the result),
+        ``notes``. With nearest neighbours also ``by_k``, with a sweep ``trials``.
 
     Raises:
         ConfigError: settings contradict each other or the data.
         DataError, CheckpointError: a file is missing, damaged or not labelled.
         NumericalError: the encoder's features are not finite.
     """
-    started = time.monotonic()
-    loaded = load_encoder(config.source, config.which)
+    config = preset_config(config)
+    job = Job(config)
     infos = check_beton(config.train), check_beton(config.test)
-    labels = _check_labels(config, *infos)
-    preprocessing = loaded.preprocessing.resized(config.size, config.resize)
-    session = Session(
-        loaded,
-        preprocessing,
-        config.loader,
-        batch=config.batch,
-        device=config.device,
-        precision=config.precision,
-        seed=config.seed,
-    )
-    with session:
-        outcome = _run(config, session, labels)
-    if session.rank or outcome is None:
+    labels = read_labels(*infos)
+    if config.labels_per_class is not None:
+        few_per_class(labels[0], config.labels_per_class, config.seed)  # is it possible?
+    with job.session:
+        outcome = _run(config, job, infos, class_count(*labels))
+    if job.session.rank or outcome is None:
         return None
+    values = dataclasses.asdict(outcome)
+    more = values.pop("more")
     return {
         "method": config.method,
-        **dataclasses.asdict(outcome),
+        **values,
+        **more,
         "n_test": infos[1].num_samples,
         "num_classes": class_count(*labels),
-        "notes": [*_notes(*infos), *outcome.notes],
-        "encoder": loaded.description,
-        "preprocessing": dataclasses.asdict(preprocessing),
-        "data": {name: _data_facts(info) for name, info in zip(("train", "test"), infos)},
-        "precision": config.precision,
-        "device": str(session.device),
-        "processes": session.world_size,
-        "seconds": round(time.monotonic() - started, 2),
-        "versions": versions(),
+        "notes": [*remarks(*infos), *outcome.notes],
+        **job.facts(list(zip(("train", "test"), infos))),
     }
 
 
 def _run(
-    config: EvaluateConfig, session: Session, labels: tuple[torch.Tensor, torch.Tensor]
+    config: EvaluateConfig, job: Job, infos: tuple[BetonInfo, BetonInfo], num_classes: int
 ) -> _Outcome | None:
     """The protocol's outcome on rank 0; on other ranks an equal one or ``None``."""
-    num_classes = class_count(*labels)
+    session = job.session
     test = session.features(config.test)
     if config.method == "linear" and config.protocol == "canonical":
-        return _canonical(config, session, len(labels[0]), test, num_classes)
+        return _canonical(config, job, infos[0].num_samples, test, num_classes)
     train = session.features(config.train)
     if config.labels_per_class is not None:
         train = train.take(few_per_class(train.labels_N, config.labels_per_class, config.seed))
     if config.method == "knn":
-        return _knn(config, session, train, test, num_classes)
+        return _knn(config, job, train, test, num_classes)
     session.leave()  # other ranks need not wait for what rank 0 does alone
     if session.rank:
         return None
     protocol, reason = _choose_protocol(config, train, num_classes)
-    probe = _logistic if protocol == "logistic" else _cached
-    outcome = probe(config, session.device, train, test)
+    probe = {"logistic": _logistic, "cached": _cached, "sweep": _sweep}[protocol]
+    outcome = probe(config, job, train, test)
     return dataclasses.replace(outcome, notes=[*reason, *outcome.notes])
 
 
 def _knn(
-    config: EvaluateConfig, session: Session, train: Features, test: Features, num_classes: int
+    config: EvaluateConfig, job: Job, train: Features, test: Features, num_classes: int
 ) -> _Outcome:
     chosen = config.knn
-    result = knn_classify(
+    results = knn_classify_each(
         train.features_NF,
         train.labels_N,
         test.features_NF,
@@ -188,32 +181,35 @@ def _knn(
         chosen.k,
         chosen.temperature,
         num_classes,
-        device=session.device,
-        rank=session.rank,
-        world_size=session.world_size,
+        device=job.session.device,
+        rank=job.session.rank,
+        world_size=job.session.world_size,
     )
-    clipped = f"k {chosen.k} is more than the {result.k} training samples: all of them vote"
-    return _Outcome(
-        "weighted-knn",
-        result.top1,
-        result.top5,
-        len(train.labels_N),
-        {
-            "k": result.k,
-            "requested_k": chosen.k,
-            "temperature": chosen.temperature,
-            "similarity": "cosine",
-            **_label_budget(config),
-        },
-        [clipped] if result.k < chosen.k else [],
-    )
+    first = results[0]
+    settings = {
+        "k": first.k,
+        "requested_k": first.requested_k,
+        "temperature": chosen.temperature,
+        "similarity": "cosine",
+        **_label_budget(config),
+    }
+    by_k = [
+        {"k": r.k, "requested_k": r.requested_k, "top1": r.top1, "top5": r.top5} for r in results
+    ]
+    notes = [
+        f"k {r.requested_k} is more than the {r.k} training samples: all of them vote"
+        for r in results
+        if r.k < r.requested_k
+    ]
+    measured = job.measured(k=[r.k for r in results], temperature=chosen.temperature)
+    count = len(train.labels_N)
+    more = {"by_k": by_k}
+    return _Outcome("weighted-knn", first.top1, first.top5, count, settings, measured, notes, more)
 
 
-def _logistic(
-    config: EvaluateConfig, device: torch.device, train: Features, test: Features
-) -> _Outcome:
+def _logistic(config: EvaluateConfig, job: Job, train: Features, test: Features) -> _Outcome:
     chosen = dataclasses.replace(config.logistic, seed=config.seed)
-    result = logistic_regression(train, test, chosen, device=device)
+    result = logistic_regression(train, test, chosen, device=job.session.device)
     notes = []
     if not result.converged:
         notes.append(
@@ -230,21 +226,67 @@ def _logistic(
         "features": "centre crop, standardised by the training samples",
         **_label_budget(config),
     }
-    return _Outcome("logistic", result.top1, result.top5, len(train.labels_N), settings, notes)
+    return _Outcome(
+        "logistic",
+        result.top1,
+        result.top5,
+        len(train.labels_N),
+        settings,
+        job.measured(classifier="logistic regression"),
+        notes,
+    )
 
 
-def _cached(
-    config: EvaluateConfig, device: torch.device, train: Features, test: Features
-) -> _Outcome:
+def _cached(config: EvaluateConfig, job: Job, train: Features, test: Features) -> _Outcome:
     chosen = dataclasses.replace(config.linear, seed=config.seed)
+    device = job.session.device
     result = linear_probe(train, test, chosen, device=device, progress=True)
     settings = _linear_settings(config, chosen, result, "centre crop, not scaled")
-    return _Outcome("cached", result.top1, result.top5, len(train.labels_N), settings)
+    measured = job.measured(classifier="linear, SGD")
+    return _Outcome("cached", result.top1, result.top5, len(train.labels_N), settings, measured)
+
+
+def _sweep(config: EvaluateConfig, job: Job, train: Features, test: Features) -> _Outcome:
+    shared = dataclasses.replace(config.linear, seed=config.seed)
+    found = sweep_probe(
+        train,
+        test,
+        shared,
+        config.base_lrs,
+        config.weight_decays,
+        device=job.session.device,
+        progress=True,
+    )
+    result = found.probe
+    settings = {
+        **_linear_settings(config, found.config, result, "centre crop, not scaled"),
+        "chosen_on_samples": found.chosen_on,
+    }
+    measured = job.measured(
+        classifier="linear, SGD; rate and decay chosen on held-out training samples"
+    )
+    ends = {min(config.base_lrs), max(config.base_lrs)}
+    edge = (
+        f"the best learning rate, {found.config.base_lr:g}, is at the end of those tried: try "
+        "beyond it with --base-lr"
+    )
+    at_an_end = len(ends) > 1 and found.config.base_lr in ends
+    return _Outcome(
+        "sweep",
+        result.top1,
+        result.top5,
+        len(train.labels_N),
+        settings,
+        measured,
+        [edge] if at_an_end else [],
+        {"trials": [dataclasses.asdict(trial) for trial in found.trials]},
+    )
 
 
 def _canonical(
-    config: EvaluateConfig, session: Session, num_train: int, test: Features, num_classes: int
+    config: EvaluateConfig, job: Job, num_train: int, test: Features, num_classes: int
 ) -> _Outcome:
+    session = job.session
     chosen = dataclasses.replace(config.linear, seed=config.seed)
     crop = CropConfig(size=session.preprocessing.size)
     batch_size = min(chosen.batch_size, num_train)
@@ -263,7 +305,17 @@ def _canonical(
         )
     features = f"crops of {crop.scale[0]:g} to {crop.scale[1]:g} of the area, flips; new each epoch"
     settings = _linear_settings(config, chosen, result, features)
-    return _Outcome("canonical", result.top1, result.top5, num_train, settings)
+    views = f"training: {features}; test: {job.measured()['views']}"
+    measured = job.measured(views, classifier="linear, SGD")
+    notes = []
+    if config.preset is not None:
+        settings["preset"] = measured["preset"] = config.preset
+        if result.batch_size < chosen.batch_size:
+            notes.append(
+                f"preset {config.preset} has steps of {chosen.batch_size} images: the "
+                f"{num_train} training samples are fewer"
+            )
+    return _Outcome("canonical", result.top1, result.top5, num_train, settings, measured, notes)
 
 
 def _linear_settings(
@@ -297,56 +349,3 @@ def _choose_protocol(
     chosen: Protocol = "logistic" if small else "cached"
     size = f"{samples} samples x {width} features x {num_classes} classes"
     return chosen, [f"protocol {chosen} was chosen for {size}"]
-
-
-def _check_labels(
-    config: EvaluateConfig, train: BetonInfo, test: BetonInfo
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Labels of both files; refuses, before anything slow happens, what they cannot support."""
-    for info in (train, test):
-        if not info.has_label:
-            raise DataError(
-                f"{info.path}: {info.num_samples - info.num_labelled} of {info.num_samples} "
-                "samples have no label; pack a folder with one sub-folder per class, or a "
-                "labelled data set"
-            )
-    if train.class_names and test.class_names and train.class_names != test.class_names:
-        raise DataError(_first_difference(train, test))
-    labels_N, labels_M = (torch.from_numpy(read_sample_table(i.path).labels) for i in (train, test))
-    if config.labels_per_class is not None:
-        few_per_class(labels_N, config.labels_per_class, config.seed)
-    return labels_N, labels_M
-
-
-def _first_difference(train: BetonInfo, test: BetonInfo) -> str:
-    number = next(
-        (n for n, (a, b) in enumerate(zip(train.class_names, test.class_names)) if a != b),
-        min(len(train.class_names), len(test.class_names)),
-    )
-    names = [
-        repr(info.class_names[number]) if number < len(info.class_names) else "missing"
-        for info in (train, test)
-    ]
-    return (
-        f"class {number} is {names[0]} in {train.path} and {names[1]} in {test.path}: "
-        "pack both from folders with the same class names"
-    )
-
-
-def _data_facts(info: BetonInfo) -> dict[str, Any]:
-    return {
-        "path": str(info.path),
-        "fingerprint": info.fingerprint,
-        "num_samples": info.num_samples,
-        "class_names": list(info.class_names),
-    }
-
-
-def _notes(train: BetonInfo, test: BetonInfo) -> Iterator[str]:
-    if train.fingerprint == test.fingerprint:
-        yield (
-            f"warning: {train.path} and {test.path} have the same content: this is the accuracy "
-            "on what was learnt from"
-        )
-    if bool(train.class_names) != bool(test.class_names):
-        yield "only one of the two files names its classes: they are matched by number"

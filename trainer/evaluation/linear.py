@@ -48,10 +48,18 @@ class LinearConfig:
         for name in ("base_lr", "batch_size", "epochs"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"linear probe: {name}={getattr(self, name)} must be above 0")
+        if not self.weight_decay >= 0:
+            raise ConfigError(f"linear probe: weight_decay={self.weight_decay} must be 0 or more")
 
     def peak_lr(self, batch_size: int) -> float:
         """Learning rate of the first step with ``batch_size`` samples in a step."""
         return self.base_lr * batch_size / 256
+
+
+SIMCLR_IMAGENET = LinearConfig()
+"""google-research/simclr's command for the linear evaluation on ImageNet, value by value: rate 0.1
+per 256, batch 4096, 90 epochs, weight decay 1e-6, no warm-up. It is for crops of 224 pixels."""
+SIMCLR_IMAGENET_CROP = (224, 256)  # side and shorter side before it at the test, pixels
 
 
 @dataclass(frozen=True)
@@ -88,20 +96,24 @@ def linear_probe(
     num_classes = class_count(train.labels_N, test.labels_N)
     num_train = len(train.labels_N)
     batch_size = min(config.batch_size, num_train)
-    features_NF, labels_N = _near(train.features_NF, device), train.labels_N
-
-    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for epoch in range(config.epochs):
-            for step in range(num_train // batch_size):
-                position = Position(epoch, step)
-                ids = global_batch_ids(config.seed, position, batch_size, num_train)
-                ids_B = torch.from_numpy(ids.astype(np.int64))
-                features_BF = features_NF[ids_B.to(features_NF.device)]
-                yield features_BF.to(device), labels_N[ids_B].to(device)
-
+    batches = cached_batches(train, config, batch_size, device)
     probe = _Probe(config, train.features_NF.shape[1], num_classes, batch_size, device)
-    probe.fit(batches(), num_train // batch_size, progress)
+    probe.fit(batches, num_train // batch_size, progress)
     return probe.result(test)
+
+
+def cached_batches(
+    train: Features, config: LinearConfig, batch_size: int, device: torch.device
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """All batches of a training on cached features, in the order of :mod:`data_pipeline.order`."""
+    features_NF, labels_N = _near(train.features_NF, device), train.labels_N
+    num_train = len(labels_N)
+    for epoch in range(config.epochs):
+        for step in range(num_train // batch_size):
+            ids = global_batch_ids(config.seed, Position(epoch, step), batch_size, num_train)
+            ids_B = torch.from_numpy(ids.astype(np.int64))
+            features_BF = features_NF[ids_B.to(features_NF.device)]
+            yield features_BF.to(device), labels_N[ids_B].to(device)
 
 
 def linear_probe_on_crops(

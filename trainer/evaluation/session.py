@@ -5,6 +5,8 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -18,7 +20,7 @@ from trainer.evaluation.features import Features, extract_features, reduced_prec
 from trainer.weights import LoadedEncoder, Preprocessing
 
 # Random crops and flips, nothing else: what a linear classifier is trained with.
-_FLIP = ViewConfig(jitter=0.0, grayscale=0.0, blur=0.0)
+FLIP = ViewConfig(jitter=0.0, grayscale=0.0, blur=0.0)
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp64": None}
 
 
@@ -72,8 +74,13 @@ class Session:
             self._joined = False
             shutdown()
 
-    def features(self, path: Path) -> Features:
-        """Features of the centre crops of all samples of a file, on every rank. A collective."""
+    def features(self, path: Path, model: nn.Module | None = None) -> Features:
+        """Features of the centre crops of all samples of a file, on every rank. A collective.
+
+        Args:
+            path: the file.
+            model: on the session's device, in the encoder's place.
+        """
         chosen = self.preprocessing
         loader = eval_loader(
             path,
@@ -86,7 +93,7 @@ class Session:
         )
         with contextlib.closing(loader):
             return extract_features(
-                self.encoder,
+                self.encoder if model is None else model,
                 loader,
                 self._augment(),
                 self.device,
@@ -96,42 +103,74 @@ class Session:
 
     @contextlib.contextmanager
     def random_crops(
-        self, path: Path, crop: CropConfig, batch_size: int
+        self,
+        path: Path,
+        crop: CropConfig,
+        batch_size: int,
+        views: tuple[ViewConfig, ...] = (FLIP,),
+        alone: bool = False,
     ) -> Iterator[tuple[TrainLoader, Callable[..., torch.Tensor]]]:
         """A loader of this rank's share of global batches, and the encoder for its batches.
 
-        The encoder takes (crops (B, 1, H, W, 3), ids (B,), epoch), flips at random, and returns
-        features (B, F) in float32, without gradient.
+        The encoder takes (crops (B, V, H, W, 3), ids (B,), epoch), augments them, and returns
+        features (V * B, F) in float32, view after view, without gradient. For the arguments see
+        :meth:`augmented_crops`.
+        """
+        crops = self.augmented_crops(path, crop, batch_size, views, alone=alone)
+        with crops as (loader, augment):
+
+            @torch.no_grad()
+            def encode(crops: torch.Tensor, ids_B: torch.Tensor, epoch: int) -> torch.Tensor:
+                images = augment(crops, ids_B, epoch)
+                with reduced_precision(self.device, self.autocast):
+                    features: torch.Tensor = self.encoder(images)
+                return features.float()
+
+            yield loader, encode
+
+    @contextlib.contextmanager
+    def augmented_crops(
+        self,
+        path: Path,
+        crop: CropConfig,
+        batch_size: int,
+        views: tuple[ViewConfig, ...] = (FLIP,),
+        *,
+        alone: bool = False,
+        only: npt.NDArray[np.int64] | None = None,
+    ) -> Iterator[tuple[TrainLoader, Augment]]:
+        """A loader of this rank's share of global batches, and what makes images of its crops.
+
+        Args:
+            path: the file.
+            crop: of each view.
+            batch_size: samples of the global batch.
+            views: how each of one or two views is augmented; flips alone by default.
+            alone: give this process the whole batch.
+            only: samples to read; None: all.
 
         Raises:
             ConfigError: the batch does not divide by the processes.
         """
-        if batch_size % self.world_size:
+        rank, world_size = (0, 1) if alone else (self.rank, self.world_size)
+        if batch_size % world_size:
             raise ConfigError(
-                f"a batch of {batch_size} does not divide by {self.world_size} processes; "
-                f"take {batch_size - batch_size % self.world_size}"
+                f"a batch of {batch_size} does not divide by {world_size} processes; "
+                f"take {batch_size - batch_size % world_size}"
             )
-        augment = self._augment(view1=_FLIP, view2=_FLIP)
-
-        @torch.no_grad()
-        def encode(crops: torch.Tensor, ids_B: torch.Tensor, epoch: int) -> torch.Tensor:
-            images = augment(crops, ids_B, epoch)
-            with reduced_precision(self.device, self.autocast):
-                features: torch.Tensor = self.encoder(images)
-            return features.float()
-
         loader = train_loader(
             path,
             crop,
             self.loader,
-            views=1,
+            views=len(views),
             seed=self.seed,
             batch_size=batch_size,
-            rank=self.rank,
-            world_size=self.world_size,
+            rank=rank,
+            world_size=world_size,
+            only=only,
         )
         with contextlib.closing(loader):
-            yield loader, encode
+            yield loader, self._augment(view1=views[0], view2=views[-1])
 
     def _augment(self, **views: ViewConfig) -> Augment:
         chosen = self.preprocessing

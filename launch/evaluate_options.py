@@ -1,0 +1,125 @@
+"""What all methods of ``widebatch evaluate`` ask for: the encoder, its images, where to compute."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+SOURCES = """\
+RUN_OR_WEIGHTS is one of
+  RUN                folder of a pretraining run: its newest checkpoint (--which best: the one with
+                     the best online kNN)
+  FILE.safetensors   what `widebatch export` wrote, with its JSON beside it
+  untrained:RUN      the same architecture with the random weights that the run started from
+                     (untrained:FILE.safetensors too): what training is to be compared with
+  pixels:SIZE        no encoder: the image itself at SIZE x SIZE pixels, normalised as ImageNet's
+
+Under torchrun or srun the processes share the work; the result is the same on any number.
+"""
+
+
+def add_method(methods: Any, name: str, summary: str, text: str) -> argparse.ArgumentParser:
+    """A method's parser with the options that all have."""
+    parser: argparse.ArgumentParser = methods.add_parser(
+        name,
+        help=summary,
+        description=text,
+        epilog=SOURCES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("source", metavar="RUN_OR_WEIGHTS", help="what to evaluate: see below")
+    add("--json", type=Path, metavar="OUT.json", help="write the result here, with its protocol")
+    add(
+        "--which",
+        choices=("last", "best"),
+        default="last",
+        help="checkpoint of a run (default last)",
+    )
+    add("--seed", type=int, default=0, help="of all that is chosen or drawn (default 0)")
+    add(
+        "--size", type=int, metavar="PIXELS", help="side of the centre crop (default the encoder's)"
+    )
+    add(
+        "--resize",
+        type=int,
+        metavar="PIXELS",
+        help="shorter side before the crop (default the encoder's; 8/7 of a new --size above 64)",
+    )
+    add(
+        "--batch",
+        type=int,
+        default=256,
+        metavar="N",
+        help="images per process and forward pass (default 256)",
+    )
+    add(
+        "--workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="loader threads per process (default 0: its share of the cores)",
+    )
+    add(
+        "--backend",
+        choices=("auto", "ffcv", "torchvision"),
+        default="auto",
+        help="loader (default auto)",
+    )
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
+    add(
+        "--precision",
+        choices=("fp32", "bf16", "fp64"),
+        default="fp32",
+        help="arithmetic of the encoder (default fp32)",
+    )
+    return parser
+
+
+def add_train(parser: argparse.ArgumentParser, text: str) -> None:
+    """The file that is learnt from or looked through."""
+    add_file(parser, "train", text)
+
+
+def add_file(parser: argparse.ArgumentParser, name: str, text: str, required: bool = True) -> None:
+    """A data file, as ``--data.NAME``."""
+    parser.add_argument(
+        f"--data.{name}",
+        dest=name,
+        type=Path,
+        required=required,
+        metavar="FILE.beton",
+        help=text,
+    )
+
+
+def add_picture(parser: argparse.ArgumentParser, what: str) -> None:
+    """Where a method draws, and how much."""
+    parser.add_argument("--picture", type=Path, metavar="OUT.png", help=f"draw {what} here")
+    parser.add_argument(
+        "--pictured", type=int, default=10, metavar="N", help="rows of the picture (default 10)"
+    )
+
+
+def common(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings of ``trainer.evaluation.job.JobConfig``."""
+    from data_pipeline.loader import LoaderConfig
+
+    same = ("source", "which", "size", "resize", "batch", "device", "precision", "seed")
+    return {
+        **{name: getattr(args, name) for name in same},
+        "loader": LoaderConfig(backend=args.backend, workers=args.workers),
+    }
+
+
+def head_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """The first lines of every table: which encoder."""
+    encoder = report["encoder"]
+    stem = f" ({encoder['stem']} stem)" if "stem" in encoder else ""
+    where = ", ".join(
+        f"{name} {encoder[name]:g}" for name in ("step", "epoch") if encoder.get(name) is not None
+    )
+    crop = f"{report['preprocessing']['size']}-pixel crops"
+    return [
+        ("encoder", f"{encoder['source']}{f', {where}' if where else ''}"),
+        ("", f"{encoder['architecture']}{stem}, {encoder['feature_dim']} features, {crop}"),
+    ]

@@ -1,0 +1,171 @@
+"""``widebatch evaluate retrieve|cluster|diagnose|duplicates``, as a user types them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipeline.pack import PackConfig, pack
+from launch.__main__ import main
+from tests.dist import run_ranks
+from tests.launch.evaluated import look, main_on_a_rank, make_folder, report
+
+METHODS = ("retrieve", "cluster", "diagnose", "duplicates")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("looks"))
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        assert np.asarray(image).std() > 10  # it shows something
+        return image.size
+
+
+def test_samples_of_the_searched_file_find_others_of_their_kind(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = folder / "new" / "found.png"
+    words = ["--indices", "4", "17", "--k", "6", "--picture", str(picture)]
+    result = report(folder, look(folder, "retrieve", str(folder / "run"), *words))
+    assert [query["sample"] for query in result["queries"]] == [4, 17]
+    for query in result["queries"]:
+        near = query["neighbours"]
+        assert len(near) == 6
+        assert query["sample"] not in {each["sample"] for each in near}
+        similarities = [each["similarity"] for each in near]
+        assert similarities == sorted(similarities, reverse=True)
+    assert 0.34 < result["mean_average_precision"] <= 1
+    assert result["recall_at"].keys() == {"1", "5", "10"}
+    width, height = picture_size(picture)
+    assert width > 7 * 96 and 2 * 96 < height < 3 * 96 + 60
+    said = capsys.readouterr().out
+    assert "mAP" in said and f"written to {picture}" in said
+
+
+def test_an_image_file_finds_itself_in_the_packed_folder(folder: Path) -> None:
+    images = folder / "train" / "images"
+    queries = [images / "class2" / "0002.png", images / "class0" / "0000.png"]
+    words = ["--query", *map(str, queries), "--k", "3"]
+    result = report(folder, look(folder, "retrieve", "pixels:16", *words))
+    nearest = [query["neighbours"][0] for query in result["queries"]]
+    assert [each["label"] for each in nearest] == [2, 0]  # in the order they were given
+    assert all(each["similarity"] > 0.99 for each in nearest)
+    assert [query["label"] for query in result["queries"]] == [-1, -1]
+    assert result["mean_average_precision"] is None
+    assert "not judged" in result["notes"][0]
+
+
+def test_a_folder_with_classes_is_judged_by_their_names(folder: Path, tmp_path: Path) -> None:
+    images = folder / "train" / "images"
+    for name in ("class1", "class2"):  # numbered 0 and 1 there, 1 and 2 in the searched file
+        shutil.copytree(images / name, tmp_path / "queries" / name)
+    words = ["--query", str(tmp_path / "queries"), "--recall-at", "1"]
+    result = report(folder, look(folder, "retrieve", "pixels:16", *words))
+    assert {query["label"] for query in result["queries"]} == {1, 2}
+    assert result["recall_at"]["1"] == 1.0  # each finds its own copy
+    assert result["n_judged"] == 40
+
+
+def test_clusters_are_compared_with_the_classes(folder: Path) -> None:
+    picture = folder / "clusters.png"
+    line = look(folder, "cluster", str(folder / "run"), "--picture", str(picture))
+    result = report(folder, line)
+    assert len(result["sizes"]) == 3 and sum(result["sizes"]) == 60
+    assert len(result["assignments"]) == 60
+    for name in ("nmi", "ari", "purity"):
+        assert -0.5 <= result[name] <= 1
+    picture_size(picture)
+    assert report(folder, line)["assignments"] == result["assignments"]
+
+
+def test_files_without_labels_are_clustered_and_diagnosed_too(folder: Path) -> None:
+    flat = ["--data.train", str(folder / "flat.beton")]
+    result = report(folder, look(folder, "cluster", "pixels:8", *flat, "--k", "2"))
+    assert result["nmi"] is None and len(result["sizes"]) == 2
+    assert report(folder, look(folder, "diagnose", "pixels:8", *flat))["effective_rank"] > 1
+    assert report(folder, look(folder, "duplicates", "pixels:8", *flat))["n_train"] == 30
+
+
+def test_a_diagnosis_tells_views_of_an_image_from_two_images(folder: Path) -> None:
+    result = report(folder, look(folder, "diagnose", str(folder / "run"), "--views-of", "40"))
+    assert result["positive_similarity"] > result["negative_similarity"]
+    assert result["alignment"] == pytest.approx(2 - 2 * result["positive_similarity"])
+    assert result["uniformity"] < 0 < result["feature_std"] < 1
+    assert 1 < result["effective_rank"] < 60
+    assert result["settings"]["views_of"] == 40
+    assert "the run's settings" in result["measured"]["alignment"]
+
+
+def test_a_planted_duplicate_is_found_and_shown(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "train" / "images", tmp_path / "images")
+    copy = tmp_path / "images" / "class1" / "zzz.png"
+    shutil.copyfile(tmp_path / "images" / "class0" / "0000.png", copy)
+    packed, picture = tmp_path / "twice.beton", tmp_path / "twice.png"
+    pack(str(tmp_path / "images"), packed, PackConfig(workers=1), progress=False)
+    words = ["--data.train", str(packed), "--threshold", "0.99999", "--picture", str(picture)]
+    result = report(folder, look(folder, "duplicates", str(folder / "run"), *words))
+    first = result["duplicates"][0]
+    assert first["pixel_difference"] == 0.0
+    assert sorted(first["labels"]) == [0, 1]  # a wrong label, found by the way
+    assert first["samples"] in result["groups"]
+    assert result["n_same_pixels"] == 1
+    picture_size(picture)
+
+
+@pytest.mark.parametrize(
+    ("method", "words", "message"),
+    [
+        ("retrieve", ["--indices", "60"], "--indices 60"),
+        ("retrieve", ["--query", "{folder}/nothing.jpg"], "no such file"),
+        ("retrieve", ["--query", "{folder}/train.beton.json"], "name one .beton file"),
+        ("retrieve", ["--picture", "{folder}/found.jpg"], "ends in .png"),
+        ("retrieve", ["--k", "0"], "--k 0"),
+        ("cluster", ["--data.train", "{folder}/flat.beton"], "give --k"),
+        ("cluster", ["--k", "61"], "--k 61"),
+        ("diagnose", ["--views-of", "1"], "--views-of 1"),
+        ("duplicates", ["--threshold", "1.5"], "--threshold 1.5"),
+        ("duplicates", ["--data.train", "{folder}/none.beton"], "no such file"),
+    ],
+    ids=lambda value: " ".join(value)[-40:] if isinstance(value, list) else "",
+)
+def test_what_cannot_be_looked_at_gets_one_line_and_exit_code_2(
+    folder: Path, method: str, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled = [word.format(folder=folder) for word in words]
+    assert main(look(folder, method, "pixels:8", *filled)) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert len(errors) == 1
+    assert message in errors[0]
+
+
+def _on_a_rank(rank: int, world_size: int, lines: list[list[str]]) -> list[str]:
+    return [main_on_a_rank(rank, world_size, line) for line in lines]
+
+
+@pytest.mark.slow
+def test_two_processes_see_what_one_sees(folder: Path, tmp_path: Path) -> None:
+    # fp64: batches of another size round differently.
+    lines = [look(folder, name, str(folder / "run"), "--precision", "fp64") for name in METHODS]
+    outs = [tmp_path / f"{name}.json" for name in METHODS]
+    ending = [[*line, "--json", str(out)] for line, out in zip(lines, outs)]
+    said = run_ranks(_on_a_rank, 2, ending, init_process_group=False, timeout=240)
+    assert said[1] == [""] * len(METHODS)  # rank 0 speaks for all
+    for line, out in zip(lines, outs):
+        together, alone = json.loads(out.read_text()), report(folder, line)
+        assert (together.pop("processes"), alone.pop("processes")) == (2, 1)
+        assert together.pop("seconds") > 0 < alone.pop("seconds")
+        assert together == alone
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_help_explains_each_method(method: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", method, "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "RUN_OR_WEIGHTS" in said and "--data.train" in said and "(default" in said

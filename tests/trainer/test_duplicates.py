@@ -1,0 +1,77 @@
+import torch
+
+from tests.dist import run_ranks
+from trainer.evaluation.pairs import (
+    groups,
+    likely_classmates,
+    near_identical,
+    neighbourhoods,
+    shared_neighbours,
+)
+
+
+def features() -> torch.Tensor:
+    """Five groups of ten; 3 is 7 again, 20, 21 and 22 nearly are one, 40 stands alone."""
+    rng = torch.Generator().manual_seed(0)
+    x = torch.eye(5, 16)[torch.arange(50) // 10] + 0.08 * torch.randn(50, 16, generator=rng)
+    x[7] = 2 * x[3]  # cosine does not see lengths
+    x[21], x[22] = x[20] + 1e-4, x[20] - 1e-4
+    x[40] = torch.eye(16)[15]
+    return x
+
+
+def test_planted_duplicates_are_found_and_nothing_else() -> None:
+    pairs = near_identical(neighbourhoods(features(), 5, device="cpu"), 0.9999)
+    assert {tuple(pair) for pair in pairs.samples_P2.tolist()} == {
+        (3, 7), (20, 21), (20, 22), (21, 22),
+    }  # fmt: skip
+    assert pairs.similarity_P.diff().max() <= 0
+    assert groups(pairs.samples_P2) == [[20, 21, 22], [3, 7]]
+
+
+def test_likely_false_negatives_have_each_other_and_their_neighbours_in_common() -> None:
+    found = neighbourhoods(features(), 4, device="cpu")  # of nine classmates: some one-sided
+    pairs = likely_classmates(found, 0.9999, 0.25)
+    assert len(pairs) > 20
+    first, second = pairs.samples_P2.T
+    assert ((first // 10) == (second // 10)).all()
+    assert not ((first == 40) | (second == 40)).any()
+    assert not {(3, 7), (20, 21)} & {tuple(pair) for pair in pairs.samples_P2.tolist()}
+    assert pairs.shared_P.min() >= 0.25 and pairs.shared_P.diff().max() <= 0
+    for (a, b), shared in zip(pairs.samples_P2.tolist(), pairs.shared_P.tolist()):
+        mine, theirs = ({i, *found.index_NK[i].tolist()} for i in (a, b))
+        assert b in mine and a in theirs
+        assert shared == len(mine & theirs) / len(mine | theirs)
+
+
+def test_no_sample_is_its_own_neighbour_even_among_many_equal_ones() -> None:
+    equal = torch.ones(30, 4)
+    found = neighbourhoods(equal, 5, device="cpu")
+    assert found.index_NK.shape == (30, 5)
+    assert not (found.index_NK == torch.arange(30)[:, None]).any()
+    assert groups(near_identical(found, 0.999).samples_P2) == [list(range(30))]
+
+
+def test_more_neighbours_than_samples_are_all_the_others() -> None:
+    found = neighbourhoods(torch.eye(4), 10, device="cpu")
+    assert found.index_NK.shape == (4, 3)
+    assert shared_neighbours(found, torch.tensor([[0, 3]])).tolist() == [1.0]
+
+
+def test_one_sample_has_no_pairs() -> None:
+    found = neighbourhoods(torch.ones(1, 4), 3, device="cpu")
+    assert len(near_identical(found, 0.5)) == 0
+    assert groups(near_identical(found, 0.5).samples_P2) == []
+
+
+def _on_a_rank(rank: int, world_size: int) -> torch.Tensor:
+    many = features().repeat(8, 1) + torch.linspace(0, 0.3, 400)[:, None]  # four blocks
+    found = neighbourhoods(many, 5, device="cpu", rank=rank, world_size=world_size)
+    return likely_classmates(found, 0.9999, 0.3).samples_P2
+
+
+def test_pairs_do_not_depend_on_the_number_of_processes() -> None:
+    alone = _on_a_rank(0, 1)
+    assert len(alone) > 10
+    for theirs in run_ranks(_on_a_rank, 2):
+        assert torch.equal(theirs, alone)

@@ -1,0 +1,130 @@
+"""What groups do the features make, and are they the classes? ``widebatch evaluate cluster``."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.beton import BetonInfo, check_beton
+from trainer.errors import ConfigError
+from trainer.evaluation.features import Features
+from trainer.evaluation.job import Job, JobConfig, check_picture
+from trainer.evaluation.k_means import (
+    Clustering,
+    adjusted_rand_index,
+    contingency,
+    k_means,
+    normalised_mutual_information,
+)
+from trainer.evaluation.neighbours import unit_rows
+from trainer.evaluation.pictures import Cell, read_crops, save_rows
+
+_LISTED = 1_000_000  # samples up to which the JSON says where each is
+_CELLS = 10  # images of a cluster in the picture
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig(JobConfig):
+    """k-means."""
+
+    train: Path
+    """.beton file whose images are grouped."""
+    k: int | None = None
+    """Clusters; None: as many as the file has classes."""
+    restarts: int = 10
+    picture: Path | None = None
+    pictured: int = 10
+    """Clusters in the picture, the largest."""
+
+    def __post_init__(self) -> None:
+        """Refuse what contradicts itself."""
+        super().__post_init__()
+        for name in ("k", "restarts", "pictured"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"--{name} {value}: take at least 1")
+        check_picture(self.picture)
+
+
+def cluster(config: ClusterConfig) -> dict[str, Any] | None:
+    """Group a file's images. A collective where several processes were started.
+
+    Returns:
+        JSON values on rank 0, ``None`` on the others: ``nmi``, ``ari`` and ``purity`` against the
+        labels (``None`` without labels), ``sizes``, ``inertia`` and ``assignments`` (a cluster for
+        each sample, of up to a million).
+
+    Raises:
+        ConfigError, CheckpointError, DataError, NumericalError: as
+            :func:`trainer.evaluation.evaluate.evaluate`; without labels ``k`` must be given.
+    """
+    job, info = Job(config), check_beton(config.train)
+    if config.k is None and not info.has_label:
+        raise ConfigError(f"{config.train} has no labels to count classes by: give --k")
+    with job.session:
+        features = job.session.features(config.train)
+        job.session.leave()
+        if job.session.rank:
+            return None
+        count = config.k or len(features.labels_N.unique())
+        device = job.session.device
+        unit_NF = unit_rows(features.features_NF, device)
+        found = k_means(unit_NF, count, seed=config.seed, restarts=config.restarts, device=device)
+    if config.picture is not None:
+        _draw(config, config.picture, job, found)
+    return {**_report(config, job, info, features, found), **job.facts((("train", info),))}
+
+
+def _report(
+    config: ClusterConfig, job: Job, info: BetonInfo, features: Features, found: Clustering
+) -> dict[str, Any]:
+    assigned_N, labels_N = found.assigned_N, features.labels_N
+    agreement: dict[str, float | None] = dict.fromkeys(("nmi", "ari", "purity"))
+    notes = []
+    if info.has_label:
+        agreement["nmi"] = normalised_mutual_information(labels_N, assigned_N)
+        agreement["ari"] = adjusted_rand_index(labels_N, assigned_N)
+        most = contingency(assigned_N, labels_N).max(dim=1).values
+        agreement["purity"] = float(most.sum()) / len(labels_N)
+    else:
+        notes.append("no agreement with classes: not all samples have labels")
+    if not found.converged:
+        notes.append(f"k-means stopped after {found.iterations} iterations, still moving samples")
+    if len(assigned_N) > _LISTED:
+        notes.append(f"assignments are left out above {_LISTED} samples")
+    clusters = len(found.centres_KF)
+    return {
+        "method": "cluster",
+        "protocol": "k-means",
+        **agreement,
+        "n_train": len(assigned_N),
+        "num_classes": len(labels_N.unique()) if info.has_label else None,
+        "inertia": found.inertia,
+        "sizes": assigned_N.bincount(minlength=clusters).tolist(),
+        "settings": {"k": clusters, "restarts": config.restarts, "seed": config.seed},
+        "measured": job.measured(
+            k=clusters,
+            features="scaled to length 1",
+            start="k-means++",
+            kept=f"the least inertia of {config.restarts} starts",
+            iterations=found.iterations,
+            normalisation="NMI by the arithmetic mean of both entropies",
+        ),
+        "assignments": assigned_N.tolist() if len(assigned_N) <= _LISTED else None,
+        "notes": notes,
+    }
+
+
+def _draw(config: ClusterConfig, path: Path, job: Job, found: Clustering) -> None:
+    """A row for each of the largest clusters: its samples nearest to the centre."""
+    sizes_K = found.assigned_N.bincount(minlength=len(found.centres_KF))
+    rows = []
+    for number in sizes_K.sort(descending=True, stable=True).indices[: config.pictured].tolist():
+        members = (found.assigned_N == number).nonzero()[:, 0]
+        order = found.distance_N[members].sort(stable=True).indices[:_CELLS]
+        samples = members[order].tolist()
+        if not samples:
+            continue
+        images = read_crops(config.train, samples, job.preprocessing)
+        texts = [f"{number}: {int(sizes_K[number])} images"] + [f"#{i}" for i in samples[1:]]
+        rows.append([Cell(image, text) for image, text in zip(images, texts)])
+    save_rows(rows, path)

@@ -1,0 +1,192 @@
+"""Which images are there twice, and which are negatives that should not be?
+``widebatch evaluate duplicates``.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data_pipeline.beton import BetonInfo, check_beton
+from trainer.errors import ConfigError
+from trainer.evaluation.features import Features
+from trainer.evaluation.job import Job, JobConfig, check_picture
+from trainer.evaluation.pairs import (
+    Pairs,
+    groups,
+    likely_classmates,
+    near_identical,
+    neighbourhoods,
+)
+from trainer.evaluation.pictures import Cell, Images, read_crops, save_rows
+
+_SUSPICIOUS = 0.2  # share of samples with a duplicate above which the encoder is rather to blame
+
+_SAME_PIXELS = 5.0  # of 256 levels, mean difference: what storing a JPEG anew can change
+
+
+@dataclass(frozen=True, kw_only=True)
+class DuplicatesConfig(JobConfig):
+    """What counts."""
+
+    train: Path
+    """.beton file, labelled or not."""
+    threshold: float = 0.98
+    """Cosine similarity from which on two images are near-identical."""
+    k: int = 10
+    """Neighbours of each image that are looked at."""
+    least_shared: float = 0.5
+    """Jaccard index of the neighbourhoods of a likely false negative."""
+    limit: int = 1000
+    """Pairs of each kind that are listed."""
+    picture: Path | None = None
+    pictured: int = 10
+    """Pairs of each kind in the picture."""
+
+    def __post_init__(self) -> None:
+        """Refuse what contradicts itself."""
+        super().__post_init__()
+        for name in ("k", "limit", "pictured"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name} {getattr(self, name)}: take at least 1")
+        for name in ("threshold", "least_shared"):
+            if not 0 < getattr(self, name) <= 1:
+                option = "--" + name.replace("_", "-")
+                raise ConfigError(f"{option} {getattr(self, name)}: choose above 0, at most 1")
+        check_picture(self.picture)
+
+
+def duplicates(config: DuplicatesConfig) -> dict[str, Any] | None:
+    """Look through a file. A collective where several processes were started.
+
+    Returns:
+        JSON values on rank 0, ``None`` on the others: ``duplicates`` and ``false_negatives``, lists
+        of pairs (``samples``, ``labels``, ``similarity``, ``shared_neighbours``,
+        ``pixel_difference``: mean of 256 levels between the centre crops), the most alike first;
+        ``groups`` of duplicates; ``n_duplicates``, ``n_false_negatives``, how many there are;
+        ``n_same_pixels``, how many of the listed duplicates differ by less than 5 levels (others
+        may show one thing in two pictures, or tell of an encoder that sees little).
+
+    Raises:
+        ConfigError, CheckpointError, DataError, NumericalError: as
+            :func:`trainer.evaluation.evaluate.evaluate`.
+    """
+    job, info = Job(config), check_beton(config.train)
+    session = job.session
+    with session:
+        features = session.features(config.train)
+        found = neighbourhoods(
+            features.features_NF,
+            config.k,
+            device=session.device,
+            rank=session.rank,
+            world_size=session.world_size,
+        )
+    if session.rank:
+        return None
+    twice = near_identical(found, config.threshold)
+    alike = likely_classmates(found, config.threshold, config.least_shared)
+    listed = [pairs.take(torch.arange(min(len(pairs), config.limit))) for pairs in (twice, alike)]
+    pictures = _Crops(config.train, job)
+    lists = [[_described(pair, features, pictures) for pair in _each(pairs)] for pairs in listed]
+    if config.picture is not None:
+        _draw(config.picture, [each[: config.pictured] for each in lists], pictures)
+    return {
+        "method": "duplicates",
+        "protocol": "embedding-neighbours",
+        "n_train": info.num_samples,
+        "n_duplicates": len(twice),
+        "n_same_pixels": sum(pair["pixel_difference"] < _SAME_PIXELS for pair in lists[0]),
+        "n_false_negatives": len(alike),
+        "false_negatives_of_one_class": _same_label(alike, features),
+        "groups": groups(twice.samples_P2)[: config.limit],
+        "duplicates": lists[0],
+        "false_negatives": lists[1],
+        "settings": {
+            "threshold": config.threshold,
+            "k": config.k,
+            "least_shared": config.least_shared,
+            "limit": config.limit,
+        },
+        "measured": job.measured(
+            k=config.k,
+            duplicates="cosine similarity at or above the threshold",
+            false_negatives="below it, each among the other's neighbours, ranked by the share of "
+            "neighbours in common",
+        ),
+        "notes": list(_notes(config, info, twice, listed)),
+        **job.facts((("train", info),)),
+    }
+
+
+class _Crops:
+    """Images as the encoder sees them, read when they are asked for."""
+
+    def __init__(self, path: Path, job: Job) -> None:
+        self._path, self._how = path, job.preprocessing
+
+    def both(self, samples: Sequence[int]) -> Images:
+        """(2, S, S, 3)."""
+        return read_crops(self._path, samples, self._how)
+
+
+def _each(pairs: Pairs) -> Iterator[tuple[list[int], float, float]]:
+    columns = pairs.samples_P2, pairs.similarity_P, pairs.shared_P
+    return zip(*(column.tolist() for column in columns))
+
+
+def _described(
+    pair: tuple[list[int], float, float], features: Features, pictures: _Crops
+) -> dict[str, Any]:
+    samples, similarity, shared = pair
+    first, second = pictures.both(samples).astype(np.int16)
+    return {
+        "samples": samples,
+        "labels": features.labels_N[samples].tolist(),
+        "similarity": similarity,
+        "shared_neighbours": shared,
+        "pixel_difference": float(np.abs(first - second).mean()),
+    }
+
+
+def _same_label(pairs: Pairs, features: Features) -> float | None:
+    """Share of the pairs whose labels agree; None without labels or pairs."""
+    labels_P2 = features.labels_N[pairs.samples_P2]
+    if not len(pairs) or bool((features.labels_N < 0).any()):
+        return None
+    return float((labels_P2[:, 0] == labels_P2[:, 1]).double().mean())
+
+
+def _notes(
+    config: DuplicatesConfig, info: BetonInfo, twice: Pairs, listed: list[Pairs]
+) -> Iterator[str]:
+    share = len(twice.samples_P2.unique()) / info.num_samples
+    if share > _SUSPICIOUS:
+        yield (
+            f"{100 * share:.0f} % of the images have a near-identical one: rather the encoder "
+            "tells few apart (see 'widebatch evaluate diagnose'); look at pixel_difference, or "
+            "raise --threshold"
+        )
+    if any(len(pairs) == config.limit for pairs in listed):
+        yield f"at most {config.limit} pairs of each kind are listed: see --limit"
+
+
+def _draw(path: Path, lists: list[list[dict[str, Any]]], pictures: _Crops) -> None:
+    """Duplicates on the left, likely false negatives on the right, a pair in a row."""
+    rows = []
+    blank = Cell(np.full((1, 1, 3), 255, np.uint8))
+    for number in range(max(map(len, lists))):
+        row: list[Cell] = []
+        for pairs, name in zip(lists, ("twice", "alike")):
+            if number >= len(pairs):
+                row += [blank, blank]
+                continue
+            pair = pairs[number]
+            images = pictures.both(pair["samples"])
+            texts = (f"{name} {pair['similarity']:.3f}", " ".join(f"#{i}" for i in pair["samples"]))
+            row += [Cell(image, text) for image, text in zip(images, texts)]
+        rows.append(row)
+    save_rows(rows or [[Cell(blank.image_SS3, "none found")]], path)

@@ -1,0 +1,173 @@
+"""Train the encoder on with few labels or many: ``widebatch evaluate finetune``."""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data_pipeline.beton import BetonInfo, check_beton
+from data_pipeline.order import Position
+from data_pipeline.views import CropConfig
+from trainer.encoders import stochastic_layers
+from trainer.errors import ConfigError
+from trainer.evaluation.classifier import TuningConfig, build_classifier, load_head, tune
+from trainer.evaluation.job import Job, JobConfig
+from trainer.evaluation.labelled_files import read_labels, remarks
+from trainer.evaluation.labelled_subset import IdArray, balanced_share, read_list
+from trainer.evaluation.labels import Accuracy, accuracy, class_count, count_hits
+
+_FEW = 0.05  # share of labels below which SimCLR trains for 60 epochs instead of 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(JobConfig):
+    """One fine-tuning."""
+
+    train: Path
+    """.beton file whose labels are learnt from."""
+    test: Path
+    """.beton file that accuracy is measured on."""
+    labels: float = 1.0
+    """Share of the labels, above 0 and at most 1; class-balanced."""
+    label_list: Path | None = None
+    """A file that lists the labelled samples, in place of ``labels``."""
+    images: Path | None = None
+    """Folder that ``train`` was packed from; None: the one that its manifest names."""
+    head_layers: int = 0
+    """Layers of the projection head to keep; SimCLR v2: 1."""
+    tuning: TuningConfig = field(default_factory=TuningConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse what contradicts itself."""
+        super().__post_init__()
+        if not 0 < self.labels <= 1:
+            raise ConfigError(f"--labels {self.labels:g}: choose above 0, at most 1 (0.01: 1 %)")
+        if self.label_list is not None and self.labels != 1:
+            raise ConfigError("--labels and --label-list exclude each other: give one")
+        if self.head_layers < 0:
+            raise ConfigError(f"--head-layers {self.head_layers}: take 0 or more")
+
+
+def finetune(config: FinetuneConfig) -> dict[str, Any] | None:
+    """Train on and test. A collective where several processes were started.
+
+    Returns:
+        JSON values on rank 0, ``None`` on the others: as
+        :func:`trainer.evaluation.evaluate.evaluate`, and ``labelled_ids``, the training samples
+        whose labels were used.
+
+    Raises:
+        ConfigError: settings contradict each other or the data, or training diverged.
+        DataError, CheckpointError: a file is missing, damaged or not labelled.
+    """
+    job = Job(config)
+    if not any(True for _ in job.loaded.encoder.parameters()):
+        raise ConfigError(f"{config.source} has nothing to train: give an encoder")
+    infos = check_beton(config.train), check_beton(config.test)
+    labels = read_labels(*infos)
+    ids = _labelled(config, labels[0].numpy())
+    head = load_head(job.loaded) if config.head_layers else None
+    model = build_classifier(
+        job.session.encoder,
+        int(job.loaded.description["feature_dim"]),
+        class_count(*labels),
+        head,
+        config.head_layers,
+    )
+    with job.session:
+        epochs = config.tuning.epochs or (60 if len(ids) < _FEW * infos[0].num_samples else 30)
+        final_loss, batch_size, steps = _train(config, job, model, ids, epochs)
+        logits = job.session.features(config.test, model)
+        reached = _accuracy(logits.features_NF, logits.labels_N)
+    if job.session.rank:
+        return None
+    tuning = dataclasses.replace(
+        config.tuning, seed=config.seed, batch_size=batch_size, epochs=epochs
+    )
+    crop = f"training: random crops and flips; test: {job.measured()['views']}"
+    return {
+        "method": "finetune",
+        "protocol": "finetune",
+        "top1": reached.top1,
+        "top5": reached.top5,
+        "n_train": len(ids),
+        "n_test": infos[1].num_samples,
+        "num_classes": class_count(*labels),
+        "settings": {
+            "optimizer": "SGD, Nesterov momentum; cosine to 0 per step, no warm-up",
+            **dataclasses.asdict(tuning),
+            "peak_lr": tuning.peak_lr(batch_size),
+            "steps": steps,
+            "final_loss": final_loss,
+            "labels": config.labels if config.label_list is None else str(config.label_list),
+            "head_layers": config.head_layers,
+        },
+        "measured": job.measured(
+            crop,
+            trained=_trained(config.head_layers),
+            labelled=f"{len(ids)} of {infos[0].num_samples} samples",
+            chosen="listed" if config.label_list else f"class-balanced, seed {config.seed}",
+            batch_norm="statistics of the global batch",
+        ),
+        "labelled_ids": ids.tolist(),
+        "notes": [*remarks(*infos), *_notes(job, infos[0], labels[0].numpy(), ids)],
+        **job.facts(list(zip(("train", "test"), infos))),
+    }
+
+
+def _trained(head_layers: int) -> str:
+    if not head_layers:
+        return "encoder and classifier"
+    layers = "layer" if head_layers == 1 else f"{head_layers} layers"
+    return f"encoder, the first {layers} of the head, classifier"
+
+
+def _labelled(config: FinetuneConfig, labels_N: IdArray) -> IdArray:
+    if config.label_list is not None:
+        return read_list(config.label_list, config.train, config.images)
+    return balanced_share(labels_N, config.labels, config.seed)
+
+
+def _train(
+    config: FinetuneConfig, job: Job, model: torch.nn.Module, ids: IdArray, epochs: int
+) -> tuple[float, int, int]:
+    """Final loss, samples of a step, steps. A collective."""
+    session = job.session
+    batch_size = min(config.tuning.batch_size, len(ids))
+    crop = CropConfig(size=job.preprocessing.size)
+    tuning = dataclasses.replace(config.tuning, seed=config.seed)
+    with session.augmented_crops(config.train, crop, batch_size, only=ids) as (loader, augment):
+        loss = tune(
+            model,
+            loader.starting_at(Position(0, 0)),
+            augment,
+            loader.steps_per_epoch,
+            batch_size,
+            epochs,
+            tuning,
+            device=session.device,
+            autocast_dtype=session.autocast,
+            progress=session.rank == 0,
+        )
+        return loss, batch_size, loader.steps_per_epoch * epochs
+
+
+def _accuracy(logits_MC: torch.Tensor, labels_M: torch.Tensor) -> Accuracy:
+    return accuracy(count_hits(logits_MC, labels_M), len(labels_M))
+
+
+def _notes(job: Job, info: BetonInfo, labels_N: IdArray, ids: IdArray) -> Iterator[str]:
+    counts = np.bincount(labels_N[ids], minlength=int(labels_N.max()) + 1)
+    counts = counts[np.unique(labels_N)]
+    if len(ids) < info.num_samples and counts.min() < counts.max():
+        yield f"classes have {counts.min()} to {counts.max()} labelled samples: not balanced"
+    random = stochastic_layers(job.session.encoder)
+    if random:
+        yield (
+            f"{random[0]} draws random numbers while training: the result differs a little with "
+            "the number of processes"
+        )

@@ -1,0 +1,122 @@
+"""Which training samples may show their labels: a share of every class, or a published list.
+
+Shape suffixes: N samples of a file.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from data_pipeline.beton import read_sample_table
+from data_pipeline.errors import DataError
+from data_pipeline.manifest import load_manifest, manifest_path
+from data_pipeline.order import permute
+from data_pipeline.sources import IMAGE_EXTENSIONS, FolderSource
+
+IdArray = npt.NDArray[np.int64]
+_MOST_BYTES = 1 << 30  # of a list
+
+
+def balanced_share(labels_N: IdArray, fraction: float, seed: int) -> IdArray:
+    """Sample ids of a class-balanced share, ascending.
+
+    Every class has the same number of samples, ``fraction`` of the mean class and at least one; a
+    smaller class gives all it has. With one seed, a smaller share is a subset of a larger one. All
+    samples where ``fraction`` is 1.
+    """
+    if fraction == 1:
+        return np.arange(len(labels_N))
+    classes = np.unique(labels_N)
+    each = max(1, round(fraction * len(labels_N) / len(classes)))
+    chosen = []
+    for label in classes.tolist():
+        members = np.flatnonzero(labels_N == label)
+        places = np.arange(min(each, len(members)))
+        # The class takes the place of the epoch: every class has its own permutation.
+        chosen.append(members[permute(seed, label, places, len(members))])
+    return np.sort(np.concatenate(chosen))
+
+
+def read_list(path: Path, train: Path, images: Path | None = None) -> IdArray:
+    """Sample ids that a text file lists, one a line, ascending.
+
+    Lines are sample ids, or names of the image files that were packed: with their folders or, where
+    that is unique, without, as in SimCLR's ``imagenet_subsets/1percent.txt``.
+
+    Args:
+        path: the list.
+        train: the .beton.
+        images: folder that it was packed from; None: the one that its manifest names.
+
+    Raises:
+        DataError: the list cannot be read, is empty, names a sample twice or one that is not there.
+    """
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise DataError(f"{path}: too large for a list of samples")
+        lines = path.read_text("utf-8").split()
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; it lists samples, one a line") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: not text; it lists samples, one a line") from None
+    if not lines:
+        raise DataError(f"{path}: lists no samples")
+    count = len(read_sample_table(train).labels)
+    if all(line.isascii() and line.isdecimal() for line in lines):
+        ids = [min(int(line[:20]), count) for line in lines]
+        if max(ids) >= count:
+            raise DataError(f"{path}: {lines[int(np.argmax(ids))]} is no sample of {train}")
+    else:
+        ids = _find(lines, path, packed_names(train, images), train)
+    unique, first, times = np.unique(ids, return_index=True, return_counts=True)
+    if (times > 1).any():
+        raise DataError(f"{path}: lists {lines[int(first[times > 1][0])]} twice")
+    return unique.astype(np.int64)
+
+
+def packed_names(train: Path, images: Path | None = None) -> list[str]:
+    """Paths below the packed folder, in the order of the sample ids.
+
+    Raises:
+        DataError: there is no manifest, or the folder is not there or not as it was packed.
+    """
+    manifest = load_manifest(train) or {}
+    origin, settings = manifest.get("source"), manifest.get("settings")
+    remedy = "give sample ids instead, or pack the folder again"
+    if not (isinstance(origin, dict) and origin.get("kind") == "folder"):
+        raise DataError(f"{manifest_path(train)}: names no folder of images; {remedy}")
+    if not (isinstance(settings, dict) and isinstance(origin.get("path"), str)):
+        raise DataError(f"{manifest_path(train)}: does not say what was packed; {remedy}")
+    folder = Path(origin["path"]) if images is None else images
+    if not folder.is_dir():
+        raise DataError(f"{folder}: the folder that {train} was packed from is not there: --images")
+    extensions = tuple(map(str, settings.get("extensions", IMAGE_EXTENSIONS)))
+    source = FolderSource(folder, labels=settings.get("labels") is not False, extensions=extensions)
+    left_out = {str(each["image"]) for each in manifest.get("left_out", ())}
+    kept = [i for i in range(len(source)) if source.name(i) not in left_out]
+    labels = read_sample_table(train).labels.tolist()
+    if [source.sample(i).label for i in kept] != labels:
+        raise DataError(
+            f"{folder}: its images are not those that {train} was packed from; {remedy}"
+        )
+    return [source.name(i) for i in kept]
+
+
+def _find(lines: Sequence[str], path: Path, names: Sequence[str], train: Path) -> list[int]:
+    by_name: dict[str, int] = {}
+    by_base: dict[str, int] = {}
+    for number, name in enumerate(names):
+        by_name[name] = number
+        base = name.rpartition("/")[2]
+        by_base[base] = -1 if base in by_base else number
+    ids = []
+    for line in lines:
+        found = by_name.get(line, by_base.get(line))
+        if found is None:
+            raise DataError(f"{path}: {line} is no image of {train}")
+        if found < 0:
+            raise DataError(f"{path}: several images of {train} are called {line}: add the folder")
+        ids.append(found)
+    return ids

@@ -1,0 +1,93 @@
+"""Rows of images as one PNG: what retrieval and the search for duplicates show.
+
+Shape suffixes: N images, S side in pixels.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw
+
+from data_pipeline.atomic_file import AtomicFile
+from data_pipeline.beton import read_sample_table
+from data_pipeline.torchvision_loader import TorchvisionDecoder
+from data_pipeline.views import centre_crop_boxes
+from trainer.weights import Preprocessing
+
+Images = npt.NDArray[np.uint8]
+
+_SIDE = 96  # least and usual side of a cell, pixels
+_GAP, _TEXT = 6, 14  # between cells; height of a line under an image
+_SIGN = {True: (0, 158, 115), False: (213, 94, 0)}  # Okabe and Ito's green and vermilion
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One image of a row."""
+
+    image_SS3: Images  # noqa: N815
+    text: str = ""
+    """Under the image; cut to its width."""
+    agrees: bool | None = None
+    """A green frame, or a red one with a cross: told apart without colour too. None: neither."""
+
+
+def read_crops(path: Path, ids: Sequence[int], how: Preprocessing) -> Images:
+    """Centre crops (N, S, S, 3) of chosen samples, as the encoder sees them before normalisation.
+
+    Raises:
+        DataError: a sample cannot be read.
+    """
+    ids_N = np.asarray(ids, np.int64)
+    crops = np.empty((len(ids_N), 1, how.size, how.size, 3), np.uint8)
+    table = read_sample_table(path)
+    boxes = centre_crop_boxes(table.heights[ids_N], table.widths[ids_N], how.size, how.resize)
+    TorchvisionDecoder(path, table).decode(ids_N, boxes, crops)
+    return crops[:, 0]
+
+
+def save_rows(rows: Sequence[Sequence[Cell]], path: Path, *, first_apart: bool = False) -> None:
+    """Write the rows under each other, whole or not at all.
+
+    Args:
+        rows: may differ in length.
+        path: of the PNG; its folder is made if need be.
+        first_apart: leave a wider gap after each row's first image: it asks, the others answer.
+    """
+    side, apart = _SIDE, 3 * _GAP if first_apart else 0
+    columns = max(len(row) for row in rows)
+    step = (side + _GAP, side + _TEXT + _GAP)
+    size = (columns * step[0] + _GAP + apart, len(rows) * step[1] + _GAP)
+    canvas = Image.new("RGB", size, "white")
+    for y, row in enumerate(rows):
+        for x, cell in enumerate(row):
+            left = _GAP + x * step[0] + (apart if x else 0)
+            _draw(canvas, cell, left, _GAP + y * step[1])
+    encoded = io.BytesIO()
+    canvas.save(encoded, "PNG", optimize=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with AtomicFile(path) as atomic:
+        atomic.file.write(encoded.getvalue())
+        atomic.publish()
+
+
+def _draw(canvas: Image.Image, cell: Cell, left: int, top: int) -> None:
+    small = cell.image_SS3.shape[0] < _SIDE  # pixels stay visible as such
+    how = Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS
+    canvas.paste(Image.fromarray(cell.image_SS3).resize((_SIDE, _SIDE), how), (left, top))
+    draw = ImageDraw.Draw(canvas)
+    right, bottom = left + _SIDE - 1, top + _SIDE - 1
+    if cell.agrees is not None:
+        draw.rectangle((left, top, right, bottom), outline=_SIGN[cell.agrees], width=3)
+    if cell.agrees is False:
+        for colour, width in (("black", 5), ("white", 2)):
+            draw.line((right - 20, top + 6, right - 6, top + 20), fill=colour, width=width)
+            draw.line((right - 6, top + 6, right - 20, top + 20), fill=colour, width=width)
+    text = cell.text
+    while text and draw.textlength(text) > _SIDE:
+        text = text[:-1]
+    draw.text((left, bottom + 2), text, fill="black")

@@ -1,0 +1,82 @@
+"""Query images, from wherever they come: a packed file, a folder, single files.
+
+Images that are not packed are, into a temporary file: so they are decoded, cut and refused exactly
+as training images are.
+"""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from data_pipeline.beton import BetonInfo, check_beton, read_sample_table
+from data_pipeline.pack import PackConfig, pack
+from data_pipeline.sources import IMAGE_EXTENSIONS
+from trainer.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Queries:
+    """A packed file of queries, there as long as the block of :func:`open_queries`."""
+
+    path: Path
+    info: BetonInfo
+    described: str
+    """Where they come from."""
+    labels_M: torch.Tensor  # noqa: N815
+    """int64, in the numbers of the searched file's classes; -1: none."""
+
+
+@contextlib.contextmanager
+def open_queries(given: Sequence[Path], searched: BetonInfo) -> Iterator[Queries]:
+    """Pack what is not packed.
+
+    Args:
+        given: one .beton file, one folder, or image files.
+        searched: the file that is searched. Its classes give the labels their numbers.
+
+    Raises:
+        ConfigError: ``given`` mixes kinds, or names what is not there or no image.
+        DataError: no image can be used.
+    """
+    with contextlib.ExitStack() as stack:
+        path = given[0]
+        if len(given) > 1 or path.suffix != ".beton":
+            path = _packed(given, Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        info = check_beton(path)
+        labels = torch.from_numpy(read_sample_table(path).labels)
+        described = ", ".join(map(str, given[:3])) + (", ..." if len(given) > 3 else "")
+        yield Queries(path, info, described, _renumbered(labels, info, searched))
+
+
+def _packed(given: Sequence[Path], folder: Path) -> Path:
+    for path in given:
+        if not path.exists():
+            raise ConfigError(f"--query {path}: no such file or folder")
+    source = given[0]
+    if len(given) > 1 or not source.is_dir():
+        source = folder / "images"
+        source.mkdir()
+        for number, path in enumerate(given):
+            if path.is_dir() or path.suffix.lower() not in IMAGE_EXTENSIONS:
+                raise ConfigError(
+                    f"--query {path}: name one .beton file, one folder, or image files "
+                    f"({' '.join(IMAGE_EXTENSIONS)})"
+                )
+            # Numbered: packing orders by name, and queries keep the order they are given in.
+            (source / f"{number:06d}{path.suffix.lower()}").symlink_to(path.resolve())
+    out = folder / "queries.beton"
+    pack(str(source), out, PackConfig(workers=1, strict=True), progress=False)
+    return out
+
+
+def _renumbered(labels_M: torch.Tensor, info: BetonInfo, searched: BetonInfo) -> torch.Tensor:
+    """Labels by the searched file's numbers; a class that it does not have becomes -1."""
+    if not info.class_names or not searched.class_names:
+        return labels_M
+    known = {name: number for number, name in enumerate(searched.class_names)}
+    numbers = torch.tensor([known.get(name, -1) for name in info.class_names])
+    return torch.where(labels_M >= 0, numbers[labels_M.clamp_min(0)], -1)

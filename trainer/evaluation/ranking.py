@@ -1,0 +1,101 @@
+"""How good is an order: average precision and recall at k of ranked neighbours.
+
+Shape suffixes: N images that are searched, M queries, B queries of a block, K neighbours.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from trainer.evaluation.neighbours import full_float32, read_keys, sortable, unit_rows
+
+_BLOCK_PAIRS = {"cpu": 1 << 22, "cuda": 1 << 26}  # sorted at once; about 40 bytes each
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Measures over all queries that have at least one image of their class to be found."""
+
+    mean_average_precision: float
+    recall_at: dict[int, float]
+    """Share of queries with an image of their class among the k nearest (Jégou et al. 2011)."""
+    precision_at: dict[int, float]
+    """Mean share of the k nearest that are of the query's class."""
+    queries: int
+    left_out: int
+    """Queries without a label or without an image of their class."""
+
+
+@torch.no_grad()
+def rank_all(
+    bank_NF: torch.Tensor,
+    bank_labels_N: torch.Tensor,
+    asked_MF: torch.Tensor,
+    asked_labels_M: torch.Tensor,
+    ks: Sequence[int],
+    *,
+    itself_M: torch.Tensor | None = None,
+    device: torch.device | str = "cpu",
+) -> Ranking | None:
+    """Order all images by cosine similarity to each query, and judge the orders.
+
+    Average precision is the mean, over a query's relevant images, of the precision at each one's
+    place. Images of equal similarity come in their order.
+
+    Args:
+        bank_NF: features that are searched.
+        bank_labels_N: int64; -1: none, relevant to no query.
+        asked_MF: features that ask.
+        asked_labels_M: int64; -1: none, the query is left out.
+        ks: for recall and precision.
+        itself_M: place of each query among those that are searched, -1 where it is not; it is not
+            its own neighbour.
+        device: where to compare.
+
+    Returns:
+        ``None`` where no query has anything to be found.
+    """
+    device = torch.device(device)
+    counts, bank_labels_N = len(bank_NF), bank_labels_N.to(device)
+    ks = [k for k in ks if k <= counts]
+    sums = torch.zeros(1 + 2 * len(ks), dtype=torch.float64, device=device)
+    judged = 0
+    rows = max(1, _BLOCK_PAIRS.get(device.type, 1 << 22) // counts)
+    with full_float32(device):
+        bank_NF = unit_rows(bank_NF, device)
+        for first in range(0, len(asked_MF), rows):
+            part = slice(first, first + rows)
+            similarity_BN = unit_rows(asked_MF[part], device) @ bank_NF.T
+            if itself_M is not None:
+                _forget(similarity_BN, itself_M[part].to(device))
+            order_BN = read_keys(sortable(similarity_BN, 0).sort(dim=1, descending=True).values)[1]
+            labels_B1 = asked_labels_M[part].to(device)[:, None]
+            hit_BN = (bank_labels_N[order_BN] == labels_B1) & (labels_B1 >= 0)
+            if itself_M is not None:
+                hit_BN &= order_BN != itself_M[part].to(device)[:, None]
+            hit_BN = hit_BN[hit_BN.any(dim=1)]
+            judged += len(hit_BN)
+            sums += _measures(hit_BN, ks)
+    if not judged:
+        return None
+    mean, *at = (sums / judged).tolist()
+    recalls, precisions = dict(zip(ks, at)), dict(zip(ks, at[len(ks) :]))
+    return Ranking(mean, recalls, precisions, judged, len(asked_MF) - judged)
+
+
+def _forget(similarity_BN: torch.Tensor, itself_B: torch.Tensor) -> None:
+    """Put a query's own place last."""
+    known = (itself_B >= 0).nonzero()[:, 0]
+    similarity_BN[known, itself_B[known]] = -2.0  # below every cosine
+
+
+def _measures(hit_BN: torch.Tensor, ks: Sequence[int]) -> torch.Tensor:
+    """Sums over queries of average precision, recall at each k, precision at each k: float64."""
+    found_BN = hit_BN.cumsum(dim=1)
+    place_N = torch.arange(1, hit_BN.shape[1] + 1, device=hit_BN.device)
+    precision_BN = (found_BN / place_N.double()).masked_fill_(~hit_BN, 0.0)
+    sums = [(precision_BN.sum(dim=1) / hit_BN.sum(dim=1)).sum()]
+    sums += [hit_BN[:, :k].any(dim=1).sum().double() for k in ks]
+    sums += [hit_BN[:, :k].double().mean(dim=1).sum() for k in ks]
+    return torch.stack(sums)

@@ -1,0 +1,191 @@
+"""Show me more like these: ``widebatch evaluate retrieve``."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_pipeline.beton import check_beton
+from trainer.errors import ConfigError
+from trainer.evaluation.features import Features
+from trainer.evaluation.job import Job, JobConfig, check_picture
+from trainer.evaluation.neighbours import nearest_rows
+from trainer.evaluation.pictures import Cell, read_crops, save_rows
+from trainer.evaluation.queries import Queries, open_queries
+from trainer.evaluation.ranking import rank_all
+
+_LISTED = 10_000  # queries whose neighbours the JSON holds
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrieveConfig(JobConfig):
+    """A search."""
+
+    train: Path
+    """.beton file that is searched."""
+    query: tuple[Path, ...] = ()
+    """One .beton file, one folder, or image files; none: samples of the searched file itself."""
+    indices: tuple[int, ...] = ()
+    """Samples of the query file that ask; none: all of them."""
+    k: int = 10
+    """Neighbours to show of each."""
+    recall_at: tuple[int, ...] = (1, 5, 10)
+    picture: Path | None = None
+    pictured: int = 10
+    """Queries in the picture."""
+
+    def __post_init__(self) -> None:
+        """Refuse what contradicts itself."""
+        super().__post_init__()
+        for name in ("k", "pictured"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name} {getattr(self, name)}: take at least 1")
+        if any(k < 1 for k in self.recall_at):
+            raise ConfigError(f"--recall-at {min(self.recall_at)}: take at least 1")
+        check_picture(self.picture)
+
+
+def retrieve(config: RetrieveConfig) -> dict[str, Any] | None:
+    """Search. A collective where several processes were started.
+
+    Returns:
+        JSON values on rank 0, ``None`` on the others: ``queries`` (the first 10,000), each with
+        ``sample``, ``label`` and its ``neighbours`` (``sample``, ``similarity``, ``label``, the
+        nearest first); ``mean_average_precision``, ``recall_at`` and ``precision_at`` (fractions,
+        over ``n_judged`` queries) where labels allow, else ``None``.
+
+    Raises:
+        ConfigError, CheckpointError, DataError, NumericalError: as
+            :func:`trainer.evaluation.evaluate.evaluate`; an index is not in the file.
+    """
+    job = Job(config)
+    searched = check_beton(config.train)
+    with job.session, open_queries(config.query or (config.train,), searched) as queries:
+        indices = _indices(config.indices, queries)
+        bank = job.session.features(config.train)
+        own = queries.info.fingerprint == searched.fingerprint
+        asked = bank if own else job.session.features(queries.path)
+        job.session.leave()  # a search takes seconds where features took minutes
+        if job.session.rank:
+            return None
+        asked = asked._replace(labels_N=queries.labels_M).take(indices)
+        itself_M = indices if own else None
+        answers = _nearest(bank, asked, config.k, itself_M, job.session.device)
+        if config.picture is not None:
+            _draw(config, job, queries, indices, answers, bank.labels_N)
+        facts = job.facts((("train", searched), ("query", queries.info)))
+        facts["data"]["query"]["path"] = queries.described  # it may have been packed on the way
+        return {**_report(config, job, bank, asked, itself_M, answers), **facts}
+
+
+def _indices(chosen: Sequence[int], queries: Queries) -> torch.Tensor:
+    count = queries.info.num_samples
+    for index in chosen:
+        if not 0 <= index < count:
+            raise ConfigError(
+                f"--indices {index}: {queries.described} has samples 0 to {count - 1}"
+            )
+    return torch.tensor(chosen) if chosen else torch.arange(count)
+
+
+def _nearest(
+    bank: Features, asked: Features, k: int, itself_M: torch.Tensor | None, device: torch.device
+) -> list[list[tuple[int, float]]]:
+    """(sample, similarity) of the nearest of each query, itself left out."""
+    more = 0 if itself_M is None else 1
+    similarity_MK, index_MK = nearest_rows(
+        bank.features_NF, asked.features_NF, k + more, device=device
+    )
+    own = [-1] * len(index_MK) if itself_M is None else itself_M.tolist()
+    return [
+        [(i, s) for i, s in zip(indices, similarities) if i != itself][:k]
+        for indices, similarities, itself in zip(index_MK.tolist(), similarity_MK.tolist(), own)
+    ]
+
+
+def _report(
+    config: RetrieveConfig,
+    job: Job,
+    bank: Features,
+    asked: Features,
+    itself_M: torch.Tensor | None,
+    answers: list[list[tuple[int, float]]],
+) -> dict[str, Any]:
+    ranking = rank_all(
+        bank.features_NF,
+        bank.labels_N,
+        asked.features_NF,
+        asked.labels_N,
+        config.recall_at,
+        itself_M=itself_M,
+        device=job.session.device,
+    )
+    labels = bank.labels_N.tolist()
+    queries = [
+        {
+            "sample": sample,
+            "label": label,
+            "neighbours": [
+                {"sample": i, "similarity": similarity, "label": labels[i]}
+                for i, similarity in found
+            ],
+        }
+        for sample, label, found in zip(asked.ids_N.tolist(), asked.labels_N.tolist(), answers)
+    ]
+    notes = []
+    if len(queries) > _LISTED:
+        notes.append(f"the neighbours of the first {_LISTED} of {len(queries)} queries are listed")
+    if ranking is None:
+        notes.append("no query has a label with an image of its class to be found: not judged")
+    elif ranking.left_out:
+        notes.append(f"{ranking.left_out} queries have nothing to be found: left out of the means")
+    measures = {} if ranking is None else asdict(ranking)
+    return {
+        "method": "retrieve",
+        "protocol": "cosine-retrieval",
+        **{
+            name: measures.get(name)
+            for name in ("mean_average_precision", "recall_at", "precision_at")
+        },
+        "n_judged": measures.get("queries", 0),
+        "n_train": len(bank.ids_N),
+        "n_query": len(queries),
+        "settings": {"k": config.k, "recall_at": list(config.recall_at), "similarity": "cosine"},
+        "measured": job.measured(
+            k=config.k,
+            order="cosine similarity; of equal ones the first sample first",
+            excluded="the query itself" if itself_M is not None else "nothing",
+            recall="share of queries with an image of their class among the k nearest",
+        ),
+        "queries": queries[:_LISTED],
+        "notes": notes,
+    }
+
+
+def _draw(
+    config: RetrieveConfig,
+    job: Job,
+    queries: Queries,
+    indices: torch.Tensor,
+    answers: list[list[tuple[int, float]]],
+    bank_labels_N: torch.Tensor,
+) -> None:
+    assert config.picture is not None  # noqa: S101 - asked by the caller
+    rows, names = [], check_beton(config.train).class_names
+    for query, found in list(zip(indices.tolist(), answers))[: config.pictured]:
+        label = int(queries.labels_M[query])
+        asking = read_crops(queries.path, [query], job.preprocessing)[0]
+        shown = read_crops(config.train, [i for i, _ in found], job.preprocessing)
+        row = [Cell(asking, _name(label, query, names))]
+        for image, (sample, similarity) in zip(shown, found):
+            theirs = int(bank_labels_N[sample])
+            agrees = theirs == label if label >= 0 and theirs >= 0 else None
+            row.append(Cell(image, f"{similarity:.3f} {_name(theirs, sample, names)}", agrees))
+        rows.append(row)
+    save_rows(rows, config.picture, first_apart=True)
+
+
+def _name(label: int, sample: int, names: tuple[str, ...]) -> str:
+    return names[label] if 0 <= label < len(names) else f"#{sample}"

@@ -1,0 +1,186 @@
+"""Many linear probes at once: every learning rate with every weight decay, on cached features.
+
+All classifiers see the same batches, so a step is one matrix product for the logits of all and one
+for their gradients. Each learns what :func:`trainer.evaluation.linear.linear_probe` would have
+taught it alone. The best one is chosen on held-out training samples, never on the test set, and
+then trained again on all of them.
+
+Shape suffixes: H classifiers, C classes, P = H * C, N samples, B batch, F features.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from trainer.errors import ConfigError
+from trainer.evaluation.features import Features
+from trainer.evaluation.labels import class_count, hold_out
+from trainer.evaluation.linear import LinearConfig, LinearResult, cached_batches, linear_probe
+
+_HELD_OUT = 0.1  # of the training samples
+_TEST_BYTES = 256 << 20  # of logits at once
+
+LEARNING_RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+"""Per 256 samples of the batch, where none are named."""
+WEIGHT_DECAYS = (0.0, 1e-6, 1e-5, 1e-4)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One classifier of a sweep."""
+
+    base_lr: float
+    weight_decay: float
+    top1: float
+    """On the held-out samples, a fraction; 0 where training diverged."""
+    loss: float | None
+    """Mean cross-entropy there, nats; None where training diverged."""
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """The best classifier, and what it was chosen from."""
+
+    probe: LinearResult
+    config: LinearConfig
+    chosen_on: int
+    """Held-out samples."""
+    trials: list[Trial]
+
+
+def sweep_probe(
+    train: Features,
+    test: Features,
+    config: LinearConfig,
+    base_lrs: tuple[float, ...] = LEARNING_RATES,
+    weight_decays: tuple[float, ...] = WEIGHT_DECAYS,
+    *,
+    device: torch.device | str = "cpu",
+    progress: bool = False,
+) -> SweepResult:
+    """Choose learning rate and weight decay, then train on everything. One process.
+
+    Args:
+        train: labelled features.
+        test: labelled features, seen only by the classifier that was chosen.
+        config: everything but learning rate and weight decay.
+        base_lrs: to try, per 256 samples.
+        weight_decays: to try with each.
+        device: where to train.
+        progress: show a bar on a terminal.
+
+    Raises:
+        ConfigError: a value is out of range, every classifier diverged, or no class has a sample
+            to hold out.
+        DataError: a set is empty or not labelled.
+    """
+    num_classes = class_count(train.labels_N, test.labels_N)
+    kept, held = hold_out(train.labels_N, _HELD_OUT, config.seed)
+    if len(held) == 0:
+        raise ConfigError(
+            "a sweep chooses on held-out training samples, and with one per class there are none: "
+            "use --protocol cached"
+        )
+    pairs = [(lr, decay) for lr in base_lrs for decay in weight_decays]
+    configs = [dataclasses.replace(config, base_lr=lr, weight_decay=wd) for lr, wd in pairs]
+    heads = train_heads(train.take(kept), num_classes, configs, device=device, progress=progress)
+    trials = _judge(heads, train.take(held), configs)
+    best = max(range(len(trials)), key=lambda i: (trials[i].top1, -(trials[i].loss or math.inf)))
+    if trials[best].loss is None:
+        raise ConfigError("every classifier of the sweep diverged: give lower --base-lr values")
+    chosen = configs[best]
+    probe = linear_probe(train, test, chosen, device=device, progress=progress)
+    return SweepResult(probe, chosen, len(held), trials)
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Trained classifiers: logits of head h are ``features @ weight[h].T + bias[h]``."""
+
+    weight_HCF: torch.Tensor  # noqa: N815
+    bias_HC: torch.Tensor  # noqa: N815
+
+    def logits(self, features_BF: torch.Tensor) -> torch.Tensor:
+        """Float32 (B, H, C): one product for all heads."""
+        heads, classes, width = self.weight_HCF.shape
+        logits_BP = features_BF @ self.weight_HCF.view(heads * classes, width).T
+        return logits_BP.view(-1, heads, classes) + self.bias_HC
+
+
+@torch.no_grad()
+def train_heads(
+    train: Features,
+    num_classes: int,
+    configs: list[LinearConfig],
+    *,
+    device: torch.device | str = "cpu",
+    progress: bool = False,
+) -> Heads:
+    """Train a classifier for each of ``configs``, which differ in rate and decay only."""
+    device, shared = torch.device(device), configs[0]
+    batch_size = min(shared.batch_size, len(train.labels_N))
+    heads, width = len(configs), train.features_NF.shape[1]
+    weight_HCF = torch.zeros(heads, num_classes, width, device=device)
+    trained = Heads(weight_HCF, torch.zeros(heads, num_classes, device=device))
+    parameters = (trained.weight_HCF, trained.bias_HC)
+    velocities = [torch.zeros_like(parameter) for parameter in parameters]
+    rate_H = torch.tensor([each.peak_lr(batch_size) for each in configs], device=device)
+    decay_H = torch.tensor([each.weight_decay for each in configs], device=device)
+    total = shared.epochs * (len(train.labels_N) // batch_size)
+    batches = cached_batches(train, shared, batch_size, device)
+    bar = tqdm(batches, "sweep", total, leave=False, disable=None if progress else True)
+    for step, (features_BF, labels_B) in enumerate(bar):
+        cosine = 0.5 * (1 + math.cos(math.pi * step / total))
+        gradients = _gradients(trained, features_BF.float(), labels_B)
+        for parameter, velocity, gradient in zip(parameters, velocities, gradients):
+            ones = (1,) * (parameter.dim() - 1)
+            gradient += decay_H.view(-1, *ones) * parameter
+            velocity.mul_(shared.momentum).add_(gradient)
+            update = gradient.add_(velocity, alpha=shared.momentum)  # Nesterov
+            parameter -= (cosine * rate_H).view(-1, *ones) * update
+    return trained
+
+
+def _gradients(
+    heads: Heads, features_BF: torch.Tensor, labels_B: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each head's mean cross-entropy, for weights (H, C, F) and biases (H, C)."""
+    residual_BHC = heads.logits(features_BF).softmax(dim=2)
+    residual_BHC[torch.arange(len(labels_B), device=labels_B.device), :, labels_B] -= 1
+    residual_BHC /= len(labels_B)
+    weight_PF = residual_BHC.flatten(1).T @ features_BF
+    return weight_PF.view_as(heads.weight_HCF), residual_BHC.sum(dim=0)
+
+
+@torch.no_grad()
+def _judge(heads: Heads, held: Features, configs: list[LinearConfig]) -> list[Trial]:
+    count = len(configs)
+    hits_H = torch.zeros(count, dtype=torch.int64, device=heads.bias_HC.device)
+    loss_H = torch.zeros(count, dtype=torch.float64, device=hits_H.device)
+    for features_BF, labels_B in _blocks(heads, held):
+        logits_BHC = heads.logits(features_BF)
+        hits_H += (logits_BHC.argmax(dim=2) == labels_B[:, None]).sum(dim=0)
+        labels_BH = labels_B[:, None].expand(-1, count)
+        loss_BH = nn.functional.cross_entropy(
+            logits_BHC.flatten(0, 1), labels_BH.reshape(-1), reduction="none"
+        ).view(-1, count)
+        loss_H += loss_BH.double().sum(dim=0)
+    trials = []
+    for config, hits, loss in zip(configs, hits_H.tolist(), (loss_H / len(held.ids_N)).tolist()):
+        sound = math.isfinite(loss)
+        top1 = hits / len(held.ids_N) if sound else 0.0
+        trials.append(Trial(config.base_lr, config.weight_decay, top1, loss if sound else None))
+    return trials
+
+
+def _blocks(heads: Heads, data: Features) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Rows on the heads' device, so many that their logits fit."""
+    rows = max(1, _TEST_BYTES // (4 * heads.bias_HC.numel()))
+    device = heads.bias_HC.device
+    for features_BF, labels_B in zip(data.features_NF.split(rows), data.labels_N.split(rows)):
+        yield features_BF.to(device).float(), labels_B.to(device)
