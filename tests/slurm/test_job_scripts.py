@@ -139,6 +139,7 @@ def test_one_failed_task_ends_the_job_and_it_is_not_requeued(
 
 
 @pytest.mark.reliability(28)
+@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_a_crash_loop_ends_when_its_restarts_are_spent(
     cluster: Cluster, checkout: Path, submitted_from: Path

@@ -19,7 +19,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pack_images(tmp_path_factory.mktemp("data"))
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_checkpointed_blocks_train_as_kept_ones(
     data: Path, tmp_path: Path, world_size: int
 ) -> None:

@@ -58,7 +58,7 @@ def largest_difference(run: Path, other: Path) -> float:
     )
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_pieces_train_as_the_whole_batch_does(data: Path, tmp_path: Path, world_size: int) -> None:
     """Every objective; pieces of 5 of 24 or of 12 images: the last one is smaller."""
     runs = {

@@ -41,7 +41,14 @@ def test_the_same_seed_twice_is_the_same_run(data: Path, tmp_path: Path, undistu
 
 @pytest.mark.reliability(2)
 @pytest.mark.parametrize(
-    "step", [1, 3, 5, 7, 8], ids=["first", "mid-epoch", "epoch-end", "last-but-one", "last"]
+    "step",
+    [
+        pytest.param(1, id="first", marks=pytest.mark.slow),
+        pytest.param(3, id="mid-epoch"),
+        pytest.param(5, id="epoch-end"),
+        pytest.param(7, id="last-but-one", marks=pytest.mark.slow),
+        pytest.param(8, id="last", marks=pytest.mark.slow),
+    ],
 )
 def test_stopped_by_one_rank_and_gone_on_with(
     data: Path, tmp_path: Path, undisturbed: Path, step: int

@@ -217,6 +217,7 @@ def assert_same_checkpoints(run: Path, other: Path, tolerance: float = 1e-6) -> 
             torch.testing.assert_close(ours[name], tensor, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_under_every_other_strategy(data: Path, tmp_path: Path) -> None:
     """ZeRO-1, FSDP, ZeRO-2 and ddp in one run, a step each, beside a run of ddp alone."""
     legs: list[StrategyName] = ["deepspeed-1", "fsdp", "deepspeed-2", "ddp"]

@@ -1,0 +1,55 @@
+"""What a page's commands find in their folder in place of a user's own data and runs."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data_pipeline.pack import PackConfig, pack
+from tests.trainer.saved_runs import save_run
+from trainer.encoders import EncoderConfig
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+CLASSES = ("beach", "forest", "street")
+
+
+def checkout(folder: Path) -> None:
+    """The checkout's own programs: ``.venv/bin/widebatch``, ``slurm/...``."""
+    (folder / ".venv").symlink_to(sys.prefix)
+    for name in ("slurm", "launch", "Makefile"):
+        (folder / name).symlink_to(CHECKOUT / name)
+
+
+def photos(folder: Path) -> None:
+    """``photos/train`` and ``photos/test``: JPEGs of three classes that colours and waves tell."""
+    for split, count in (("train", 24), ("test", 8)):
+        for label, name in enumerate(CLASSES):
+            target = folder / "photos" / split / name
+            target.mkdir(parents=True)
+            for index in range(count):
+                _photo(label, index + 100 * count).save(target / f"{index:04d}.jpg", quality=90)
+
+
+def _photo(label: int, seed: int, width: int = 96, height: int = 72) -> Image.Image:
+    rng = np.random.default_rng([label, seed])
+    y, x = np.mgrid[:height, :width] / height
+    wave = np.sin(2 * np.pi * (label + 1) * (x * rng.uniform(0.5, 1) + y * rng.uniform(0, 1)))
+    pixels = wave[..., None] * rng.uniform(30, 70, 3) + np.roll([190, 120, 60], label)
+    pixels += rng.normal(0, 6, pixels.shape)
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def packed(folder: Path) -> None:
+    """``train.beton`` and ``test.beton`` of the photos."""
+    photos(folder)
+    for split in ("train", "test"):
+        source, out = folder / "photos" / split, folder / f"{split}.beton"
+        pack(str(source), out, PackConfig(workers=1), progress=False)
+
+
+def finished_run(folder: Path) -> None:
+    """``runs/photos``: a small ResNet-18's run over ``train.beton``."""
+    packed(folder)
+    (folder / "runs").mkdir()
+    save_run(folder / "runs" / "photos", folder / "train.beton", EncoderConfig(name="resnet18"))
