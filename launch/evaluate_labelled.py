@@ -8,7 +8,7 @@ from launch.evaluate_options import add_file, add_method, add_train, common, hea
 from trainer.errors import ConfigError
 
 if TYPE_CHECKING:
-    from trainer.evaluation.evaluate import EvaluateConfig
+    from trainer.evaluation.evaluate_config import EvaluateConfig
 
 _KNN = """\
 Weighted k nearest neighbours by cosine similarity: each of the k nearest training images votes for
@@ -150,7 +150,7 @@ def _finetune(args: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def _config(args: argparse.Namespace) -> "EvaluateConfig":
-    from trainer.evaluation.evaluate import EvaluateConfig, KnnConfig
+    from trainer.evaluation.evaluate_config import EvaluateConfig, KnnConfig
 
     if args.method == "knn":
         method: dict[str, Any] = {"knn": KnnConfig(k=tuple(args.k), temperature=args.temperature)}
