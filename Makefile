@@ -1,13 +1,13 @@
 # Every target sets up what it needs first (launch/setup.sh); later runs skip what is done.
-# On the command line: PYTHON=/path/to/python3.11, FFCV=no, SLURM=no, PYTEST_ARGS="-k lars".
+# On the command line: PYTHON=/path/to/python3.11, FFCV=no, SLURM=no, BROWSER=no, PYTEST_ARGS="-k lars".
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all bench lint clean
+.PHONY: help setup demo test test-all bench docs lint clean
 BIN := .venv/bin
 PYTEST_ARGS ?=
 BENCHMARKS ?= $(filter-out $(if $(wildcard /dev/nvidia0),,benchmarks/gpu.py), \
 	$(wildcard benchmarks/[a-z]*.py))
 SHELL_SCRIPTS := .ci/run launch/setup.sh $(wildcard slurm/*.sh)
-export PYTHON FFCV SLURM
+export PYTHON FFCV SLURM BROWSER
 without_slurm := $(if $(filter no,$(SLURM)), and not slurm)
 
 help:  ## show this list
@@ -30,15 +30,20 @@ test: lint  ## lint, then every test that takes seconds and needs no peer: under
 	$(BIN)/python -m pytest --ignore=tests/peers -m "not slow$(without_slurm)" $(PYTEST_ARGS)
 
 test-all: lint  ## lint, then every test
-	@launch/setup.sh bench slurm
-	$(BIN)/python -m pytest --reliability docs/reliability.md \
+	@launch/setup.sh bench docs browser slurm
+	$(BIN)/python -m pytest --reliability=docs/reliability.md \
 		$(if $(without_slurm),-m "not slurm") $(PYTEST_ARGS)
 
 bench: setup  ## measure us beside our peers
 	@launch/setup.sh bench
 	@for benchmark in $(BENCHMARKS); do echo "== $$benchmark"; $(BIN)/python "$$benchmark" || exit 1; done
 
-clean:  ## remove .venv, caches and the demo's output; runs/ stays
+docs: setup  ## build docs/ as pages that open without network: docs/_build/html/index.html
+	@launch/setup.sh docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build/html
+	@echo docs/_build/html/index.html
+
+clean:  ## remove .venv, caches, built pages and the demo's output; runs/ stays
 	@[ ! -e $(BIN) ] || slurm/local_cluster.sh down
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis demo *.egg-info
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis demo *.egg-info docs/_build docs/reference
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,7 +1,7 @@
 """The table of faults and promises, with the tests that hold each: ``docs/reliability.md``.
 
 A test says which row it holds by ``@pytest.mark.reliability(row)``. A session that is given
-``--reliability FILE`` writes the table there when it ends, with what each test did in it; tests
+``--reliability=FILE`` writes the table there when it ends, with what each test did in it; tests
 that were not part of the session keep the result of the last one that ran them, with its date, from
 pytest's cache.
 """
@@ -186,7 +186,7 @@ def _cells(results: dict[str, Result]) -> str:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--reliability FILE``."""
+    """``--reliability=FILE``; pytest takes a FILE after a blank for a place to collect tests."""
     parser.addoption("--reliability", type=Path, help="write the table of promises under faults")
 
 

@@ -29,7 +29,7 @@ def run_interpreted(name: str, *, slow: bool = False) -> None:
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=1500 if slow else 280,
     )
     # 5: nothing was collected, which must not pass for success.
     assert done.returncode == 0, done.stdout + done.stderr

@@ -16,6 +16,7 @@ def test_pixels_and_draws_in_the_interpreter() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1600)  # the interpreter takes minutes
 def test_more_sizes_in_the_interpreter() -> None:
     run_interpreted("augment", slow=True)
 

@@ -16,6 +16,7 @@ def test_updates_and_averages_in_the_interpreter() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1600)  # the interpreter takes minutes
 def test_many_steps_in_the_interpreter() -> None:
     run_interpreted("lars", slow=True)
 

@@ -18,6 +18,7 @@ def test_kernels_in_the_interpreter() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1600)  # the interpreter takes minutes
 def test_kernels_in_the_interpreter_on_the_grid() -> None:
     run_interpreted("ntxent", slow=True)
 
