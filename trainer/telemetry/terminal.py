@@ -1,0 +1,96 @@
+"""Readers for a person: a progress bar on a terminal, log lines elsewhere."""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from trainer.telemetry.stream import Record
+
+log = logging.getLogger(__name__)
+
+
+def _headline(record: Mapping[str, Any]) -> str:
+    parts = [f"loss {record['loss']:.4f}", f"lr {record['lr']:.4g}"]
+    parts.append(f"{record['images_per_second']:.0f} img/s")
+    if "knn_top1" in record:
+        parts.append(f"kNN {record['knn_top1']:.1%} (best {record['knn_best_top1']:.1%})")
+    return "  ".join(parts)
+
+
+class ProgressBar:
+    """A bar on the terminal: loss, learning rate, images per second, time left."""
+
+    def __init__(self, total: int, done: int) -> None:
+        self._total, self._done = total, done
+        self._bar: Any = None
+        self._knn = ""
+
+    def _open(self) -> Any:
+        from tqdm import tqdm
+
+        has_width = os.isatty(2) and os.get_terminal_size(2).columns > 0  # some terminals say 0
+        return tqdm(
+            total=self._total,
+            initial=self._done,
+            unit="step",
+            ncols=None if has_width else 100,
+            dynamic_ncols=has_width,
+            file=sys.stderr,
+        )
+
+    def read(self, records: list[Record]) -> None:
+        """Advance the bar; it appears with the first records, below what the run says before."""
+        if self._bar is None:
+            self._bar = self._open()
+        for record in records:
+            if "knn_top1" in record:
+                self._knn = f"{record['knn_top1']:.1%}"
+        last = records[-1]
+        facts = {
+            "loss": f"{last['loss']:.3f}",
+            "lr": f"{last['lr']:.3g}",
+            "img/s": f"{last['images_per_second']:.0f}",
+        }
+        if self._knn:
+            facts["knn"] = self._knn
+        self._bar.set_postfix(facts, refresh=False)
+        self._bar.update(len(records))
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+class LogLines:
+    """One line per interval where there is no terminal."""
+
+    def __init__(self, total: int, seconds: float) -> None:
+        self._total, self._seconds = total, seconds
+        self._said = self._started = time.monotonic()
+        self._steps = 0
+
+    def read(self, records: list[Record]) -> None:
+        """Log the newest record if it is time, or it is the last, or it carries a kNN result."""
+        self._steps += len(records)
+        last, now = records[-1], time.monotonic()
+        due = now - self._said >= self._seconds
+        if due or last["step"] == self._total or "knn_top1" in last:
+            left = (now - self._started) / self._steps * (self._total - last["step"])
+            log.info(
+                "step %d/%d  epoch %d  %s  ETA %s",
+                last["step"],
+                self._total,
+                last["epoch"],
+                _headline(last),
+                time.strftime("%H:%M:%S", time.gmtime(left))
+                if left < 86400
+                else f"{left / 3600:.0f} h",
+            )
+            self._said = now
+
+    def close(self) -> None:
+        """Nothing to close."""
