@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from launch.arguments import Parser
 from launch.exit_codes import ExitCode, exit_code_for, is_explained
 
 _DESCRIPTION = """\
@@ -57,14 +58,16 @@ def _run(words: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     from launch import (
+        completion_command,
         doctor_command,
         evaluate_command,
         export_command,
         pack_command,
         report_command,
+        runs_command,
     )
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="widebatch",
         description=_DESCRIPTION,
         epilog=_EPILOG,
@@ -84,7 +87,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate_command.add_parser(commands)
     export_command.add_parser(commands)
     report_command.add_parser(commands)
+    runs_command.add_parser(commands)
     doctor_command.add_parser(commands)
+    completion_command.add_parser(commands, whole=parser)
     return parser
 
 
@@ -112,7 +117,7 @@ def _configure_logging(verbose: bool) -> None:
         stream=sys.stderr,
         force=True,
     )
-    for library in ("lightning_fabric", "lightning", "numba", "matplotlib", "PIL"):
+    for library in ("lightning_fabric", "lightning", "numba", "matplotlib", "PIL", "torch"):
         logging.getLogger(library).setLevel(logging.WARNING)
     if verbose:
         logging.getLogger("kernels").setLevel(logging.DEBUG)

@@ -2,22 +2,23 @@
 
 import argparse
 import dataclasses
-import difflib
-import inspect
 import json
 import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from launch.arguments import Parser
 from launch.exit_codes import ExitCode
+from launch.nearest import unknown
 from launch.pretrain_command import RECIPES
+from launch.settings_arguments import parse_settings
 from trainer.errors import ConfigError
 
 if TYPE_CHECKING:
     from trainer.config import RunConfig
     from trainer.planner.rates import Gpu, Rates
 
-_GPUS = ("a100-40g", "a100-80g", "h100-80g", "h200-141g", "b200-180g")  # a test holds them to ours
+GPUS = ("a100-40g", "a100-80g", "h100-80g", "h200-141g", "b200-180g")  # a test holds them to ours
 
 _DESCRIPTION = """\
 Say whether a run fits a cluster, what to change if not, what it sends, how long it takes and what
@@ -34,24 +35,25 @@ examples:
 
 def main(arguments: Sequence[str]) -> ExitCode:
     """Run the command; ``arguments`` are those after ``plan``."""
-    parser = _parser()
+    parser = command_parser()
     if not arguments or arguments[0] in ("-h", "--help"):
         parser.print_help()
         return ExitCode.DONE if arguments else ExitCode.USAGE
     recipe = arguments[0]
     if recipe not in RECIPES:
-        near = difflib.get_close_matches(recipe, RECIPES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(RECIPES)}"
-        raise ConfigError(f"unknown recipe {recipe!r}; {hint}")
+        raise ConfigError(unknown("recipe", recipe, RECIPES))
     args, overrides = parser.parse_known_args(arguments)
-    config, known = _config(recipe, overrides)
+    own = [option for action in parser._actions for option in action.option_strings]
+    config, known = _config(recipe, overrides, own)
     _check(args)
     return _plan(args, config, known)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def command_parser() -> argparse.ArgumentParser:
+    """The command's own options; settings of a recipe are tyro's to read."""
+    parser = Parser(
         prog="widebatch plan",
+        passes_on=True,
         usage="widebatch plan RECIPE [--gpu NAME | --calibrate] [options] [settings]",
         description=_DESCRIPTION,
         epilog=_EPILOG,
@@ -60,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         add_help=False,  # --help after a recipe is for its settings
     )
     parser.add_argument("recipe", metavar="RECIPE", help="as `widebatch pretrain` lists them")
-    parser.add_argument("--gpu", metavar="NAME", help=f"one of {', '.join(_GPUS)}")
+    parser.add_argument("--gpu", metavar="NAME", help=f"one of {', '.join(GPUS)}")
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="machines (default 1)")
     parser.add_argument(
         "--gpus", type=int, default=1, metavar="N", help="GPUs, or processes, of each (default 1)"
@@ -98,7 +100,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.calibrate and args.gpu:
         raise ConfigError("--gpu and --calibrate: one names a GPU, the other measures this machine")
     if not args.calibrate and not args.gpu:
-        raise ConfigError(f"--gpu NAME is one of {', '.join(_GPUS)}; --calibrate measures this one")
+        raise ConfigError(f"--gpu NAME is one of {', '.join(GPUS)}; --calibrate measures this one")
     for name in ("flops_fraction", "bandwidth_fraction", "gpu_memory_gib"):
         if args.calibrate and getattr(args, name) is not None:
             flag = name.replace("_", "-")
@@ -111,23 +113,17 @@ def _check(args: argparse.Namespace) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} is a share, at most 1")
 
 
-def _config(recipe: str, overrides: list[str]) -> "tuple[RunConfig, bool]":
+def _config(recipe: str, overrides: list[str], own_options: list[str]) -> "tuple[RunConfig, bool]":
     """The run, and whether its data was named."""
     from pathlib import Path
 
-    import tyro
-
-    from trainer.config import DataConfig, RunConfig
+    from trainer.config import DataConfig
     from trainer.recipes import RECIPES as BUILDERS
 
-    builder = BUILDERS[recipe]
     unnamed = Path("its data set")
-    config = tyro.cli(
-        RunConfig,
-        prog=f"widebatch plan {recipe}",
-        description=inspect.cleandoc(builder.__doc__ or "") + "\n\n" + _DESCRIPTION,
-        default=dataclasses.replace(builder(), data=DataConfig(train=unnamed)),
-        args=overrides,
+    default = dataclasses.replace(BUILDERS[recipe](), data=DataConfig(train=unnamed))
+    config = parse_settings(
+        "plan", recipe, default, overrides, other_options=own_options, text=_DESCRIPTION
     )
     return config, config.data.train != unnamed
 

@@ -1,14 +1,14 @@
 """``widebatch pretrain RECIPE``: settings from a recipe and the command line, then the trainer."""
 
-import difflib
-import inspect
 import logging
 import os
 from collections.abc import Sequence
 
 from launch import cluster, restarts
 from launch.exit_codes import ExitCode, exit_code_for
+from launch.nearest import unknown
 from launch.preemption import StopSignal
+from launch.settings_arguments import parse_settings
 from trainer.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -54,9 +54,7 @@ def main(arguments: Sequence[str]) -> ExitCode:
         print(_USAGE.format(recipes="\n".join(rows)), end="")
         return ExitCode.DONE if arguments else ExitCode.USAGE
     if recipe not in RECIPES:
-        near = difflib.get_close_matches(recipe, RECIPES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(RECIPES)}"
-        raise ConfigError(f"unknown recipe {recipe!r}; {hint}")
+        raise ConfigError(unknown("recipe", recipe, RECIPES))
     stop = StopSignal().install()  # before the slow imports: a signal during them is not lost
     place = cluster.discover(os.environ)
     cluster.export(place)
@@ -68,7 +66,7 @@ def main(arguments: Sequence[str]) -> ExitCode:
         return hopeless
     try:
         code = _train(recipe, list(arguments[1:]), stop)
-    except SystemExit as refused:  # tyro has said why
+    except SystemExit as refused:  # tyro has answered --help
         restarts.record(ExitCode.USAGE if refused.code else ExitCode.DONE)
         raise
     except BaseException as error:
@@ -81,19 +79,9 @@ def main(arguments: Sequence[str]) -> ExitCode:
 
 
 def _train(recipe: str, overrides: list[str], stop: StopSignal) -> ExitCode:
-    import tyro
-
-    from trainer.config import RunConfig
     from trainer.recipes import RECIPES as BUILDERS
 
-    builder = BUILDERS[recipe]
-    config = tyro.cli(
-        RunConfig,
-        prog=f"widebatch pretrain {recipe}",
-        description=inspect.cleandoc(builder.__doc__ or ""),
-        default=builder(),
-        args=overrides,
-    )
+    config = parse_settings("pretrain", recipe, BUILDERS[recipe](), overrides)
     from trainer.loop import Outcome, fit  # Fabric takes seconds: after --help and wrong settings
 
     if fit(config, stop) is Outcome.DONE:

@@ -39,6 +39,7 @@ from trainer.prometheus import Prometheus, RunFacts
 from trainer.provenance import versions
 from trainer.run import COMPUTE_DTYPE, Run
 from trainer.run_folder import agreed_checkpoint, data_stamp, exclusive
+from trainer.run_readme import write_readme
 from trainer.samples import SampleLog
 from trainer.scrape_targets import scraped
 from trainer.sharding import lay_out
@@ -53,6 +54,7 @@ from trainer.telemetry import (
     Telemetry,
     TensorBoard,
 )
+from trainer.telemetry.wandb_reader import WeightsAndBiases, refuse_missing
 from trainer.watch.collapse import CollapseAlarm
 from trainer.watch.phases import Phases
 from trainer.watch.stragglers import Stragglers
@@ -66,8 +68,9 @@ def join(config: RunConfig) -> Iterator[Fabric]:
     """Join the process group that ``config`` runs on; leave it in the end.
 
     Raises:
-        ConfigError: the strategy does not go with other settings, or a GPU is missing.
+        ConfigError: the strategy does not go with other settings; a GPU or a library is missing.
     """
+    refuse_missing(config.telemetry)
     refuse_unsupported(config.strategy, config.precision, config.micro_batch, config.compile)
     fabric = launch_fabric(config.device, config.precision, config.strategy)
     with contextlib.ExitStack() as stack:
@@ -314,6 +317,8 @@ def _readers(config: RunConfig, plan: RunPlan, done: int) -> list[Reader]:
         readers.append(LogLines(plan.total_steps, watch.log_seconds))
     if watch.tensorboard:
         readers.append(TensorBoard(config.out / "tensorboard", done))
+    if watch.wandb is not None:
+        readers.append(WeightsAndBiases(watch.wandb, config.out))
     return readers
 
 
@@ -367,8 +372,8 @@ def _settle_gradient_buckets(run: Run) -> None:
 
 
 def _describe(run: Run, resumed: bool) -> None:
-    """Write config.json and say before the first step what the run comes to."""
-    info = run.loader.info
+    """Write config.json and README.md, and say before the first step what the run comes to."""
+    info, made_with = run.loader.info, versions()
     facts = {
         "num_samples": run.plan.num_samples,
         "data_fingerprint": info.fingerprint,
@@ -377,13 +382,15 @@ def _describe(run: Run, resumed: bool) -> None:
         "total_steps": run.plan.total_steps,
         "warmup_steps": run.plan.warmup_steps,
         "peak_lr": run.plan.peak_lr,
-        "versions": versions(),
+        "world_size": run.plan.world_size,
+        "versions": made_with,
     }
     path = run.config.out / "config.json"
     temporary = path.with_name(".writing-config.json")
     temporary.write_text(json.dumps({**to_json(run.config), "run": facts}, indent=1) + "\n")
     temporary.chmod(0o600)
     temporary.replace(path)
+    write_readme(run.config, run.plan, run.fabric.device, made_with, run.state.step)
     for line in run.plan.lines():
         log.info("%s", line)
     log.info(

@@ -14,7 +14,7 @@ from data_pipeline.beton import sha256_of
 from data_pipeline.errors import DataError
 from data_pipeline.strict_json import read_json_file
 from trainer.checkpoint import Checkpoint, CheckpointStore
-from trainer.config import RunConfig, completed, differences, to_json
+from trainer.config import RunConfig, completed, differences, from_json, to_json
 from trainer.distributed import broadcast_json
 from trainer.errors import CheckpointError, ConfigError
 
@@ -84,6 +84,12 @@ def _check_same_run(config: RunConfig) -> None:
     saved.pop("run", None)
     changed = differences(completed(saved), to_json(config))
     if changed:
+        try:
+            from_json(RunConfig, saved, f"{path}: config")
+        except ConfigError as error:  # what cannot be read says more than what differs for it
+            raise ConfigError(
+                f"{error}; mend it, or --resume force to go on with the new settings"
+            ) from None
         raise ConfigError(
             f"--out {config.out}: holds a run with other settings ({'; '.join(changed)});"
             " choose another folder, or --resume force to go on with the new ones"

@@ -34,6 +34,8 @@ def error_line(capsys: pytest.CaptureFixture[str]) -> str:
         ["evaluate", "knn", "--help"],
         ["export", "--help"],
         ["report", "--help"],
+        ["runs", "--help"],
+        ["completion", "--help"],
     ],
     ids=" ".join,
 )

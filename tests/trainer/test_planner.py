@@ -10,7 +10,7 @@ import torch
 
 from kernels.ntxent.triton_plan import flop_count
 from launch.__main__ import main
-from launch.plan_command import _GPUS
+from launch.plan_command import GPUS as OFFERED_GPUS
 from tests.trainer.runs import SMALL_ENCODER, pack_images, tiny_config, tiny_mocov3_config
 from trainer.config import RunConfig
 from trainer.encoders import EncoderConfig
@@ -446,7 +446,7 @@ def test_images_come_from_the_file_where_there_is_one(tmp_path: Path) -> None:
 
 
 def test_the_front_door_knows_the_same_gpus() -> None:
-    assert tuple(GPUS) == _GPUS
+    assert tuple(GPUS) == OFFERED_GPUS
 
 
 # --- calibration --------------------------------------------------------------------------------

@@ -49,7 +49,8 @@ def own(rank: int) -> Heartbeat:
     return Heartbeat(rank=rank, host=socket.gethostname(), pid=pid, started=_started(pid) or 0)
 
 
-def _path(folder: Path, rank: int) -> Path:
+def path_of(folder: Path, rank: int) -> Path:
+    """Where a rank's heartbeat stands."""
     return folder / f"rank-{rank:05d}.json"
 
 
@@ -60,7 +61,7 @@ def write(folder: Path, heartbeat: Heartbeat) -> None:
         OSError: the folder cannot be written.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = _path(folder, heartbeat.rank)
+    path = path_of(folder, heartbeat.rank)
     temporary = path.with_name(f".writing-{path.name}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
@@ -72,7 +73,7 @@ def read_all(folder: Path, world_size: int) -> dict[int, Heartbeat]:
     """The newest heartbeats by rank; a rank whose file is not there or not whole is left out."""
     found = {}
     for rank in range(world_size):
-        heartbeat = _read(_path(folder, rank))
+        heartbeat = _read(path_of(folder, rank))
         if heartbeat is not None and heartbeat.rank == rank:
             found[rank] = heartbeat
     return found

@@ -1,0 +1,159 @@
+"""``widebatch runs``: what became of the runs in a folder."""
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launch.exit_codes import ExitCode
+
+if TYPE_CHECKING:
+    from trainer.run_list import RunFacts
+
+_DESCRIPTION = """\
+List the runs in folders, the newest first:
+
+  running    a process of it lives
+  finished   its last step is done and saved
+  stopped    the same command goes on from its newest checkpoint
+  failed     it ended by an error, or before its first checkpoint; the reason is named
+  unknown    nothing says whether it goes on, as where its node is out of reach
+  damaged    a file of it cannot be read; the reason is named
+
+Step, loss and images/s are those of the last record, age is the time since it was written; kNN is
+the last one and the best one. A terminal gets the columns that it has room for, anything else all.
+"""
+_LEFT = ("run", "recipe", "state", "why")  # aligned so; numbers to the right
+_DISPENSABLE = ("recipe", "img/s", "ranks", "epoch", "best", "loss", "age", "kNN")
+_NARROWEST = 12  # letters of a name or a reason that are worth showing
+_GAP = 2
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``runs`` to the command line."""
+    parser = subparsers.add_parser(
+        "runs",
+        help="list runs with state, step, loss and kNN",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "folders",
+        nargs="*",
+        type=Path,
+        default=[Path("runs")],
+        metavar="FOLDER",
+        help="where runs lie, or a run itself (default runs)",
+    )
+    parser.add_argument("--json", action="store_true", help="print all facts as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the list."""
+    from trainer.run_list import list_runs
+
+    found = list_runs(args.folders)
+    if args.json:
+        print(json.dumps([_finite(dataclasses.asdict(facts)) for facts in found], indent=1))
+    elif found:
+        print("\n".join(table([_row(facts) for facts in found], _width())))
+    else:
+        print(f"no runs in {', '.join(map(str, args.folders))}", file=sys.stderr)
+    return ExitCode.DONE
+
+
+def table(rows: Sequence[dict[str, str]], width: int | None) -> list[str]:
+    """Lines of a table with a heading.
+
+    Args:
+        rows: texts by column, the same columns in all.
+        width: letters of a line; columns are cut or left out to fit it. None: no limit.
+    """
+    columns = [name for name in rows[0] if any(row[name] for row in rows)]
+    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in columns}
+    if width is not None:
+        widths = _fitted(widths, width)
+    lines = []
+    for row in ({name: name for name in widths}, *rows):
+        cells = [_cell(row[name], name, letters) for name, letters in widths.items()]
+        lines.append((" " * _GAP).join(cells).rstrip())
+    return lines
+
+
+def _fitted(widths: dict[str, int], width: int) -> dict[str, int]:
+    def excess() -> int:
+        return sum(widths.values()) + _GAP * (len(widths) - 1) - width
+
+    for name in ("why", "run"):
+        if name in widths and excess() > 0:
+            widths[name] = max(min(widths[name], _NARROWEST), widths[name] - excess())
+    for name in _DISPENSABLE:
+        if excess() > 0:
+            widths.pop(name, None)
+    for name in ("why", "step"):
+        if excess() > 0:
+            widths.pop(name, None)
+    if excess() > 0:
+        widths["run"] = max(len("run"), widths["run"] - excess())
+    return widths
+
+
+def _cell(text: str, name: str, letters: int) -> str:
+    if len(text) > letters:
+        text = text[: letters - 1] + "…"
+    return text.ljust(letters) if name in _LEFT else text.rjust(letters)
+
+
+def _row(facts: "RunFacts") -> dict[str, str]:
+    steps = "" if facts.step is None else str(facts.step)
+    return {
+        "run": _printable(facts.name),
+        "recipe": _printable(facts.recipe or ""),
+        "state": facts.state,
+        "step": f"{steps}/{facts.total_steps}" if facts.total_steps else steps,
+        "epoch": _text(facts.epoch, "{:.1f}"),
+        "loss": _text(facts.loss, "{:.3f}"),
+        "kNN": _text(facts.knn_top1, "{:.1%}"),
+        "best": _text(facts.knn_best_top1, "{:.1%}"),
+        "img/s": _text(facts.images_per_second, "{:.0f}"),
+        "ranks": _text(facts.ranks, "{}"),
+        "age": "" if facts.age_seconds is None else _age(facts.age_seconds),
+        "why": _printable(facts.why),
+    }
+
+
+def _text(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(value)
+
+
+def _printable(text: str) -> str:
+    """Without what would move a terminal's cursor: names come from files."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def _age(seconds: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _finite(facts: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in facts.items()
+    }
+
+
+def _width() -> int | None:
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or None
+    except (OSError, ValueError):  # no terminal, or a stand-in without a descriptor
+        return None

@@ -1,0 +1,92 @@
+"""Mistyped commands, options, settings and values: one line that names what was meant."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from launch.__main__ import main
+from launch.nearest import nearest
+from tests.trainer.runs import tiny_config
+from trainer.config import to_json
+from trainer.errors import ConfigError
+from trainer.run_folder import _check_same_run
+
+R50 = ["simclr-r50", "--data.train", "x.beton"]
+H100 = ["simclr-r50", "--gpu", "h100-80g"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["retrain"], "did you mean pretrain?"),
+        (["--verison"], "did you mean --version?"),
+        (["pretrain", *R50, "--optim.base_lrr", "1"], "did you mean --optim.base-lr?"),
+        (["pretrain", *R50, "--schedul.warmup-epochs", "1"], "did you mean --schedule.warmup-epo"),
+        (["pretrain", *R50, "--base-lr=1"], "did you mean --optim.base-lr?"),
+        (["pretrain", *R50, "--zzz", "1"], "see 'widebatch pretrain simclr-r50 --help'"),
+        (["pretrain", *R50, "--batch", "many"], "--batch"),
+        (["pretrain", *R50, "--precision", "bf17"], "'bf16', 'fp32', 'fp64'"),
+        (["pretrain", *R50, "--crop.scale", "1"], "'--crop.scale'. Expected 2 values"),
+        (["pretrain", *R50, "--watchdog.timeout", "-1"], "watchdog.timeout must be a number"),
+        (["pretrain", *R50, "more"], "more"),
+        (["pretrain", "simclr-r50"], "--data.train FILE is required"),
+        (["plan", *H100, "--optim.base_lrr", "1"], "did you mean --optim.base-lr?"),
+        (["plan", "simclr-r50", "--gpuu", "b200-180g"], "did you mean --gpu?"),
+        (["plan", "simclr-r5", "--gpu", "b200-180g"], "did you mean simclr-r50?"),
+        (["evaluate", "knnn", "run"], "did you mean knn?"),
+        (["evaluate", "knn", "run", "--data.trian", "a"], "did you mean --data.train?"),
+        (["export", "run", "out", "--fromat", "onnx"], "did you mean --format?"),
+        (["export", "run", "out", "--format", "onyx"], "did you mean onnx?"),
+        (["pack", "a", "b.beton", "--max-sied", "5"], "did you mean --max-side?"),
+        (["doctor", "--distribted"], "did you mean --distributed?"),
+        (["doctor", "--recipe", "simclr-r5"], "did you mean simclr-r50?"),
+        (["report", "run", "--max-imags", "5"], "did you mean --max-images?"),
+        (["runs", "--jsno"], "did you mean --json?"),
+        (["completion", "fihs"], "did you mean fish?"),
+    ],
+    ids=lambda value: " ".join(value)[-45:] if isinstance(value, list) else "",
+)
+def test_what_was_meant_is_named_in_one_line(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert said in shown.err
+    assert shown.err.startswith("widebatch: error: ") and shown.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ("optim", "config.json: config.optim.base_lrr: unknown setting; did you mean base_lr?"),
+        ("", "config.json: config.base_lrr: unknown setting"),
+    ],
+)
+def test_a_wrong_key_in_the_folders_configuration_is_named(
+    part: str, said: str, tmp_path: Path
+) -> None:
+    config = tiny_config(Path("a.beton"), tmp_path)
+    saved = to_json(config)
+    (saved[part] if part else saved)["base_lrr"] = saved["optim"].pop("base_lr")
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        _check_same_run(config)
+
+
+def test_a_flag_without_its_group_is_meant_before_one_that_looks_alike() -> None:
+    assert nearest("--k", ["--kk", "--collapse.k"]) == "--collapse.k"
+    assert nearest("--zzz", ["--batch"]) is None
+
+
+def test_options_may_be_shortened_and_have_either_dash() -> None:
+    from launch.__main__ import _parser
+    from launch.settings_arguments import parse_settings
+    from trainer.recipes import RECIPES
+
+    args = _parser().parse_args(["pack", "a", "b.beton", "--max-sid", "5"])
+    assert args.max_side == 5
+    words = ["--data.train", "x", "--optim.base_lr=2"]
+    assert parse_settings("pretrain", "simclr-r50", RECIPES["simclr-r50"](), words).optim.base_lr

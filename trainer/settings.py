@@ -1,0 +1,103 @@
+"""The settings of a run as the command line names them: flags, their choices, their values.
+
+tyro makes the command line from the same dataclasses; a test holds the two to each other. This walk
+is for what tyro does not say: which flags there are, and which words give a configuration.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from trainer.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One field of a configuration, or of a part of it."""
+
+    key: str
+    """Its name in config.json, with dots: ``optim.base_lr``."""
+    flag: str
+    """Its name on the command line: ``--optim.base-lr``."""
+    value: Any
+    choices: tuple[str, ...] = ()
+    is_path: bool = False
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether the flag itself is the value: ``--compile``, ``--no-compile``."""
+        return isinstance(self.value, bool)
+
+    @property
+    def required(self) -> bool:
+        """Whether only the command line can say it."""
+        return self.value is tyro.MISSING
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """The flag; of a switch also the one that turns it off."""
+        if not self.is_switch:
+            return (self.flag,)
+        group, dot, name = self.flag.removeprefix("--").rpartition(".")
+        return (self.flag, f"--{group}{dot}no-{name}")
+
+    def words(self) -> list[str]:
+        """What to write on a command line for this value."""
+        if self.is_switch:
+            return [self.flags[0 if self.value else 1]]
+        values = self.value if isinstance(self.value, tuple) else (self.value,)
+        return [self.flag, *map(str, values)]
+
+
+def settings(config: RunConfig) -> list[Setting]:
+    """All settings of ``config`` that the command line has, in its order.
+
+    Those of the objective are the ones of this configuration's objective.
+    """
+    return list(_walk(config, "", ""))
+
+
+def changed_from(base: RunConfig, config: RunConfig) -> list[Setting]:
+    """Settings of ``config`` that ``base`` does not have, or has with another value."""
+    values = {setting.key: setting.value for setting in settings(base)}
+    missing = object()
+    return [s for s in settings(config) if values.get(s.key, missing) != s.value]
+
+
+def _walk(part: Any, keys: str, flags: str) -> Iterator[Setting]:
+    hints = typing.get_type_hints(type(part), include_extras=True)
+    for field in dataclasses.fields(part):
+        hint, flag, shown = _named(hints[field.name], field.name.replace("_", "-"))
+        if not shown:
+            continue
+        key, value = keys + field.name, getattr(part, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _walk(value, f"{key}.", f"{flags}{flag}." if flag else flags)
+        else:
+            kinds = typing.get_args(hint) if _is_union(hint) else (hint,)
+            choices = [c for kind in kinds for c in _choices(kind)]
+            yield Setting(key, f"--{flags}{flag}", value, tuple(choices), Path in kinds)
+
+
+def _named(hint: Any, name: str) -> tuple[Any, str, bool]:
+    """The type below tyro's annotations, the name that they give, and whether it is shown."""
+    if typing.get_origin(hint) is not Annotated:
+        return hint, name, True
+    inner, *notes = typing.get_args(hint)
+    given = [note.name for note in notes if getattr(note, "name", None) is not None]
+    return inner, given[0] if given else name, tyro.conf.Suppress not in notes
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
+def _choices(hint: Any) -> tuple[str, ...]:
+    is_literal = typing.get_origin(hint) is Literal
+    return tuple(map(str, typing.get_args(hint))) if is_literal else ()
