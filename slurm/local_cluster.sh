@@ -21,10 +21,12 @@ self=$(cd -P "$(dirname "${BASH_SOURCE[0]}")" && pwd)/$(basename "${BASH_SOURCE[
 export WIDEBATCH_CLUSTER=${WIDEBATCH_CLUSTER:-${TMPDIR:-/tmp}/widebatch-slurm-$(id -u)}
 dir=$WIDEBATCH_CLUSTER
 export SLURM_CONF=$dir/slurm.conf
-# Ports, addresses and interface names follow from the folder, so that clusters do not meet.
+# Ports, addresses and interface names follow from a number, so that clusters do not meet.
 # 198.18.0.0/15 is set aside for test networks (RFC 2544): no real host is there.
-number=$(($(printf %s "$dir" | cksum | cut -d ' ' -f 1) % 250 + 1))
-port=$((7000 + number * 100)) net=198.18.$number bridge=wbslurm$number
+settle() {
+  number=$1 port=$((7000 + $1 * 100)) net=198.18.$1 bridge=wbslurm$1
+}
+settle "$(cat "$dir/run/number" 2>/dev/null || echo $(($(printf %s "$dir" | cksum | cut -d ' ' -f 1) % 250 + 1)))"
 nodes=4 cpus=96 gpus=8 mode='' install=
 
 die() {
@@ -254,6 +256,19 @@ PartitionName=urgent Nodes=ALL DefaultTime=60 MaxTime=INFINITE State=UP Priority
 CONF
 }
 
+taken() { # has another cluster this number, or another program one of its ports?
+  ip link show "$bridge" >/dev/null 2>&1 ||
+    ss -Hltn "sport >= :$port and sport <= :$((port + nodes))" 2>/dev/null | grep -q .
+}
+settle_apart() { # the folder's number, or the next one that is free
+  local first=$number
+  while taken; do
+    settle $((number % 250 + 1))
+    [ "$number" != "$first" ] || die "no free ports between 7100 and 32100"
+  done
+  echo "$number" >"$dir/run/number"
+}
+
 up() {
   need_programs
   case $dir in *[[:space:]]*) die "Slurm's own files cannot have spaces in their path: set WIDEBATCH_CLUSTER" ;; esac
@@ -266,6 +281,7 @@ up() {
   mkdir -p "$dir"/{run,log,spool,state,etc}
   chmod 755 "$dir" "$dir/run"
   rm -f "$dir"/log/*
+  settle_apart
   write_config
   (umask 077 && head -c 1024 /dev/urandom >"$dir/run/munge.key")
   # --force: others may not enter the folder, and none of them is meant to

@@ -1,5 +1,7 @@
 """slurm/local_cluster.sh itself."""
 
+import re
+import socket
 import subprocess
 from pathlib import Path
 
@@ -30,6 +32,29 @@ def test_up_is_repeatable_and_down_leaves_nothing(tmp_path: Path) -> None:
     cluster.control("down")  # from any state, also from none
     assert processes_with("WIDEBATCH_DAEMON", str(tmp_path / "own")) == []
     assert processes_with("SLURM_CONF", cluster.environ["SLURM_CONF"]) == []
+
+
+def test_a_port_that_is_taken_is_left_to_its_owner(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path / "own")
+    try:
+        ports = []
+        with socket.socket() as other:
+            for attempt in range(2):
+                cluster.up("--nodes", "1", "--mode", "local")
+                found = re.search(
+                    r"^SlurmctldPort=(\d+)$", (tmp_path / "own/slurm.conf").read_text(), re.M
+                )
+                assert found
+                ports.append(int(found[1]))
+                assert len(node_hosts(cluster, 1)) == 1
+                cluster.control("down")
+                if attempt == 0:
+                    other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    other.bind(("", ports[0]))
+                    other.listen()
+        assert ports[0] != ports[1]
+    finally:
+        cluster.control("down")
 
 
 def test_node_that_loses_its_power_comes_back(cluster: Cluster) -> None:
