@@ -1,7 +1,7 @@
 """What ``make demo`` runs: the whole way of an encoder, by the commands that a user would type.
 
 Packs the embedded digits, pretrains on two processes, measures the encoder against an untrained
-one and raw pixels on held-out digits, exports it and draws the figures. Nothing is asserted about
+one and raw pixels on held-out digits, exports it and makes the report. Nothing is asserted about
 accuracy; the margin is printed as it was measured.
 """
 
@@ -138,8 +138,13 @@ def plan(out: Path, *, quick: bool) -> list[Step]:
             ),
         ),
         Step(
-            "Draw the figures",
-            (("widebatch", "report", run, "--out", str(out / "figures"), *look),),
+            "Make the report: a page of the run, and its figures",
+            (
+                (
+                    *("widebatch", "report", run, "--out", str(out / "report.html")),
+                    *("--figures", str(out / "figures"), *look),
+                ),
+            ),
         ),
     ]
 
@@ -178,7 +183,7 @@ def _clear(out: Path) -> None:
     for folder in (out / "run", out / "figures"):
         if folder.is_dir() and not folder.is_symlink():
             shutil.rmtree(folder)
-    for pattern in ("train.beton*", "test.beton*", "encoder.*"):
+    for pattern in ("train.beton*", "test.beton*", "encoder.*", "report.html"):
         for path in out.glob(pattern):
             path.unlink()
 
@@ -248,10 +253,11 @@ def _summary(out: Path, seconds: float) -> None:
     print(f"\n== Done in {seconds / 60:.1f} minutes\n")
     print("\n".join(table(out)))
     print("\nFiles:")
+    print(f"  {out / 'report.html'}  the run as one page, for a browser")
     for path in sorted(out.glob("figures/*.png")) + sorted(out.glob("encoder.*")):
         print(f"  {path}")
     print(f"  {out / 'run'}  the run: config.json, metrics.jsonl, checkpoints, evaluation")
-    print(f"\nLook at {out / 'figures' / 'overview.png'} first.")
+    print(f"\nLook at {out / 'report.html'} first, or at {out / 'figures' / 'overview.png'}.")
 
 
 def table(out: Path) -> list[str]:

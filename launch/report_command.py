@@ -1,37 +1,57 @@
-"""``widebatch report RUN``: the pictures of a run."""
+"""``widebatch report RUN ...``: a run, or several side by side, as one page."""
 
 import argparse
+import logging
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launch.exit_codes import ExitCode
 
+if TYPE_CHECKING:
+    from trainer.report import ReportConfig
+
+log = logging.getLogger(__name__)
+
 _DESCRIPTION = """\
-Draw a run as PNG files:
+Make one HTML page of a run: curves, where the step's time went, evaluations, augmented views,
+nearest neighbours, a map of the embeddings, similarities of pairs, and the settings beside the
+recipe's. It needs no network and no other file. What a run has no data for is left out, and said.
 
-  curves.png      loss, online kNN, learning rate, throughput (metrics.jsonl)
-  accuracy.png    what `widebatch evaluate ... --json RUN/evaluation/NAME.json` measured
-  views.png       images and the views that training made of them
-  neighbours.png  the nearest training images of test images, by pixels and by the encoder
-  map.png         test images on a plane, by pixels and by the encoder (t-SNE)
-  overview.png    the best of these in one picture
+A run that is still going on has a page too; --live serves one on this machine that follows it.
+Several runs are compared: their curves in the same axes, their final numbers, their settings.
 
-What a run has no data for is left out, and said. Encoder and data are looked at on this machine;
-a run that is still going on can be drawn too.
+--figures DIR also draws PNG files: curves, accuracy, views, neighbours, map, and overview.png with
+the best of these.
 """
+_SECONDS = 3.0  # between two looks of a live page at its run
 
 
 def add_parser(subparsers: Any) -> None:
     """Add ``report`` to the command line."""
     parser = subparsers.add_parser(
         "report",
-        help="draw a run's curves, accuracies, views, neighbours and map",
+        help="make one page of a run, or of several: curves, views, neighbours, map, settings",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run_folder", metavar="RUN", type=Path, help="folder of a pretraining run")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder for the figures (default RUN/figures)"
+        "run_folders", metavar="RUN", nargs="+", type=Path, help="folder of a pretraining run"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="PAGE",
+        help="the page (default RUN/report.html; of several runs ./report.html)",
+    )
+    parser.add_argument(
+        "--figures", type=Path, metavar="DIR", help="draw PNG files into DIR too (of one run)"
+    )
+    parser.add_argument(
+        "--live", action="store_true", help="serve a page that follows the run, until Ctrl-C"
+    )
+    parser.add_argument(
+        "--port", type=int, default=0, help="of the live page on 127.0.0.1 (default: a free one)"
     )
     parser.add_argument(
         "--max-images",
@@ -40,16 +60,77 @@ def add_parser(subparsers: Any) -> None:
         metavar="N",
         help="images of each data set to put through the encoder (default 1000)",
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
+    parser.add_argument(
+        "--device",
+        help="auto, cpu, cuda or cuda:N (default auto; cpu for --live, which leaves the GPU to the"
+        " run)",
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw, and say which files were written."""
-    from trainer.report import ReportConfig, write_figures
+    """Make the page, and say which files were written; or serve it."""
+    problem = _contradiction(args)
+    if problem:
+        print(f"widebatch: error: {problem}", file=sys.stderr)
+        return ExitCode.USAGE
+    from trainer.report import ReportConfig
 
-    config = ReportConfig(max_images=args.max_images, device=args.device)
-    out = args.out or args.run_folder / "figures"
-    for path in write_figures(args.run_folder, out, config):
-        print(path)
+    device = args.device or ("cpu" if args.live else "auto")
+    config = ReportConfig(max_images=args.max_images, device=device)
+    return _serve(args, config) if args.live else _write(args, config)
+
+
+def _contradiction(args: argparse.Namespace) -> str:
+    if args.live and (args.out or args.figures):
+        return "--live writes no files: leave out --out and --figures"
+    if args.figures and len(args.run_folders) > 1:
+        return "--figures draws one run: name one"
+    if not 0 <= args.port <= 65535:
+        return f"--port {args.port}: choose 1 to 65535, or 0 for one that is free"
+    if args.port and not args.live:
+        return "--port is of a live page: add --live"
+    return ""
+
+
+def _write(args: argparse.Namespace, config: "ReportConfig") -> int:
+    from trainer.report import look, names, read_contents, read_settings
+    from trainer.report.looks import COMPARED
+    from trainer.report.page import page, write_page
+    from trainer.report.png import write_figures
+
+    runs = args.run_folders
+    settings = [read_settings(run) for run in runs]
+    looks = look(runs[0], settings[0], config) if len(runs) == 1 else COMPARED
+    told = [read_contents(run, looks, name) for run, name in zip(runs, names(runs))]
+    for contents in told:
+        for part, why in contents.missing:
+            log.info("left out: %s (%s)", part, why)
+    out = args.out or (runs[0] if len(runs) == 1 else Path()) / "report.html"
+    write_page(out, page(told))
+    print(out)
+    if args.figures:
+        for path in write_figures(told[0], args.figures):
+            print(path)
+    return ExitCode.DONE
+
+
+def _serve(args: argparse.Namespace, config: "ReportConfig") -> int:
+    from launch.report_server import PageServer
+    from trainer.report.live import LiveReport
+    from trainer.report.page import content_security_policy
+
+    report = LiveReport(args.run_folders, config, _SECONDS)
+    try:
+        server = PageServer(args.port, report.page, content_security_policy(live=True))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        print(f"widebatch: error: --port {args.port}: {reason}; choose another", file=sys.stderr)
+        return ExitCode.USAGE
+    with server:
+        print(f"{server.url}  (Ctrl-C ends it)", flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:  # the way to end it: no failure
+            print()
     return ExitCode.DONE

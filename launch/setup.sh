@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
-# Installs what Widebatch needs, for the Makefile:  launch/setup.sh base [bench] [slurm]
+# Installs what Widebatch needs, for the Makefile:  launch/setup.sh base [bench] [docs] [browser] [slurm]
 #   base   .venv with requirements.lock, FFCV and this checkout
 #   bench  the peers that benchmarks measure us against
+#   docs   Sphinx, which builds docs/
+#   browser  Debian's Chromium, in which tests open reports
 #   slurm  Debian's Slurm packages, from which slurm/local_cluster.sh makes its cluster, and its
 #          Prometheus server, for tests
 # What is done is not done again; what was interrupted goes on. Settings, from the environment:
 #   PYTHON=/path/to/python3.11   the interpreter for .venv (default: the first 3.11 or 3.12 found)
 #   FFCV=no                      do without FFCV and its system packages
 #   SLURM=no                     do without Slurm
+#   BROWSER=no                   do without Chromium
 # shellcheck disable=SC2317  # most functions are called by name
 set -euo pipefail
 root=$(cd -P "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -62,6 +65,7 @@ has_slurmd() { PATH=$PATH:/usr/sbin command -v slurmd >/dev/null; }
 has_faketime() { ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1; }
 has_slurm_client() { command -v sbatch >/dev/null; }
 has_promtool() { command -v promtool >/dev/null && command -v prometheus >/dev/null; }
+has_chromium() { command -v chromium >/dev/null; }
 has_ip() { PATH=$PATH:/sbin:/usr/sbin command -v ip >/dev/null; }
 compiles() { # is this header there? Without a compiler nobody can tell, and its package is cheap.
   has_compiler && printf '#include <%s>\n' "$1" | g++ -I/usr/include/opencv4 -fsyntax-only -x c++ - 2>/dev/null
@@ -172,7 +176,7 @@ must() { # a step that cannot be done without
 # their names.
 forget_broken_packages() {
   is_ready || return 0
-  "$venv/bin/python" - requirements.lock requirements-bench.lock <<'PY'
+  "$venv/bin/python" - requirements.lock requirements-bench.lock requirements-docs.lock <<'PY'
 import re
 import shutil
 import sys
@@ -301,6 +305,19 @@ bench() {
   set_stamp bench requirements-bench.lock
 }
 
+docs() {
+  stamped docs requirements-docs.lock && return
+  mend
+  must "Sphinx, for the documentation" pip_install -r requirements-docs.lock
+  set_stamp docs requirements-docs.lock
+}
+
+browser() {
+  [ "${BROWSER:-}" != no ] || return 0
+  need has_chromium chromium
+  install_missing "Opening reports in a browser" "(Or without the tests that do so: add BROWSER=no.)"
+}
+
 slurm() {
   [ "${SLURM:-}" != no ] || return 0
   need has_slurmctld slurmctld
@@ -319,10 +336,10 @@ exec 9<"$root" # two makes at once: one installs, the other waits, where the fil
 flock 9 || true
 for stage; do
   case $stage in
-    base | bench | slurm)
+    base | bench | docs | browser | slurm)
       mkdir -p "$state"
       "$stage" 9>&-
       ;;
-    *) die "unknown stage '$stage': base, bench or slurm" ;;
+    *) die "unknown stage '$stage': base, bench, docs, browser or slurm" ;;
   esac
 done

@@ -158,7 +158,7 @@ def draw_curve(
         markersize=4,
     )
     if not sparse:
-        axes.plot(steps_N, _running_mean(values_N), color=BLUE, linewidth=1.6)
+        axes.plot(steps_N, running_mean(values_N), color=BLUE, linewidth=1.6)
     axes.set_xlim(0, last * 1.02)
     axes.set_xlabel("Step")
     if title:
@@ -169,7 +169,7 @@ def draw_curve(
         axes.set_ylim(bottom=0 if values_N.min() < 0.5 * values_N.max() else None)
 
 
-def _running_mean(values_N: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def running_mean(values_N: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Mean over a fiftieth of the run around each value, narrower at both ends."""
     half = max(1, len(values_N) // 100)
     sums = np.concatenate([[0.0], np.cumsum(values_N)])
@@ -375,7 +375,7 @@ def overview(parts: Overview) -> "Figure":
             draw_images(views, cells[:4], ["image", "view 1", "view 2"])
         else:
             views.set_axis_off()
-        if parts.metrics is not None:
+        if parts.metrics is not None and "loss" in parts.metrics:
             draw_curve(loss, parts.metrics["step"], parts.metrics["loss"], "Loss (nats)")
         else:
             loss.set_axis_off()

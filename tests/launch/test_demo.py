@@ -116,9 +116,10 @@ def test_the_quick_demo_makes_everything_it_names(tmp_path, capfd):
     out = tmp_path / "demo"
     assert demo.main(["--out", str(out), "--quick"]) == ExitCode.DONE
     shown = capfd.readouterr().out
-    files = ["run/config.json", "run/metrics.jsonl", "encoder.safetensors", "encoder.json"]
+    files = ["run/config.json", "run/metrics.jsonl", "report.html"]
+    files += ["encoder.safetensors", "encoder.json"]
     names = ("curves", "accuracy", "views", "neighbours", "map", "overview")
     for name in [*files, *(f"figures/{name}.png" for name in names)]:
         assert (out / name).is_file(), name
     assert "pretrained" in shown
-    assert "overview.png first" in shown
+    assert "report.html first" in shown

@@ -1,0 +1,98 @@
+"""Everything that a report says of one run, as plain values: read once, drawn by others."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.figures import Bar
+from trainer.report.evaluations import Measured, read_evaluations, read_measured
+from trainer.report.history import History, read_history
+from trainer.report.looks import Attempts, Looks
+from trainer.report.settings import read_settings, section
+from trainer.watch.heartbeat import process_state, read_all
+
+
+@dataclass(frozen=True)
+class Contents:
+    """One run. What is not there is ``None`` or empty, and ``missing`` says why."""
+
+    run: Path
+    name: str
+    settings: dict[str, Any]
+    state: str
+    """Where it stands, for people."""
+    history: History | None
+    bars: Sequence[Bar]
+    """Accuracies."""
+    chance: float
+    """Accuracy of guessing, a fraction."""
+    measured: tuple[Measured, ...]
+    looks: Looks
+    missing: tuple[tuple[str, str], ...]
+    """Part and reason."""
+
+
+def read_contents(run: Path, looks: Looks, name: str = "") -> Contents:
+    """Read a run's folder.
+
+    Args:
+        run: the folder.
+        looks: of its data; see :func:`trainer.report.looks.look`.
+        name: what to call it; its folder's name by default.
+
+    Raises:
+        ConfigError: ``run`` is no run's folder.
+    """
+    settings = read_settings(run)
+    attempts = Attempts()
+    history = attempts.make("curves", lambda: read_history(run))
+    measured = attempts.make("evaluations", lambda: read_measured(run))
+    bars = attempts.make("accuracy", lambda: read_evaluations(run)) if measured else None
+    return Contents(
+        run,
+        name or names([run])[0],
+        settings,
+        _state(run, settings, history),
+        history,
+        bars[0] if bars else (),
+        bars[1] if bars else 0.0,
+        measured or (),
+        looks,
+        (*attempts.missing, *looks.missing),
+    )
+
+
+def names(runs: Sequence[Path]) -> list[str]:
+    """Names of runs: the ends of their paths, as long as it takes to tell them apart."""
+    parts = [run.resolve().parts[1:] or ("/",) for run in runs]
+    longest = max(len(part) for part in parts)
+    for length in range(1, longest + 1):
+        found = ["/".join(part[-length:]) for part in parts]
+        if len(set(found)) == len(set(parts)):
+            break
+    return found
+
+
+def _state(run: Path, settings: dict[str, Any], history: History | None) -> str:
+    step = history.last_step if history else 0
+    total = section(settings, "run").get("total_steps")
+    where = f"step {step:,} of {total:,}" if type(total) is int else f"step {step:,}"
+    if type(total) is int and step >= total:
+        return f"finished, {where}"
+    standing = process_of(run)
+    return f"{standing}, {where}" if standing else where
+
+
+def process_of(run: Path) -> str:
+    """What became of the process that writes the run: "running", "stopped", "suspended"; nothing
+    where there was none.
+
+    On another host nobody can tell a run that goes on from one that was killed.
+    """
+    first = read_all(run / "heartbeats", 1).get(0)
+    if first is None:
+        return ""
+    if first.ended:
+        return "stopped"
+    return {"gone": "stopped", "stopped": "suspended"}.get(process_state(first), "running")

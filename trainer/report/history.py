@@ -1,0 +1,210 @@
+"""What a run wrote of its steps: ``metrics.jsonl``, and what happened on the way.
+
+Shape suffixes: N recorded steps.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data_pipeline.errors import DataError
+from trainer.watch.phases import PHASES, WAITS
+
+Numbers = npt.NDArray[np.float64]
+Metrics = Mapping[str, Numbers]
+"""Columns of ``metrics.jsonl``, NaN where a step has no value."""
+
+
+@dataclass(frozen=True)
+class PhaseTime:
+    """How long a part of a step took, seconds a step, the mean of all readings."""
+
+    name: str
+    median: float
+    """On the median rank."""
+    slowest: float
+    """On the slowest rank of each reading."""
+    rank: int
+    """Which one that was most often."""
+
+
+@dataclass(frozen=True)
+class Events:
+    """What happened at which steps beside learning."""
+
+    skipped: tuple[int, ...] = ()
+    """Steps that were left out for non-finite gradients."""
+    restarts: tuple[int, ...] = ()
+    """Last steps before the run was started again."""
+    substitutes: tuple[int, ...] = ()
+    """Steps by which more damaged samples had been replaced than before."""
+    substitute_count: int = 0
+    """Damaged samples that were replaced, in all."""
+
+
+@dataclass(frozen=True)
+class History:
+    """A run's steps."""
+
+    metrics: Metrics
+    events: Events
+    phases: tuple[PhaseTime, ...] = ()
+    """In the order of a step; empty where the run recorded none."""
+    phase_metrics: Metrics | None = None
+    """``step`` and a column for each phase: seconds on the median rank, at every reading."""
+
+    @property
+    def last_step(self) -> int:
+        """The newest step that is recorded."""
+        return int(self.metrics["step"][-1])
+
+
+def read_history(run: Path) -> History:
+    """Everything that a run's folder says of its steps.
+
+    Raises:
+        DataError: there is no step yet, or a line of ``metrics.jsonl`` is unreadable.
+    """
+    records = read_records(run)
+    metrics = columns(records)
+    readings = [record for record in records if isinstance(record.get("phase_seconds"), dict)]
+    return History(
+        metrics,
+        Events(
+            skipped=_where(metrics, "skipped"),
+            restarts=read_restarts(run),
+            substitutes=_where_grown(metrics, "substitutes"),
+            substitute_count=int(_most(metrics, "substitutes")),
+        ),
+        _phase_times(readings),
+        _phase_columns(readings),
+    )
+
+
+def read_metrics(run: Path) -> Metrics:
+    """Columns of ``metrics.jsonl``: see :func:`read_records` and :func:`columns`."""
+    return columns(read_records(run))
+
+
+def read_records(run: Path) -> list[dict[str, Any]]:
+    """Records of ``metrics.jsonl`` in the order of steps.
+
+    A torn last line, of a run that is being written or was killed, is left out.
+
+    Raises:
+        DataError: there is no step yet, or another line is unreadable.
+    """
+    path = run / "metrics.jsonl"
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        raise DataError(f"{path}: not there yet") from None
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(dict(json.loads(line)))
+        except (ValueError, TypeError, RecursionError):
+            if number < len(lines):
+                raise DataError(f"{path}: line {number} is no JSON object") from None
+    records = [record for record in records if math.isfinite(number_in(record.get("step")))]
+    if not records:
+        raise DataError(f"{path}: holds no step yet")
+    return sorted(records, key=lambda record: number_in(record["step"]))
+
+
+def columns(records: Sequence[Mapping[str, Any]]) -> Metrics:
+    """The numbers of records by name (N,), NaN where a record has none or an infinite one."""
+    keys = dict.fromkeys(key for record in records for key in record)
+    found = {}
+    for key in keys:
+        column_N = np.array([number_in(record.get(key)) for record in records], np.float64)
+        column_N[~np.isfinite(column_N)] = np.nan
+        if np.isfinite(column_N).any():
+            found[key] = column_N
+    return found
+
+
+def number_in(value: Any) -> float:
+    """A JSON value as a number; NaN where it is none."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan
+
+
+def read_restarts(run: Path) -> tuple[int, ...]:
+    """Last steps before each start that went on from a checkpoint, as TensorBoard's files say.
+
+    A resumed run begins a new file with the step from which on it hides the older ones. Without
+    TensorBoard there is no record of it, and none is found.
+    """
+    paths = sorted((run / "tensorboard").glob("events.*"))
+    if len(paths) < 2:
+        return ()
+    from tensorboard.backend.event_processing.event_file_loader import (  # type: ignore[import-untyped]
+        LegacyEventFileLoader,
+    )
+
+    found = set()
+    for path in paths:
+        for event in LegacyEventFileLoader(str(path)).Load():
+            if event.HasField("session_log"):
+                found.add(int(event.step) - 1)
+            if event.HasField("summary"):
+                break
+    return tuple(sorted(found))
+
+
+def _where(metrics: Metrics, name: str) -> tuple[int, ...]:
+    if name not in metrics:
+        return ()
+    return tuple(int(step) for step in metrics["step"][np.nan_to_num(metrics[name]) > 0])
+
+
+def _where_grown(metrics: Metrics, name: str) -> tuple[int, ...]:
+    if name not in metrics:
+        return ()
+    counts_N = np.maximum.accumulate(np.nan_to_num(metrics[name]))
+    grown_N = np.diff(counts_N, prepend=0.0) > 0
+    return tuple(int(step) for step in metrics["step"][grown_N])
+
+
+def _most(metrics: Metrics, name: str) -> float:
+    return float(np.nanmax(metrics[name])) if name in metrics else 0.0
+
+
+def _part(reading: Mapping[str, Any], phase: str) -> Mapping[str, Any]:
+    part = reading["phase_seconds"].get(phase)
+    return part if isinstance(part, dict) else {}
+
+
+def _phase_times(readings: Sequence[Mapping[str, Any]]) -> tuple[PhaseTime, ...]:
+    found = []
+    for phase in (*PHASES, WAITS):
+        parts = [_part(reading, phase) for reading in readings]
+        medians = [number_in(part.get("median")) for part in parts]
+        slowest = [number_in(part.get("max")) for part in parts]
+        if parts and np.isfinite(medians).any() and np.isfinite(slowest).any():
+            ranks = Counter(part["rank"] for part in parts if type(part.get("rank")) is int)
+            rank = ranks.most_common(1)[0][0] if ranks else 0
+            found.append(
+                PhaseTime(phase, float(np.nanmean(medians)), float(np.nanmean(slowest)), rank)
+            )
+    return tuple(found)
+
+
+def _phase_columns(readings: Sequence[Mapping[str, Any]]) -> Metrics | None:
+    rows = [
+        {"step": reading["step"], **{p: _part(reading, p).get("median") for p in (*PHASES, WAITS)}}
+        for reading in readings
+    ]
+    return columns(rows) or None

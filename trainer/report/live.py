@@ -1,0 +1,106 @@
+"""A page that follows a run: made anew when the run's files change, the costly parts seldom.
+
+What the encoder sees is looked at in a thread of its own, once for each checkpoint, while the
+curves go on.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import DataError
+from trainer.errors import ConfigError
+from trainer.report.contents import Contents, names, process_of, read_contents
+from trainer.report.looks import COMPARED, Looks, look
+from trainer.report.options import ReportConfig
+from trainer.report.page import page
+from trainer.report.settings import read_settings
+
+log = logging.getLogger(__name__)
+
+_WAITING = Looks(missing=(("pictures", "being made; they appear here when they are ready"),))
+_FILES = ("config.json", "metrics.jsonl", "checkpoints/latest.json", "evaluation", "tensorboard")
+
+
+class LiveReport:
+    """The newest page of one or more runs, from any thread.
+
+    Args:
+        runs: their folders.
+        config: how much to look at.
+        seconds: between two looks at the folders, of this and of the page.
+
+    Raises:
+        ConfigError: one of them is no run's folder.
+    """
+
+    def __init__(self, runs: Sequence[Path], config: ReportConfig, seconds: float) -> None:
+        self._runs, self._config, self._seconds = list(runs), config, seconds
+        self._lock = threading.Lock()
+        self._looks = _WAITING if len(self._runs) == 1 else COMPARED
+        self._turns = 0  # looks that have come
+        self._looked_at = -1
+        self._thread: threading.Thread | None = None
+        self._seen: Any = ()
+        self._checked = 0.0
+        self._page = self._make()
+
+    def page(self) -> str:
+        """The page as of now; folders are looked at once in so many seconds."""
+        with self._lock:
+            if time.monotonic() - self._checked >= self._seconds:
+                self._check()
+            return self._page
+
+    def _check(self) -> None:
+        self._look_if_new()
+        seen = (self._turns, [_stamp(run) for run in self._runs])
+        if seen != self._seen:
+            try:
+                self._page = self._make()
+                self._seen = seen
+            except (ConfigError, DataError, OSError) as error:
+                # A file was being written or the folder is gone: the last page stands.
+                log.debug("not refreshed: %s", error)
+        self._checked = time.monotonic()
+
+    def _make(self) -> str:
+        told: list[Contents] = [
+            read_contents(run, self._looks, name)
+            for run, name in zip(self._runs, names(self._runs))
+        ]
+        return page(told, live_seconds=self._seconds)
+
+    def _look_if_new(self) -> None:
+        if len(self._runs) > 1:
+            return
+        (run,) = self._runs
+        newest = _changed_at(run / "checkpoints" / "latest.json")
+        if newest != self._looked_at and not (self._thread and self._thread.is_alive()):
+            self._looked_at = newest
+            self._thread = threading.Thread(target=self._look, args=(run,), daemon=True)
+            self._thread.start()
+
+    def _look(self, run: Path) -> None:
+        try:
+            found = look(run, read_settings(run), self._config)
+        except Exception as error:  # whatever it is, the curves go on, and the page says it
+            log.exception("no pictures")
+            found = Looks(missing=(("pictures", str(error) or type(error).__name__),))
+        with self._lock:
+            self._looks, self._turns = found, self._turns + 1
+            self._checked = 0.0
+
+
+def _stamp(run: Path) -> list[Any]:
+    return [process_of(run), *(_changed_at(run / name) for name in _FILES)]
+
+
+def _changed_at(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
