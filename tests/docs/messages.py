@@ -10,13 +10,19 @@ PAGE = CHECKOUT / "docs" / "troubleshooting.md"
 
 # Messages of other programs, by the program.
 FOREIGN = {
-    "Unrecognized options: ...": "tyro, which reads the settings",
     "NCCL error": "NCCL, by way of torch",
     "Connection closed by peer": "gloo, by way of torch",
     "Address already in use": "the system, by way of torchrun",
     "CUDA out of memory": "torch",
     "Killed": "the system",
     "Requested node configuration is not available": "Slurm",
+}
+
+# Put together from two places of our source, by the code of the first.
+COMPOSED = {
+    "unknown recipe ...": 'unknown("recipe"',
+    "unknown option ...": 'unknown("option"',
+    "unknown setting ...": 'unknown("setting"',
 }
 
 _HOLE = "\0"
@@ -30,11 +36,20 @@ def quoted() -> list[str]:
 
 def messages() -> Iterator[str]:
     """Every text in our source, with a hole for each value that is put in."""
-    for package in ("launch", "trainer", "data_pipeline", "kernels"):
-        for path in (CHECKOUT / package).rglob("*.py"):
-            yield from _texts(ast.parse(path.read_text(), str(path)))
+    for path in _files():
+        yield from _texts(ast.parse(path.read_text(), str(path)))
     for name in _SHELL:
         yield from (CHECKOUT / name).read_text().splitlines()
+
+
+def code() -> str:
+    """Our source itself."""
+    return "\n".join(path.read_text() for path in _files())
+
+
+def _files() -> Iterator[Path]:
+    for package in ("launch", "trainer", "data_pipeline", "kernels"):
+        yield from (CHECKOUT / package).rglob("*.py")
 
 
 def _texts(tree: ast.AST) -> Iterator[str]:

@@ -1,5 +1,7 @@
 """What a page's commands find in their folder in place of a user's own data and runs."""
 
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from data_pipeline.pack import PackConfig, pack
+from tests.slurm.cluster import Cluster
 from tests.trainer.saved_runs import save_run
 from trainer.encoders import EncoderConfig
 
@@ -15,10 +18,9 @@ CLASSES = ("beach", "forest", "street")
 
 
 def checkout(folder: Path) -> None:
-    """The checkout's own programs: ``.venv/bin/widebatch``, ``slurm/...``."""
+    """The checkout's own programs: ``.venv/bin/widebatch``, ``slurm/*.sh``."""
     (folder / ".venv").symlink_to(sys.prefix)
-    for name in ("slurm", "launch", "Makefile"):
-        (folder / name).symlink_to(CHECKOUT / name)
+    (folder / "slurm").symlink_to(CHECKOUT / "slurm")
 
 
 def photos(folder: Path) -> None:
@@ -53,3 +55,42 @@ def finished_run(folder: Path) -> None:
     packed(folder)
     (folder / "runs").mkdir()
     save_run(folder / "runs" / "photos", folder / "train.beton", EncoderConfig(name="resnet18"))
+
+
+def trained_run(folder: Path) -> None:
+    """``runs/photos`` after three real steps, with all that a run leaves; and ``runs/tau02``."""
+    packed(folder)
+    words = "pretrain simclr-stl10-r18 --data.train train.beton --data.test test.beton"
+    small = "--batch 16 --steps 3 --crop.size 32 --loader.backend torchvision --out runs/photos"
+    program = Path(sys.executable).with_name("widebatch")
+    done = subprocess.run(
+        [program, *words.split(), *small.split()],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    shutil.copytree(folder / "runs" / "photos", folder / "runs" / "tau02")
+
+
+def in1k(folder: Path) -> None:
+    """The photos under the names that ImageNet's packed files have on the pages."""
+    packed(folder)
+    for ours, theirs in (("train", "in1k"), ("test", "in1k-val")):
+        for ending in ("beton", "beton.json"):
+            (folder / f"{ours}.{ending}").rename(folder / f"{theirs}.{ending}")
+
+
+def shared(folder: Path) -> None:
+    """``shared/``, the folder that all nodes see."""
+    (folder / "shared").mkdir()
+    for ending in ("beton", "beton.json"):
+        (folder / "shared" / f"in1k.{ending}").symlink_to(folder / f"in1k.{ending}")
+
+
+def cluster(folder: Path) -> None:
+    """A Slurm cluster of two nodes, which the page's shell talks to; the page ends it."""
+    started = Cluster(folder / "cluster")
+    started.up("--nodes", "2")
+    (folder / ".shell").write_text(f"export SLURM_CONF={started.environ['SLURM_CONF']}\n")

@@ -1,14 +1,20 @@
 """docs/troubleshooting.md quotes what the program says, and not what it once said."""
 
-from tests.docs.messages import FOREIGN, fixed_parts, messages, quoted, says
+from tests.docs.messages import COMPOSED, FOREIGN, code, fixed_parts, messages, quoted, says
 
 
 def test_every_message_that_the_page_quotes_is_in_the_source() -> None:
     texts = list(messages())
-    own = [message for message in quoted() if message not in FOREIGN]
+    own = [message for message in quoted() if message not in FOREIGN and message not in COMPOSED]
     assert len(own) > 60
     stale = [message for message in own if not any(says(message, text) for text in texts)]
     assert not stale
+
+
+def test_messages_that_are_put_together_are_in_the_source() -> None:
+    assert set(COMPOSED) <= set(quoted())
+    text = code()
+    assert all(part in text for part in COMPOSED.values())
 
 
 def test_messages_of_other_programs_are_on_the_page() -> None:
