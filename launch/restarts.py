@@ -4,7 +4,7 @@
 a process ended     code  then the run is started again
 ==================  ====  ==========================================================================
 done                   0  no
-preempted             75  yes, always: it was asked to stop, and a checkpoint is written
+preempted             75  by Slurm always: it was asked to stop, and a checkpoint is written
 retryable             74  yes, ``BUDGET`` times without a newer checkpoint
 failed, or misused  1, 2  no: it would fail again
 killed                 -  as retryable: whoever killed it left no time to say why

@@ -4,13 +4,14 @@ import logging
 from collections.abc import Callable
 from enum import Enum
 
+import torch
 from lightning_fabric import Fabric
 
 from data_pipeline import faults
 from trainer.config import RunConfig
 from trainer.distributed import AgreedFlags
 from trainer.encoders import seed_stochastic_layers
-from trainer.errors import NonFiniteError, NumericalError
+from trainer.errors import ConfigError, NonFiniteError, NumericalError
 from trainer.optim import apply_update, gradient_norm
 from trainer.prepare import join, prepare
 from trainer.running_statistics import RunningStatistics
@@ -35,7 +36,8 @@ def fit(config: RunConfig, stop_requested: Callable[[], bool] = lambda: False) -
             same step, with a checkpoint.
 
     Raises:
-        ConfigError, DataError, CheckpointError: see :func:`trainer.prepare.prepare`.
+        ConfigError, DataError, CheckpointError: see :func:`trainer.prepare.prepare`; ConfigError
+            also where the memory of a device does not suffice.
         NumericalError: too many steps in a row had non-finite gradients, or the projections
             collapsed and the run is to end for it.
         RankLostError: another process of the run ended or went another way.
@@ -51,6 +53,21 @@ def fit(config: RunConfig, stop_requested: Callable[[], bool] = lambda: False) -
                     raise
                 rollbacks -= 1
                 log.warning("%s; going on from it, %d more times if need be", error, rollbacks)
+            except torch.OutOfMemoryError as error:
+                raise ConfigError(_does_not_fit(config, error)) from error
+
+
+def _does_not_fit(config: RunConfig, error: torch.OutOfMemoryError) -> str:
+    """What to do where a device has too little memory; of torch's pages the figures alone."""
+    figures = ". ".join(str(error).split(". ")[:2])
+    if config.micro_batch:
+        smaller = f"a --micro-batch below {config.micro_batch}"
+    else:
+        smaller = "--micro-batch (the same gradients, in pieces)"
+    return (
+        f"{figures}. Take {smaller}, --activation-checkpointing or more processes; `widebatch plan "
+        f"{config.recipe} --batch {config.batch} --gpu ...` tells what fits"
+    )
 
 
 def _train(config: RunConfig, fabric: Fabric, stop_requested: Callable[[], bool]) -> Outcome:

@@ -398,7 +398,7 @@ def _describe(run: Run, resumed: bool) -> None:
         run.config.out,
         run.fabric.device,
         run.config.precision,
-        run.config.strategy.name if run.plan.world_size > 1 else "nothing to share out",
+        run.config.strategy.name if run.plan.world_size > 1 else "one process",
     )
     if run.plan.warmup_steps >= run.plan.total_steps:
         log.warning(

@@ -33,12 +33,14 @@ _FILES = (
     ("tensorboard/", "the same numbers for `tensorboard --logdir`"),
     ("wandb/", "what Weights & Biases keeps here, if `--telemetry.wandb` is set"),
     ("samples.jsonl", "ids of the samples of every step, if `--log-samples` is set"),
+    ("nonfinite.jsonl", "steps left out for non-finite gradients: loss and samples, if any"),
     ("substitutes.jsonl", "damaged samples in whose place others were shown, if there were any"),
     ("heartbeats/", "what each process did last"),
     ("stacks/", "where each process was when the run hung, if it did"),
     ("restarts.json", "starts after failures, as the job script counts them"),
     ("prometheus-targets.json", "where Prometheus finds the run while it lasts, if it is served"),
-    ("figures/, evaluation/", "what `widebatch report` and `evaluate --json` write here"),
+    ("report.html", "what `widebatch report` makes of all this: one page, without network"),
+    ("evaluation/", "results of `widebatch evaluate --json`; the report shows them"),
     (".lock", "held by the one run that may write here"),
 )
 

@@ -1,0 +1,31 @@
+"""A device whose memory does not suffice: the user hears what to change, not torch's statistics."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.trainer.faulty import small_config
+from tests.trainer.runs import pack_images
+from trainer import loop
+from trainer.errors import ConfigError
+
+
+@pytest.mark.parametrize(("micro_batch", "remedy"), [(0, "Take --micro-batch"), (8, "below 8")])
+def test_too_little_memory_ends_in_its_figures_and_what_to_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, micro_batch: int, remedy: str
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79 GiB"
+        )
+
+    monkeypatch.setattr(loop, "apply_update", full)
+    config = small_config(pack_images(tmp_path, count=24), tmp_path / "run")
+    config = dataclasses.replace(config, micro_batch=micro_batch)
+    with pytest.raises(ConfigError, match=remedy) as error:
+        loop.fit(config)
+    assert "memory. Tried to allocate 2.00 GiB. Take" in str(error.value)
+    assert f"--batch {config.batch}" in str(error.value)
