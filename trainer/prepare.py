@@ -6,13 +6,10 @@ What can be refused is refused here, on every rank, before anything is written.
 """
 
 import contextlib
-import json
 import logging
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
-import torch
 from lightning_fabric import Fabric
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -22,30 +19,25 @@ from data_pipeline.augment import Augment
 from data_pipeline.beton import check_beton
 from data_pipeline.loader import TrainLoader, train_loader
 from kernels.waiting import observe
-from trainer.activation_checkpoint import checkpoint_blocks
+from trainer.announce import announce
 from trainer.checkpoint import Checkpoint, CheckpointSaver, CheckpointStore
-from trainer.config import RunConfig, RunPlan, plan_run, to_json
+from trainer.config import RunConfig, RunPlan, plan_run
 from trainer.distributed import release, shutdown
-from trainer.encoders import build_encoder, seed_stochastic_layers, stochastic_layers
-from trainer.errors import ConfigError
-from trainer.gradients import Gradients, InPieces, WholeBatch, refuse_own_statistics
+from trainer.encoders import seed_stochastic_layers
+from trainer.gradient_buckets import settle_gradient_buckets
+from trainer.gradients import Gradients, InPieces, WholeBatch
 from trainer.guard import NumericalGuard
-from trainer.heads import build_head
-from trainer.initial_weights import start_from
+from trainer.networks import training_objective
 from trainer.objectives.base import Objective
-from trainer.objectives.build import make_objective
 from trainer.online_knn import OnlineKnn
 from trainer.prometheus import Prometheus, RunFacts
-from trainer.provenance import versions
 from trainer.run import COMPUTE_DTYPE, Run
 from trainer.run_folder import agreed_checkpoint, data_stamp, exclusive
-from trainer.run_readme import write_readme
 from trainer.samples import SampleLog
 from trainer.scrape_targets import scraped
 from trainer.sharding import lay_out
 from trainer.strategy import launch_fabric, refuse_unsupported
 from trainer.substitutes import SubstituteLog
-from trainer.sync_batch_norm import convert_sync_batch_norm
 from trainer.telemetry import (
     JsonLines,
     LogLines,
@@ -130,9 +122,9 @@ def prepare(config: RunConfig, joined: Fabric | None = None) -> Iterator[Run]:
             stack.callback(run.knn.close)
         if run.samples is not None:
             stack.callback(run.samples.close)
-        _settle_gradient_buckets(run)
+        settle_gradient_buckets(run)
         if fabric.is_global_zero:
-            _describe(run, resumed=checkpoint is not None)
+            announce(run, resumed=checkpoint is not None)
         yield run
 
 
@@ -166,13 +158,8 @@ def _build(
     checkpoint: Checkpoint | None,
     endpoint: Prometheus | None,
 ) -> Run:
-    objective = build_objective(config, config.init_from if checkpoint is None else None)
-    # On one process too, for the same rounding; bf16's own is coarser than what that would save.
-    if fabric.world_size > 1 or config.precision != "bf16" or config.micro_batch:
-        synchronise_batch_norm(objective, config.sync_batch_norm, config.batch_norm_group)
-    if config.micro_batch:
-        refuse_own_statistics(objective)
-    _save_memory_and_time(config, objective)
+    init_from = config.init_from if checkpoint is None else None
+    objective = training_objective(config, fabric.world_size, init_from)
     if checkpoint is not None:
         objective.load_state_dict(checkpoint.tensors("model"))
     sharding = lay_out(config.strategy, fabric, objective, config.encoder, config.optim)
@@ -247,19 +234,6 @@ def _build(
     return run
 
 
-def _save_memory_and_time(config: RunConfig, objective: Objective) -> None:
-    """Activation checkpointing and torch.compile, which change neither weights nor their names."""
-    if config.activation_checkpointing:
-        if config.micro_batch:
-            raise ConfigError(
-                "--activation-checkpointing does not go with --micro-batch, which bounds the "
-                "memory by itself; set one of them"
-            )
-        checkpoint_blocks(objective.encoder)
-    if config.compile:
-        objective.encoder.compile()
-
-
 def _gradients(
     config: RunConfig,
     plan: RunPlan,
@@ -283,29 +257,6 @@ def _gradients(
         ),
         enter=phases.enter,
     )
-
-
-def build_objective(config: RunConfig, init_from: Path | None = None) -> Objective:
-    """Networks with the initial weights that the seed decides, on any world size.
-
-    Args:
-        config: the run.
-        init_from: file whose weights the encoder has instead, and key encoders with it.
-    """
-    torch.manual_seed(config.seed)
-    encoder = build_encoder(config.encoder)
-    if init_from is not None:
-        start_from(encoder, init_from)
-    head = build_head(config.head, encoder.feature_dim)
-    return make_objective(encoder, head, config.objective, config.seed)
-
-
-def synchronise_batch_norm(
-    objective: Objective, sync_batch_norm: bool, group_size: int = 0
-) -> None:
-    """Convert those parts of an objective whose statistics are to be the global batch's."""
-    parts = objective.synchronised_parts(sync_batch_norm)
-    convert_sync_batch_norm(nn.ModuleList(parts), group_size)
 
 
 def _readers(config: RunConfig, plan: RunPlan, done: int) -> list[Reader]:
@@ -340,80 +291,3 @@ def _guard(config: RunConfig, plan: RunPlan, rank_zero: bool, done: int) -> Nume
         config.out if rank_zero else None,
         done,
     )
-
-
-def _settle_gradient_buckets(run: Run) -> None:
-    """Make DDP lay out its gradient buckets before the first step counts.
-
-    DDP rebuilds its buckets once, after its first backward pass, in the order in which gradients
-    arrived. The place of a gradient in a bucket decides in which order ranks' values are added, so
-    without this a resumed run's first step would round differently from the same step of a run
-    that was never stopped. One pass over zeros, whose gradients are dropped, moves that rebuild to
-    before step 1 in both.
-    """
-    if not any(isinstance(part, DistributedDataParallel) for part in run.model.modules()):
-        return
-    buffers = {name: buffer.clone() for name, buffer in run.objective.named_buffers()}
-    side = run.config.crop.size
-    blank = torch.zeros(
-        Objective.views * run.plan.local_batch,
-        3,
-        side,
-        side,
-        dtype=run.augment.dtype,
-        device=run.fabric.device,
-    ).to(memory_format=torch.channels_last)
-    for _ in range(2):  # the rebuild happens at the forward pass after the first backward pass
-        run.fabric.backward(run.model(blank).queries.sum())
-        run.optimizer.zero_grad(set_to_none=True)
-    with torch.no_grad():
-        for name, buffer in run.objective.named_buffers():
-            buffer.copy_(buffers[name])
-
-
-def _describe(run: Run, resumed: bool) -> None:
-    """Write config.json and README.md, and say before the first step what the run comes to."""
-    info, made_with = run.loader.info, versions()
-    facts = {
-        "num_samples": run.plan.num_samples,
-        "data_fingerprint": info.fingerprint,
-        "class_names": list(info.class_names),
-        "steps_per_epoch": run.plan.steps_per_epoch,
-        "total_steps": run.plan.total_steps,
-        "warmup_steps": run.plan.warmup_steps,
-        "peak_lr": run.plan.peak_lr,
-        "world_size": run.plan.world_size,
-        "versions": made_with,
-    }
-    path = run.config.out / "config.json"
-    temporary = path.with_name(".writing-config.json")
-    temporary.write_text(json.dumps({**to_json(run.config), "run": facts}, indent=1) + "\n")
-    temporary.chmod(0o600)
-    temporary.replace(path)
-    write_readme(run.config, run.plan, run.fabric.device, made_with, run.state.step)
-    for line in run.plan.lines():
-        log.info("%s", line)
-    log.info(
-        "run       %s on %s, %s, %s",
-        run.config.out,
-        run.fabric.device,
-        run.config.precision,
-        run.config.strategy.name if run.plan.world_size > 1 else "one process",
-    )
-    if run.plan.warmup_steps >= run.plan.total_steps:
-        log.warning(
-            "the run ends within its warm-up of %d steps; see --schedule.warmup-epochs",
-            run.plan.warmup_steps,
-        )
-    for caveat in run.objective.caveats(run.config.sync_batch_norm):
-        log.warning("%s", caveat)
-    random_layers = stochastic_layers(run.objective)
-    if random_layers:
-        log.warning(
-            "%s and %d more draw their own random numbers: a resume is exact, but another number of"
-            " processes gives another run",
-            random_layers[0],
-            len(random_layers) - 1,
-        )
-    if resumed:
-        log.info("resumed   after step %d of %d", run.state.step, run.plan.total_steps)

@@ -19,7 +19,7 @@ from trainer.errors import ConfigError
 from trainer.export import export
 from trainer.initial_weights import start_from
 from trainer.key_names import timm_vit
-from trainer.prepare import build_objective
+from trainer.networks import build_objective
 
 RESNET18 = EncoderConfig(name="resnet18")
 Tensors = dict[str, torch.Tensor]

@@ -21,8 +21,8 @@ from tests.trainer.runs import (
 from trainer.config import RunConfig
 from trainer.errors import ConfigError
 from trainer.gradients import refuse_own_statistics
+from trainer.networks import build_objective, synchronise_batch_norm
 from trainer.objectives.moco import MoCoConfig
-from trainer.prepare import build_objective, synchronise_batch_norm
 
 CONFIGS: dict[str, Callable[..., RunConfig]] = {
     "simclr": tiny_config,

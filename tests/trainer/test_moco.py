@@ -18,6 +18,7 @@ from tests.dist import run_ranks
 from trainer.encoders import Encoder
 from trainer.errors import ConfigError
 from trainer.heads import HeadConfig, build_head
+from trainer.networks import synchronise_batch_norm
 from trainer.objectives.base import Objective, Projections
 from trainer.objectives.build import ObjectiveConfig, make_objective
 from trainer.objectives.key_encoder import momentum_at
@@ -25,7 +26,6 @@ from trainer.objectives.key_queue import KeyQueue
 from trainer.objectives.moco import MoCo, MoCoConfig
 from trainer.objectives.mocov3 import MoCoV3, MoCoV3Config
 from trainer.optim import OptimConfig, apply_update, build_optimizer, gradient_norm
-from trainer.prepare import synchronise_batch_norm
 from trainer.shuffle import batch_permutation
 from trainer.strategy import launch_fabric
 

@@ -15,6 +15,7 @@ from tests.trainer.runs import SMALL_ENCODER, pack_images, tiny_config, tiny_moc
 from trainer.config import RunConfig
 from trainer.encoders import EncoderConfig
 from trainer.errors import ConfigError
+from trainer.networks import build_objective
 from trainer.objectives.moco import MoCoConfig
 from trainer.optim import OptimConfig, build_optimizer
 from trainer.planner.calibrate import calibration
@@ -34,7 +35,6 @@ from trainer.planner.probe import Reading
 from trainer.planner.rates import GPUS, Gpu, Rates
 from trainer.planner.shares import optimizer_copies
 from trainer.planner.table import table
-from trainer.prepare import build_objective
 from trainer.recipes import RECIPES
 from trainer.strategy import StrategyConfig
 

@@ -28,12 +28,12 @@ from trainer.encoders import build_encoder
 from trainer.errors import ConfigError
 from trainer.heads import HeadConfig, build_head
 from trainer.loop import fit
+from trainer.networks import synchronise_batch_norm
 from trainer.objectives.base import Objective
 from trainer.objectives.build import make_objective
 from trainer.objectives.simclr import SimCLRConfig
 from trainer.online_knn import OnlineKnnConfig
 from trainer.optim import OptimConfig, apply_update, gradient_norm
-from trainer.prepare import synchronise_batch_norm
 from trainer.recipes import RECIPES
 from trainer.sharding import Sharding, lay_out
 from trainer.strategy import StrategyConfig, StrategyName, launch_fabric

@@ -12,7 +12,7 @@ from data_pipeline.order import Position
 from trainer.config import RunConfig
 from trainer.distributed import all_gather_rows, rank_and_size
 from trainer.doctor.finding import Finding
-from trainer.prepare import build_objective
+from trainer.networks import build_objective
 from trainer.run import COMPUTE_DTYPE
 
 _SECONDS = 5.0

@@ -26,13 +26,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from trainer.activation_checkpoint import checkpoint_blocks
 from trainer.config import RunConfig
 from trainer.errors import ConfigError
+from trainer.networks import build_objective
 from trainer.objectives.base import Objective, Projections
 from trainer.objectives.moco import MoCoConfig
 from trainer.objectives.simclr import SimCLRConfig
 from trainer.planner.contrast import contrast
 from trainer.planner.ledger import Ledger, Operation
 from trainer.planner.shares import Shares
-from trainer.prepare import build_objective
 from trainer.run import COMPUTE_DTYPE
 from trainer.sync_batch_norm import SyncBatchNorm
 

@@ -1,0 +1,60 @@
+"""What a run says of itself before its first step: in its folder, and to who watches."""
+
+import json
+import logging
+
+from trainer.config import to_json
+from trainer.encoders import stochastic_layers
+from trainer.provenance import versions
+from trainer.run import Run
+from trainer.run_readme import write_readme
+
+log = logging.getLogger(__name__)
+
+
+def announce(run: Run, resumed: bool) -> None:
+    """Write config.json and README.md, and say before the first step what the run comes to."""
+    info, made_with = run.loader.info, versions()
+    facts = {
+        "num_samples": run.plan.num_samples,
+        "data_fingerprint": info.fingerprint,
+        "class_names": list(info.class_names),
+        "steps_per_epoch": run.plan.steps_per_epoch,
+        "total_steps": run.plan.total_steps,
+        "warmup_steps": run.plan.warmup_steps,
+        "peak_lr": run.plan.peak_lr,
+        "world_size": run.plan.world_size,
+        "versions": made_with,
+    }
+    path = run.config.out / "config.json"
+    temporary = path.with_name(".writing-config.json")
+    temporary.write_text(json.dumps({**to_json(run.config), "run": facts}, indent=1) + "\n")
+    temporary.chmod(0o600)
+    temporary.replace(path)
+    write_readme(run.config, run.plan, run.fabric.device, made_with, run.state.step)
+    for line in run.plan.lines():
+        log.info("%s", line)
+    log.info(
+        "run       %s on %s, %s, %s",
+        run.config.out,
+        run.fabric.device,
+        run.config.precision,
+        run.config.strategy.name if run.plan.world_size > 1 else "one process",
+    )
+    if run.plan.warmup_steps >= run.plan.total_steps:
+        log.warning(
+            "the run ends within its warm-up of %d steps; see --schedule.warmup-epochs",
+            run.plan.warmup_steps,
+        )
+    for caveat in run.objective.caveats(run.config.sync_batch_norm):
+        log.warning("%s", caveat)
+    random_layers = stochastic_layers(run.objective)
+    if random_layers:
+        log.warning(
+            "%s and %d more draw their own random numbers: a resume is exact, but another number of"
+            " processes gives another run",
+            random_layers[0],
+            len(random_layers) - 1,
+        )
+    if resumed:
+        log.info("resumed   after step %d of %d", run.state.step, run.plan.total_steps)

@@ -1,0 +1,36 @@
+"""DDP's gradient buckets, laid out before the first step as they stay."""
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from trainer.objectives.base import Objective
+from trainer.run import Run
+
+
+def settle_gradient_buckets(run: Run) -> None:
+    """Make DDP lay out its gradient buckets before the first step counts.
+
+    DDP rebuilds its buckets once, after its first backward pass, in the order in which gradients
+    arrived. The place of a gradient in a bucket decides in which order ranks' values are added, so
+    without this a resumed run's first step would round differently from the same step of a run
+    that was never stopped. One pass over zeros, whose gradients are dropped, moves that rebuild to
+    before step 1 in both.
+    """
+    if not any(isinstance(part, DistributedDataParallel) for part in run.model.modules()):
+        return
+    buffers = {name: buffer.clone() for name, buffer in run.objective.named_buffers()}
+    side = run.config.crop.size
+    blank = torch.zeros(
+        Objective.views * run.plan.local_batch,
+        3,
+        side,
+        side,
+        dtype=run.augment.dtype,
+        device=run.fabric.device,
+    ).to(memory_format=torch.channels_last)
+    for _ in range(2):  # the rebuild happens at the forward pass after the first backward pass
+        run.fabric.backward(run.model(blank).queries.sum())
+        run.optimizer.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for name, buffer in run.objective.named_buffers():
+            buffer.copy_(buffers[name])
