@@ -51,6 +51,7 @@ def _network(rank: int, world_size: int, folders: list[str]) -> list[str]:
     return [f"{finding.verdict} {finding.check}" for finding in found]
 
 
+@pytest.mark.slow
 def test_a_shared_folder_is_told_from_one_that_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,6 +87,7 @@ def test_float32_is_within_a_hundred_thousandth(data: Path, tmp_path: Path) -> N
     assert largest_difference(runs[0].out, runs[1].out) < 1e-5
 
 
+@pytest.mark.slow
 def test_statistics_of_a_piece_are_another_batch_norm(data: Path, tmp_path: Path) -> None:
     """The cheap setting runs, and the comparison above would notice it."""
     runs = [

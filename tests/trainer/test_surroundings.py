@@ -65,6 +65,7 @@ def train_elsewhere(config: RunConfig, environment: dict[str, str]) -> list[str]
 
 
 @pytest.mark.reliability(21)
+@pytest.mark.slow
 def test_time_zone_hash_seed_workers_and_clock_change_nothing(data: Path, tmp_path: Path) -> None:
     plain, other = config(data, tmp_path / "plain"), config(data, tmp_path / "other", workers=3)
     environment = {"TZ": "Asia/Kathmandu", "PYTHONHASHSEED": "99"}
