@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
+import torch.distributed as dist
 import tyro
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import ClusterEnvironment
 from lightning_fabric.plugins.precision import DoublePrecision, MixedPrecision, Precision
 from lightning_fabric.strategies import DDPStrategy, Strategy
 
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, RankLostError
 
 PrecisionName = Literal["bf16", "fp32", "fp64"]
 StrategyName = Literal["ddp", "fsdp", "deepspeed-1", "deepspeed-2"]
@@ -173,6 +174,7 @@ def launch_fabric(
     Raises:
         ConfigError: this process sees fewer GPUs than there are processes on its node, or the
             strategy's package is missing or another version.
+        RankLostError: the processes could not be connected.
     """
     # Fabric sets its logger to INFO when it is imported; what it says there we say ourselves.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
@@ -192,8 +194,43 @@ def launch_fabric(
         strategy=_strategy(config or StrategyConfig(), world_size, use_cuda),
         plugins=[_precision(precision, "cuda" if use_cuda else "cpu"), TorchEnvironment()],
     )
-    fabric.launch()
+    try:
+        _join_again("nccl" if use_cuda else "gloo")
+        fabric.launch()
+    except RuntimeError as error:
+        if world_size == 1:
+            raise
+        said = " ".join(str(error).split())
+        raise RankLostError(
+            f"the {world_size} processes of the run did not find each other: {said}; start the run"
+            " again, and if it stays, `widebatch doctor` under the same launcher examines the links"
+        ) from error
     return fabric
+
+
+def _join_again(backend: str) -> None:
+    """Join the process group of an attempt that torchrun made after another one.
+
+    torchrun (2.14, one node) serves one store to all attempts, in which the addresses of the
+    attempt before still stand: who reads them first finds nobody there. So this attempt has keys
+    of its own. Fabric takes a process group that is there.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    if dist.is_initialized():
+        return
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if backend == "nccl":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(host, port, world_size, is_master=False)
+    dist.init_process_group(
+        backend,
+        store=dist.PrefixStore(f"widebatch-attempt-{attempt}", store),
+        rank=rank,
+        world_size=world_size,
+    )
 
 
 def _strategy(config: StrategyConfig, world_size: int, use_cuda: bool) -> Strategy | str:

@@ -32,7 +32,10 @@ def _requeue(cluster: Cluster, job: str) -> None:
 
 
 def _power_cut(cluster: Cluster, job: str) -> None:
-    cluster.control("node-off", _last_node(cluster, job).removeprefix("node"))
+    """Until Slurm has noticed, it starts other jobs on that node too."""
+    node = _last_node(cluster, job)
+    cluster.control("node-off", node.removeprefix("node"))
+    eventually(lambda: node in _nodes_in("down", cluster), 120)
 
 
 def _drain(cluster: Cluster, job: str) -> None:
@@ -51,15 +54,21 @@ def _last_node(cluster: Cluster, job: str) -> str:
 def whole_cluster(cluster: Cluster) -> Iterator[Cluster]:
     """All nodes are back afterwards."""
     yield cluster
-    for node in cluster.run(
-        "sinfo", "-h", "-N", "-t", "drain,draining,drained", "-o", "%N"
-    ).split():
-        cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
     for number in range(1, 4):
-        if f"node{number}" in cluster.run("sinfo", "-h", "-N", "-t", "down", "-o", "%N").split():
+        if f"node{number}" in _nodes_in("down", cluster):
             cluster.control("node-on", str(number))
-    usable = ("sinfo", "-h", "-N", "-t", "idle,mix,alloc,comp", "-o", "%N")
-    eventually(lambda: len(set(cluster.run(*usable).split())) == 3, 60)
+    eventually(lambda: _all_usable(cluster), 60)
+
+
+def _all_usable(cluster: Cluster) -> bool:
+    """Whether jobs can have every node; drained ones are asked back, which may take several."""
+    for node in _nodes_in("drain,draining,drained", cluster):
+        cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)
+    return len(_nodes_in("idle,mix,alloc,comp", cluster)) == 3
+
+
+def _nodes_in(states: str, cluster: Cluster) -> set[str]:
+    return set(cluster.run("sinfo", "-h", "-N", "-t", states, "-o", "%N").split())
 
 
 def _disturbed(disturbance: Disturbance, row: int, tasks: int = 1, slow: bool = True) -> object:
