@@ -141,12 +141,12 @@ def row_gradient(
     Returns:
         ``(M, D)`` float32 (float64 for float64 rows).
     """
-    own_MD = all_ND[own]
-    grad_MD = torch.zeros(own_MD.shape, dtype=lse_N.dtype, device=all_ND.device)
-    columns_ND, rows_MD = factors(all_ND), factors(own_MD)
+    grad_MD = torch.zeros(all_ND[own].shape, dtype=lse_N.dtype, device=all_ND.device)
+    columns_ND = factors(all_ND)  # once: in bfloat16 it is a copy
+    rows_MD = columns_ND[own]
     weights = _warm_weights if inv_temperature <= WARM else _cold_weights
     with products_of(all_ND):
-        for tile, logits_mn in _logits(all_ND, own, inv_temperature, block_size):
+        for tile, logits_mn in _logits(columns_ND, own, inv_temperature, block_size):
             weight_mn = weights(logits_mn, lse_N[own][tile.rows], lse_N[tile.columns])
             weight_mn = weight_mn.to(all_ND.dtype) if all_ND.is_cuda else weight_mn
             add_product(grad_MD[tile.rows], weight_mn, columns_ND[tile.columns])

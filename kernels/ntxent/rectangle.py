@@ -75,9 +75,9 @@ def cross_gradient(
         ``(M, D)`` float32 (float64 for float64 rows).
     """
     gradient_MD = torch.zeros(rows_MD.shape, dtype=lse_M.dtype, device=rows_MD.device)
-    factors_ND = factors(columns_ND)
+    factors_ND = factors(columns_ND)  # once: in bfloat16 it is a copy
     with products_of(rows_MD):
-        for rows, columns, logits_mn in _logits(rows_MD, columns_ND, inv_temperature, block_size):
+        for rows, columns, logits_mn in _logits(rows_MD, factors_ND, inv_temperature, block_size):
             weight_mn = logits_mn.sub_(lse_M[rows, None]).exp_()
             weight_mn = weight_mn.to(rows_MD.dtype) if rows_MD.is_cuda else weight_mn
             add_product(gradient_MD[rows], weight_mn, factors_ND[columns])
