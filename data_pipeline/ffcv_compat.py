@@ -1,11 +1,11 @@
 """Stock FFCV 1.0.2, made fit for use inside a training process. All contact with its flaws is here.
 
 What is used of FFCV: its reader of the file format, the calling convention of its decoders, and its
-binary, which holds its decoder and links libjpeg-turbo. What is not: its ``Loader``. The threads of
-that hang for ever when a stage raises, leak 36 MB at every ``break``, overwrite batches that the
-consumer still holds, need Numba's process-wide thread pool and compile for seconds in every
-process. ``data_pipeline.loader`` drives a stage that is compiled once per installation, from a
-plain thread pool.
+binary, which links libjpeg-turbo. What is not: its ``Loader``. The threads of that hang for ever
+when a stage raises, leak 36 MB at every ``break``, overwrite batches that the consumer still holds,
+need Numba's process-wide thread pool and compile for seconds in every process.
+``data_pipeline.loader`` drives a stage that is compiled once per installation, from a plain thread
+pool.
 
 Mended here:
 
@@ -33,15 +33,15 @@ from numba import types
 
 from data_pipeline.beton import SampleTable
 from data_pipeline.errors import DataError
+from data_pipeline.jpeg import turbo_complaint, turbo_library
 
 _REMEDY = "install it, or read with --loader.backend torchvision"
 
-# C functions of FFCV's binary and of the libjpeg-turbo that it links. Pointers and TurboJPEG's
-# handles travel as 64-bit integers.
+# C functions of the libjpeg-turbo that FFCV's binary links. Pointers and TurboJPEG's handles travel
+# as 64-bit integers.
 _POINTER, _INT = types.int64, types.int32
-_DIMENSIONS = [types.uint32] * 2
 SIGNATURES = {
-    # TurboJPEG. Handle, JPEG, size, *width, *height, *subsampling, *colour space.
+    # Handle, JPEG, size, *width, *height, *subsampling, *colour space.
     "tjInitDecompress": _POINTER(),
     "tjDestroy": _INT(_POINTER),
     "tjDecompressHeader3": _INT(_POINTER, _POINTER, types.uint64, *[_POINTER] * 4),
@@ -51,10 +51,8 @@ SIGNATURES = {
     ),
     "tjPlaneWidth": _INT(_INT, _INT, _INT),  # component, width, subsampling
     "tjPlaneHeight": _INT(_INT, _INT, _INT),
-    # FFCV. JPEG, size, height, width, RGB, height, width, offsets, scale, crop?, flip?
-    "imdecode": _INT(
-        _POINTER, types.uint64, *_DIMENSIONS, _POINTER, *_DIMENSIONS * 3, types.bool_, types.bool_
-    ),
+    # Handle, JPEG, size, pixels, width, bytes of a row, height, format, flags.
+    "tjDecompress2": _INT(_POINTER, _POINTER, types.uint64, _POINTER, *[_INT] * 5),
 }
 _PREFIX = "widebatch_"  # own names, so that no other library's symbol can stand in
 
@@ -146,24 +144,5 @@ def map_beton(path: Path, table: SampleTable) -> MappedBeton:
 
 def jpeg_complaint(data: bytes, height: int, width: int) -> str:
     """Why a JPEG, listed with these dimensions, did not decode; for error messages."""
-    library = ctypes.CDLL(import_ffcv()._libffcv.__file__)
-    library.tjInitDecompress.restype = ctypes.c_void_p
-    library.tjGetErrorStr2.restype = ctypes.c_char_p
-    handle = ctypes.c_void_p(library.tjInitDecompress())
-    try:
-        size = ctypes.c_ulong(len(data))
-        header = [ctypes.c_int() for _ in range(4)]  # width, height, subsampling, colour space
-        if not library.tjDecompressHeader3(handle, data, size, *map(ctypes.byref, header)):
-            own_width, own_height = header[0].value, header[1].value
-            if (own_height, own_width) != (height, width):
-                return f"its own header says {own_width} x {own_height} pixels"
-            # Decoding to an eighth of the size meets the same errors.
-            height, width = (height + 7) // 8, (width + 7) // 8
-            pixels = np.empty(3 * width * height, np.uint8)
-            buffer = ctypes.c_void_p(pixels.ctypes.data)
-            if not library.tjDecompress2(handle, data, size, buffer, width, 0, height, 0, 0):
-                return "unsupported colours"
-        message: bytes = library.tjGetErrorStr2(handle)
-        return message.decode("ascii", "replace")
-    finally:
-        library.tjDestroy(handle)
+    library = turbo_library(import_ffcv()._libffcv.__file__)
+    return turbo_complaint(library, data, height, width) or "unsupported colours"

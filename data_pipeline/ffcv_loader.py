@@ -30,11 +30,12 @@ _FINE, _FINE_RGB, _DAMAGED = 0, 1, 2
 # TurboJPEG's colour spaces and its code for a picture without colour planes.
 _YCBCR, _GREY_COLOURS = 1, 2
 _SAMP_GREY = 3
+_TJPF_RGB = 0
 
 _tj_init, _tj_destroy = external("tjInitDecompress"), external("tjDestroy")
 _tj_header, _tj_planes = external("tjDecompressHeader3"), external("tjDecompressToYUVPlanes")
 _tj_plane_width, _tj_plane_height = external("tjPlaneWidth"), external("tjPlaneHeight")
-_ffcv_imdecode = external("imdecode")
+_tj_pixels = external("tjDecompress2")
 
 
 @_compiled
@@ -58,12 +59,12 @@ def _split(rgb_HW3, decoded, layout_4):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _decode_rgb(data, height, width, decoded, layout_4):  # type: ignore[no-untyped-def]
-    """A JPEG that does not store YCbCr, through FFCV's own decoder."""
+def _decode_rgb(handle, data, height, width, decoded, layout_4):  # type: ignore[no-untyped-def]
+    """A JPEG that does not store YCbCr, converted by libjpeg-turbo."""
     rgb_HW3 = np.empty((height, width, 3), np.uint8)
     source, target = np.int64(data.ctypes.data), np.int64(rgb_HW3.ctypes.data)
-    size, h, w = np.uint64(data.size), np.uint32(height), np.uint32(width)
-    if _ffcv_imdecode(source, size, h, w, target, h, w, 0, 0, 1, 1, False, False) != 0:
+    size = np.uint64(data.size)
+    if _tj_pixels(handle, source, size, target, width, 0, height, _TJPF_RGB, 0) != 0:
         return _DAMAGED
     _split(rgb_HW3, decoded, layout_4)
     return _FINE_RGB
@@ -81,7 +82,7 @@ def _decode_jpeg(handle, data, height, width, factor, decoded, layout_4):  # typ
         return _DAMAGED  # decoding would write past the end of the planes
     sampling, colours = header[2], header[3]
     if sampling < 0 or (colours != _YCBCR and colours != _GREY_COLOURS):
-        return _decode_rgb(data, height, width, decoded, layout_4)
+        return _decode_rgb(handle, data, height, width, decoded, layout_4)
 
     h, w = (height + factor - 1) // factor, (width + factor - 1) // factor
     layout_4[0], layout_4[1] = _tj_plane_height(0, h, sampling), _tj_plane_width(0, w, sampling)

@@ -109,33 +109,60 @@ def soundness_check() -> tuple[str, Callable[[bytes, JpegHeader], str | None]]:
     return "Pillow", _pillow_complaint
 
 
+def turbo_complaint(library: ctypes.CDLL, data: bytes, height: int, width: int) -> str | None:
+    """What libjpeg-turbo has against a JPEG that is listed with these dimensions, or None.
+
+    The picture has a decoder of its own: one that decoded others before would lend it their Huffman
+    tables where it brings none, and the answer would depend on them.
+    """
+    handle = ctypes.c_void_p(library.tjInitDecompress())
+    try:
+        size = ctypes.c_ulong(len(data))
+        header = [ctypes.c_int() for _ in range(4)]  # width, height, subsampling, colour space
+        failed = library.tjDecompressHeader3(handle, data, size, *map(ctypes.byref, header))
+        if not failed:
+            own_width, own_height = header[0].value, header[1].value
+            if (own_height, own_width) != (height, width):
+                return f"its own header says {own_width} x {own_height} pixels"
+            # To an eighth of its size: all entropy-coded data is read and the same warnings come,
+            # but the inverse transform, most of the time, is spared.
+            rows, columns = -(-height // 8), -(-width // 8)
+            pixels = np.empty((rows, columns, 3), np.uint8)
+            target = ctypes.c_void_p(pixels.ctypes.data)
+            failed = library.tjDecompress2(handle, data, size, target, columns, 0, rows, 0, 0)
+        if not failed:
+            return None
+        message: bytes = library.tjGetErrorStr2(handle) or b"cannot be decoded"
+        return message.decode("ascii", "replace")
+    finally:
+        library.tjDestroy(handle)
+
+
+def turbo_library(path: Path | str) -> ctypes.CDLL:
+    """FFCV's binary, through which its libjpeg-turbo is called.
+
+    Raises:
+        OSError, AttributeError: it or a library that it links is not there, or another build.
+    """
+    library = ctypes.CDLL(str(path))
+    library.tjInitDecompress.restype = ctypes.c_void_p
+    library.tjGetErrorStr2.restype = ctypes.c_char_p
+    library.tjGetErrorStr2.argtypes = library.tjDestroy.argtypes = (ctypes.c_void_p,)
+    for name in ("tjDecompressHeader3", "tjDecompress2"):
+        getattr(library, name).restype = ctypes.c_int
+    return library
+
+
 @cache
 def _turbo_decoder() -> Callable[[bytes, JpegHeader], str | None] | None:
     spec = importlib.util.find_spec("ffcv")  # finds, does not import: FFCV's import takes seconds
     folders = spec.submodule_search_locations if spec else None
     paths = [path for folder in folders or () for path in Path(folder).glob("_libffcv*.so")]
     try:
-        library = ctypes.CDLL(str(paths[0]))
-        decode, last_error = library.imdecode, library.tjGetErrorStr
+        library = turbo_library(paths[0])
     except (IndexError, OSError, AttributeError):  # not built, or without its libraries
         return None
-    u32, flag = ctypes.c_uint32, ctypes.c_bool
-    source = (ctypes.c_char_p, ctypes.c_uint64, u32, u32)  # data, its size, height, width
-    decode.argtypes = (*source, ctypes.c_void_p, *[u32] * 6, flag, flag)
-    decode.restype, last_error.restype = ctypes.c_int, ctypes.c_char_p
-
-    def complaint(data: bytes, header: JpegHeader) -> str | None:
-        # At an eighth of its size: all entropy-coded data is read and the same warnings come, but
-        # the inverse transform, most of the time, is spared.
-        height, width = header.height, header.width
-        pixels = np.empty((-(-height // 8), -(-width // 8), 3), np.uint8)
-        shape = (height, width, pixels.ctypes.data, height, width)
-        if decode(data, len(data), *shape, 0, 0, 1, 8, False, False) == 0:
-            return None
-        message: bytes = last_error() or b"cannot be decoded"
-        return message.decode("ascii", "replace")
-
-    return complaint
+    return lambda data, header: turbo_complaint(library, data, header.height, header.width)
 
 
 def _pillow_complaint(data: bytes, header: JpegHeader) -> str | None:
