@@ -269,9 +269,12 @@ def _column_of_field(path: Path, fields: np.ndarray) -> dict[str, str]:
     """Field names to the names NumPy gives the metadata's columns: f0, f1, ..."""
     columns: dict[str, str] = {}
     for number, described in enumerate(fields):
-        name = described["name"].tobytes().split(b"\0")[0].decode("ascii", "replace")
+        text = described["name"].tobytes()
+        name = text.split(b"\0")[0].decode("ascii", "replace")
         kind = int(described["type_id"])
-        if kind not in FIELD_TYPES or not name.isidentifier() or name in columns:
+        # FFCV's reader wants ASCII after the name's end too.
+        fine = kind in FIELD_TYPES and name.isidentifier() and text.isascii()
+        if not fine or name in columns:
             raise DataError(
                 f"{path}: field {number} ({name!r}) has a type or name that is not supported: an "
                 f"RGB image 'image' and an integer 'label' are; {_REMEDY}"

@@ -370,7 +370,8 @@ def test_a_jpeg_that_declares_other_dimensions_is_found_by_verifying(
 @pytest.mark.parametrize(
     ("field", "kind", "name"),
     [(0, 3, b"image"), (0, 255, b"image"), (0, 1, b"image"), (0, 2, b"photo"), (1, 2, b"label"),
-     (1, 0, b"label"), (1, 1, b"image"), (1, 4, b"array"), (1, 1, b"\xff\xfe")],
+     (1, 0, b"label"), (1, 1, b"image"), (1, 4, b"array"), (1, 1, b"\xff\xfe"),
+     (1, 1, b"label\0\0\x80")],
 )  # fmt: skip
 def test_fields_that_are_not_ours_are_refused(
     packed: Path, tmp_path: Path, field: int, kind: int, name: bytes
