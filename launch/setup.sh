@@ -4,8 +4,8 @@
 #   bench  the peers that benchmarks measure us against
 #   docs   Sphinx, which builds docs/
 #   browser  Debian's Chromium, in which tests open reports
-#   slurm  Debian's Slurm packages, from which slurm/local_cluster.sh makes its cluster, and its
-#          Prometheus server, for tests
+#   slurm  Debian's Slurm packages, from which slurm/local_cluster.sh makes its cluster, and what else
+#          of Debian's the tests use: Prometheus, libfaketime, zsh and fish
 # What is done is not done again; what was interrupted goes on. Settings, from the environment:
 #   PYTHON=/path/to/python3.11   the interpreter for .venv (default: the first 3.11 or 3.12 found)
 #   FFCV=no                      do without FFCV and its system packages
@@ -65,6 +65,8 @@ has_slurmd() { PATH=$PATH:/usr/sbin command -v slurmd >/dev/null; }
 has_faketime() { ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1; }
 has_slurm_client() { command -v sbatch >/dev/null; }
 has_promtool() { command -v promtool >/dev/null && command -v prometheus >/dev/null; }
+has_zsh() { command -v zsh >/dev/null; }
+has_fish() { command -v fish >/dev/null; }
 has_chromium() { command -v chromium >/dev/null; }
 has_ip() { PATH=$PATH:/sbin:/usr/sbin command -v ip >/dev/null; }
 compiles() { # is this header there? Without a compiler nobody can tell, and its package is cheap.
@@ -327,6 +329,8 @@ slurm() {
   need has_ip iproute2
   need has_faketime libfaketime # a test sets a run's clock off with it
   need has_promtool prometheus  # tests load launch/monitoring/ into it
+  need has_zsh zsh              # tests press its keys, and fish's
+  need has_fish fish
   install_missing "The local Slurm cluster" "(Or without the tests that need Slurm: add SLURM=no.)"
 }
 

@@ -129,9 +129,6 @@ PREPARED: dict[str, tuple[Callable[[Path], None], ...]] = {
     "watch.md": (stand_ins.trained_run,),
 }
 
-# Packages of requirements-bench.lock that a page's commands load.
-PEERS = {"finetune.md": ("timm", "transformers")}
-
 
 def reason_not_to_run(command: str) -> str:
     """Why a command is left out; empty when it runs."""

@@ -1,12 +1,11 @@
 """Every command on the pages of docs/ runs, and prints what the page shows."""
 
-import importlib.util
 import re
 from pathlib import Path
 
 import pytest
 
-from tests.docs.forms import FORMS, NOT_RUN, PEERS, PREPARED, form_of, reason_not_to_run
+from tests.docs.forms import FORMS, NOT_RUN, PREPARED, form_of, reason_not_to_run
 from tests.docs.pages import CHECKOUT, DOCS, Command, _parse, commands_of, page_names
 from tests.docs.runner import _run, first_missing, follow, shell
 
@@ -23,9 +22,6 @@ ALL = [command for page in page_names() for command in commands_of(page)]
     ],
 )
 def test_commands_of_a_page_run_as_it_says(page: str, tmp_path: Path) -> None:
-    for package in PEERS.get(page, ()):
-        if importlib.util.find_spec(package) is None:
-            pytest.skip(f"{package} is not installed: launch/setup.sh bench")
     follow(page, tmp_path)
 
 
@@ -48,7 +44,7 @@ def test_no_form_is_left_over_from_a_command_that_is_gone(form: object) -> None:
 
 
 def test_pages_that_are_made_ready_are_there() -> None:
-    assert set(PREPARED) | set(PEERS) <= set(page_names())
+    assert set(PREPARED) <= set(page_names())
 
 
 def test_commands_and_output_are_told_apart() -> None:

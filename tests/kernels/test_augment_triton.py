@@ -5,6 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 
 from kernels.augment.plan import bytes_moved, plan_launch
 from kernels.compile_case import CompileCase
@@ -23,10 +26,6 @@ def test_more_sizes_in_the_interpreter() -> None:
 
 def compiled(case: CompileCase, **options: Any) -> str:
     """PTX for an H100."""
-    triton = pytest.importorskip("triton")
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
     names = case.kernel.arg_names
     source = ASTSource(
         fn=case.kernel,

@@ -5,8 +5,6 @@ import json
 
 import pytest
 
-pytest.importorskip("triton", reason="Triton comes with torch where CUDA could be")
-
 from kernels import inspect
 from kernels.inspect import ARCHITECTURES, MODULES, Report, cases, compile_case, table
 

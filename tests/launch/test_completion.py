@@ -61,10 +61,15 @@ def scripts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
-def complete(shell: str, script: Path, typed: str) -> set[str]:
+def installed(shell: str) -> str:
     program = shutil.which(shell)
     if program is None:
-        pytest.skip(f"{shell} is not installed: apt-get install {shell}")
+        pytest.skip(f"completion in {shell} needs it: apt-get install {shell} (`make test` does)")
+    return program
+
+
+def complete(shell: str, script: Path, typed: str) -> set[str]:
+    program = installed(shell)
     words = ["widebatch", *typed.split(" ")]
     command = {
         "bash": [program, "--norc", "-c", "source ./script\n" + BASH, "bash", *words],
@@ -101,13 +106,13 @@ def test_bash_is_told_to_ask_the_function(scripts: dict[str, Path]) -> None:
     assert said.stdout == "complete -F _widebatch widebatch\n", said.stderr
 
 
-@pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed")
 def test_zsh_completes_at_the_key(scripts: dict[str, Path]) -> None:
+    zsh = installed("zsh")
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(scripts["zsh"].parent)
         os.environ.update(TERM="dumb", HOME=str(scripts["zsh"].parent))
-        os.execvp("zsh", ["zsh", "-f", "-i"])  # noqa: S606
+        os.execv(zsh, [zsh, "-f", "-i"])  # noqa: S606
     try:
         os.write(terminal, b"autoload -Uz compinit; compinit -u -D; . ./script; echo REA''DY\n")
         assert "READY" in read_until(terminal, "READY")

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
+from lightly.utils.benchmarking import knn_predict
 
 from trainer.evaluation.knn import knn_classify
-
-knn_predict = pytest.importorskip("lightly.utils.benchmarking").knn_predict
 
 
 @pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (20, 0.07), (200, 0.1), (200, 0.5)])

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
+import timm
 import torch
+import transformers
 
 from tests.trainer.runs import SMALL_ENCODER, pack_images
 from tests.trainer.saved_runs import RESNET18_CIFAR, save_run
@@ -20,10 +22,6 @@ from trainer.export.to_huggingface import ToHuggingFace
 from trainer.export.to_timm import ToTimm
 from trainer.initial_weights import start_from
 from trainer.weights import load_encoder
-
-timm = pytest.importorskip("timm")
-transformers = pytest.importorskip("transformers")
-onnxruntime = pytest.importorskip("onnxruntime")
 
 RESNET18 = EncoderConfig(name="resnet18")
 RESNET50 = EncoderConfig(name="resnet50")

@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("wandb")
-
 from tests.trainer.disks import small_tmpfs
 from tests.trainer.runs import SMALL_ENCODER, metrics, pack_images, tiny_config, train_all
 from trainer.online_knn import OnlineKnnConfig

@@ -11,14 +11,14 @@ import pytest
 
 @contextlib.contextmanager
 def small_tmpfs(folder: Path, size: int) -> Iterator[Path]:
-    """``folder`` as a file system of ``size`` bytes in memory; skips where that is not allowed."""
+    """``folder`` as a file system of ``size`` bytes in memory; skips where none can be mounted."""
     if os.geteuid() != 0:
-        pytest.skip("mounting a tmpfs needs root")
+        pytest.skip("a disk to fill up is mounted for this test: run it as root")
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     if done.returncode:
-        pytest.skip(f"no tmpfs can be mounted here: {done.stderr.strip()}")
+        pytest.skip(f"a disk to fill up cannot be mounted here: {done.stderr.strip()}")
     try:
         yield folder
     finally:

@@ -235,7 +235,7 @@ def test_host_memory_is_used_again_and_layouts_are_kept() -> None:
     assert pointers[0] == pointers[1]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="copies from a GPU: no CUDA device here")
 def test_copies_from_a_gpu_are_queued_before_the_next_step_changes_the_tensors() -> None:
     host = HostCopy()
     weight = torch.ones(64 << 20, device="cuda")
