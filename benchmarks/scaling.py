@@ -5,8 +5,9 @@
 
 - ``steps``: the training step of `digits-demo` on 1, 2 and 4 processes, by `widebatch pretrain`
   under torchrun, as a user starts it. Weak scaling keeps each process's batch, strong scaling the
-  global one. Every process has one thread; with more of them than cores the row says
-  "oversubscribed". Data is embedded, nothing is downloaded.
+  global one. Every process has one thread, and a run is held to as many cores as it has processes,
+  or a single one would have its loader beside it for nothing; with more processes than cores the
+  row says "oversubscribed". Data is embedded, nothing is downloaded.
 - ``bytes``: what a process sends in the loss's forward and backward pass, counted at the network
   interface: ours beside a gather whose backward pass is a reduce-scatter or an all-reduce.
 - ``links``: how long these take over links of several rates and delays, and what our overlap hides.
@@ -87,7 +88,9 @@ def train(world: int, batch: int, data: Path, out: Path, steps: int) -> list[flo
     settings = {"data.train": data, "out": out, "batch": batch, "steps": steps, "device": "cpu"}
     settings |= {"telemetry.log-every": 1, "knn.every-epochs": 0, "loader.workers": 1}
     flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    run([sys.executable, *torchrun, "-m", "launch", "pretrain", "digits-demo", *flags])
+    held = ",".join(map(str, sorted(os.sched_getaffinity(0))[:world]))
+    pretrain = (sys.executable, *torchrun, "-m", "launch", "pretrain", "digits-demo")
+    run(["taskset", "--cpu-list", held, *pretrain, *flags])
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [batch / record["images_per_second"] for record in records[2:]]
 
