@@ -4,7 +4,6 @@ import contextlib
 import os
 import secrets
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO
 
 
@@ -55,21 +54,12 @@ class AtomicFile:
         assert self._temporary is not None  # noqa: S101  (stage names it)
         self._temporary.replace(self._path)
         self._temporary = None
-        folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(self._path.parent)
 
     def __enter__(self) -> "AtomicFile":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # Name first: closing flushes, which fails again on a full disk.
         if self._temporary is not None:
             with contextlib.suppress(FileNotFoundError):
@@ -77,8 +67,39 @@ class AtomicFile:
         try:
             self.file.close()
         except OSError:
-            if error is None:  # else that error is the one to tell
+            if kind is None:  # else what is raised is the one to tell
                 raise
+
+
+def write_atomically(path: Path, content: bytes, *, private: bool = False) -> None:
+    """Write or replace a file: whole, durably, or not at all.
+
+    Args:
+        path: its folder is there.
+        content: all of it.
+        private: for its owner alone, whatever the umask.
+
+    Raises:
+        OSError: it could not be written; what had the name stands.
+    """
+    with AtomicFile(path) as atomic:
+        if private:
+            os.fchmod(atomic.file.fileno(), 0o600)
+        atomic.file.write(content)
+        atomic.publish()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable.
+
+    Raises:
+        OSError: it is none, or the disk refuses.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _open_unnamed(folder: Path) -> int | None:

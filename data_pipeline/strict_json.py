@@ -8,11 +8,11 @@ the next program, or costs time and memory out of proportion.
 import json
 import math
 import os
-import stat
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import DataError
+from data_pipeline.regular_file import open_regular
 
 MAX_BYTES = 64 << 20  # of a file, unless its reader allows more
 MAX_DEPTH = 64  # of nesting
@@ -49,13 +49,9 @@ def read_json_file(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
             the file.
     """
     try:
-        # Non-blocking, or a named pipe would wait here for a writer for ever.
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            facts = os.fstat(file.fileno())
-            if not stat.S_ISREG(facts.st_mode):
-                raise DataError(f"{path}: not a regular file; delete it")
+        with open_regular(path) as file:
             # Asked for more, Python allocates all of it first.
-            text = file.read(min(facts.st_size, max_bytes) + 1)
+            text = file.read(min(os.fstat(file.fileno()).st_size, max_bytes) + 1)
     except FileNotFoundError:
         raise
     except OSError as error:

@@ -4,7 +4,6 @@ A collective stands in ``with waiting("..."):``. While nobody watches that costs
 global. It stands here, below the trainer, because kernels have collectives too.
 """
 
-from types import TracebackType
 from typing import Protocol
 
 
@@ -45,11 +44,6 @@ class waiting:  # noqa: N801 - reads as a statement
         if self._told is not None:
             self._told.begin(self._name)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._told is not None and error is None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._told is not None and kind is None:
             self._told.end()

@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.atomic_file import AtomicFile
+from data_pipeline.atomic_file import write_atomically
 from launch.exit_codes import ExitCode
 
 ENDINGS_VARIABLE = "WIDEBATCH_ENDINGS"
@@ -113,10 +113,8 @@ def _spend(run: Path, budget: int) -> Decision:
             f" cause, delete {run / 'restarts.json'}, and submit it again",
         )
     run.mkdir(mode=0o700, parents=True, exist_ok=True)
-    text = json.dumps({"step": step, "failures": failures})
-    with AtomicFile(run / "restarts.json") as atomic:
-        atomic.file.write(text.encode() + b"\n")
-        atomic.publish()
+    text = json.dumps({"step": step, "failures": failures}) + "\n"
+    write_atomically(run / "restarts.json", text.encode())
     return Decision(
         True, f"failed; start {failures} of {budget} from the checkpoint of step {step}"
     )

@@ -3,6 +3,7 @@
 import json
 import logging
 
+from data_pipeline.atomic_file import write_atomically
 from trainer.config import to_json
 from trainer.encoders import stochastic_layers
 from trainer.provenance import versions
@@ -26,11 +27,8 @@ def announce(run: Run, resumed: bool) -> None:
         "world_size": run.plan.world_size,
         "versions": made_with,
     }
-    path = run.config.out / "config.json"
-    temporary = path.with_name(".writing-config.json")
-    temporary.write_text(json.dumps({**to_json(run.config), "run": facts}, indent=1) + "\n")
-    temporary.chmod(0o600)
-    temporary.replace(path)
+    text = json.dumps({**to_json(run.config), "run": facts}, indent=1) + "\n"
+    write_atomically(run.config.out / "config.json", text.encode(), private=True)
     write_readme(run.config, run.plan, run.fabric.device, made_with, run.state.step)
     for line in run.plan.lines():
         log.info("%s", line)

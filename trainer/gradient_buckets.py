@@ -1,10 +1,16 @@
 """DDP's gradient buckets, laid out before the first step as they stay."""
 
 import torch
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.objectives.base import Objective
 from trainer.run import Run
+
+
+def has_gradient_buckets(model: nn.Module) -> bool:
+    """Whether DDP averages the model's gradients."""
+    return any(isinstance(part, DistributedDataParallel) for part in model.modules())
 
 
 def settle_gradient_buckets(run: Run) -> None:
@@ -16,7 +22,7 @@ def settle_gradient_buckets(run: Run) -> None:
     that was never stopped. One pass over zeros, whose gradients are dropped, moves that rebuild to
     before step 1 in both.
     """
-    if not any(isinstance(part, DistributedDataParallel) for part in run.model.modules()):
+    if not has_gradient_buckets(run.model):
         return
     buffers = {name: buffer.clone() for name, buffer in run.objective.named_buffers()}
     side = run.config.crop.size

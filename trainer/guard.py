@@ -7,13 +7,13 @@ none to lower or to save.
 
 import json
 import logging
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from trainer.errors import ConfigError, NonFiniteError
+from trainer.private_file import open_to_append
 from trainer.telemetry import Record, keep_lines
 
 log = logging.getLogger(__name__)
@@ -97,8 +97,7 @@ class NumericalGuard:
             "gradient_norm": str(record.get("gradient_norm")),
             "ids": ids,
         }
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        with os.fdopen(os.open(self._path, flags, 0o600), "a") as file:
+        with open_to_append(self._path) as file:
             file.write(json.dumps(line) + "\n")
         if self.skipped_in_a_row == 1:
             log.warning(

@@ -13,8 +13,6 @@ unpickler that builds tensors and plain containers and nothing else (``weights_o
 """
 
 import logging
-import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ import torch
 from torch import nn
 
 from data_pipeline.errors import DataError
+from data_pipeline.regular_file import open_regular
 from trainer.errors import ConfigError
 from trainer.key_names import timm_vit
 from trainer.safetensors_file import Tensors, load_safetensors
@@ -148,10 +147,7 @@ def read_weights(path: Path) -> Tensors:
 
 def _unpickled(path: Path) -> Any:
     try:
-        # Non-blocking, or a named pipe would wait here for a writer for ever.
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise DataError(f"{path}: not a regular file")
+        with open_regular(path) as file:
             return torch.load(file, map_location="cpu", weights_only=True)
     except DataError:
         raise

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 
 from lightning_fabric import Fabric
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from data_pipeline import faults
 from data_pipeline.augment import Augment
@@ -24,7 +23,7 @@ from trainer.checkpoint import Checkpoint, CheckpointSaver, CheckpointStore
 from trainer.config import RunConfig, RunPlan, plan_run
 from trainer.distributed import release, shutdown
 from trainer.encoders import seed_stochastic_layers
-from trainer.gradient_buckets import settle_gradient_buckets
+from trainer.gradient_buckets import has_gradient_buckets, settle_gradient_buckets
 from trainer.gradients import Gradients, InPieces, WholeBatch
 from trainer.guard import NumericalGuard
 from trainer.networks import training_objective
@@ -131,7 +130,7 @@ def prepare(config: RunConfig, joined: Fabric | None = None) -> Iterator[Run]:
 @contextlib.contextmanager
 def _watched(config: RunConfig, fabric: Fabric) -> Iterator[Phases]:
     """Have this process's main thread watched; where it is, the phases say."""
-    phases = Phases(fabric.device)
+    phases = Phases(fabric.device, timed=config.straggler.factor > 0)
     watchdog = Watchdog(
         config.watchdog,
         phases,
@@ -176,7 +175,7 @@ def _build(
             config.data.max_substitutes,
         )
     augment = Augment(config.augment, config.seed, COMPUTE_DTYPE[config.precision])
-    done = int(checkpoint.state["step"]) if checkpoint else 0
+    done = checkpoint.step if checkpoint else 0
     rank_zero = fabric.is_global_zero
     samples_path = config.out / "samples.jsonl"
     collapse = CollapseAlarm(config.collapse, judges=rank_zero)
@@ -227,7 +226,7 @@ def _build(
         collapse=collapse,
         phases=phases,
     )
-    if any(isinstance(part, DistributedDataParallel) for part in sharding.model.modules()):
+    if has_gradient_buckets(sharding.model):
         phases.watch_gradients(objective)
     if checkpoint is not None:
         run.restore(checkpoint)
@@ -280,7 +279,7 @@ def _facts(config: RunConfig, plan: RunPlan, checkpoint: Checkpoint | None) -> R
         total_steps=plan.total_steps,
         global_batch=plan.global_batch,
         world_size=plan.world_size,
-        steps_done=int(checkpoint.state["step"]) if checkpoint else 0,
+        steps_done=checkpoint.step if checkpoint else 0,
     )
 
 

@@ -7,7 +7,6 @@ import functools
 import json
 import os
 import re
-import stat
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +15,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from data_pipeline.errors import DataError
+from data_pipeline.regular_file import open_regular
 from data_pipeline.strict_json import read_json_file
 from trainer.errors import ConfigError
 from trainer.run_state import held_locks, state_of
+from trainer.watch import heartbeat
 
 _MARKS = ("config.json", "metrics.jsonl", "checkpoints", ".lock")
 _DEPTH = 3  # folders below the one that is named
@@ -101,7 +102,7 @@ def _facts(path: Path, name: str, age: float | None, locks: set[str]) -> RunFact
     total, per_epoch = _integer(run.get("total_steps")), _integer(run.get("steps_per_epoch"))
     last, knn = _newest_records(path / "metrics.jsonl")
     saved = _saved_step(path / "checkpoints")
-    ranks = _integer(run.get("world_size")) or _heartbeats(path)
+    ranks = _integer(run.get("world_size")) or len(heartbeat.ranks_in(path / "heartbeats"))
     step = max(_integer(last.get("step")) or 0, saved or 0)
     state = state_of(path, ranks, step, total, saved, locks)
     return RunFacts(
@@ -147,13 +148,6 @@ def _saved_step(folder: Path) -> int | None:
     return max(steps, default=None)
 
 
-def _heartbeats(path: Path) -> int:
-    try:
-        return sum(e.name.startswith("rank-") for e in os.scandir(path / "heartbeats"))
-    except FileNotFoundError:
-        return 0
-
-
 def _newest_records(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The last whole record, and the last with a kNN result; empty where there is none.
 
@@ -161,13 +155,11 @@ def _newest_records(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         DataError: the file ends in something else.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        lines = open_regular(path)
     except FileNotFoundError:
         return {}, {}
     last: dict[str, Any] = {}
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise DataError("metrics.jsonl: not a regular file")
+    with lines as file:
         for line in _lines_from_the_end(file):
             if last and b'"knn_top1"' not in line:
                 continue

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from data_pipeline.atomic_file import AtomicFile
+from data_pipeline.atomic_file import write_atomically
 from trainer.config import RunConfig, RunPlan
 from trainer.recipes import RECIPES
 from trainer.settings import Setting, changed_from, settings
@@ -64,10 +64,7 @@ def write_readme(
     text = readme(config, plan, device, versions, steps_done)
     path = config.out / "README.md"
     try:
-        with AtomicFile(path) as atomic:
-            os.fchmod(atomic.file.fileno(), 0o600)
-            atomic.file.write(text.encode())
-            atomic.publish()
+        write_atomically(path, text.encode(), private=True)
     except OSError as error:  # nobody stops a run for its description
         log.warning("%s: cannot be written (%s)", path, error.strerror)
 

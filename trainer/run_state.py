@@ -40,7 +40,7 @@ def state_of(
         saved: step of its newest checkpoint; None without any.
         locks: of :func:`held_locks`.
     """
-    beats = heartbeat.read_all(folder / "heartbeats", ranks)
+    beats = heartbeat.read_present(folder / "heartbeats", ranks)
     ages = {rank: _age(folder, rank) for rank in beats}
     lives = [rank for rank, beat in beats.items() if _lives(beat, ages[rank])]
     if lives or lock_name(folder / ".lock") in locks:

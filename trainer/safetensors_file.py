@@ -9,7 +9,6 @@ follow from shapes, no name stands twice. Layout::
 
 import math
 import os
-import stat
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,6 +17,7 @@ import safetensors.torch
 import torch
 
 from data_pipeline.errors import DataError
+from data_pipeline.regular_file import open_regular
 from data_pipeline.strict_json import parse_json
 
 Tensors = dict[str, torch.Tensor]
@@ -39,9 +39,7 @@ def load_safetensors(path: Path) -> Tensors:
         DataError: it is missing, no regular file, or not a sound safetensors file; names it.
     """
     try:
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise DataError(f"{path}: not a regular file")
+        with open_regular(path) as file:
             _check(_read_header(file, path), os.fstat(file.fileno()).st_size, path)
         loaded: Tensors = safetensors.torch.load_file(path)
     except OSError as error:

@@ -1,12 +1,12 @@
 """Which images each step saw: the evidence behind "the same run"."""
 
 import json
-import os
 from pathlib import Path
 
 import torch
 
 from trainer.distributed import all_gather_rows
+from trainer.private_file import open_to_append
 from trainer.telemetry import keep_lines
 
 
@@ -18,8 +18,7 @@ class SampleLog:
         self._file = None
         if path is not None:
             keep_lines(path, keep_up_to)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-            self._file = os.fdopen(os.open(path, flags, 0o600), "a")
+            self._file = open_to_append(path)
 
     def step(self, step: int, ids_B: torch.Tensor, device: torch.device) -> None:
         """Gather the ranks' ids and write them. A collective, and a host synchronisation."""

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from data_pipeline.atomic_file import AtomicFile
+from data_pipeline.atomic_file import write_atomically
 from kernels.ntxent.gather import gather_rows
 from kernels.waiting import waiting
 from trainer.errors import ConfigError
@@ -146,9 +146,7 @@ def _tell_all(mine: dict[str, Any], device: torch.device) -> list[dict[str, Any]
 def _publish(path: Path, groups: list[dict[str, Any]]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with AtomicFile(path) as atomic:
-            atomic.file.write((json.dumps(groups, indent=1) + "\n").encode())
-            atomic.publish()
+        write_atomically(path, (json.dumps(groups, indent=1) + "\n").encode())
     except OSError as error:  # nobody stops a run of days for this
         log.warning("%s: %s; name the run's targets to Prometheus by hand", path, error.strerror)
 

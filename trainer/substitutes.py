@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.loader import TrainLoader
 from data_pipeline.strict_json import parse_json
 from trainer.distributed import all_gather_rows, broadcast_json
+from trainer.private_file import open_to_append
 from trainer.telemetry import Record, keep_lines
 
 log = logging.getLogger(__name__)
@@ -104,8 +104,7 @@ class SubstituteLog:
             self._write(self._path, rows)
 
     def _write(self, path: Path, rows: list[list[int]]) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        with os.fdopen(os.open(path, flags, 0o600), "a") as file:
+        with open_to_append(path) as file:
             for step, sample, shown in rows:
                 why = self._damage.reasons.get(sample) or self._loader.problem(sample)
                 line = {"step": step, "sample": sample, "shown": shown, "why": why}

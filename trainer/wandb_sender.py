@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.atomic_file import write_atomically
 from data_pipeline.strict_json import read_json_file
 
 _INTERVAL = 1.0  # seconds between two looks at the file
@@ -44,11 +45,9 @@ class Memory:
         self.step = int(known.get("step", 0))
 
     def keep(self) -> None:
-        """Write it, whole or not at all."""
-        temporary = self._path.with_name(f".writing-{self._path.name}")
-        temporary.write_text(json.dumps({"id": self.identity, "step": self.step}) + "\n")
-        temporary.chmod(0o600)
-        temporary.replace(self._path)
+        """Write it."""
+        text = json.dumps({"id": self.identity, "step": self.step}) + "\n"
+        write_atomically(self._path, text.encode(), private=True)
 
 
 def begin(out: Path, project: str, memory: Memory) -> Any:

@@ -141,9 +141,9 @@ def row_gradient(
     Returns:
         ``(M, D)`` float32 (float64 for float64 rows).
     """
-    grad_MD = torch.zeros(all_ND[own].shape, dtype=lse_N.dtype, device=all_ND.device)
     columns_ND = factors(all_ND)  # once: in bfloat16 it is a copy
     rows_MD = columns_ND[own]
+    grad_MD = torch.zeros(rows_MD.shape, dtype=lse_N.dtype, device=all_ND.device)
     weights = _warm_weights if inv_temperature <= WARM else _cold_weights
     with products_of(all_ND):
         for tile, logits_mn in _logits(columns_ND, own, inv_temperature, block_size):

@@ -1,8 +1,8 @@
 """A step whose numbers are lost moves no rank; too many in a row end the run, or take it back."""
 
-import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +10,7 @@ from launch.exit_codes import ExitCode, exit_code_for
 from tests.trainer.faulty import small_config, train_with_faults
 from tests.trainer.runs import assert_equal_runs, checkpoint_bytes, metrics, pack_images, samples
 from trainer.checkpoint import CheckpointConfig
+from trainer.config import RunConfig
 from trainer.errors import ConfigError, NonFiniteError
 from trainer.guard import FILE, GuardConfig, NumericalGuard
 from trainer.telemetry import Record, TelemetryConfig
@@ -20,6 +21,18 @@ FATAL = int(ExitCode.FATAL)
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pack_images(tmp_path_factory.mktemp("data"))
+
+
+def read_each_step(data: Path, out: Path, **changes: Any) -> RunConfig:
+    """Two lost steps in a row are too many; a checkpoint every two steps, a look after each."""
+    return small_config(
+        data,
+        out,
+        max_skipped_steps=2,
+        checkpoint=CheckpointConfig(every_epochs=0, every_steps=2),
+        telemetry=TelemetryConfig(tensorboard=False, log_every=1),
+        **changes,
+    )
 
 
 def record(step: int, skipped: int = 1) -> Record:
@@ -62,17 +75,9 @@ def test_a_fault_that_passes_is_rolled_back_and_the_run_is_equal(
     data: Path, tmp_path: Path
 ) -> None:
     """Passing 3 and 4 are steps 3 and 4; their second time is passing 5 and 6."""
-    straight = small_config(
-        data,
-        tmp_path / "straight",
-        max_skipped_steps=2,
-        checkpoint=CheckpointConfig(every_epochs=0, every_steps=2),
-        telemetry=TelemetryConfig(tensorboard=False, log_every=1),
-    )
+    straight = read_each_step(data, tmp_path / "straight")
     train_with_faults(2, straight)
-    config = dataclasses.replace(
-        straight, out=tmp_path / "run", guard=GuardConfig(on_repeat="rollback")
-    )
+    config = read_each_step(data, tmp_path / "run", guard=GuardConfig(on_repeat="rollback"))
     said = train_with_faults(2, config, "step.backward rank=0 pass=3-4 nan")
     assert "going on from it, 0 more times" in (said[0] or "")
     assert_equal_runs(config.out, straight.out)
@@ -83,14 +88,8 @@ def test_a_fault_that_passes_is_rolled_back_and_the_run_is_equal(
 def test_a_fault_that_stays_ends_the_run_when_its_rollbacks_are_used_up(
     data: Path, tmp_path: Path
 ) -> None:
-    config = small_config(
-        data,
-        tmp_path / "run",
-        max_skipped_steps=2,
-        checkpoint=CheckpointConfig(every_epochs=0, every_steps=2),
-        telemetry=TelemetryConfig(tensorboard=False, log_every=1),
-        guard=GuardConfig(on_repeat="rollback", rollbacks=2),
-    )
+    guard = GuardConfig(on_repeat="rollback", rollbacks=2)
+    config = read_each_step(data, tmp_path / "run", guard=guard)
     said = train_with_faults(
         2, config, "step.backward rank=1 pass=3+ nan", exits={0: FATAL, 1: FATAL}
     )

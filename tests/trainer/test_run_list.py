@@ -35,7 +35,7 @@ def make_run(
     facts = {"total_steps": total, "steps_per_epoch": 4, "world_size": max(1, len(beats))}
     (folder / "config.json").write_text(json.dumps({"recipe": "simclr-r50", "run": facts}))
     records = [
-        {"step": n, "loss": 2.0, "images_per_second": 50.5, "epoch": n // 4} | {}
+        {"step": n, "loss": 2.0, "images_per_second": 50.5, "epoch": n // 4}
         for n in range(1, step + 1)
     ]
     if step > 4:
@@ -60,20 +60,11 @@ def test_a_run_is_told_in_a_line(tmp_path: Path) -> None:
     run = make_run(tmp_path / "runs" / "first")
     (found,) = list_runs([tmp_path / "runs"])
     assert (found.age_seconds or 0) < 60
-    assert dataclasses.replace(found, age_seconds=None) == RunFacts(
-        name="first",
-        path=str(run),
-        state="stopped",
-        recipe="simclr-r50",
-        step=8,
-        total_steps=20,
-        epoch=2.0,
-        loss=2.0,
-        knn_top1=0.5,
-        knn_best_top1=0.625,
-        images_per_second=50.5,
-        ranks=1,
-    )
+    words = {"name": "first", "path": str(run), "state": "stopped", "recipe": "simclr-r50"}
+    progress = {"step": 8, "total_steps": 20, "epoch": 2.0, "images_per_second": 50.5, "ranks": 1}
+    quality = {"loss": 2.0, "knn_top1": 0.5, "knn_best_top1": 0.625}
+    expected = RunFacts(**words, **progress, **quality)
+    assert dataclasses.replace(found, age_seconds=None) == expected
 
 
 def test_states_are_told_by_the_traces_of_processes(tmp_path: Path) -> None:
@@ -110,15 +101,15 @@ def test_a_node_out_of_reach_is_not_said_to_live_for_ever(tmp_path: Path) -> Non
     assert name == "unknown" and "rank 0 on node-7 is silent for 3600 s" in why
 
 
-@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="Linux names locks in /proc/locks")
 def test_a_run_that_only_holds_its_lock_is_running_and_looking_takes_no_lock(
     tmp_path: Path,
 ) -> None:
     run = make_run(tmp_path / "run")
     with (run / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if state(run) != ("running", ""):
-            pytest.skip("this file system's locks are not in /proc/locks")
+        if f":{os.fstat(lock.fileno()).st_ino} " not in Path("/proc/locks").read_text():
+            pytest.skip(f"the file system of {tmp_path} keeps its locks out of /proc/locks")
+        assert state(run) == ("running", "")
         fcntl.flock(lock, fcntl.LOCK_UN)
         assert state(run) == ("stopped", "")
 
@@ -154,6 +145,21 @@ def test_what_is_no_file_is_damage_and_nothing_waits_for_it(tmp_path: Path) -> N
     (run / "metrics.jsonl").unlink()
     os.mkfifo(run / "metrics.jsonl")
     assert state(run) == ("damaged", "metrics.jsonl: not a regular file")
+
+
+def test_a_pipe_among_the_heartbeats_is_passed_over(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "heartbeats" / "rank-00000.json").unlink()
+    os.mkfifo(run / "heartbeats" / "rank-00000.json")
+    assert state(run) == ("unknown", "no heartbeats")
+
+
+def test_a_number_of_ranks_that_nobody_has_costs_no_time(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    config["run"]["world_size"] = 1 << 62
+    (run / "config.json").write_text(json.dumps(config))
+    assert state(run) == ("stopped", "")
 
 
 def test_values_of_odd_types_are_no_traceback(tmp_path: Path) -> None:

@@ -166,6 +166,21 @@ def test_what_follows_the_last_gradient_is_waiting() -> None:
     assert phases.harvest()[-1] > 0
 
 
+def test_no_moment_is_kept_where_nobody_compares(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Events of a GPU would pile up through a run of a million steps."""
+    phases = Phases(torch.device("cpu"), timed=False)
+    phases._clock = clock = _device_clock(monkeypatch)
+    for step in range(1, 5):
+        phases.step(step)
+        phases.enter("forward")
+        phases.begin("the others")
+        assert (phases.place.step, phases.place.waiting) == (step, "the others")
+        phases.end()
+        with phases.aside("evaluation"):
+            assert phases.place.patient
+    assert (clock._used, phases._spans) == ([], [])
+
+
 def test_nobody_is_told_of_waits_after_a_run() -> None:
     phases = Phases(torch.device("cpu"))
     observe(phases)

@@ -111,6 +111,17 @@ def test_a_resumed_run_repeats_no_line_and_drops_a_torn_one(tmp_path: Path) -> N
     assert path.read_text() == ""
 
 
+def test_a_line_that_is_whole_but_for_its_end_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "samples.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}')
+    path.chmod(0o644)
+    keep_lines(path, 2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    assert path.stat().st_mode & 0o777 == 0o600
+    keep_lines(tmp_path / "none.jsonl", 2)  # nothing to do
+    assert [each.name for each in tmp_path.iterdir()] == ["samples.jsonl"]
+
+
 def test_log_lines_come_by_time_and_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     lines = LogLines(total=30, seconds=3600)

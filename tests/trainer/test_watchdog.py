@@ -297,8 +297,6 @@ import ctypes, sys, torch
 from pathlib import Path
 from trainer.watch import watchdog
 from trainer.watch.phases import Phases
-from trainer.watch.stragglers import StragglerConfig
-from trainer.watch.verdict import Looks, verdict
 watchdog._SLACK = 1.0
 config = watchdog.WatchdogConfig(timeout=1.0, patience=1.0)
 dog = watchdog.Watchdog(

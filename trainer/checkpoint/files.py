@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from data_pipeline import faults
+from data_pipeline.atomic_file import sync_folder
 from data_pipeline.errors import DataError
 from data_pipeline.strict_json import read_json_file
 from trainer.errors import CheckpointError
@@ -146,12 +147,8 @@ def sync_directory(path: Path) -> None:
         OSError: names the directory.
     """
     with _naming(path):
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            faults.at("checkpoint.sync")
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        faults.at("checkpoint.sync")
+        sync_folder(path)
 
 
 def read_json(path: Path) -> dict[str, Any]:

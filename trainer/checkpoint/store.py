@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 _STEP_NAME = re.compile(r"step-([0-9]{8,18})")
 _TEMPORARY = ".writing-"
+_NOT_KEPT = "it does not count as a checkpoint to keep"
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class CheckpointStore:
         self._make_directory()
         self._sweep()
         if final.exists() or final.is_symlink():
-            if self._is_whole(step):
+            if self._is_whole(step, otherwise="writing it again"):
                 return final  # saved already: a resumed run that was stopped before its first step
             self._delete(step)
         temporary = self.directory / f"{_TEMPORARY}{final.name}"
@@ -174,11 +175,12 @@ class CheckpointStore:
         self._proven.add(step)
         return Checkpoint(path, state)
 
-    def _is_whole(self, step: int) -> bool:
+    def _is_whole(self, step: int, otherwise: str) -> bool:
+        """Read it; says what is wrong, and what happens then."""
         try:
             self.read(step)
         except CheckpointError as error:
-            log.warning("%s; writing it again", error)
+            log.warning("%s; %s", error, otherwise)
             return False
         return True
 
@@ -235,21 +237,13 @@ class CheckpointStore:
             whole: list[int] = []
             for step in sorted(self._steps(), reverse=True):
                 if len(whole) < self.keep:
-                    if step in self._proven or self._is_worth_keeping(step):
+                    if step in self._proven or self._is_whole(step, _NOT_KEPT):
                         whole.append(step)
                 elif step != best:
                     faults.at("checkpoint.retire")
                     self._delete(step)
         except (CheckpointError, OSError) as error:
             log.warning("old checkpoints are not deleted: %s", error)
-
-    def _is_worth_keeping(self, step: int) -> bool:
-        try:
-            self.read(step)
-        except CheckpointError as error:
-            log.warning("%s; it does not count as a checkpoint to keep", error)
-            return False
-        return True
 
     def _delete(self, step: int) -> None:
         """In one step under its own name: no half of a checkpoint is ever seen."""

@@ -5,7 +5,8 @@ import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
+
+from data_pipeline.atomic_file import sync_folder
 
 
 class AtomicFolder:
@@ -29,7 +30,7 @@ class AtomicFolder:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-        _sync(self.folder)
+        sync_folder(self.folder)
 
     def publish(self) -> None:
         """Give the folder its name; one that has it goes, after the new one is there.
@@ -47,26 +48,13 @@ class AtomicFolder:
             if replaces:
                 old.rename(self._path)
             raise
-        _sync(self._path.parent)
+        sync_folder(self._path.parent)
         if replaces:
             shutil.rmtree(old)
 
     def __enter__(self) -> "AtomicFolder":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.folder.exists():
             shutil.rmtree(self.folder)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

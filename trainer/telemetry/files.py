@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+from trainer.private_file import open_to_append
 from trainer.telemetry.stream import Record
 
 
@@ -12,7 +13,7 @@ class JsonLines:
 
     def __init__(self, path: Path, keep_up_to: int) -> None:
         keep_lines(path, keep_up_to)
-        self._file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a")
+        self._file = open_to_append(path)
 
     def read(self, records: list[Record]) -> None:
         """Append the records."""
@@ -28,22 +29,29 @@ class JsonLines:
 
 
 def keep_lines(path: Path, last_step: int) -> None:
-    """Drop lines of steps after ``last_step``, and a torn last line, that a resumed run repeats."""
-    if not path.exists():
+    """Drop lines of steps after ``last_step``, and a torn last line, that a resumed run repeats.
+
+    The file is cut off where it is: with the ids of every step it may be larger than the memory.
+    """
+    try:
+        file = path.open("r+b")
+    except FileNotFoundError:
         return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            break  # a process was killed while it wrote this line; what follows is repeated
-        if record.get("step", 0) > last_step:
-            break
-        kept.append(line + "\n")
-    temporary = path.with_name(f".writing-{path.name}")
-    temporary.write_text("".join(kept))
-    temporary.chmod(0o600)
-    temporary.replace(path)
+    with file:
+        os.fchmod(file.fileno(), 0o600)
+        kept, newest = 0, b"\n"
+        for line in file:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                break  # a process was killed while it wrote this line; what follows is repeated
+            if record.get("step", 0) > last_step:
+                break
+            kept, newest = kept + len(line), line
+        file.truncate(kept)
+        if not newest.endswith(b"\n"):
+            file.seek(kept)
+            file.write(b"\n")
 
 
 class TensorBoard:

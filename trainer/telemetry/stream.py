@@ -125,7 +125,7 @@ class Telemetry:
         if not pending:
             return []
         names = list(pending[0].tensors)
-        columns = [torch.stack([p.tensors[n].detach().double() for p in pending]) for n in names]
+        columns = [torch.stack([p.tensors[n].detach() for p in pending]).double() for n in names]
         values = torch.stack(columns).tolist() if columns else []  # the one synchronisation
         now = time.perf_counter()
         elapsed = max(now - self._clock - self._paused, 1e-9)

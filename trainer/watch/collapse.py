@@ -87,9 +87,9 @@ class CollapseAlarm:
         if not self._config.every_steps or step % self._config.every_steps:
             return
         self._dimensions = projections_MD.shape[1]
-        self._moments[step] = moments(projections_MD)
-        if not self._judges:
-            self._moments.clear()
+        sums = moments(projections_MD)
+        if self._judges:
+            self._moments[step] = sums
 
     def read(self, records: list[Record]) -> None:
         """Complete the records of measured steps with ``feature_std`` and ``effective_rank``."""
@@ -103,7 +103,7 @@ class CollapseAlarm:
                 self._judge(record["step"], std, math.inf if rank is None else rank)
 
     def _judge(self, step: int, std: float, rank: float) -> None:
-        if not (math.isfinite(std)):
+        if not math.isfinite(std):
             return  # lost numbers are the guard's affair
         low = std < self._config.feature_std or rank < self._config.effective_rank
         before = self.alarm

@@ -8,9 +8,17 @@ looks of the same reader.
 import dataclasses
 import json
 import os
+import re
 import socket
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+from data_pipeline.errors import DataError
+from data_pipeline.strict_json import read_json_file
+
+_NAME = re.compile(r"rank-([0-9]{5,9})\.json")
+_MOST_BYTES = 1 << 16  # of a file: a hundred times what one has
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +47,13 @@ class Heartbeat:
 
     def where(self) -> str:
         """For a person."""
-        inside = f" in '{self.waiting}'" if self.waiting else ""
-        return f"step {self.step}, {self.phase}{inside}"
+        return place(self.step, self.phase, self.waiting)
+
+
+def place(step: int, phase: str, waiting: str) -> str:
+    """Where a rank is, for a person."""
+    inside = f" in '{waiting}'" if waiting else ""
+    return f"step {step}, {phase}{inside}"
 
 
 def own(rank: int) -> Heartbeat:
@@ -71,8 +84,30 @@ def write(folder: Path, heartbeat: Heartbeat) -> None:
 
 def read_all(folder: Path, world_size: int) -> dict[int, Heartbeat]:
     """The newest heartbeats by rank; a rank whose file is not there or not whole is left out."""
+    return _read_these(folder, range(world_size))
+
+
+def read_present(folder: Path, world_size: int) -> dict[int, Heartbeat]:
+    """The same by the folder's list of files, which ``world_size`` cannot make long.
+
+    For a look from outside, where the number is a file's word. A shared file system may be late
+    with such a list: ranks that wait for each other ask for the files by name.
+    """
+    return _read_these(folder, (rank for rank in ranks_in(folder) if rank < world_size))
+
+
+def ranks_in(folder: Path) -> list[int]:
+    """Ranks that have a file there, in order; none where there is no folder."""
+    try:
+        names = [_NAME.fullmatch(entry.name) for entry in os.scandir(folder)]
+    except FileNotFoundError:
+        return []
+    return sorted(int(name[1]) for name in names if name)
+
+
+def _read_these(folder: Path, ranks: Iterable[int]) -> dict[int, Heartbeat]:
     found = {}
-    for rank in range(world_size):
+    for rank in ranks:
         heartbeat = _read(path_of(folder, rank))
         if heartbeat is not None and heartbeat.rank == rank:
             found[rank] = heartbeat
@@ -81,11 +116,11 @@ def read_all(folder: Path, world_size: int) -> dict[int, Heartbeat]:
 
 def _read(path: Path) -> Heartbeat | None:
     try:
-        values = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        values = read_json_file(path, _MOST_BYTES)
+    except (FileNotFoundError, DataError):
         return None
     like = dataclasses.asdict(Heartbeat(rank=0, host="", pid=0, started=0))
-    if not isinstance(values, dict) or values.keys() != like.keys():
+    if values.keys() != like.keys():
         return None
     if any(type(value) is not type(like[name]) for name, value in values.items()):
         return None

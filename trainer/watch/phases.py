@@ -90,9 +90,14 @@ class Phases:
 
     An :class:`kernels.waiting.Observer` too. All methods but :attr:`place` belong to the main
     thread; on a GPU waits of the backward pass come from autograd's, while the main one is blocked.
+
+    Args:
+        device: whose time is taken.
+        timed: whether somebody harvests; else moments would pile up, and none is taken.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, timed: bool = True) -> None:
+        self._timed = timed
         self._clock: _Clock = _DeviceClock() if device.type == "cuda" else _HostClock()
         self.place = Place(0, "start", "", time.monotonic(), patient=True)
         self.typical_step = 0.0
@@ -116,7 +121,7 @@ class Phases:
         # The first step compiles kernels and fills caches: it says nothing of those that follow.
         self._step_began = None if first else now
         self.place = Place(step, "loader", "", now, patient=first)
-        self._open(None if first else 0)
+        self._open(0 if self._timed and not first else None)
 
     def enter(self, phase: str) -> None:
         """A phase of :data:`PHASES` begins, and the one before ends."""

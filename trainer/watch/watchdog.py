@@ -25,6 +25,7 @@ from typing import TextIO
 
 from trainer.distributed import collectives_entered
 from trainer.errors import ConfigError, RankLostError
+from trainer.private_file import open_to_append
 from trainer.watch import heartbeat
 from trainer.watch.heartbeat import Heartbeat
 from trainer.watch.phases import Phases, Place
@@ -93,8 +94,7 @@ class Watchdog:
         self._write_failed = False
         self._closing, self._ending = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-        shortest = min(s for s in (config.timeout or 60.0, config.warning or 60.0) if s)
-        self._interval = min(5.0, shortest / 4)
+        self._interval = min(5.0, (config.timeout or 60.0) / 4, (config.warning or 60.0) / 4)
         """Seconds between two beats."""
 
     @contextlib.contextmanager
@@ -135,7 +135,7 @@ class Watchdog:
     def _watch(self) -> None:
         try:
             self._stacks.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with _open_private(self._stack_path) as stacks:
+            with open_to_append(self._stack_path) as stacks:
                 try:
                     self._watch_until_closed(stacks)
                 finally:
@@ -275,13 +275,8 @@ class Watchdog:
         return self._reads and not any(looks.lives(rank) for rank in range(self._rank))
 
 
-def _open_private(path: Path) -> TextIO:
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a")
-
-
 def _place(place: Place) -> str:
-    inside = f" in '{place.waiting}'" if place.waiting else ""
-    return f"step {place.step}, {place.phase}{inside}"
+    return heartbeat.place(place.step, place.phase, place.waiting)
 
 
 def _where(place: Place) -> str:
