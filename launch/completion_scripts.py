@@ -5,7 +5,7 @@ The tables name, for a place on the command line, what may follow. Commands with
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from launch.completion import FILE, SWITCH, Command, Option
 
@@ -22,22 +22,21 @@ __widebatch_command() {{  # $1: command so far, $2: the next word; sets place, o
   esac
 }}
 
-__widebatch_words() {{  # $1: place; sets group, words, files
-  group='' words_here='' files=''
+__widebatch_words() {{  # $1: place; sets group, here and files
+  group='' here='' files=''
   case "$1" in
 {groups}
   esac
 }}
 
-__widebatch_options() {{  # $1: group; sets options
-  options=''
+__widebatch_options() {{  # $1: group; sets here
+  here=''
   case "$1" in
 {options}
   esac
 }}
 
-__widebatch_values() {{  # $1: group, $2: option; sets values and files, or fails: it takes none
-  values='' files=''
+__widebatch_values() {{  # $1: group, $2: option; sets here and files, or fails: it takes none
   case "$1 $2" in
 {values}
   *) return 1 ;;
@@ -48,26 +47,21 @@ __widebatch_values() {{  # $1: group, $2: option; sets values and files, or fail
 _BASH = """\
 
 _widebatch() {
-  local place='' group words_here files options values word index
+  local place='' group here files word index
   local current=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD - 1]}
   for ((index = 1; index < COMP_CWORD; index++)); do
     __widebatch_command "$place" "${COMP_WORDS[index]}" || true
   done
   __widebatch_words "$place"
-  COMPREPLY=()
-  if __widebatch_values "$group" "$before"; then
-    words_here=$values
-  else
-    __widebatch_words "$place"
-    if [[ $current == -* || -z $words_here$files ]]; then
+  if ! __widebatch_values "$group" "$before"; then
+    if [[ $current == -* || -z $here$files ]]; then
       __widebatch_options "$group"
-      words_here=$options files=''
+      files=''
     fi
   fi
-  if [[ -n $words_here ]]; then
-    while IFS= read -r word; do COMPREPLY+=("$word"); done < <(
-      compgen -W "$words_here" -- "$current"
-    )
+  COMPREPLY=()
+  if [[ -n $here ]]; then
+    while IFS= read -r word; do COMPREPLY+=("$word"); done < <(compgen -W "$here" -- "$current")
   elif [[ -n $files ]]; then
     compopt -o filenames 2>/dev/null || true
     while IFS= read -r word; do COMPREPLY+=("$word"); done < <(compgen -f -- "$current")
@@ -79,22 +73,19 @@ complete -F _widebatch widebatch
 _ZSH = """\
 
 _widebatch() {
-  local place='' group words_here files options values index
+  local place='' group here files index
   for ((index = 2; index < CURRENT; index++)); do
     __widebatch_command "$place" "${words[index]}" || true
   done
   __widebatch_words "$place"
-  if __widebatch_values "$group" "${words[CURRENT - 1]}"; then
-    words_here=$values
-  else
-    __widebatch_words "$place"
-    if [[ ${words[CURRENT]} == -* || -z $words_here$files ]]; then
+  if ! __widebatch_values "$group" "${words[CURRENT - 1]}"; then
+    if [[ ${words[CURRENT]} == -* || -z $here$files ]]; then
       __widebatch_options "$group"
-      words_here=$options files=''
+      files=''
     fi
   fi
-  if [[ -n $words_here ]]; then
-    compadd -- ${=words_here}
+  if [[ -n $here ]]; then
+    compadd -- ${=here}
   elif [[ -n $files ]]; then
     _files
   fi
@@ -119,7 +110,7 @@ function __widebatch_complete
     end
     set -l group ''
     set -l here
-    set -l files ''
+    set -l files
     switch "$place"
 {groups}
     end
@@ -130,7 +121,7 @@ function __widebatch_complete
             set takes ''
     end
     if test -z "$takes"; and string match -qr -- '^-|^$' "$current$here$files"
-        set files ''
+        set files
         set here
         switch "$group"
 {options}
@@ -138,7 +129,7 @@ function __widebatch_complete
     end
     if set -q here[1]
         printf '%s\\n' $here
-    else if test -n "$files"
+    else if set -q files[1]
         __fish_complete_path "$current"
     end
 end
@@ -148,48 +139,40 @@ complete -c widebatch -f -a '(__widebatch_complete)'
 
 def bash(commands: Sequence[Command]) -> str:
     """For ``complete``; needs no package of completions."""
-    return _HEAD.format(name="bash") + _posix(commands) + _BASH
+    return _HEAD.format(name="bash") + _filled(_POSIX, commands, _posix_case) + _BASH
 
 
 def zsh(commands: Sequence[Command]) -> str:
     """For a folder of ``$fpath``, or to be read after ``compinit``."""
-    return "#compdef widebatch\n" + _HEAD.format(name="zsh") + _posix(commands) + _ZSH
+    head = "#compdef widebatch\n" + _HEAD.format(name="zsh")
+    return head + _filled(_POSIX, commands, _posix_case) + _ZSH
 
 
 def fish(commands: Sequence[Command]) -> str:
     """For ``~/.config/fish/completions``."""
-    groups = _groups(commands)
-    tables = _Tables(commands, groups, _fish_case)
-    return _HEAD.format(name="fish") + _FISH.format(
-        places=tables.places(lambda path: [f"set place {path}"]),
-        groups=tables.groups(
-            lambda group, words, files: [
-                f"set group {group}",
-                f"set here {words}",
-                f"set files '{files}'",
-            ]
-        ),
-        options=tables.options(lambda names: [f"set here {names}"]),
-        values=tables.values(lambda words, files: [f"set here {words}", f"set files '{files}'"]),
-    )
+    return _HEAD.format(name="fish") + _filled(_FISH, commands, _fish_case)
 
 
 WRITERS: dict[str, Callable[[Sequence[Command]], str]] = {"bash": bash, "zsh": zsh, "fish": fish}
 
+_Case = Callable[[Iterable[str], Mapping[str, str]], str]
+"""One case of a shell: patterns, and the variables that it sets to words."""
 
-def _posix(commands: Sequence[Command]) -> str:
-    tables = _Tables(commands, _groups(commands), _posix_case)
-    return _POSIX.format(
-        places=tables.places(lambda path: [f"place='{path}'"]),
-        groups=tables.groups(
-            lambda group, words, files: [
-                f"group={group}",
-                f"words_here='{words}'",
-                f"files={files}",
-            ]
-        ),
-        options=tables.options(lambda names: [f"options='{names}'"]),
-        values=tables.values(lambda words, files: [f"values='{words}'", f"files={files}"]),
+
+def _filled(script: str, commands: Sequence[Command], case: _Case) -> str:
+    """A script with its four tables, each the body of a ``case`` statement."""
+    groups = _groups(commands)
+    tables = {
+        "places": _places(commands),
+        "groups": _at_places(commands, groups),
+        "options": _options(groups),
+        "values": _values(groups),
+    }
+    return script.format(
+        **{
+            name: "\n".join(case(patterns, variables) for patterns, variables in table)
+            for name, table in tables.items()
+        }
     )
 
 
@@ -199,61 +182,47 @@ def _groups(commands: Sequence[Command]) -> dict[tuple[Option, ...], str]:
     return {options: f"g{number}" for number, options in enumerate(different)}
 
 
-_Case = Callable[[Iterable[str], list[str]], str]
+_Table = Iterator[tuple[Iterable[str], Mapping[str, str]]]
 
 
-class _Tables:
-    """The tables as the bodies of ``case`` statements; ``write`` gives what a case does."""
-
-    def __init__(
-        self, commands: Sequence[Command], groups: dict[tuple[Option, ...], str], case: _Case
-    ) -> None:
-        self._commands, self._groups, self._case = commands, groups, case
-
-    def places(self, write: Callable[[str], list[str]]) -> str:
-        paths = [command.path for command in self._commands if command.path]
+def _places(commands: Sequence[Command]) -> _Table:
+    for path in (command.path for command in commands if command.path):
         # Of the place before, a slash and the word; the place before all commands is empty.
-        return self._lines(([path if "/" in path else f"/{path}"], write(path)) for path in paths)
-
-    def groups(self, write: Callable[[str, str, str], list[str]]) -> str:
-        return self._lines(
-            (
-                [command.path],
-                write(
-                    self._groups[command.options],
-                    _joined(command.words),
-                    "yes" if command.files else "",
-                ),
-            )
-            for command in self._commands
-        )
-
-    def options(self, write: Callable[[str], list[str]]) -> str:
-        return self._lines(
-            ([group], write(_joined(name for option in options for name in option.names)))
-            for options, group in self._groups.items()
-        )
-
-    def values(self, write: Callable[[str, str], list[str]]) -> str:
-        same: dict[tuple[str, str], list[str]] = {}
-        for options, group in self._groups.items():
-            for option in options:
-                if option.kind != SWITCH:
-                    files = "yes" if option.kind == FILE else ""
-                    places = same.setdefault((_joined(option.choices), files), [])
-                    places += [f"{group} {name}" for name in option.names]
-        return self._lines((places, write(words, files)) for (words, files), places in same.items())
-
-    def _lines(self, cases: Iterable[tuple[Iterable[str], list[str]]]) -> str:
-        return "\n".join(self._case(patterns, body) for patterns, body in cases)
+        yield [path if "/" in path else f"/{path}"], {"place": path}
 
 
-def _posix_case(patterns: Iterable[str], body: list[str]) -> str:
-    return f"  {' | '.join(map(_quoted, patterns))}) {' '.join(body)} ;;"
+def _at_places(commands: Sequence[Command], groups: Mapping[tuple[Option, ...], str]) -> _Table:
+    for command in commands:
+        files = "yes" if command.files else ""
+        group = groups[command.options]
+        yield [command.path], {"group": group, "here": _joined(command.words), "files": files}
 
 
-def _fish_case(patterns: Iterable[str], body: list[str]) -> str:
-    lines = "".join(f"\n            {line}" for line in body)
+def _options(groups: Mapping[tuple[Option, ...], str]) -> _Table:
+    for options, group in groups.items():
+        yield [group], {"here": _joined(name for option in options for name in option.names)}
+
+
+def _values(groups: Mapping[tuple[Option, ...], str]) -> _Table:
+    same: dict[tuple[str, str], list[str]] = {}
+    for options, group in groups.items():
+        for option in options:
+            if option.kind != SWITCH:
+                files = "yes" if option.kind == FILE else ""
+                places = same.setdefault((_joined(option.choices), files), [])
+                places += [f"{group} {name}" for name in option.names]
+    for (words, files), places in same.items():
+        yield places, {"here": words, "files": files}
+
+
+def _posix_case(patterns: Iterable[str], variables: Mapping[str, str]) -> str:
+    body = " ".join(f"{name}={_quoted(words)}" for name, words in variables.items())
+    return f"  {' | '.join(map(_quoted, patterns))}) {body} ;;"
+
+
+def _fish_case(patterns: Iterable[str], variables: Mapping[str, str]) -> str:
+    """A variable is a list of words there."""
+    lines = "".join(f"\n            set {name} {words}" for name, words in variables.items())
     return f"        case {' '.join(map(_quoted, patterns))}{lines}"
 
 

@@ -33,7 +33,8 @@ def add_parser(subparsers: Any) -> None:
     )
     methods = parser.add_subparsers(title="methods", dest="method", metavar="METHOD", required=True)
     for add in _METHODS:
-        add(methods).set_defaults(run=run)
+        add(methods)
+    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -57,9 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write_json(path: Path, report: dict[str, Any]) -> None:
-    from data_pipeline.atomic_file import AtomicFile
+    from data_pipeline.atomic_file import write_atomically
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with AtomicFile(path) as atomic:
-        atomic.file.write((json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
-        atomic.publish()
+    write_atomically(path, (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())

@@ -1,10 +1,11 @@
 """``widebatch evaluate knn|linear|finetune``: accuracy by labels."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.evaluate_options import add_file, add_method, add_train, common, head_rows
+from launch.evaluate_options import Report, Rows, add_file, add_method, head_rows, job_settings
 from trainer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -44,21 +45,17 @@ SimCLR's imagenet_subsets/1percent.txt. The JSON lists the ids that were used.
 _OF_PRESETS = ("epochs", "base_lr", "linear_batch", "weight_decay", "size", "resize", "c")
 
 
-def add_knn(methods: Any) -> argparse.ArgumentParser:
+def add_knn(methods: Any) -> None:
     """``evaluate knn``."""
-    parser = add_method(methods, "knn", "weighted nearest neighbours", _KNN)
-    _add_files(parser)
+    parser = _add_cached(methods, "knn", "weighted nearest neighbours", _KNN)
     add = parser.add_argument
     add("--k", type=int, nargs="+", default=[200], help="neighbours that vote (default 200)")
     add("--temperature", type=float, default=0.07, help="of the votes (default 0.07)")
-    parser.set_defaults(evaluate=_evaluate, table=table)
-    return parser
 
 
-def add_linear(methods: Any) -> argparse.ArgumentParser:
+def add_linear(methods: Any) -> None:
     """``evaluate linear``."""
-    parser = add_method(methods, "linear", "linear probe", _LINEAR)
-    _add_files(parser)
+    parser = _add_cached(methods, "linear", "linear probe", _LINEAR)
     add = parser.add_argument
     add(
         "--protocol",
@@ -93,15 +90,13 @@ def add_linear(methods: Any) -> argparse.ArgumentParser:
         nargs="+",
         help="cached, canonical (default 1e-6); sweep: those to try (default 0, 1e-6, 1e-5, 1e-4)",
     )
-    parser.set_defaults(evaluate=_evaluate, table=table)
-    return parser
 
 
-def add_finetune(methods: Any) -> argparse.ArgumentParser:
+def add_finetune(methods: Any) -> None:
     """``evaluate finetune``."""
-    parser = add_method(methods, "finetune", "train on with few labels or many", _FINETUNE)
-    add_train(parser, "labelled images to learn from")
-    add_file(parser, "test", "labelled images to measure on")
+    parser = _add_labelled(
+        methods, "finetune", "train on with few labels or many", _FINETUNE, _finetune
+    )
     add = parser.add_argument
     add("--labels", type=float, default=1.0, metavar="SHARE", help="of the labels (default 1)")
     add("--label-list", type=Path, metavar="FILE.txt", help="the labelled samples, one a line")
@@ -116,37 +111,48 @@ def add_finetune(methods: Any) -> argparse.ArgumentParser:
         help="images per step over all processes (default 1024)",
     )
     add("--weight-decay", type=float, help="(default 0)")
-    parser.set_defaults(evaluate=_finetune, table=table)
+
+
+def _add_labelled(
+    methods: Any,
+    name: str,
+    summary: str,
+    text: str,
+    evaluate: Callable[[argparse.Namespace], Report | None],
+) -> argparse.ArgumentParser:
+    train = "labelled images to learn from"
+    parser = add_method(methods, name, summary, text, train=train, evaluate=evaluate, table=table)
+    add_file(parser, "test", "labelled images to measure on")
     return parser
 
 
-def _add_files(parser: argparse.ArgumentParser) -> None:
-    add_train(parser, "labelled images to learn from")
-    add_file(parser, "test", "labelled images to measure on")
+def _add_cached(methods: Any, name: str, summary: str, text: str) -> argparse.ArgumentParser:
+    """A method on features that are computed once."""
+    parser = _add_labelled(methods, name, summary, text, _evaluate)
     parser.add_argument(
         "--labels-per-class",
         type=int,
         metavar="N",
         help="use only N labelled training images per class, chosen by the seed (default all)",
     )
+    return parser
 
 
-def _evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
+def _evaluate(args: argparse.Namespace) -> Report | None:
     from trainer.evaluation.evaluate import evaluate
 
     return evaluate(_config(args))
 
 
-def _finetune(args: argparse.Namespace) -> dict[str, Any] | None:
+def _finetune(args: argparse.Namespace) -> Report | None:
     from trainer.evaluation.classifier import TuningConfig
     from trainer.evaluation.finetune import FinetuneConfig, finetune
 
-    names = ("train", "test", "labels", "label_list", "images", "head_layers")
     given = {name: getattr(args, name) for name in ("epochs", "base_lr", "weight_decay")}
     given["batch_size"] = args.tuning_batch
     tuning = TuningConfig(**{k: v for k, v in given.items() if v is not None})
-    values = {name: getattr(args, name) for name in names}
-    return finetune(FinetuneConfig(**common(args), **values, tuning=tuning))
+    names = ("train", "test", "labels", "label_list", "images", "head_layers")
+    return finetune(FinetuneConfig(**job_settings(args, *names), tuning=tuning))
 
 
 def _config(args: argparse.Namespace) -> "EvaluateConfig":
@@ -156,8 +162,8 @@ def _config(args: argparse.Namespace) -> "EvaluateConfig":
         method: dict[str, Any] = {"knn": KnnConfig(k=tuple(args.k), temperature=args.temperature)}
     else:
         method = _linear_settings(args)
-    same = {name: getattr(args, name) for name in ("method", "train", "test", "labels_per_class")}
-    return EvaluateConfig(**common(args), **same, **method)
+    same = job_settings(args, "method", "train", "test", "labels_per_class")
+    return EvaluateConfig(**same, **method)
 
 
 def _linear_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -193,7 +199,7 @@ def _check_preset(args: argparse.Namespace) -> None:
             raise ConfigError(f"--preset {args.preset} says what {option} is: leave it out")
 
 
-def table(report: dict[str, Any]) -> list[tuple[str, str]]:
+def table(report: Report) -> Rows:
     """A report's lines for a person; accuracies in percent."""
     data, settings = report["data"], report["settings"]
     few = ""
@@ -216,7 +222,7 @@ def table(report: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _protocol_line(report: dict[str, Any]) -> str:
+def _protocol_line(report: Report) -> str:
     settings, protocol = report["settings"], report["protocol"]
     if protocol == "weighted-knn":
         return f"weighted kNN, k {settings['k']}, temperature {settings['temperature']:g}"

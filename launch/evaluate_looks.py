@@ -7,15 +7,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from launch.evaluate_options import (
-    add_method,
-    add_picture,
-    add_train,
-    common,
-    head_rows,
-)
-
-Rows = list[tuple[str, str]]
+from launch.evaluate_options import Report, Rows, add_method, add_picture, head_rows, job_settings
 
 _RETRIEVE = """\
 Show me more like these: the nearest images of each query by cosine similarity, as a list (--json)
@@ -40,10 +32,17 @@ pushes apart (false negatives: each among the other's nearest, with neighbours i
 """
 
 
-def add_retrieve(methods: Any) -> argparse.ArgumentParser:
+def add_retrieve(methods: Any) -> None:
     """``evaluate retrieve``."""
-    parser = add_method(methods, "retrieve", "more images like these", _RETRIEVE)
-    add_train(parser, "images that are searched")
+    parser = add_method(
+        methods,
+        "retrieve",
+        "more images like these",
+        _RETRIEVE,
+        train="images that are searched",
+        evaluate=_retrieve,
+        table=_retrieve_table,
+    )
     add = parser.add_argument
     add(
         "--query",
@@ -71,26 +70,36 @@ def add_retrieve(methods: Any) -> argparse.ArgumentParser:
         help="for recall and precision (default 1 5 10)",
     )
     add_picture(parser, "the first queries and their neighbours")
-    parser.set_defaults(evaluate=_retrieve, table=_retrieve_table)
-    return parser
 
 
-def add_cluster(methods: Any) -> argparse.ArgumentParser:
+def add_cluster(methods: Any) -> None:
     """``evaluate cluster``."""
-    parser = add_method(methods, "cluster", "k-means, NMI and ARI", _CLUSTER)
-    add_train(parser, "images that are grouped")
+    parser = add_method(
+        methods,
+        "cluster",
+        "k-means, NMI and ARI",
+        _CLUSTER,
+        train="images that are grouped",
+        evaluate=_cluster,
+        table=_cluster_table,
+    )
     add = parser.add_argument
     add("--k", type=int, help="clusters (default as many as there are classes)")
     add("--restarts", type=int, default=10, help="starts, of which the best is kept (default 10)")
     add_picture(parser, "the largest clusters by their most central images")
-    parser.set_defaults(evaluate=_cluster, table=_cluster_table)
-    return parser
 
 
-def add_diagnose(methods: Any) -> argparse.ArgumentParser:
+def add_diagnose(methods: Any) -> None:
     """``evaluate diagnose``."""
-    parser = add_method(methods, "diagnose", "collapse, spread: no labels needed", _DIAGNOSE)
-    add_train(parser, "images that are looked at")
+    parser = add_method(
+        methods,
+        "diagnose",
+        "collapse, spread: no labels needed",
+        _DIAGNOSE,
+        train="images that are looked at",
+        evaluate=_diagnose,
+        table=_diagnose_table,
+    )
     add = parser.add_argument
     add(
         "--pairs-of",
@@ -106,14 +115,19 @@ def add_diagnose(methods: Any) -> argparse.ArgumentParser:
         metavar="N",
         help="images of which two views are compared (default 2048)",
     )
-    parser.set_defaults(evaluate=_diagnose, table=_diagnose_table)
-    return parser
 
 
-def add_duplicates(methods: Any) -> argparse.ArgumentParser:
+def add_duplicates(methods: Any) -> None:
     """``evaluate duplicates``."""
-    parser = add_method(methods, "duplicates", "duplicates and false negatives", _DUPLICATES)
-    add_train(parser, "images that are looked through")
+    parser = add_method(
+        methods,
+        "duplicates",
+        "duplicates and false negatives",
+        _DUPLICATES,
+        train="images that are looked through",
+        evaluate=_duplicates,
+        table=_duplicates_table,
+    )
     add = parser.add_argument
     add(
         "--threshold",
@@ -131,48 +145,44 @@ def add_duplicates(methods: Any) -> argparse.ArgumentParser:
     )
     add("--limit", type=int, default=1000, help="pairs of each kind to list (default 1000)")
     add_picture(parser, "the most alike pairs of both kinds")
-    parser.set_defaults(evaluate=_duplicates, table=_duplicates_table)
-    return parser
 
 
-def _taken(args: argparse.Namespace, *names: str) -> dict[str, Any]:
-    return {**common(args), **{name: getattr(args, name) for name in names}}
-
-
-def _retrieve(args: argparse.Namespace) -> dict[str, Any] | None:
+def _retrieve(args: argparse.Namespace) -> Report | None:
     from trainer.evaluation.retrieve import RetrieveConfig, retrieve
 
-    given = _taken(args, "train", "k", "picture", "pictured")
+    given = job_settings(args, "train", "k", "picture", "pictured")
     for name in ("query", "indices", "recall_at"):
         given[name] = tuple(getattr(args, name))
     return retrieve(RetrieveConfig(**given))
 
 
-def _cluster(args: argparse.Namespace) -> dict[str, Any] | None:
+def _cluster(args: argparse.Namespace) -> Report | None:
     from trainer.evaluation.cluster import ClusterConfig, cluster
 
-    return cluster(ClusterConfig(**_taken(args, "train", "k", "restarts", "picture", "pictured")))
+    return cluster(
+        ClusterConfig(**job_settings(args, "train", "k", "restarts", "picture", "pictured"))
+    )
 
 
-def _diagnose(args: argparse.Namespace) -> dict[str, Any] | None:
+def _diagnose(args: argparse.Namespace) -> Report | None:
     from trainer.evaluation.diagnose import DiagnoseConfig, diagnose
 
-    return diagnose(DiagnoseConfig(**_taken(args, "train", "pairs_of", "views_of")))
+    return diagnose(DiagnoseConfig(**job_settings(args, "train", "pairs_of", "views_of")))
 
 
-def _duplicates(args: argparse.Namespace) -> dict[str, Any] | None:
+def _duplicates(args: argparse.Namespace) -> Report | None:
     from trainer.evaluation.duplicates import DuplicatesConfig, duplicates
 
     names = ("train", "threshold", "k", "least_shared", "limit", "picture", "pictured")
-    return duplicates(DuplicatesConfig(**_taken(args, *names)))
+    return duplicates(DuplicatesConfig(**job_settings(args, *names)))
 
 
-def _searched(report: dict[str, Any]) -> Rows:
+def _searched(report: Report) -> Rows:
     path = report["data"]["train"]["path"]
     return [*head_rows(report), ("images", f"{report['n_train']:,} of {path}")]
 
 
-def _retrieve_table(report: dict[str, Any]) -> Rows:
+def _retrieve_table(report: Report) -> Rows:
     asked = report["data"]["query"]["path"]
     rows = [*_searched(report), ("queries", f"{report['n_query']:,} of {asked}")]
     if report["mean_average_precision"] is not None:
@@ -188,7 +198,7 @@ def _retrieve_table(report: dict[str, Any]) -> Rows:
     return rows
 
 
-def _cluster_table(report: dict[str, Any]) -> Rows:
+def _cluster_table(report: Report) -> Rows:
     sizes = report["sizes"]
     rows = [
         *_searched(report),
@@ -200,7 +210,7 @@ def _cluster_table(report: dict[str, Any]) -> Rows:
     return rows
 
 
-def _diagnose_table(report: dict[str, Any]) -> Rows:
+def _diagnose_table(report: Report) -> Rows:
     positive, negative = report["positive_similarity"], report["negative_similarity"]
     return [
         *_searched(report),
@@ -212,7 +222,7 @@ def _diagnose_table(report: dict[str, Any]) -> Rows:
     ]
 
 
-def _duplicates_table(report: dict[str, Any]) -> Rows:
+def _duplicates_table(report: Report) -> Rows:
     same = report["false_negatives_of_one_class"]
     labels = "" if same is None else f", {100 * same:.1f} % of one class"
     groups = f"{report['n_duplicates']:,} pairs in {len(report['groups']):,} groups"

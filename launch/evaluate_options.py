@@ -1,8 +1,12 @@
 """What all methods of ``widebatch evaluate`` ask for: the encoder, its images, where to compute."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+Report = dict[str, Any]
+Rows = list[tuple[str, str]]
 
 SOURCES = """\
 RUN_OR_WEIGHTS is one of
@@ -17,8 +21,27 @@ Under torchrun or srun the processes share the work; the result is the same on a
 """
 
 
-def add_method(methods: Any, name: str, summary: str, text: str) -> argparse.ArgumentParser:
-    """A method's parser with the options that all have."""
+def add_method(
+    methods: Any,
+    name: str,
+    summary: str,
+    text: str,
+    *,
+    train: str,
+    evaluate: Callable[[argparse.Namespace], Report | None],
+    table: Callable[[Report], Rows],
+) -> argparse.ArgumentParser:
+    """A method's parser with the options that all have.
+
+    Args:
+        methods: the sub-parsers that it joins.
+        name: of the method.
+        summary: of it, a few words.
+        text: about it, for its ``--help``.
+        train: what the images of ``--data.train`` are for.
+        evaluate: gives the report; None on other ranks than 0.
+        table: gives a report's lines for a person.
+    """
     parser: argparse.ArgumentParser = methods.add_parser(
         name,
         help=summary,
@@ -72,23 +95,15 @@ def add_method(methods: Any, name: str, summary: str, text: str) -> argparse.Arg
         default="fp32",
         help="arithmetic of the encoder (default fp32)",
     )
+    add_file(parser, "train", train)
+    parser.set_defaults(evaluate=evaluate, table=table)
     return parser
 
 
-def add_train(parser: argparse.ArgumentParser, text: str) -> None:
-    """The file that is learnt from or looked through."""
-    add_file(parser, "train", text)
-
-
-def add_file(parser: argparse.ArgumentParser, name: str, text: str, required: bool = True) -> None:
-    """A data file, as ``--data.NAME``."""
+def add_file(parser: argparse.ArgumentParser, name: str, text: str) -> None:
+    """A data file that has to be given, as ``--data.NAME``."""
     parser.add_argument(
-        f"--data.{name}",
-        dest=name,
-        type=Path,
-        required=required,
-        metavar="FILE.beton",
-        help=text,
+        f"--data.{name}", dest=name, type=Path, required=True, metavar="FILE.beton", help=text
     )
 
 
@@ -100,18 +115,18 @@ def add_picture(parser: argparse.ArgumentParser, what: str) -> None:
     )
 
 
-def common(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings of ``trainer.evaluation.job.JobConfig``."""
+def job_settings(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """The settings of ``trainer.evaluation.job.JobConfig``, and those of ``names``."""
     from data_pipeline.loader import LoaderConfig
 
     same = ("source", "which", "size", "resize", "batch", "device", "precision", "seed")
     return {
-        **{name: getattr(args, name) for name in same},
+        **{name: getattr(args, name) for name in (*same, *names)},
         "loader": LoaderConfig(backend=args.backend, workers=args.workers),
     }
 
 
-def head_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
+def head_rows(report: Report) -> Rows:
     """The first lines of every table: which encoder."""
     encoder = report["encoder"]
     stem = f" ({encoder['stem']} stem)" if "stem" in encoder else ""

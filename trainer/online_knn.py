@@ -36,6 +36,17 @@ class OnlineKnnConfig:
     """Shorter side before the centre crop, in pixels; none: 8/7 of the crop's side, or the whole
     image up to crops of 64 pixels."""
 
+    def __post_init__(self) -> None:
+        """Refuse at the start what the first evaluation would, hours later."""
+        for name in ("k", "batch", "resize"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"knn.{name}={value} must be at least 1")
+        if not self.temperature > 0:
+            raise ConfigError(f"knn.temperature={self.temperature} must be above 0")
+        if self.every_epochs < 0:
+            raise ConfigError(f"knn.every_epochs={self.every_epochs} must be 0 or more")
+
 
 class OnlineKnn:
     """Evaluates the live encoder on the run's own data sets."""
@@ -55,7 +66,7 @@ class OnlineKnn:
             return eval_loader(
                 path,
                 size,
-                config.resize or default_resize(size),
+                default_resize(size) if config.resize is None else config.resize,
                 loader,
                 batch_size=config.batch,
                 rank=rank,

@@ -105,6 +105,14 @@ def load_encoder(source: str, which: Which = "last") -> LoadedEncoder:
     )
 
 
+def run_of(source: str) -> Path | None:
+    """The folder of the run that ``source`` names, trained or untrained; None: it names none."""
+    path = Path(source)
+    if source.startswith(_UNTRAINED) and not path.exists():
+        path = Path(source.removeprefix(_UNTRAINED))
+    return path if path.is_dir() else None
+
+
 def description_path(weights: Path) -> Path:
     """Where the JSON of an exported weights file lies."""
     return weights.with_suffix(".json")

@@ -103,6 +103,15 @@ def test_a_diagnosis_tells_views_of_an_image_from_two_images(folder: Path) -> No
     assert "the run's settings" in result["measured"]["alignment"]
 
 
+def test_an_untrained_encoder_is_shown_the_views_of_its_run(folder: Path) -> None:
+    """Else its alignment could not be compared with the trained one's."""
+    trained, untrained, baseline = (
+        report(folder, look(folder, "diagnose", source, "--views-of", "20"))["measured"]
+        for source in (str(folder / "run"), f"untrained:{folder / 'run'}", "pixels:8")
+    )
+    assert untrained["alignment"] == trained["alignment"] != baseline["alignment"]
+
+
 def test_a_planted_duplicate_is_found_and_shown(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "train" / "images", tmp_path / "images")
     copy = tmp_path / "images" / "class1" / "zzz.png"

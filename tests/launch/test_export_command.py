@@ -6,15 +6,14 @@ import pytest
 from launch.__main__ import main
 from launch.export_command import FORMATS
 from tests.trainer.runs import pack_images
-from tests.trainer.saved_runs import SMALL, save_run
+from tests.trainer.saved_runs import SMALL, saved_run
 from trainer import export
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export")
-    save_run(folder / "run", pack_images(folder, count=12), SMALL)
-    return folder / "run"
+    return saved_run(folder, pack_images(folder, count=12), SMALL)
 
 
 @pytest.mark.parametrize(

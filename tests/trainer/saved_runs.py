@@ -51,6 +51,12 @@ def save_run(
     return model.eval()
 
 
+def saved_run(parent: Path, data: Path, encoder: EncoderConfig = RESNET18_CIFAR) -> Path:
+    """The folder of a run below ``parent``, as :func:`save_run` writes it."""
+    save_run(parent / "run", data, encoder)
+    return parent / "run"
+
+
 @torch.no_grad()
 def _train_a_little(model: nn.Module, side: int) -> None:
     """Move everything that an export could lose: weights, statistics and counters."""

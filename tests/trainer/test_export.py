@@ -13,7 +13,7 @@ from torch import nn
 
 from data_pipeline.errors import DataError
 from tests.trainer.runs import pack_images
-from tests.trainer.saved_runs import FINGERPRINT, SMALL, save_run
+from tests.trainer.saved_runs import FINGERPRINT, SMALL, save_run, saved_run
 from trainer.encoders import EncoderConfig, build_encoder
 from trainer.errors import CheckpointError, ConfigError, NumericalError
 from trainer.evaluation.features import default_resize
@@ -31,16 +31,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "cifar stem"
-    save_run(folder, data)
-    return folder
+    return saved_run(tmp_path_factory.mktemp("cifar stem"), data)
 
 
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "small"
-    save_run(folder, data, SMALL)
-    return folder
+    return saved_run(tmp_path_factory.mktemp("small"), data, SMALL)
 
 
 @pytest.fixture(scope="module")

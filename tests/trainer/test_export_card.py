@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.runs import pack_images
-from tests.trainer.saved_runs import SMALL, save_run
+from tests.trainer.saved_runs import SMALL, saved_run
 from trainer.errors import ConfigError
 from trainer.export import export
 
@@ -15,8 +15,7 @@ from trainer.export import export
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("card")
-    save_run(folder / "run", pack_images(folder, count=12), SMALL)
-    return folder / "run"
+    return saved_run(folder, pack_images(folder, count=12), SMALL)
 
 
 def card_of(run: Path, folder: Path) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from tests.trainer.runs import SMALL_ENCODER, pack_images
-from tests.trainer.saved_runs import RESNET18_CIFAR, SMALL, save_run
+from tests.trainer.saved_runs import RESNET18_CIFAR, SMALL, saved_run
 from trainer.encoders import EncoderConfig, build_encoder
 from trainer.errors import ConfigError, NumericalError
 from trainer.export import FORMATS, export, write
@@ -36,16 +36,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "resnet18"
-    save_run(folder, data, RESNET18)
-    return folder
+    return saved_run(tmp_path_factory.mktemp("resnet18"), data, RESNET18)
 
 
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "small"
-    save_run(folder, data, SMALL_ENCODER)
-    return folder
+    return saved_run(tmp_path_factory.mktemp("small"), data, SMALL_ENCODER)
 
 
 def images(count: int = 3) -> torch.Tensor:

@@ -77,6 +77,17 @@ def test_a_published_list_of_file_names_finds_its_samples(folder: Path, tmp_path
     assert read_list(listed, data).tolist() == [3, 17]
 
 
+def test_listed_names_may_have_spaces(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "images", tmp_path / "images")
+    photo = tmp_path / "images" / "class0" / "0000.png"
+    photo.rename(photo.with_name("my own cat.png"))
+    data, listed = tmp_path / "spaces.beton", tmp_path / "list.txt"
+    pack(str(tmp_path / "images"), data, PackConfig(workers=1), progress=False)
+    listed.write_text("\nmy own cat.png\r\n 0004.png\n")
+    found = [packed_names(data)[i] for i in read_list(listed, data)]
+    assert sorted(found) == ["class0/my own cat.png", "class1/0004.png"]
+
+
 def test_names_skip_images_that_packing_left_out(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "images", tmp_path / "images")
     (tmp_path / "images" / "class0" / "0000a.png").write_bytes(b"no image")

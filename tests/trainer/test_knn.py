@@ -8,6 +8,7 @@ from tests.dist import run_ranks
 from trainer.errors import ConfigError
 from trainer.evaluation import neighbours
 from trainer.evaluation.knn import knn_classify, knn_classify_each
+from trainer.online_knn import OnlineKnnConfig
 
 TEMPERATURE = 0.07
 
@@ -172,3 +173,21 @@ def test_samples_without_labels_are_refused() -> None:
         knn_classify(train, torch.full_like(labels, -1), test, test_labels)
     with pytest.raises(DataError, match="no samples"):
         knn_classify(train, labels, test[:0], test_labels[:0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"k": 0}, "knn.k=0"),
+        ({"batch": 0}, "knn.batch=0"),
+        ({"resize": 0}, "knn.resize=0"),
+        ({"temperature": 0.0}, "knn.temperature=0"),
+        ({"every_epochs": -1}, "knn.every_epochs=-1"),
+    ],
+    ids=str,
+)
+def test_a_run_does_not_start_with_an_evaluation_that_cannot_work(
+    settings: dict, named: str
+) -> None:
+    with pytest.raises(ConfigError, match=named):
+        OnlineKnnConfig(**settings)

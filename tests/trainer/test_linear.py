@@ -275,6 +275,12 @@ def test_a_sweep_takes_the_best_on_held_out_samples_and_never_sees_the_test_set(
     assert found.probe.top1 == linear_probe(train, test, found.config).top1
 
 
+def test_of_equal_accuracies_the_lower_loss_wins_even_one_of_zero() -> None:
+    trials = [sweep.Trial(1.0, 0.0, top1, loss) for top1, loss in ((1, 0.1), (1, 0.0), (0, None))]
+    assert max(trials, key=lambda trial: trial.merit) is trials[1]
+    assert min(trials, key=lambda trial: trial.merit) is trials[2]
+
+
 def test_a_sweep_of_which_nothing_is_left_is_refused_with_a_remedy() -> None:
     one = TRAIN.take(few_per_class(TRAIN.labels_N, 1, seed=0))
     with pytest.raises(ConfigError, match="--protocol cached"):

@@ -16,7 +16,7 @@ from trainer.evaluation.k_means import (
     normalised_mutual_information,
 )
 from trainer.evaluation.neighbours import unit_rows
-from trainer.evaluation.pictures import Cell, read_crops, save_rows
+from trainer.evaluation.pictures import Cell, CentreCrops, save_rows
 
 _LISTED = 1_000_000  # samples up to which the JSON says where each is
 _CELLS = 10  # images of a cluster in the picture
@@ -71,7 +71,7 @@ def cluster(config: ClusterConfig) -> dict[str, Any] | None:
         found = k_means(unit_NF, count, seed=config.seed, restarts=config.restarts, device=device)
     if config.picture is not None:
         _draw(config, config.picture, job, found)
-    return {**_report(config, job, info, features, found), **job.facts((("train", info),))}
+    return {**_report(config, job, info, features, found), **job.facts(train=info)}
 
 
 def _report(
@@ -117,6 +117,7 @@ def _report(
 def _draw(config: ClusterConfig, path: Path, job: Job, found: Clustering) -> None:
     """A row for each of the largest clusters: its samples nearest to the centre."""
     sizes_K = found.assigned_N.bincount(minlength=len(found.centres_KF))
+    crops = CentreCrops(config.train, job.preprocessing)
     rows = []
     for number in sizes_K.sort(descending=True, stable=True).indices[: config.pictured].tolist():
         members = (found.assigned_N == number).nonzero()[:, 0]
@@ -124,7 +125,7 @@ def _draw(config: ClusterConfig, path: Path, job: Job, found: Clustering) -> Non
         samples = members[order].tolist()
         if not samples:
             continue
-        images = read_crops(config.train, samples, job.preprocessing)
+        images = crops.read(samples)
         texts = [f"{number}: {int(sizes_K[number])} images"] + [f"#{i}" for i in samples[1:]]
         rows.append([Cell(image, text) for image, text in zip(images, texts)])
     save_rows(rows, path)

@@ -8,6 +8,7 @@ the projections: see :mod:`trainer.watch.collapse`.
 Shape suffixes: N samples, B samples of a block, F features, V views (2).
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from trainer.errors import ConfigError
 from trainer.evaluation.job import Job, JobConfig
 from trainer.evaluation.neighbours import full_float32, unit_rows
 from trainer.watch.collapse import figures
+from trainer.weights import run_of
 
 _TEMPERATURE = 2.0  # Wang & Isola's t
 _ROWS = 1024  # of a block
@@ -102,21 +104,20 @@ def diagnose(config: DiagnoseConfig) -> dict[str, Any] | None:
             alignment=f"two augmented views by {whose}, without those that training drew",
         ),
         "notes": [],
-        **job.facts((("train", info),)),
+        **job.facts(train=info),
     }
 
 
 def _views_of(config: DiagnoseConfig, job: Job) -> tuple[CropConfig, AugmentConfig, str]:
     """How positives are made: a run's own way, elsewhere SimCLR's."""
-    path = Path(config.source) / "config.json"
-    size = job.preprocessing.size
-    if not path.is_file():
+    run, size = run_of(config.source), job.preprocessing.size
+    if run is None:
         return CropConfig(size=size), AugmentConfig(), "SimCLR's settings for ImageNet"
+    path = run / "config.json"
     saved = read_json_file(path)
-    crop = from_json(CropConfig, saved.get("crop", {}), f"{path}: crop")
-    augment = from_json(AugmentConfig, saved.get("augment", {}), f"{path}: augment")
-    same_size = CropConfig(size=size, scale=crop.scale, ratio=crop.ratio)
-    return same_size, augment, "the run's settings"
+    crop = from_json(CropConfig, saved.get("crop"), f"{path}: crop")
+    augment = from_json(AugmentConfig, saved.get("augment"), f"{path}: augment")
+    return dataclasses.replace(crop, size=size), augment, "the run's settings"
 
 
 def _view_cosines(

@@ -2,7 +2,7 @@
 ``widebatch evaluate duplicates``.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from trainer.evaluation.pairs import (
     near_identical,
     neighbourhoods,
 )
-from trainer.evaluation.pictures import Cell, Images, read_crops, save_rows
+from trainer.evaluation.pictures import Cell, CentreCrops, save_rows
 
 _SUSPICIOUS = 0.2  # share of samples with a duplicate above which the encoder is rather to blame
 
@@ -90,10 +90,10 @@ def duplicates(config: DuplicatesConfig) -> dict[str, Any] | None:
     twice = near_identical(found, config.threshold)
     alike = likely_classmates(found, config.threshold, config.least_shared)
     listed = [pairs.take(torch.arange(min(len(pairs), config.limit))) for pairs in (twice, alike)]
-    pictures = _Crops(config.train, job)
-    lists = [[_described(pair, features, pictures) for pair in _each(pairs)] for pairs in listed]
+    crops = CentreCrops(config.train, job.preprocessing)
+    lists = [[_described(pair, features, crops) for pair in _each(pairs)] for pairs in listed]
     if config.picture is not None:
-        _draw(config.picture, [each[: config.pictured] for each in lists], pictures)
+        _draw(config.picture, [each[: config.pictured] for each in lists], crops)
     return {
         "method": "duplicates",
         "protocol": "embedding-neighbours",
@@ -118,19 +118,8 @@ def duplicates(config: DuplicatesConfig) -> dict[str, Any] | None:
             "neighbours in common",
         ),
         "notes": list(_notes(config, info, twice, listed)),
-        **job.facts((("train", info),)),
+        **job.facts(train=info),
     }
-
-
-class _Crops:
-    """Images as the encoder sees them, read when they are asked for."""
-
-    def __init__(self, path: Path, job: Job) -> None:
-        self._path, self._how = path, job.preprocessing
-
-    def both(self, samples: Sequence[int]) -> Images:
-        """(2, S, S, 3)."""
-        return read_crops(self._path, samples, self._how)
 
 
 def _each(pairs: Pairs) -> Iterator[tuple[list[int], float, float]]:
@@ -139,10 +128,10 @@ def _each(pairs: Pairs) -> Iterator[tuple[list[int], float, float]]:
 
 
 def _described(
-    pair: tuple[list[int], float, float], features: Features, pictures: _Crops
+    pair: tuple[list[int], float, float], features: Features, crops: CentreCrops
 ) -> dict[str, Any]:
     samples, similarity, shared = pair
-    first, second = pictures.both(samples).astype(np.int16)
+    first, second = crops.read(samples).astype(np.int16)
     return {
         "samples": samples,
         "labels": features.labels_N[samples].tolist(),
@@ -174,7 +163,7 @@ def _notes(
         yield f"at most {config.limit} pairs of each kind are listed: see --limit"
 
 
-def _draw(path: Path, lists: list[list[dict[str, Any]]], pictures: _Crops) -> None:
+def _draw(path: Path, lists: list[list[dict[str, Any]]], crops: CentreCrops) -> None:
     """Duplicates on the left, likely false negatives on the right, a pair in a row."""
     rows = []
     blank = Cell(np.full((1, 1, 3), 255, np.uint8))
@@ -185,7 +174,7 @@ def _draw(path: Path, lists: list[list[dict[str, Any]]], pictures: _Crops) -> No
                 row += [blank, blank]
                 continue
             pair = pairs[number]
-            images = pictures.both(pair["samples"])
+            images = crops.read(pair["samples"])
             texts = (f"{name} {pair['similarity']:.3f}", " ".join(f"#{i}" for i in pair["samples"]))
             row += [Cell(image, text) for image, text in zip(images, texts)]
         rows.append(row)

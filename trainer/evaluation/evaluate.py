@@ -54,7 +54,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | None:
         "n_test": infos[1].num_samples,
         "num_classes": class_count(*labels),
         "notes": [*remarks(*infos), *outcome.notes],
-        **job.facts(list(zip(("train", "test"), infos))),
+        **job.facts(train=infos[0], test=infos[1]),
     }
 
 

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 
 from data_pipeline.beton import BetonInfo, check_beton
-from data_pipeline.order import Position
+from data_pipeline.order import IdArray, Position
 from data_pipeline.views import CropConfig
 from trainer.encoders import stochastic_layers
 from trainer.errors import ConfigError
 from trainer.evaluation.classifier import TuningConfig, build_classifier, load_head, tune
 from trainer.evaluation.job import Job, JobConfig
 from trainer.evaluation.labelled_files import read_labels, remarks
-from trainer.evaluation.labelled_subset import IdArray, balanced_share, read_list
-from trainer.evaluation.labels import Accuracy, accuracy, class_count, count_hits
+from trainer.evaluation.labelled_subset import balanced_share, read_list
+from trainer.evaluation.labels import accuracy, class_count, count_hits
 
 _FEW = 0.05  # share of labels below which SimCLR trains for 60 epochs instead of 30
 
@@ -82,7 +82,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any] | None:
         epochs = config.tuning.epochs or (60 if len(ids) < _FEW * infos[0].num_samples else 30)
         final_loss, batch_size, steps = _train(config, job, model, ids, epochs)
         logits = job.session.features(config.test, model)
-        reached = _accuracy(logits.features_NF, logits.labels_N)
+        hits = count_hits(logits.features_NF, logits.labels_N)
+        reached = accuracy(hits, len(logits.labels_N))
     if job.session.rank:
         return None
     tuning = dataclasses.replace(
@@ -115,7 +116,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any] | None:
         ),
         "labelled_ids": ids.tolist(),
         "notes": [*remarks(*infos), *_notes(job, infos[0], labels[0].numpy(), ids)],
-        **job.facts(list(zip(("train", "test"), infos))),
+        **job.facts(train=infos[0], test=infos[1]),
     }
 
 
@@ -154,10 +155,6 @@ def _train(
             progress=session.rank == 0,
         )
         return loss, batch_size, loader.steps_per_epoch * epochs
-
-
-def _accuracy(logits_MC: torch.Tensor, labels_M: torch.Tensor) -> Accuracy:
-    return accuracy(count_hits(logits_MC, labels_M), len(labels_M))
 
 
 def _notes(job: Job, info: BetonInfo, labels_N: IdArray, ids: IdArray) -> Iterator[str]:

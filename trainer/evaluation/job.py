@@ -2,7 +2,6 @@
 
 import dataclasses
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -82,12 +81,16 @@ class Job:
             **facts,
         }
 
-    def facts(self, files: Sequence[tuple[str, BetonInfo]]) -> dict[str, Any]:
-        """What every report ends with: encoder, preprocessing, data, machine, time, versions."""
+    def facts(self, **files: BetonInfo) -> dict[str, Any]:
+        """What every report ends with: encoder, preprocessing, data, machine, time, versions.
+
+        Args:
+            files: that were looked at, by their names in ``data``.
+        """
         return {
             "encoder": self.loaded.description,
             "preprocessing": dataclasses.asdict(self.preprocessing),
-            "data": {name: data_facts(info) for name, info in files},
+            "data": {name: data_facts(info) for name, info in files.items()},
             "precision": self.config.precision,
             "device": str(self.session.device),
             "processes": self.session.world_size,

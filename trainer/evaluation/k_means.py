@@ -77,7 +77,7 @@ def k_means(
 
 
 def _plus_plus(x_NF: torch.Tensor, clusters: int, seed: int, start: int) -> torch.Tensor:
-    """Centres drawn one after the other, each with chances as the squared distance to the last."""
+    """Centres drawn one after the other, with chances as the squared distance to the nearest."""
     draws = uniforms(sample_keys(seed, start, np.arange(clusters), 0, Stream.ORDER)).tolist()
     chosen = [int(draws[0] * len(x_NF))]
     nearest_N = torch.full((len(x_NF),), math.inf, dtype=torch.float64, device=x_NF.device)

@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from data_pipeline.beton import read_sample_table
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import load_manifest, manifest_path
-from data_pipeline.order import permute
+from data_pipeline.order import IdArray
 from data_pipeline.sources import IMAGE_EXTENSIONS, FolderSource
+from trainer.evaluation.labels import draw_of_class
 
-IdArray = npt.NDArray[np.int64]
 _MOST_BYTES = 1 << 30  # of a list
 
 
@@ -33,9 +32,7 @@ def balanced_share(labels_N: IdArray, fraction: float, seed: int) -> IdArray:
     chosen = []
     for label in classes.tolist():
         members = np.flatnonzero(labels_N == label)
-        places = np.arange(min(each, len(members)))
-        # The class takes the place of the epoch: every class has its own permutation.
-        chosen.append(members[permute(seed, label, places, len(members))])
+        chosen.append(draw_of_class(members, min(each, len(members)), label, seed))
     return np.sort(np.concatenate(chosen))
 
 
@@ -56,7 +53,7 @@ def read_list(path: Path, train: Path, images: Path | None = None) -> IdArray:
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise DataError(f"{path}: too large for a list of samples")
-        lines = path.read_text("utf-8").split()
+        lines = [line.strip() for line in path.read_text("utf-8").split("\n") if line.strip()]
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; it lists samples, one a line") from None
     except UnicodeDecodeError:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from data_pipeline.errors import DataError
-from data_pipeline.order import permute
+from data_pipeline.order import IdArray, permute
 
 
 class Accuracy(NamedTuple):
@@ -55,9 +55,14 @@ def few_per_class(labels_N: torch.Tensor, per_class: int, seed: int) -> torch.Te
                 f"class {label} has {len(members)} labelled samples, fewer than the "
                 f"{per_class} asked for per class: ask for at most {_smallest_class(labels)}"
             )
-        # The class takes the place of the epoch: every class has its own permutation.
-        chosen.append(members[permute(seed, int(label), np.arange(per_class), len(members))])
+        chosen.append(draw_of_class(members, per_class, int(label), seed))
     return torch.from_numpy(np.sort(np.concatenate(chosen)))
+
+
+def draw_of_class(members: IdArray, count: int, label: int, seed: int) -> IdArray:
+    """``count`` of the samples of class ``label``; fewer are a subset of more."""
+    # The class takes the place of the epoch: every class has its own permutation.
+    return members[permute(seed, label, np.arange(count), len(members))]
 
 
 def hold_out(
@@ -73,7 +78,7 @@ def hold_out(
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         count = min(max(round(fraction * len(members)), 1), len(members) - 1)
-        held[members[permute(seed, int(label), np.arange(count), len(members))]] = True
+        held[draw_of_class(members, count, int(label), seed)] = True
     return torch.from_numpy(np.flatnonzero(~held)), torch.from_numpy(np.flatnonzero(held))
 
 

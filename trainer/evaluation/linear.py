@@ -116,6 +116,11 @@ def cached_batches(
             yield features_BF.to(device), labels_N[ids_B].to(device)
 
 
+def cosine_to_zero(step: int, total: int) -> float:
+    """The learning rate of ``step`` as a factor of the first one's."""
+    return 0.5 * (1 + math.cos(math.pi * step / total))
+
+
 def linear_probe_on_crops(
     encode: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor],
     batches: Iterable,
@@ -210,7 +215,7 @@ class _Probe:
                     )
 
     def _set_lr(self, total: int) -> None:
-        factor = 0.5 * (1 + math.cos(math.pi * self.steps / total))
+        factor = cosine_to_zero(self.steps, total)
         self.optimizer.param_groups[0]["lr"] = self.config.peak_lr(self.batch_size) * factor
 
     def _step(self, features_BF: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:

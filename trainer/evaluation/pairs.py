@@ -3,6 +3,7 @@
 Shape suffixes: N samples, K neighbours of each, P pairs.
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,21 @@ class Neighbourhoods:
 
     index_NK: torch.Tensor  # int64  # noqa: N815
     similarity_NK: torch.Tensor  # float32, cosine  # noqa: N815
+
+    @functools.cached_property
+    def pairs(self) -> "Pairs":
+        """Every pair that is in some list, once."""
+        count, width = self.index_NK.shape
+        asker_P = torch.arange(count).repeat_interleave(width)
+        ends_P2 = torch.stack([asker_P, self.index_NK.flatten()], dim=1).sort(dim=1).values
+        key_P = ends_P2[:, 0] * count + ends_P2[:, 1]
+        unique, place_P = key_P.unique(return_inverse=True)
+        # The two directions may differ in the last bit: the larger one counts.
+        similarity = torch.full((len(unique),), -2.0).scatter_reduce(
+            0, place_P, self.similarity_NK.flatten(), "amax"
+        )
+        samples = torch.stack([unique // count, unique % count], dim=1)
+        return Pairs(samples, similarity, shared_neighbours(self, samples))
 
 
 @dataclass(frozen=True)
@@ -57,8 +73,8 @@ def neighbourhoods(
 
 def near_identical(found: Neighbourhoods, threshold: float) -> Pairs:
     """Pairs of which one has the other among its neighbours, at a similarity of ``threshold``."""
-    pairs = _unique_pairs(found)
-    return _sorted(pairs.take(pairs.similarity_P >= threshold), by_shared=False)
+    near = found.pairs.similarity_P >= threshold
+    return _sorted(found.pairs.take(near), by_shared=False)
 
 
 def likely_classmates(found: Neighbourhoods, below: float, least_shared: float) -> Pairs:
@@ -67,7 +83,7 @@ def likely_classmates(found: Neighbourhoods, below: float, least_shared: float) 
     A contrastive loss pushes them apart as negatives though they show the same thing: candidates
     for false negatives. Pairs of a similarity of ``below`` or more are left out: near-identical.
     """
-    pairs = _unique_pairs(found)
+    pairs = found.pairs
     pairs = pairs.take((pairs.similarity_P < below) & _mutual(found, pairs.samples_P2))
     return _sorted(pairs.take(pairs.shared_P >= least_shared), by_shared=True)
 
@@ -89,21 +105,6 @@ def groups(samples_P2: torch.Tensor) -> list[list[int]]:
     for sample in sorted(parent):
         members.setdefault(root(sample), []).append(sample)
     return sorted(members.values(), key=lambda group: (-len(group), group))
-
-
-def _unique_pairs(found: Neighbourhoods) -> Pairs:
-    """Every pair that is in some list, once."""
-    count, width = found.index_NK.shape
-    asker_P = torch.arange(count).repeat_interleave(width)
-    ends_P2 = torch.stack([asker_P, found.index_NK.flatten()], dim=1).sort(dim=1).values
-    key_P = ends_P2[:, 0] * count + ends_P2[:, 1]
-    unique, place_P = key_P.unique(return_inverse=True)
-    # The two directions may differ in the last bit: the larger one counts.
-    similarity = torch.full((len(unique),), -2.0).scatter_reduce(
-        0, place_P, found.similarity_NK.flatten(), "amax"
-    )
-    samples = torch.stack([unique // count, unique % count], dim=1)
-    return Pairs(samples, similarity, shared_neighbours(found, samples))
 
 
 def _mutual(found: Neighbourhoods, samples_P2: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from data_pipeline.atomic_file import AtomicFile
+from data_pipeline.atomic_file import write_atomically
 from data_pipeline.beton import read_sample_table
 from data_pipeline.torchvision_loader import TorchvisionDecoder
 from data_pipeline.views import centre_crop_boxes
@@ -36,18 +36,31 @@ class Cell:
     """A green frame, or a red one with a cross: told apart without colour too. None: neither."""
 
 
-def read_crops(path: Path, ids: Sequence[int], how: Preprocessing) -> Images:
-    """Centre crops (N, S, S, 3) of chosen samples, as the encoder sees them before normalisation.
+class CentreCrops:
+    """Images of a file as the encoder sees them before normalisation, read when asked for.
 
-    Raises:
-        DataError: a sample cannot be read.
+    Args:
+        path: the file, accepted by ``check_beton``.
+        how: which crop.
     """
-    ids_N = np.asarray(ids, np.int64)
-    crops = np.empty((len(ids_N), 1, how.size, how.size, 3), np.uint8)
-    table = read_sample_table(path)
-    boxes = centre_crop_boxes(table.heights[ids_N], table.widths[ids_N], how.size, how.resize)
-    TorchvisionDecoder(path, table).decode(ids_N, boxes, crops)
-    return crops[:, 0]
+
+    def __init__(self, path: Path, how: Preprocessing) -> None:
+        # Once: the table has an entry for every sample of the file.
+        self._table, self._how = read_sample_table(path), how
+        self._decoder = TorchvisionDecoder(path, self._table)
+
+    def read(self, ids: Sequence[int]) -> Images:
+        """(N, S, S, 3).
+
+        Raises:
+            DataError: a sample cannot be read.
+        """
+        ids_N, side = np.asarray(ids, np.int64), self._how.size
+        crops = np.empty((len(ids_N), 1, side, side, 3), np.uint8)
+        heights_N, widths_N = self._table.heights[ids_N], self._table.widths[ids_N]
+        boxes = centre_crop_boxes(heights_N, widths_N, side, self._how.resize)
+        self._decoder.decode(ids_N, boxes, crops)
+        return crops[:, 0]
 
 
 def save_rows(rows: Sequence[Sequence[Cell]], path: Path, *, first_apart: bool = False) -> None:
@@ -70,9 +83,7 @@ def save_rows(rows: Sequence[Sequence[Cell]], path: Path, *, first_apart: bool =
     encoded = io.BytesIO()
     canvas.save(encoded, "PNG", optimize=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with AtomicFile(path) as atomic:
-        atomic.file.write(encoded.getvalue())
-        atomic.publish()
+    write_atomically(path, encoded.getvalue())
 
 
 def _draw(canvas: Image.Image, cell: Cell, left: int, top: int) -> None:

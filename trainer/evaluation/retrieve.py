@@ -12,7 +12,7 @@ from trainer.errors import ConfigError
 from trainer.evaluation.features import Features
 from trainer.evaluation.job import Job, JobConfig, check_picture
 from trainer.evaluation.neighbours import nearest_rows
-from trainer.evaluation.pictures import Cell, read_crops, save_rows
+from trainer.evaluation.pictures import Cell, CentreCrops, save_rows
 from trainer.evaluation.queries import Queries, open_queries
 from trainer.evaluation.ranking import rank_all
 
@@ -74,8 +74,11 @@ def retrieve(config: RetrieveConfig) -> dict[str, Any] | None:
         itself_M = indices if own else None
         answers = _nearest(bank, asked, config.k, itself_M, job.session.device)
         if config.picture is not None:
-            _draw(config, job, queries, indices, answers, bank.labels_N)
-        facts = job.facts((("train", searched), ("query", queries.info)))
+            how = job.preprocessing
+            crops = CentreCrops(queries.path, how), CentreCrops(config.train, how)
+            some = answers[: config.pictured]
+            _draw(config.picture, asked, bank, some, crops, searched.class_names)
+        facts = job.facts(train=searched, query=queries.info)
         facts["data"]["query"]["path"] = queries.described  # it may have been packed on the way
         return {**_report(config, job, bank, asked, itself_M, answers), **facts}
 
@@ -165,26 +168,24 @@ def _report(
 
 
 def _draw(
-    config: RetrieveConfig,
-    job: Job,
-    queries: Queries,
-    indices: torch.Tensor,
+    path: Path,
+    asked: Features,
+    bank: Features,
     answers: list[list[tuple[int, float]]],
-    bank_labels_N: torch.Tensor,
+    crops: tuple[CentreCrops, CentreCrops],
+    names: tuple[str, ...],
 ) -> None:
-    assert config.picture is not None  # noqa: S101 - asked by the caller
-    rows, names = [], check_beton(config.train).class_names
-    for query, found in list(zip(indices.tolist(), answers))[: config.pictured]:
-        label = int(queries.labels_M[query])
-        asking = read_crops(queries.path, [query], job.preprocessing)[0]
-        shown = read_crops(config.train, [i for i, _ in found], job.preprocessing)
-        row = [Cell(asking, _name(label, query, names))]
+    """A row for each answer: the image that asks, then those found."""
+    rows, (of_asked, of_bank) = [], crops
+    for query, label, found in zip(asked.ids_N.tolist(), asked.labels_N.tolist(), answers):
+        row = [Cell(of_asked.read([query])[0], _name(label, query, names))]
+        shown = of_bank.read([i for i, _ in found])
         for image, (sample, similarity) in zip(shown, found):
-            theirs = int(bank_labels_N[sample])
+            theirs = int(bank.labels_N[sample])
             agrees = theirs == label if label >= 0 and theirs >= 0 else None
             row.append(Cell(image, f"{similarity:.3f} {_name(theirs, sample, names)}", agrees))
         rows.append(row)
-    save_rows(rows, config.picture, first_apart=True)
+    save_rows(rows, path, first_apart=True)
 
 
 def _name(label: int, sample: int, names: tuple[str, ...]) -> str:

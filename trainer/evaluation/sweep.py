@@ -20,7 +20,13 @@ from tqdm import tqdm
 from trainer.errors import ConfigError
 from trainer.evaluation.features import Features
 from trainer.evaluation.labels import class_count, hold_out
-from trainer.evaluation.linear import LinearConfig, LinearResult, cached_batches, linear_probe
+from trainer.evaluation.linear import (
+    LinearConfig,
+    LinearResult,
+    cached_batches,
+    cosine_to_zero,
+    linear_probe,
+)
 
 _HELD_OUT = 0.1  # of the training samples
 _TEST_BYTES = 256 << 20  # of logits at once
@@ -40,6 +46,11 @@ class Trial:
     """On the held-out samples, a fraction; 0 where training diverged."""
     loss: float | None
     """Mean cross-entropy there, nats; None where training diverged."""
+
+    @property
+    def merit(self) -> tuple[float, float]:
+        """What the best one has most of; of equal accuracies the lower loss wins, even one of 0."""
+        return self.top1, -math.inf if self.loss is None else -self.loss
 
 
 @dataclass(frozen=True)
@@ -90,7 +101,7 @@ def sweep_probe(
     configs = [dataclasses.replace(config, base_lr=lr, weight_decay=wd) for lr, wd in pairs]
     heads = train_heads(train.take(kept), num_classes, configs, device=device, progress=progress)
     trials = _judge(heads, train.take(held), configs)
-    best = max(range(len(trials)), key=lambda i: (trials[i].top1, -(trials[i].loss or math.inf)))
+    best = max(range(len(trials)), key=lambda i: trials[i].merit)
     if trials[best].loss is None:
         raise ConfigError("every classifier of the sweep diverged: give lower --base-lr values")
     chosen = configs[best]
@@ -135,7 +146,7 @@ def train_heads(
     batches = cached_batches(train, shared, batch_size, device)
     bar = tqdm(batches, "sweep", total, leave=False, disable=None if progress else True)
     for step, (features_BF, labels_B) in enumerate(bar):
-        cosine = 0.5 * (1 + math.cos(math.pi * step / total))
+        cosine = cosine_to_zero(step, total)
         gradients = _gradients(trained, features_BF.float(), labels_B)
         for parameter, velocity, gradient in zip(parameters, velocities, gradients):
             ones = (1,) * (parameter.dim() - 1)
