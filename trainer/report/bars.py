@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.figures import Bar
-from trainer.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, frame, legend, path
+from trainer.report.charts import HEIGHT, WIDTH, frame, legend, path, x_on, y_on
 from trainer.report.history import PhaseTime
 from trainer.report.html import Html, tag
 from trainer.report.ticks import linear_axis
@@ -162,9 +162,8 @@ def similarity_histogram(
     axis = linear_axis(0.0, max(float(share.max()) for share in shares.values()))
     outlines = []
     for key, share in enumerate(shares.values()):
-        xs = LEFT + across.place(np.repeat(edges, 2)) * (WIDTH - LEFT - RIGHT)
-        heights = axis.place(np.concatenate([[0.0], np.repeat(share, 2), [0.0]]))
-        outline = path(xs, HEIGHT - BOTTOM - heights * (HEIGHT - TOP - BOTTOM))
+        heights = np.concatenate([[0.0], np.repeat(share, 2), [0.0]])
+        outline = path(x_on(across, np.repeat(edges, 2)), y_on(axis, heights))
         line = tag("path", d=outline, class_="area", stroke_dasharray=None if key == 0 else "6 3")
         outlines.append(tag("g", line, class_=f"line c{key}", data_series=key))
     means = {name: float(cosines.mean()) for name, cosines in both.items()}

@@ -1,4 +1,4 @@
-"""Curves, bars and histograms as inline SVG, legible without a script, alive with one.
+"""Curves as inline SVG, legible without a script, alive with one; axes and legends of any chart.
 
 A chart is a ``<figure>``: its SVG, a legend, and its numbers in a table that opens. Each scale is
 drawn; which one is seen, a class decides. ``page.js`` reads the points from ``data-points`` for
@@ -141,11 +141,13 @@ def _thinned(line: Line) -> _Drawn:
     )
 
 
-def _x(across: Axis, steps: Numbers) -> Numbers:
+def x_on(across: Axis, steps: Numbers) -> Numbers:
+    """Where values lie on a chart's horizontal axis, in its own units."""
     return LEFT + across.place(steps) * (WIDTH - LEFT - RIGHT)
 
 
-def _y(axis: Axis, values: Numbers) -> Numbers:
+def y_on(axis: Axis, values: Numbers) -> Numbers:
+    """Where they lie on its vertical axis."""
     return HEIGHT - BOTTOM - axis.place(values) * (HEIGHT - TOP - BOTTOM)
 
 
@@ -156,17 +158,19 @@ def _plot(
     for each in drawn:
         dashes = DASHES[each.line.key % len(DASHES)]
         smooth = tag(
-            "path", d=path(_x(across, each.steps), _y(axis, each.means)), stroke_dasharray=dashes
+            "path",
+            d=path(x_on(across, each.steps), y_on(axis, each.means)),
+            stroke_dasharray=dashes,
         )
         raw = tag(
             "path",
-            d=path(_x(across, each.zigzag_steps), _y(axis, each.zigzag)),
+            d=path(x_on(across, each.zigzag_steps), y_on(axis, each.zigzag)),
             class_="raw",
         )
         few = len(each.steps) <= 25
         dots = [
             tag("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r="2.5")
-            for x, y in zip(_x(across, each.steps), _y(axis, each.exact))
+            for x, y in zip(x_on(across, each.steps), y_on(axis, each.exact))
             if few and np.isfinite(y)
         ]
         curves.append(
@@ -204,10 +208,10 @@ def frame(across: Axis, axis: Axis, x_title: str) -> Html:
     """Both axes with their ticks, and lines across."""
     bottom = HEIGHT - BOTTOM
     parts = []
-    for y, label in zip(_y(axis, np.array(axis.ticks)), labels(axis)):
+    for y, label in zip(y_on(axis, np.array(axis.ticks)), labels(axis)):
         parts.append(tag("path", d=f"M{LEFT:g} {y:.1f}H{WIDTH - RIGHT:g}", class_="grid"))
         parts.append(tag("text", label, x=LEFT - 5, y=f"{y + 3.5:.1f}", class_="end"))
-    for x, label in zip(_x(across, np.array(across.ticks)), labels(across)):
+    for x, label in zip(x_on(across, np.array(across.ticks)), labels(across)):
         parts.append(tag("path", d=f"M{x:.1f} {bottom:g}v4", class_="tick"))
         parts.append(tag("text", label, x=f"{x:.1f}", y=bottom + 16, class_="middle"))
     parts.append(tag("path", d=f"M{LEFT:g} {bottom:g}H{WIDTH - RIGHT:g}", class_="tick"))
@@ -220,7 +224,7 @@ def _marks(across: Axis, marks: Sequence[Mark]) -> Iterator[Html]:
     bottom = HEIGHT - BOTTOM
     for mark in marks:
         steps = np.array(mark.steps, np.float64)
-        for x in np.unique(_x(across, steps[(steps >= across.low) & (steps <= across.high)])):
+        for x in np.unique(x_on(across, steps[(steps >= across.low) & (steps <= across.high)])):
             if mark.sign == "restart":
                 d = f"M{x:.1f} {TOP:g}V{bottom:g}"
             elif mark.sign == "skip":
@@ -288,7 +292,7 @@ def _points(drawn: Sequence[_Drawn], across: Axis, axes: Sequence[Axis | None], 
         {
             "key": each.line.key,
             "name": each.line.name,
-            "x": [round(float(x), 1) for x in _x(across, each.steps)],
+            "x": [round(float(x), 1) for x in x_on(across, each.steps)],
             "steps": [int(step) for step in each.steps],
             "values": [float(f"{value:.5g}") for value in each.exact],
             "linear": _heights(axes[0], each.exact),
@@ -302,4 +306,4 @@ def _points(drawn: Sequence[_Drawn], across: Axis, axes: Sequence[Axis | None], 
 def _heights(axis: Axis | None, values: Numbers) -> list[float | None]:
     if axis is None:
         return []
-    return [round(float(y), 1) if np.isfinite(y) else None for y in _y(axis, values)]
+    return [round(float(y), 1) if np.isfinite(y) else None for y in y_on(axis, values)]

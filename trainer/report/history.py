@@ -12,14 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from data_pipeline.errors import DataError
+from trainer.figures import Metrics
 from trainer.watch.phases import PHASES, WAITS
-
-Numbers = npt.NDArray[np.float64]
-Metrics = Mapping[str, Numbers]
-"""Columns of ``metrics.jsonl``, NaN where a step has no value."""
 
 
 @dataclass(frozen=True)

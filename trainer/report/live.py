@@ -44,8 +44,8 @@ class LiveReport:
         self._turns = 0  # looks that have come
         self._looked_at = -1
         self._thread: threading.Thread | None = None
-        self._seen: Any = ()
         self._checked = 0.0
+        self._seen = self._stamps()
         self._page = self._make()
 
     def page(self) -> str:
@@ -57,7 +57,7 @@ class LiveReport:
 
     def _check(self) -> None:
         self._look_if_new()
-        seen = (self._turns, [_stamp(run) for run in self._runs])
+        seen = self._stamps()
         if seen != self._seen:
             try:
                 self._page = self._make()
@@ -66,6 +66,10 @@ class LiveReport:
                 # A file was being written or the folder is gone: the last page stands.
                 log.debug("not refreshed: %s", error)
         self._checked = time.monotonic()
+
+    def _stamps(self) -> tuple[int, list[list[Any]]]:
+        """Of what a page is made of; taken before it is read, so that no change is missed."""
+        return self._turns, [_stamp(run) for run in self._runs]
 
     def _make(self) -> str:
         told: list[Contents] = [

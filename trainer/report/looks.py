@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from data_pipeline.beton import check_beton
 from data_pipeline.errors import DataError
 from trainer.errors import CheckpointError, ConfigError, NumericalError
 from trainer.evaluation.session import choose_device
@@ -23,7 +22,7 @@ from trainer.figures import Images
 from trainer.report.embedding import features_of, nearest, project
 from trainer.report.evaluations import KINDS
 from trainer.report.options import MissingError, ReportConfig
-from trainer.report.samples import Samples, first_views, read_spread, view_batch
+from trainer.report.samples import Samples, evenly, first_views, read_spread, view_batch
 from trainer.report.settings import section
 from trainer.weights import LoadedEncoder, load_encoder
 
@@ -175,7 +174,7 @@ class _Seen:
         self._encoder = load_encoder(str(run))
         how = self._encoder.preprocessing
         self._bank = read_spread(self._train, config.max_images, how)
-        self._asked, self._class_names = self._held_out()
+        self._asked = self._held_out()
         # Pixels are compared as the encoder gets to see them.
         pixels = dataclasses.replace(load_encoder(f"pixels:{how.size}"), preprocessing=how)
         log.info(
@@ -187,12 +186,11 @@ class _Seen:
             KINDS["run"]: self._by(self._encoder),
         }
 
-    def _held_out(self) -> tuple[Samples, tuple[str, ...]]:
+    def _held_out(self) -> Samples:
         if not section(self._settings, "data").get("test"):
-            return self._bank, check_beton(self._train).class_names
+            return self._bank
         test = data_path(self._settings, "test")
-        how = self._encoder.preprocessing
-        return read_spread(test, self._config.max_images, how), check_beton(test).class_names
+        return read_spread(test, self._config.max_images, self._encoder.preprocessing)
 
     def _by(self, source: LoadedEncoder) -> tuple[torch.Tensor, torch.Tensor]:
         device = self._config.device
@@ -218,14 +216,12 @@ class _Seen:
             self._asked.images_NSS3[chosen_R],
             self._asked.labels_N[chosen_R],
             tuple(answers),
-            self._class_names,
+            self._asked.class_names,
         )
 
     def map(self) -> EmbeddingMap:
         """Some of the images on a plane."""
-        count = len(self._asked.ids_N)
-        some_N = np.unique(np.linspace(0, count - 1, min(count, self._config.map_images)).round())
-        chosen_N = some_N.astype(np.int64)
+        chosen_N = evenly(len(self._asked.ids_N), self._config.map_images)
         points, method = {}, ""
         for title, (_, asked_NF) in self._features.items():
             points[title], method = project(asked_NF[chosen_N])
@@ -234,7 +230,7 @@ class _Seen:
             self._asked.images_NSS3[chosen_N],
             self._asked.ids_N[chosen_N],
             self._asked.labels_N[chosen_N],
-            self._class_names,
+            self._asked.class_names,
             method,
         )
 

@@ -22,8 +22,11 @@ def data_uri(image_HW3: Images, most: int) -> str:
     """An image as WebP inside an address, its longer side at most ``most`` pixels."""
     image = Image.fromarray(image_HW3)
     image.thumbnail((most, most), Image.Resampling.LANCZOS)
+    return _encoded(image, lossless=max(image_HW3.shape) <= _LOSSLESS_UP_TO)
+
+
+def _encoded(image: Image.Image, *, lossless: bool = False) -> str:
     encoded = io.BytesIO()
-    lossless = max(image_HW3.shape) <= _LOSSLESS_UP_TO
     image.save(encoded, "WEBP", lossless=lossless, quality=100 if lossless else _QUALITY, method=4)
     return f"data:image/webp;base64,{base64.b64encode(encoded.getvalue()).decode()}"
 
@@ -53,9 +56,7 @@ def sheet(images_NSS3: Images, most: int) -> tuple[str, int]:
     for number, image in enumerate(small):
         row, column = divmod(number, SHEET_COLUMNS)
         canvas.paste(image, (column * side, row * side))
-    encoded = io.BytesIO()
-    canvas.save(encoded, "WEBP", quality=_QUALITY, method=4)
-    return f"data:image/webp;base64,{base64.b64encode(encoded.getvalue()).decode()}", side
+    return _encoded(canvas), side
 
 
 def views_grid(views: Views) -> Html:

@@ -1,6 +1,6 @@
 """Images of a data set as a report shows them: whole, and as the views that training saw.
 
-Shape suffixes: N images, R rows of a grid, V views, S side in pixels.
+Shape suffixes: M samples of a file, N images, R rows of a grid, V views, S side in pixels.
 """
 
 import contextlib
@@ -16,9 +16,9 @@ from data_pipeline.augment import Augment, AugmentConfig
 from data_pipeline.beton import check_beton, read_sample_table
 from data_pipeline.loader import Batch, LoaderConfig, train_loader
 from data_pipeline.order import Position
-from data_pipeline.torchvision_loader import TorchvisionDecoder
-from data_pipeline.views import CropConfig, centre_crop_boxes
+from data_pipeline.views import CropConfig
 from trainer.config import from_json
+from trainer.evaluation.pictures import CentreCrops
 from trainer.figures import Images
 from trainer.weights import Preprocessing
 
@@ -33,6 +33,7 @@ class Samples(NamedTuple):
     ids_N: npt.NDArray[np.int64]  # noqa: N815
     labels_N: npt.NDArray[np.int64]  # noqa: N815
     """-1 where the file has no labels."""
+    class_names: tuple[str, ...]
 
 
 def read_spread(path: Path, limit: int, how: Preprocessing) -> Samples:
@@ -41,23 +42,16 @@ def read_spread(path: Path, limit: int, how: Preprocessing) -> Samples:
     Raises:
         DataError: the file or a sample cannot be read.
     """
-    count = check_beton(path).num_samples
-    ids_N = np.unique(np.linspace(0, count - 1, min(count, limit)).round().astype(np.int64))
-    return read_images(path, ids_N, how.size, how.resize)
+    class_names = check_beton(path).class_names
+    labels_M = read_sample_table(path).labels
+    ids_N = evenly(len(labels_M), limit)
+    images = CentreCrops(path, how).read(ids_N.tolist())
+    return Samples(images, ids_N, np.asarray(labels_M[ids_N], np.int64), class_names)
 
 
-def read_images(path: Path, ids_N: npt.NDArray[np.int64], size: int, resize: int) -> Samples:
-    """Centre crops of chosen samples.
-
-    Raises:
-        DataError: the file or a sample cannot be read.
-    """
-    check_beton(path)
-    table = read_sample_table(path)
-    boxes_NV4 = centre_crop_boxes(table.heights[ids_N], table.widths[ids_N], size, resize)
-    crops = np.empty((len(ids_N), 1, size, size, 3), np.uint8)
-    TorchvisionDecoder(path, table).decode(ids_N, boxes_NV4, crops)
-    return Samples(crops[:, 0], ids_N, np.asarray(table.labels[ids_N], np.int64))
+def evenly(count: int, most: int) -> npt.NDArray[np.int64]:
+    """At most ``most`` of the numbers below ``count``: the first, the last, and some between."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
 
 
 def first_views(
@@ -75,8 +69,9 @@ def first_views(
     views_VN3SS = _augmented(view, batch).clamp(0, 1)
     views_RVSS3 = (views_VN3SS.permute(1, 0, 3, 4, 2) * 255).round().to(torch.uint8)
     ids_R = batch.ids_B.numpy()
-    originals = read_images(train, ids_R, crop.size, crop.size)
-    return ids_R, originals.images_NSS3, views_RVSS3.contiguous().numpy()
+    whole = Preprocessing(size=crop.size, resize=crop.size)
+    originals_RSS3 = CentreCrops(train, whole).read(ids_R.tolist())
+    return ids_R, originals_RSS3, views_RVSS3.contiguous().numpy()
 
 
 def view_batch(train: Path, settings: dict[str, Any], count: int) -> torch.Tensor:
@@ -93,7 +88,7 @@ def _how(settings: dict[str, Any]) -> tuple[CropConfig, AugmentConfig, int]:
 
 
 def _first_batch(train: Path, crop: CropConfig, seed: int, count: int) -> Batch:
-    count = min(count, check_beton(train).num_samples)
+    count = min(count, len(read_sample_table(train).labels))
     loader = train_loader(train, crop, _LOADER, seed=seed, batch_size=count)
     with contextlib.closing(loader):
         return next(loader.starting_at(Position(0, 0)))

@@ -82,9 +82,9 @@ def _placed(points_N2: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _svg(title: str, points_N2: npt.NDArray[np.float64], labels_N: npt.NDArray[np.int64]) -> Html:
-    groups = []
+    groups, placed_N2 = [], _placed(points_N2)
     for label in np.unique(labels_N):
-        places = _placed(points_N2)[labels_N == label]
+        places = placed_N2[labels_N == label]
         d = "".join(f"M{x:.1f} {y:.1f}{_shape(int(label))}" for x, y in places)
         groups.append(tag("path", d=d, class_=f"point k{label % _COLOURS}"))
     return tag(

@@ -9,6 +9,7 @@ import numpy as np
 from trainer.report import bars, pictures
 from trainer.report.charts import Line, Mark, legend, line_chart
 from trainer.report.contents import Contents
+from trainer.report.evaluations import KINDS
 from trainer.report.history import History
 from trainer.report.html import Html, join, tag
 from trainer.report.scatter import embedding_map
@@ -85,7 +86,7 @@ def _facts(run: Contents) -> Iterator[tuple[str, str]]:
     if run.history is not None:
         yield from _measures(run.history)
     for bar in run.bars:
-        if bar.name == "pretrained encoder":
+        if bar.name == KINDS["run"]:
             yield f"{' '.join(bar.group.split())}, top-1", f"{100 * bar.value:.1f} %"
     versions = section(noted, "versions")
     code = [f"{name} {versions[name]}" for name in ("widebatch", "torch") if name in versions]

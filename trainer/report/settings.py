@@ -70,7 +70,7 @@ def recipe_settings(settings: Mapping[str, Any]) -> Flat | None:
     recipe = RECIPES.get(name) if isinstance(name, str) else None
     if recipe is None:
         return None
-    values = {key: getattr(recipe(), key) for key in vars(recipe()) if key not in _OF_THE_USER}
+    values = {key: value for key, value in vars(recipe()).items() if key not in _OF_THE_USER}
     return flat(to_json(values))
 
 
