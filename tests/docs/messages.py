@@ -5,8 +5,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-CHECKOUT = Path(__file__).resolve().parents[2]
-PAGE = CHECKOUT / "docs" / "troubleshooting.md"
+from tests.docs.pages import CHECKOUT, DOCS
+
+PAGE = DOCS / "troubleshooting.md"
 
 # Messages of other programs, by the program.
 FOREIGN = {

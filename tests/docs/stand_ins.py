@@ -9,11 +9,10 @@ import numpy as np
 from PIL import Image
 
 from data_pipeline.pack import PackConfig, pack
-from tests.slurm.cluster import Cluster
+from tests.slurm.cluster import CHECKOUT, Cluster
 from tests.trainer.saved_runs import save_run
 from trainer.encoders import EncoderConfig
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 CLASSES = ("beach", "forest", "street")
 
 
