@@ -87,6 +87,11 @@ def _runs_below(folder: Path, depth: int) -> Iterator[Path]:
         yield from _runs_below(path, depth - 1)
 
 
+def read_run(path: Path) -> RunFacts:
+    """What the list says of the run in folder ``path``; ``damaged`` where it cannot be read."""
+    return _read_run(path, path.resolve().name, held_locks())
+
+
 def _read_run(path: Path, name: str, locks: set[str]) -> RunFacts:
     age = _age(path)
     try:

@@ -1,8 +1,10 @@
 """What a report reads of a run: steps, evaluations, settings; torn, strange and old files too."""
 
+import dataclasses
 import json
 import math
 import os
+import time
 
 import numpy as np
 import pytest
@@ -159,7 +161,23 @@ def test_a_run_whose_process_is_gone_has_stopped(tmp_path):
     values = json.loads((run / "heartbeats" / "rank-00000.json").read_text())
     values["started"] += 1  # another process had this number
     (run / "heartbeats" / "rank-00000.json").write_text(json.dumps(values))
-    assert read_contents(run, Looks()).state == "stopped, step 30 of 40"
+    said = read_contents(run, Looks()).state
+    assert said == "failed (killed before its first checkpoint), step 30 of 40"
+    (run / "checkpoints" / "step-00000028").mkdir(parents=True)
+    said = read_contents(run, Looks()).state
+    assert said == "stopped (killed, 2 steps to repeat), step 30 of 40"
+
+
+def test_a_run_of_another_host_is_not_said_to_run_for_ever(tmp_path):
+    from trainer.watch.heartbeat import own, path_of, write
+
+    run = bare_run(tmp_path / "run")
+    write(run / "heartbeats", dataclasses.replace(own(0), host="node-7"))
+    assert read_contents(run, Looks()).state == "running, step 30 of 40"
+    past = time.time() - 3600
+    os.utime(path_of(run / "heartbeats", 0), (past, past))
+    said = read_contents(run, Looks()).state
+    assert said.startswith("unknown (rank 0 on node-7 is silent for 3600 s)")
 
 
 def test_a_run_before_its_first_step_says_so(tmp_path):

@@ -10,7 +10,8 @@ from trainer.report.evaluations import Measured, read_evaluations, read_measured
 from trainer.report.history import History, read_history
 from trainer.report.looks import Attempts, Looks
 from trainer.report.settings import read_settings, section
-from trainer.watch.heartbeat import process_state, read_all
+from trainer.run_list import read_run
+from trainer.watch.heartbeat import ranks_in
 
 
 @dataclass(frozen=True)
@@ -80,19 +81,7 @@ def _state(run: Path, settings: dict[str, Any], history: History | None) -> str:
     where = f"step {step:,} of {total:,}" if type(total) is int else f"step {step:,}"
     if type(total) is int and step >= total:
         return f"finished, {where}"
-    standing = process_of(run)
-    return f"{standing}, {where}" if standing else where
-
-
-def process_of(run: Path) -> str:
-    """What became of the process that writes the run: "running", "stopped", "suspended"; nothing
-    where there was none.
-
-    On another host nobody can tell a run that goes on from one that was killed.
-    """
-    first = read_all(run / "heartbeats", 1).get(0)
-    if first is None:
-        return ""
-    if first.ended:
-        return "stopped"
-    return {"gone": "stopped", "stopped": "suspended"}.get(process_state(first), "running")
+    if not ranks_in(run / "heartbeats"):
+        return where
+    facts = read_run(run)
+    return f"{facts.state}{f' ({facts.why})' if facts.why else ''}, {where}"

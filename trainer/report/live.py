@@ -13,11 +13,12 @@ from typing import Any
 
 from data_pipeline.errors import DataError
 from trainer.errors import ConfigError
-from trainer.report.contents import Contents, names, process_of, read_contents
+from trainer.report.contents import Contents, names, read_contents
 from trainer.report.looks import COMPARED, Looks, look
 from trainer.report.options import ReportConfig
 from trainer.report.page import page
 from trainer.report.settings import read_settings
+from trainer.run_list import read_run
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +101,8 @@ class LiveReport:
 
 
 def _stamp(run: Path) -> list[Any]:
-    return [process_of(run), *(_changed_at(run / name) for name in _FILES)]
+    # Without the reason, which counts seconds of silence.
+    return [read_run(run).state, *(_changed_at(run / name) for name in _FILES)]
 
 
 def _changed_at(path: Path) -> int:
