@@ -10,10 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.beton import SampleTable
-from data_pipeline.order import permute
+from data_pipeline.order import IdArray, permute
 from data_pipeline.views import CropConfig, centre_crop_boxes, random_resized_crop_boxes
-
-IdArray = npt.NDArray[np.int64]
 
 
 class Plan(Protocol):

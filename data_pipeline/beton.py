@@ -20,7 +20,6 @@ Files of ``widebatch pack`` say in the spare bytes of the image field what their
 
 import hashlib
 import os
-import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ from data_pipeline.damage import Damage
 from data_pipeline.errors import DataError
 from data_pipeline.jpeg import JpegError, read_jpeg_header
 from data_pipeline.manifest import ManifestHead, read_manifest
+from data_pipeline.regular_file import open_regular
 
 VERSION = 2
 HEADER = np.dtype(
@@ -161,10 +161,7 @@ def sha256_of(file: BinaryIO, advance: Callable[[int], object] = lambda _: None)
 def _opened(path: Path) -> Iterator[BinaryIO]:
     """The file, open; what the operating system refuses becomes a DataError."""
     try:
-        # Non-blocking, or a named pipe would wait here for a writer for ever.
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise DataError(f"{path}: not a regular file; give a .beton file")
+        with open_regular(path) as file:
             yield file
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; make it with 'widebatch pack SRC {path}'") from None

@@ -33,13 +33,12 @@ from data_pipeline.batch_plan import CentreCrops, Plan, RandomCrops
 from data_pipeline.beton import BetonInfo, SampleTable, check_beton, read_sample_table
 from data_pipeline.damage import Damage, check_limit
 from data_pipeline.errors import DataError
-from data_pipeline.order import Position, rank_slice
+from data_pipeline.order import IdArray, Position, rank_slice
 from data_pipeline.substitutes import Decoder, Substitute, decode_or_substitute
 from data_pipeline.views import CropConfig
 
 log = logging.getLogger(__name__)
 
-IdArray = npt.NDArray[np.int64]
 Backend = Literal["auto", "ffcv", "torchvision"]
 
 _LEAST_CHUNK = 8  # samples; below, handing out work costs more than it balances

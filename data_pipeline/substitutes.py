@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from data_pipeline.counter_rng import Stream, sample_keys, uniforms
 from data_pipeline.errors import DataError
+from data_pipeline.order import IdArray
 
-IdArray = npt.NDArray[np.int64]
 BoxArray = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
 

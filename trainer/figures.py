@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.atomic_file import AtomicFile
+from data_pipeline.atomic_file import write_atomically
 from trainer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -111,9 +111,7 @@ def save_png(figure: "Figure", path: Path, *, max_colours: int | None = None) ->
         image = Image.open(encoded).convert("RGB")
         encoded = io.BytesIO()
         image.quantize(max_colours, dither=Image.Dither.NONE).save(encoded, "PNG", optimize=True)
-    with AtomicFile(path) as atomic:
-        atomic.file.write(encoded.getvalue())
-        atomic.publish()
+    write_atomically(path, encoded.getvalue())
     return path
 
 
