@@ -1,6 +1,5 @@
 """A sample that does not decode is an error that names it, on both backends."""
 
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pytest
 from data_pipeline.beton import read_sample_table
 from data_pipeline.errors import DataError
 from data_pipeline.loader import LoaderConfig, eval_loader
-from tests.data_pipeline.batches import SIZE, decoding_threads, evaluate, pack_jpegs
+from tests.data_pipeline.batches import SIZE, evaluate
 from tests.data_pipeline.damaged import NOISE, ZEROS, overwritten
 
 DAMAGES = {
@@ -18,17 +17,6 @@ DAMAGES = {
     "end": (bytes(200), -200),
     "noise": NOISE,
 }
-
-
-@pytest.fixture(scope="module")
-def jpegs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pack_jpegs(tmp_path_factory.mktemp("jpegs"))
-
-
-@pytest.fixture(autouse=True)
-def _no_thread_is_left() -> Iterator[None]:
-    yield
-    assert not decoding_threads()
 
 
 @pytest.mark.parametrize("kind", DAMAGES)

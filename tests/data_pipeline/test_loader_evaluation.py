@@ -1,6 +1,5 @@
 """Evaluation shows every sample once, in order, whatever the number of processes."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,19 +8,8 @@ import torch
 
 from data_pipeline.loader import LoaderConfig, eval_loader
 from data_pipeline.pack import PackConfig, pack
-from tests.data_pipeline.batches import SIZE, N, decoding_threads, evaluate, pack_jpegs
+from tests.data_pipeline.batches import SIZE, N, evaluate
 from tests.data_pipeline.images import encoded, picture
-
-
-@pytest.fixture(scope="module")
-def jpegs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pack_jpegs(tmp_path_factory.mktemp("jpegs"))
-
-
-@pytest.fixture(autouse=True)
-def _no_thread_is_left() -> Iterator[None]:
-    yield
-    assert not decoding_threads()
 
 
 def test_evaluation_shows_every_sample_once_in_order(jpegs: Path) -> None:

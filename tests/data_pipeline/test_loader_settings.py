@@ -12,19 +12,7 @@ from data_pipeline import ffcv_compat, loader
 from data_pipeline.errors import DataError
 from data_pipeline.loader import LoaderConfig, eval_loader
 from data_pipeline.order import Position
-from tests.data_pipeline.batches import decoding_threads, open_train, pack_jpegs
-
-
-@pytest.fixture(scope="module")
-def jpegs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pack_jpegs(tmp_path_factory.mktemp("jpegs"))
-
-
-@pytest.fixture(autouse=True)
-def _no_thread_is_left() -> Iterator[None]:
-    yield
-    assert not decoding_threads()
-
+from tests.data_pipeline.batches import open_train
 
 # ---- refusals ----
 

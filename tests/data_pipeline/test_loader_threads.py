@@ -4,7 +4,6 @@ import gc
 import itertools
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from data_pipeline.order import Position
-from tests.data_pipeline.batches import decoding_threads, digest, open_train, pack_jpegs, take
-
-
-@pytest.fixture(scope="module")
-def jpegs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pack_jpegs(tmp_path_factory.mktemp("jpegs"))
-
-
-@pytest.fixture(autouse=True)
-def _no_thread_is_left() -> Iterator[None]:
-    yield
-    assert not decoding_threads()
+from tests.data_pipeline.batches import decoding_threads, digest, open_train, take
 
 
 def test_any_exception_while_decoding_reaches_the_consumer(

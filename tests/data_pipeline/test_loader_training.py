@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,29 +14,16 @@ from tests.data_pipeline.batches import (
     BATCH,
     SIZE,
     N,
-    decoding_threads,
     digest,
     open_train,
-    pack_jpegs,
     pack_raw,
     take,
 )
 
 
 @pytest.fixture(scope="module")
-def jpegs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pack_jpegs(tmp_path_factory.mktemp("jpegs"))
-
-
-@pytest.fixture(scope="module")
 def raw(jpegs: Path) -> Path:
     return pack_raw(jpegs)
-
-
-@pytest.fixture(autouse=True)
-def _no_thread_is_left() -> Iterator[None]:
-    yield
-    assert not decoding_threads()
 
 
 def test_batches_are_what_they_say(jpegs: Path) -> None:
