@@ -19,8 +19,9 @@ venv=$root/.venv
 state=$venv/.setup # stamps and the log
 log=$state/setup.log
 shim=$root/data_pipeline/ffcv_build
-# What pip is asked for before all else: torch and its CUDA libraries are nine tenths of the bytes.
-heavy='^(torch|torchvision|triton|cuda-.*|nvidia-.*)=='
+# What pip is asked for before all else: torch and its CUDA libraries are nine tenths of the bytes;
+# setuptools, which Python 3.12's environments come without, builds what has no wheel.
+first='^(setuptools|torch|torchvision|triton|cuda-.*|nvidia-.*)=='
 # What `pip check` may say: ffcv's needs that nothing here imports (requirements.lock says why), and
 # no FFCV where it could not be built.
 known_gaps='^ffcv .* requires (assertpy|fastargs|opencv-python|pytorch-pfn-extras|terminaltables),'
@@ -240,7 +241,7 @@ base() {
   if ! stamped base requirements.lock pyproject.toml; then
     mend
     # shellcheck disable=SC2046  # a list of pins
-    must "torch and its CUDA libraries, 3 GB to download" pip_install $(pins requirements.lock | grep -E "$heavy")
+    must "torch and its CUDA libraries, 3 GB to download" pip_install $(pins requirements.lock | grep -E "$first")
     # shellcheck disable=SC2046
     must "the other packages of requirements.lock" pip_install $(pins requirements.lock | grep -v '^ffcv==')
     must "this checkout, editable" pip_install --editable .
