@@ -12,6 +12,9 @@ Both follow from the sums of z and of z zᵀ, which add up over ranks: an all-re
 numbers, exact at any world size up to rounding. The eigenvalues are taken on the host of rank 0
 when the telemetry waits for the device anyway.
 
+The alarm's limits are far from good runs: in the first 40 steps of SimCLR, MoCo v2 and v3 with
+ResNet-18 on CIFAR-10, measured every other step, the lowest were 0.29 and 23 (MoCo v2's).
+
 The cost, for 4,096 images of 2 views, D = 128, on 8 GPUs: 2 · 1,024 · 128² = 34 MFLOP a measurement
 on each, beside some 25 TFLOP of a step of ResNet-50; 132 KB to all-reduce beside 102 MB of
 gradients; 2 ms for the eigenvalues: divided by 20 steps, under 0.1 % of any of these.
