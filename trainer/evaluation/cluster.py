@@ -16,7 +16,7 @@ from trainer.evaluation.k_means import (
     normalised_mutual_information,
 )
 from trainer.evaluation.neighbours import unit_rows
-from trainer.evaluation.pictures import Cell, CentreCrops, save_rows
+from trainer.evaluation.pictures import Cell, CropReader, save_rows
 
 _LISTED = 1_000_000  # samples up to which the JSON says where each is
 _CELLS = 10  # images of a cluster in the picture
@@ -117,7 +117,7 @@ def _report(
 def _draw(config: ClusterConfig, path: Path, job: Job, found: Clustering) -> None:
     """A row for each of the largest clusters: its samples nearest to the centre."""
     sizes_K = found.assigned_N.bincount(minlength=len(found.centres_KF))
-    crops = CentreCrops(config.train, job.preprocessing)
+    crops = CropReader(config.train, job.preprocessing)
     rows = []
     for number in sizes_K.sort(descending=True, stable=True).indices[: config.pictured].tolist():
         members = (found.assigned_N == number).nonzero()[:, 0]

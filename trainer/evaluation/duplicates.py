@@ -21,7 +21,7 @@ from trainer.evaluation.pairs import (
     near_identical,
     neighbourhoods,
 )
-from trainer.evaluation.pictures import Cell, CentreCrops, save_rows
+from trainer.evaluation.pictures import Cell, CropReader, save_rows
 
 _SUSPICIOUS = 0.2  # share of samples with a duplicate above which the encoder is rather to blame
 
@@ -90,7 +90,7 @@ def duplicates(config: DuplicatesConfig) -> dict[str, Any] | None:
     twice = near_identical(found, config.threshold)
     alike = likely_classmates(found, config.threshold, config.least_shared)
     listed = [pairs.take(torch.arange(min(len(pairs), config.limit))) for pairs in (twice, alike)]
-    crops = CentreCrops(config.train, job.preprocessing)
+    crops = CropReader(config.train, job.preprocessing)
     lists = [[_described(pair, features, crops) for pair in _each(pairs)] for pairs in listed]
     if config.picture is not None:
         _draw(config.picture, [each[: config.pictured] for each in lists], crops)
@@ -128,7 +128,7 @@ def _each(pairs: Pairs) -> Iterator[tuple[list[int], float, float]]:
 
 
 def _described(
-    pair: tuple[list[int], float, float], features: Features, crops: CentreCrops
+    pair: tuple[list[int], float, float], features: Features, crops: CropReader
 ) -> dict[str, Any]:
     samples, similarity, shared = pair
     first, second = crops.read(samples).astype(np.int16)
@@ -163,7 +163,7 @@ def _notes(
         yield f"at most {config.limit} pairs of each kind are listed: see --limit"
 
 
-def _draw(path: Path, lists: list[list[dict[str, Any]]], crops: CentreCrops) -> None:
+def _draw(path: Path, lists: list[list[dict[str, Any]]], crops: CropReader) -> None:
     """Duplicates on the left, likely false negatives on the right, a pair in a row."""
     rows = []
     blank = Cell(np.full((1, 1, 3), 255, np.uint8))

@@ -36,7 +36,7 @@ class Cell:
     """A green frame, or a red one with a cross: told apart without colour too. None: neither."""
 
 
-class CentreCrops:
+class CropReader:
     """Images of a file as the encoder sees them before normalisation, read when asked for.
 
     Args:

@@ -12,7 +12,7 @@ from trainer.errors import ConfigError
 from trainer.evaluation.features import Features
 from trainer.evaluation.job import Job, JobConfig, check_picture
 from trainer.evaluation.neighbours import nearest_rows
-from trainer.evaluation.pictures import Cell, CentreCrops, save_rows
+from trainer.evaluation.pictures import Cell, CropReader, save_rows
 from trainer.evaluation.queries import Queries, open_queries
 from trainer.evaluation.ranking import rank_all
 
@@ -75,7 +75,7 @@ def retrieve(config: RetrieveConfig) -> dict[str, Any] | None:
         answers = _nearest(bank, asked, config.k, itself_M, job.session.device)
         if config.picture is not None:
             how = job.preprocessing
-            crops = CentreCrops(queries.path, how), CentreCrops(config.train, how)
+            crops = CropReader(queries.path, how), CropReader(config.train, how)
             some = answers[: config.pictured]
             _draw(config.picture, asked, bank, some, crops, searched.class_names)
         facts = job.facts(train=searched, query=queries.info)
@@ -172,7 +172,7 @@ def _draw(
     asked: Features,
     bank: Features,
     answers: list[list[tuple[int, float]]],
-    crops: tuple[CentreCrops, CentreCrops],
+    crops: tuple[CropReader, CropReader],
     names: tuple[str, ...],
 ) -> None:
     """A row for each answer: the image that asks, then those found."""

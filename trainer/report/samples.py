@@ -18,7 +18,7 @@ from data_pipeline.loader import Batch, LoaderConfig, train_loader
 from data_pipeline.order import Position
 from data_pipeline.views import CropConfig
 from trainer.config import from_json
-from trainer.evaluation.pictures import CentreCrops
+from trainer.evaluation.pictures import CropReader
 from trainer.figures import Images
 from trainer.weights import Preprocessing
 
@@ -45,7 +45,7 @@ def read_spread(path: Path, limit: int, how: Preprocessing) -> Samples:
     class_names = check_beton(path).class_names
     labels_M = read_sample_table(path).labels
     ids_N = evenly(len(labels_M), limit)
-    images = CentreCrops(path, how).read(ids_N.tolist())
+    images = CropReader(path, how).read(ids_N.tolist())
     return Samples(images, ids_N, np.asarray(labels_M[ids_N], np.int64), class_names)
 
 
@@ -70,7 +70,7 @@ def first_views(
     views_RVSS3 = (views_VN3SS.permute(1, 0, 3, 4, 2) * 255).round().to(torch.uint8)
     ids_R = batch.ids_B.numpy()
     whole = Preprocessing(size=crop.size, resize=crop.size)
-    originals_RSS3 = CentreCrops(train, whole).read(ids_R.tolist())
+    originals_RSS3 = CropReader(train, whole).read(ids_R.tolist())
     return ids_R, originals_RSS3, views_RVSS3.contiguous().numpy()
 
 
