@@ -2,11 +2,11 @@
 
 import argparse
 import logging
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.exit_codes import ExitCode
+from trainer.errors import ConfigError
 
 if TYPE_CHECKING:
     from trainer.report import ReportConfig
@@ -70,10 +70,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make the page, and say which files were written; or serve it."""
-    problem = _contradiction(args)
-    if problem:
-        print(f"widebatch: error: {problem}", file=sys.stderr)
-        return ExitCode.USAGE
+    _check(args)
     from trainer.report import ReportConfig
 
     device = args.device or ("cpu" if args.live else "auto")
@@ -81,16 +78,15 @@ def run(args: argparse.Namespace) -> int:
     return _serve(args, config) if args.live else _write(args, config)
 
 
-def _contradiction(args: argparse.Namespace) -> str:
+def _check(args: argparse.Namespace) -> None:
     if args.live and (args.out or args.figures):
-        return "--live writes no files: leave out --out and --figures"
+        raise ConfigError("--live writes no files: leave out --out and --figures")
     if args.figures and len(args.run_folders) > 1:
-        return "--figures draws one run: name one"
+        raise ConfigError("--figures draws one run: name one")
     if not 0 <= args.port <= 65535:
-        return f"--port {args.port}: choose 1 to 65535, or 0 for one that is free"
+        raise ConfigError(f"--port {args.port}: choose 1 to 65535, or 0 for one that is free")
     if args.port and not args.live:
-        return "--port is of a live page: add --live"
-    return ""
+        raise ConfigError("--port is of a live page: add --live")
 
 
 def _write(args: argparse.Namespace, config: "ReportConfig") -> int:
@@ -125,8 +121,7 @@ def _serve(args: argparse.Namespace, config: "ReportConfig") -> int:
         server = PageServer(args.port, report.page, content_security_policy(live=True))
     except OSError as error:
         reason = error.strerror or str(error)
-        print(f"widebatch: error: --port {args.port}: {reason}; choose another", file=sys.stderr)
-        return ExitCode.USAGE
+        raise ConfigError(f"--port {args.port}: {reason}; choose another") from None
     with server:
         print(f"{server.url}  (Ctrl-C ends it)", flush=True)
         try:
