@@ -15,14 +15,14 @@ from trainer.config import to_json
 from trainer.recipes import RECIPES
 from trainer.report import Looks, names, read_contents
 from trainer.report.evaluations import read_evaluations, read_measured
-from trainer.report.history import read_history, read_metrics
+from trainer.report.history import columns, read_history, read_records
 from trainer.report.settings import changed, differing, flat
 from trainer.telemetry import TensorBoard
 
 
 def test_metrics_of_a_killed_run_lose_only_the_torn_line(tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "loss": 2.5}\n{"step": 2, "lo\xc3')
-    metrics = read_metrics(tmp_path)
+    metrics = columns(read_records(tmp_path))
     assert metrics["step"].tolist() == [1.0]
     assert metrics["loss"].tolist() == [2.5]
 
@@ -30,13 +30,13 @@ def test_metrics_of_a_killed_run_lose_only_the_torn_line(tmp_path):
 def test_a_damaged_line_in_the_middle_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 3}\n')
     with pytest.raises(DataError, match="line 2 is no JSON object"):
-        read_metrics(tmp_path)
+        read_records(tmp_path)
 
 
 def test_metrics_that_some_steps_lack_are_not_a_number_there(tmp_path):
     lines = ['{"step": 1, "loss": 2}', '{"step": 2, "loss": null, "knn_top1": 0.5, "note": "x"}']
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    metrics = read_metrics(tmp_path)
+    metrics = columns(read_records(tmp_path))
     assert np.array_equal(metrics["loss"], [2.0, np.nan], equal_nan=True)
     assert np.array_equal(metrics["knn_top1"], [np.nan, 0.5], equal_nan=True)
     assert "note" not in metrics
@@ -46,7 +46,7 @@ def test_numbers_beyond_all_bounds_are_no_numbers(tmp_path):
     huge = "9" * 400
     lines = [f'{{"step": {huge}}}', f'{{"step": 1, "loss": {huge}, "lr": Infinity, "ok": 1}}']
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    assert read_metrics(tmp_path).keys() == {"step", "ok"}
+    assert columns(read_records(tmp_path)).keys() == {"step", "ok"}
 
 
 def test_events_are_found_at_their_steps(tmp_path):

@@ -84,11 +84,6 @@ def read_history(run: Path) -> History:
     )
 
 
-def read_metrics(run: Path) -> Metrics:
-    """Columns of ``metrics.jsonl``: see :func:`read_records` and :func:`columns`."""
-    return columns(read_records(run))
-
-
 def read_records(run: Path) -> list[dict[str, Any]]:
     """Records of ``metrics.jsonl`` in the order of steps.
 
