@@ -49,7 +49,7 @@ def opened(
     complaints: list[str] = []
     with contextlib.closing(browser.new_context(**context)) as surroundings:
         page = surroundings.new_page()
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(180_000)  # machines that test are busy
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on(
