@@ -48,6 +48,11 @@ class ScheduleConfig:
             raise ConfigError(f"schedule.milestones must ascend, got {self.milestones}")
 
 
+def half_cosine(place: float) -> float:
+    """``(1 + cos(pi place)) / 2``: from 1 at place 0 to 0 at 1, flat at both ends."""
+    return (1 + math.cos(math.pi * place)) / 2
+
+
 def warmup_steps(config: ScheduleConfig, steps_per_epoch: int) -> int:
     """Warm-up in whole steps."""
     return round(config.warmup_epochs * steps_per_epoch)
@@ -76,4 +81,4 @@ def lr_factor(config: ScheduleConfig, step: int, steps_per_epoch: int, total_ste
         step = max(warmup, step - step % steps_per_epoch)
     place = min(1.0, (step - warmup) / max(1, total_steps - warmup))
     final = config.final_lr_fraction
-    return final + (1 - final) * (1 + math.cos(math.pi * place)) / 2
+    return final + (1 - final) * half_cosine(place)

@@ -30,8 +30,8 @@ from trainer.distributed import release
 from trainer.encoders import seed_stochastic_layers
 from trainer.errors import ConfigError
 from trainer.evaluation.features import reduced_precision
-from trainer.evaluation.linear import cosine_to_zero
 from trainer.heads import HeadConfig, ProjectionHead, build_head
+from trainer.schedule import half_cosine
 from trainer.sync_batch_norm import convert_sync_batch_norm
 from trainer.weights import LoadedEncoder, fill
 
@@ -166,7 +166,7 @@ def tune(
         for _ in range(epochs):
             loss_sum = torch.zeros((), device=device)
             for _ in range(steps_per_epoch):
-                cosine = cosine_to_zero(step, total)
+                cosine = half_cosine(step / total)
                 optimizer.param_groups[0]["lr"] = config.peak_lr(batch_size) * cosine
                 seed_stochastic_layers(config.seed, step, rank)
                 batch = next(endless)

@@ -28,6 +28,7 @@ from data_pipeline.order import Position, global_batch_ids
 from trainer.errors import ConfigError
 from trainer.evaluation.features import Features
 from trainer.evaluation.labels import Accuracy, accuracy, class_count, count_hits
+from trainer.schedule import half_cosine
 
 _TEST_ROWS = 8192
 
@@ -114,11 +115,6 @@ def cached_batches(
             ids_B = torch.from_numpy(ids.astype(np.int64))
             features_BF = features_NF[ids_B.to(features_NF.device)]
             yield features_BF.to(device), labels_N[ids_B].to(device)
-
-
-def cosine_to_zero(step: int, total: int) -> float:
-    """The learning rate of ``step`` as a factor of the first one's."""
-    return 0.5 * (1 + math.cos(math.pi * step / total))
 
 
 def linear_probe_on_crops(
@@ -215,7 +211,7 @@ class _Probe:
                     )
 
     def _set_lr(self, total: int) -> None:
-        factor = cosine_to_zero(self.steps, total)
+        factor = half_cosine(self.steps / total)
         self.optimizer.param_groups[0]["lr"] = self.config.peak_lr(self.batch_size) * factor
 
     def _step(self, features_BF: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:

@@ -24,9 +24,9 @@ from trainer.evaluation.linear import (
     LinearConfig,
     LinearResult,
     cached_batches,
-    cosine_to_zero,
     linear_probe,
 )
+from trainer.schedule import half_cosine
 
 _HELD_OUT = 0.1  # of the training samples
 _TEST_BYTES = 256 << 20  # of logits at once
@@ -146,7 +146,7 @@ def train_heads(
     batches = cached_batches(train, shared, batch_size, device)
     bar = tqdm(batches, "sweep", total, leave=False, disable=None if progress else True)
     for step, (features_BF, labels_B) in enumerate(bar):
-        cosine = cosine_to_zero(step, total)
+        cosine = half_cosine(step / total)
         gradients = _gradients(trained, features_BF.float(), labels_B)
         for parameter, velocity, gradient in zip(parameters, velocities, gradients):
             ones = (1,) * (parameter.dim() - 1)

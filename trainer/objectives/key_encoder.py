@@ -6,7 +6,6 @@ up to the newest step.
 """
 
 import copy
-import math
 from collections.abc import Iterator
 from typing import Literal
 
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from kernels.ema import ema_update_
+from trainer.schedule import half_cosine
 from trainer.shards import local
 
 MomentumSchedule = Literal["constant", "cosine"]
@@ -67,7 +67,7 @@ def momentum_at(momentum: float, schedule: MomentumSchedule, step: int, total_st
     if schedule == "constant":
         return momentum
     place = min(1.0, step / max(1, total_steps))
-    return 1.0 - (1.0 - momentum) * (1.0 + math.cos(math.pi * place)) / 2
+    return 1.0 - (1.0 - momentum) * half_cosine(place)
 
 
 def _parameters(*modules: nn.Module) -> Iterator[torch.Tensor]:
