@@ -9,13 +9,16 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from tests.report.made_runs import bare_run, write_evaluation, write_metrics
+from tests.report.made_runs import SMALL, bare_run, write_evaluation, write_metrics
+from tests.trainer.sleeper import sleeping_rank, suspend
 from trainer.report import Looks, names, read_contents
 from trainer.report.charts import Line, line_chart
 from trainer.report.html import Html, join, tag, text
+from trainer.report.live import LiveReport
 from trainer.report.looks import Answers, EmbeddingMap, Queries, Similarities, Views
 from trainer.report.page import page, write_page
 from trainer.report.ticks import labels, linear_axis, log_axis, short
+from trainer.watch import heartbeat
 
 NASTY = "<script>alert(1)</script>\"'&\x00\ud800"
 
@@ -48,6 +51,18 @@ class Parsed(HTMLParser):
 
 def made(*runs):
     return page([read_contents(run, Looks(), name) for run, name in zip(runs, names(runs))])
+
+
+def test_a_live_page_says_that_a_process_is_suspended(tmp_path):
+    # Two runs: a page of one is made anew when its pictures come, too.
+    run, other = bare_run(tmp_path / "run"), bare_run(tmp_path / "other")
+    with sleeping_rank() as (process, beat):
+        heartbeat.write(run / "heartbeats", beat)
+        live = LiveReport([run, other], SMALL, seconds=0)
+        assert "running, step 30 of 40" in Parsed(live.page()).text
+        suspend(process, beat)
+        assert "running (rank 0 is stopped), step 30 of 40" in Parsed(live.page()).text
+    assert "failed (killed before its first checkpoint)" in Parsed(live.page()).text
 
 
 def test_a_run_in_progress_has_a_page(tmp_path):

@@ -23,6 +23,7 @@ from tests.trainer.runs import (
     train,
     train_all,
 )
+from tests.trainer.sleeper import sleeping_rank, suspend
 from trainer.config import RunConfig
 from trainer.distributed import AgreedFlags
 from trainer.errors import ConfigError
@@ -252,18 +253,10 @@ def test_a_heartbeat_comes_back_as_it_was_and_a_foreign_file_does_not(tmp_path: 
 
 
 def test_a_process_is_seen_to_be_stopped_and_gone() -> None:
-    sleeper = subprocess.Popen(["sleep", "60"])
-    found = dataclasses.replace(
-        heartbeat.own(0), pid=sleeper.pid, started=heartbeat._started(sleeper.pid) or 0
-    )
-    assert heartbeat.process_state(found) == ""
-    sleeper.send_signal(signal.SIGSTOP)
-    deadline = time.monotonic() + 20
-    while heartbeat.process_state(found) != "stopped" and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert heartbeat.process_state(found) == "stopped"
-    sleeper.kill()
-    sleeper.wait()
+    with sleeping_rank() as (sleeper, found):
+        assert heartbeat.process_state(found) == ""
+        suspend(sleeper, found)
+        assert heartbeat.process_state(found) == "stopped"
     assert heartbeat.process_state(found) == "gone"
     assert heartbeat.process_state(dataclasses.replace(found, host="elsewhere")) == ""
 

@@ -101,8 +101,10 @@ class LiveReport:
 
 
 def _stamp(run: Path) -> list[Any]:
-    # Without the reason, which counts seconds of silence.
-    return [read_run(run).state, *(_changed_at(run / name) for name in _FILES)]
+    facts = read_run(run)
+    # The reason why nothing is known counts seconds of silence; it would never be the same.
+    why = "" if facts.state == "unknown" else facts.why
+    return [facts.state, why, *(_changed_at(run / name) for name in _FILES)]
 
 
 def _changed_at(path: Path) -> int:
