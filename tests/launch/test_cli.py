@@ -7,19 +7,13 @@ from pathlib import Path
 import pytest
 
 from launch.__main__ import main
+from tests.said import error_line
 from tests.trainer.runs import pack_images
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pack_images(tmp_path_factory.mktemp("data"), count=12)
-
-
-def error_line(capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line on standard error that is not a log line."""
-    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
-    assert len(lines) == 1, lines
-    return lines[0]
 
 
 @pytest.mark.parametrize(
@@ -94,13 +88,11 @@ def test_wrong_input_gets_one_line_and_exit_code_2(
     arguments: list[str],
     message: str,
     capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    empty_folder: Path,
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
-    assert message in error_line(capsys)
-    assert not list(tmp_path.glob("out*")), "something was written"
+    assert message in error_line(capsys.readouterr().err)
+    assert not list(empty_folder.iterdir()), "something was written"
 
 
 @pytest.mark.parametrize(
@@ -125,7 +117,7 @@ def test_settings_that_cannot_work_are_refused_before_step_0(
     out = [] if "--out" in settings else ["--out", str(tmp_path / "run")]
     arguments = ["pretrain", "simclr-cifar10-r18", "--data.train", str(data), *out, *settings]
     assert main(arguments) == 2
-    assert message in error_line(capsys)
+    assert message in error_line(capsys.readouterr().err)
     assert not list(tmp_path.glob("run/*.json*")), "something was written"
 
 
@@ -160,7 +152,7 @@ def test_another_projects_kernels_package_is_recognised(
 
     monkeypatch.delattr(kernels, "WIDEBATCH")
     assert main(["--version"]) == 1
-    assert "another project's package named 'kernels'" in error_line(capsys)
+    assert "another project's package named 'kernels'" in error_line(capsys.readouterr().err)
 
 
 def test_it_works_from_any_folder(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from tests.launch.evaluated import (
     make_folder,
     report,
 )
+from tests.said import error_line
 
 
 @pytest.fixture(scope="module")
@@ -146,9 +147,7 @@ def test_fine_tuning_that_cannot_work_is_refused(
 ) -> None:
     filled = [word.format(folder=folder) for word in words]
     assert main(command(folder, "finetune", str(folder / "run"), *filled)) == 2
-    errors = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
-    assert len(errors) == 1
-    assert message in errors[0]
+    assert message in error_line(capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("method", ["knn", "linear"])
@@ -192,9 +191,7 @@ def test_what_cannot_be_evaluated_gets_one_line_and_exit_code_2(
 ) -> None:
     filled = [word.format(folder=folder) for word in words]
     assert main(command(folder, "knn", "pixels:8", *filled)) == 2
-    errors = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
-    assert len(errors) == 1
-    assert message in errors[0]
+    assert message in error_line(capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from data_pipeline.pack import PackConfig, pack
 from launch.__main__ import main
 from tests.dist import run_ranks
 from tests.launch.evaluated import look, main_on_a_rank, make_folder, report
+from tests.said import error_line
 
 METHODS = ("retrieve", "cluster", "diagnose", "duplicates")
 
@@ -149,9 +150,7 @@ def test_what_cannot_be_looked_at_gets_one_line_and_exit_code_2(
 ) -> None:
     filled = [word.format(folder=folder) for word in words]
     assert main(look(folder, method, "pixels:8", *filled)) == 2
-    errors = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
-    assert len(errors) == 1
-    assert message in errors[0]
+    assert message in error_line(capsys.readouterr().err)
 
 
 def _on_a_rank(rank: int, world_size: int, lines: list[list[str]]) -> list[str]:

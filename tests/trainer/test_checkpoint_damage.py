@@ -20,20 +20,23 @@ def store(tmp_path: Path) -> CheckpointStore:
     return CheckpointStore(tmp_path / "checkpoints", keep=2)
 
 
+@pytest.fixture(params=FILES)
+def file_of_step_2(store: CheckpointStore, request: pytest.FixtureRequest) -> Path:
+    """Each file of the newest of two checkpoints, those of steps 1 and 2."""
+    save(store, 1)
+    return save(store, 2) / request.param
+
+
 @pytest.mark.reliability(7)
-@pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("length", ["empty", "one byte", "half", "all but one"])
 def test_a_cut_file_is_named_and_the_checkpoint_before_taken(
-    store: CheckpointStore, name: str, length: str, caplog: pytest.LogCaptureFixture
+    store: CheckpointStore, file_of_step_2: Path, length: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    save(store, 1)
-    path = save(store, 2) / name
-    size = path.stat().st_size
-    os.truncate(
-        path, {"empty": 0, "one byte": 1, "half": size // 2, "all but one": size - 1}[length]
-    )
+    size = file_of_step_2.stat().st_size
+    lengths = {"empty": 0, "one byte": 1, "half": size // 2, "all but one": size - 1}
+    os.truncate(file_of_step_2, lengths[length])
     assert newest_step(store) == 1
-    assert str(path) in caplog.text
+    assert str(file_of_step_2) in caplog.text
 
 
 @pytest.mark.reliability(7)
@@ -51,12 +54,10 @@ def test_a_cut_pointer_is_named_and_loses_nothing(
 
 
 @pytest.mark.reliability(8)
-@pytest.mark.parametrize("name", FILES)
 def test_a_flipped_bit_is_found_wherever_it_is_and_the_checkpoint_before_taken(
-    store: CheckpointStore, name: str, caplog: pytest.LogCaptureFixture
+    store: CheckpointStore, file_of_step_2: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    save(store, 1)
-    path = save(store, 2) / name
+    path = file_of_step_2
     content = path.read_bytes()
     for place in range(len(content)):
         changed = bytearray(content)
@@ -64,7 +65,7 @@ def test_a_flipped_bit_is_found_wherever_it_is_and_the_checkpoint_before_taken(
         path.write_bytes(changed)
         with pytest.raises(CheckpointError, match=r"step-00000002/"):
             store.read(2)
-    if name != "manifest.json":
+    if path.name != "manifest.json":
         assert newest_step(store) == 1
         assert f"{path}: its content does not match its checksum" in caplog.text
     path.write_bytes(content)
@@ -83,15 +84,12 @@ def test_a_manifest_that_is_still_json_is_found_by_its_own_checksum(
 
 
 @pytest.mark.reliability(9)
-@pytest.mark.parametrize("name", FILES)
 def test_a_deleted_file_is_named_and_the_checkpoint_before_taken(
-    store: CheckpointStore, name: str, caplog: pytest.LogCaptureFixture
+    store: CheckpointStore, file_of_step_2: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    save(store, 1)
-    path = save(store, 2) / name
-    path.unlink()
+    file_of_step_2.unlink()
     assert newest_step(store) == 1
-    assert f"{path}: missing" in caplog.text
+    assert f"{file_of_step_2}: missing" in caplog.text
 
 
 @pytest.mark.reliability(9)

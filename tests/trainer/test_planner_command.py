@@ -8,6 +8,7 @@ import pytest
 
 from launch.__main__ import main
 from launch.plan_command import GPUS as OFFERED_GPUS
+from tests.said import error_line
 from tests.trainer.plans import rates
 from tests.trainer.runs import pack_images, tiny_config
 from trainer.errors import ConfigError
@@ -44,17 +45,13 @@ def test_what_cannot_be_planned_gets_one_line(
     arguments: list[str],
     message: str,
     capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    empty_folder: Path,
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     assert main(["plan", *arguments]) == 2
-    captured = capsys.readouterr()
-    lines = [line for line in captured.err.splitlines() if "error:" in line]
-    assert len(lines) == 1
-    assert message in lines[0]
-    assert not captured.out
-    assert not list(tmp_path.iterdir())
+    said = capsys.readouterr()
+    assert message in error_line(said.err)
+    assert not said.out
+    assert not list(empty_folder.iterdir())
 
 
 def test_misspelt_settings_are_explained(capsys: pytest.CaptureFixture[str]) -> None:

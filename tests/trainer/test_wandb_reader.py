@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from launch.__main__ import main
+from tests.said import error_line
 from tests.test_architecture import FILES, ROOT
 from tests.trainer.runs import pack_images
 from trainer.errors import ConfigError
@@ -57,8 +58,7 @@ def test_asked_for_and_not_installed_is_one_line(
     data, out = pack_images(tmp_path, count=24), tmp_path / "run"
     words = ["--data.train", str(data), "--out", str(out), "--batch", "6"]
     assert main(["pretrain", "digits-demo", *words, "--telemetry.wandb", "mine"]) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
-    assert len(lines) == 1 and "pip install wandb" in lines[0]
+    assert "pip install wandb" in error_line(capsys.readouterr().err)
     assert not out.exists()
     with pytest.raises(ConfigError, match="name a project"):
         refuse_missing(TelemetryConfig(wandb="/"))
