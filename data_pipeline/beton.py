@@ -268,10 +268,9 @@ def _column_of_field(path: Path, fields: np.ndarray) -> dict[str, str]:
     for number, described in enumerate(fields):
         text = described["name"].tobytes()
         name = text.split(b"\0")[0].decode("ascii", "replace")
-        kind = int(described["type_id"])
         # FFCV's reader wants ASCII after the name's end too.
-        fine = kind in FIELD_TYPES and name.isidentifier() and text.isascii()
-        if not fine or name in columns:
+        usable = name.isidentifier() and text.isascii() and name not in columns
+        if not usable or int(described["type_id"]) not in FIELD_TYPES:
             raise DataError(
                 f"{path}: field {number} ({name!r}) has a type or name that is not supported: an "
                 f"RGB image 'image' and an integer 'label' are; {_REMEDY}"

@@ -20,4 +20,4 @@ def open_regular(path: Path) -> BinaryIO:
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return os.fdopen(descriptor, "rb")
     os.close(descriptor)
-    raise DataError(f"{path}: not a regular file")
+    raise DataError(f"{path}: not a regular file; put the file itself, or a link to it, there")
