@@ -9,7 +9,7 @@
 # What is done is not done again; what was interrupted goes on. Settings, from the environment:
 #   PYTHON=/path/to/python3.11   the interpreter for .venv (default: the first 3.11 or 3.12 found)
 #   FFCV=no                      do without FFCV and its system packages
-#   SLURM=no                     do without Slurm
+#   SLURM=no                     do without Slurm and the others of that stage
 #   BROWSER=no                   do without Chromium
 # shellcheck disable=SC2317  # most functions are called by name
 set -euo pipefail
@@ -332,7 +332,7 @@ slurm() {
   need has_promtool prometheus  # tests load launch/monitoring/ into it
   need has_zsh zsh              # tests press its keys, and fish's
   need has_fish fish
-  install_missing "The local Slurm cluster" "(Or without the tests that need Slurm: add SLURM=no.)"
+  install_missing "The tests with a real Slurm, Prometheus, shells and clock" "(Or without them: add SLURM=no.)"
 }
 
 [ "${BASH_SOURCE[0]}" = "$0" ] || return 0 # sourced by a test

@@ -25,7 +25,8 @@ RUN_FACTS = RunFacts(
 
 needs_prometheus = pytest.mark.skipif(
     not (shutil.which("prometheus") and shutil.which("promtool")),
-    reason="no Prometheus server here: apt-get install --no-install-recommends prometheus",
+    reason="no Prometheus server here: apt-get install --no-install-recommends prometheus"
+    " (`make test` does)",
 )
 
 

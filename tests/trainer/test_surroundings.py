@@ -87,7 +87,8 @@ def test_time_zone_hash_seed_and_workers_change_nothing(
 @pytest.mark.reliability(21)
 @pytest.mark.slow
 @pytest.mark.skipif(
-    not FAKETIME, reason="no clock can be set off here: apt-get install libfaketime"
+    not FAKETIME,
+    reason="no clock can be set off here: apt-get install libfaketime (`make test` does)",
 )
 def test_a_clock_that_is_a_day_off_changes_nothing(
     data: Path, usual: Usual, tmp_path: Path
