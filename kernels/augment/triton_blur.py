@@ -53,6 +53,25 @@ def _load_planes(place, inside, PLANE: tl.constexpr):
 
 
 @triton.jit
+def _load_centre(place, parameters, inside, PLANE: tl.constexpr):
+    weight = tl.load(parameters + BLUR)
+    red, green, blue = _load_planes(place, inside, PLANE)
+    return red * weight, green * weight, blue * weight
+
+
+@triton.jit
+def _add_pair(red, green, blue, place_a, place_b, parameters, k, inside, PLANE: tl.constexpr):
+    """Add the two pixels that lie ``k`` from the centre, which have one weight."""
+    weight = tl.load(parameters + BLUR + k)
+    red_a, green_a, blue_a = _load_planes(place_a, inside, PLANE)
+    red_b, green_b, blue_b = _load_planes(place_b, inside, PLANE)
+    red += (red_a + red_b) * weight
+    green += (green_a + green_b) * weight
+    blue += (blue_a + blue_b) * weight
+    return red, green, blue
+
+
+@triton.jit
 def _blur_down(
     ring,
     strip,
@@ -72,20 +91,13 @@ def _blur_down(
         inside = index < (last - first) * W
         y = first + index // W
         x = index % W
-        weight = tl.load(parameters + BLUR)
-        red, green, blue = _load_planes(ring + y % RING * W + x, inside, RING * W)
-        red *= weight
-        green *= weight
-        blue *= weight
+        red, green, blue = _load_centre(ring + y % RING * W + x, parameters, inside, RING * W)
         for k in range(1, reach + 1):
-            weight = tl.load(parameters + BLUR + k)
-            above = tl.abs(y - k)
-            below = H - 1 - tl.abs(H - 1 - y - k)
-            red_a, green_a, blue_a = _load_planes(ring + above % RING * W + x, inside, RING * W)
-            red_b, green_b, blue_b = _load_planes(ring + below % RING * W + x, inside, RING * W)
-            red += (red_a + red_b) * weight
-            green += (green_a + green_b) * weight
-            blue += (blue_a + blue_b) * weight
+            above = ring + tl.abs(y - k) % RING * W + x
+            below = ring + (H - 1 - tl.abs(H - 1 - y - k)) % RING * W + x
+            red, green, blue = _add_pair(
+                red, green, blue, above, below, parameters, k, inside, RING * W
+            )
         place = strip + index
         tl.store(place, red, mask=inside)
         tl.store(place + STRIP * W, green, mask=inside)
@@ -111,20 +123,13 @@ def _blur_across(
         inside = index < (last - first) * W
         x = index % W
         row = strip + index - x
-        weight = tl.load(parameters + BLUR)
-        red, green, blue = _load_planes(row + x, inside, STRIP * W)
-        red *= weight
-        green *= weight
-        blue *= weight
+        red, green, blue = _load_centre(row + x, parameters, inside, STRIP * W)
         for k in range(1, reach + 1):
-            weight = tl.load(parameters + BLUR + k)
-            left = tl.abs(x - k)
-            right = W - 1 - tl.abs(W - 1 - x - k)
-            red_a, green_a, blue_a = _load_planes(row + left, inside, STRIP * W)
-            red_b, green_b, blue_b = _load_planes(row + right, inside, STRIP * W)
-            red += (red_a + red_b) * weight
-            green += (green_a + green_b) * weight
-            blue += (blue_a + blue_b) * weight
+            left = row + tl.abs(x - k)
+            right = row + W - 1 - tl.abs(W - 1 - x - k)
+            red, green, blue = _add_pair(
+                red, green, blue, left, right, parameters, k, inside, STRIP * W
+            )
         write_finished(out, parameters, normal, first * W + index, inside, red, green, blue, W)
 
 
