@@ -20,7 +20,6 @@ from PIL import Image
 
 from data_pipeline.beton import check_beton
 from data_pipeline.pack import PackConfig, pack
-from trainer.checkpoint import CheckpointConfig
 from trainer.config import DataConfig, RunConfig, to_json
 from trainer.errors import ConfigError
 from trainer.planner.census import Census, count_step
@@ -122,7 +121,7 @@ def _small_run(config: RunConfig, data: Path, out: Path, batch: int) -> RunConfi
         steps=_STEPS + 1,
         resume="never",
         micro_batch=0,
-        checkpoint=CheckpointConfig(every_epochs=0),
+        checkpoint=dataclasses.replace(config.checkpoint, every_epochs=0),
         telemetry=TelemetryConfig(tensorboard=False),
     )
 

@@ -40,7 +40,7 @@ class Reading:
     peak_bytes: float
     """Taken of it at the peak."""
     step_seconds: float
-    """Median of the steps after the first, from batch to batch."""
+    """Median of the steps between the first and the last, from batch to batch."""
     wait_seconds: float
     """Of these, waiting for the loader."""
     augment_seconds: float
@@ -52,7 +52,7 @@ class Reading:
 
 
 def read(config: RunConfig, steps: int) -> Reading:
-    """Train ``steps`` steps as a run does, then time their parts alone.
+    """Train ``steps`` steps as a run does, and one while their checkpoint is written; time parts.
 
     Args:
         config: of one process; its folder is written to.
@@ -61,7 +61,10 @@ def read(config: RunConfig, steps: int) -> Reading:
     with prepare(config) as run:
         walls, waits, updates = [], [], []
         batches = run.loader.starting_at(run.state.position(run.plan))
-        for step in range(steps):
+        for step in range(steps + 1):
+            if step == steps:  # what is being written takes memory beside a step's own
+                run.state.step = steps
+                run.save()
             start = time.perf_counter()
             batch = next(batches)
             outputs, _ = run.gradients(batch, step)
@@ -72,8 +75,6 @@ def read(config: RunConfig, steps: int) -> Reading:
             walls.append(time.perf_counter() - start)
             updates.append(time.perf_counter() - update)
             waits.append(run.waited())
-        run.state.step = steps
-        run.save()
         name, memory, peak = _device(run)
         batches.close()  # type: ignore[attr-defined]
         augment = _timed(run, lambda: run.augment(batch.crops_BVHWC, batch.ids_B, 0))
@@ -83,11 +84,11 @@ def read(config: RunConfig, steps: int) -> Reading:
             name=name,
             memory=memory,
             peak_bytes=peak,
-            step_seconds=statistics.median(walls[1:]),
-            wait_seconds=statistics.median(waits[1:]),
+            step_seconds=statistics.median(walls[1:steps]),
+            wait_seconds=statistics.median(waits[1:steps]),
             augment_seconds=augment,
             loss_seconds=_timed(run, lambda: _loss(run, outputs)),
-            update_seconds=statistics.median(updates[1:]),
+            update_seconds=statistics.median(updates[1:steps]),
             core_seconds=_core_seconds(run),
         )
 
