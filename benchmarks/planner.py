@@ -1,10 +1,12 @@
 """What `widebatch plan --calibrate` predicts, and what runs then use: memory and time.
 
-    OMP_NUM_THREADS=2 python benchmarks/planner.py --steps 8
+    OMP_NUM_THREADS=2 python benchmarks/planner.py --steps 8 --rounds 3
 
 Every recipe is calibrated on this machine at small batches, planned at a larger one, and then
-trained at that one by the command line, as a user would. Memory is the peak that the kernel reports
-of the training process; time the median of its steps, the first left out. Images are generated.
+trained at that one by the command line, as a user would; in every round anew, for a machine that
+others use too may be twice as fast in one minute as in the next. Memory is the peak that the kernel
+reports of the training process; time the median of its steps, the first left out. The last line of
+a recipe has the medians of its rounds, errors each of its own. Images are generated.
 """
 
 import argparse
@@ -71,7 +73,26 @@ def predict(config: RunConfig) -> Plan:
     return make_plan(config, nodes=1, gpus=1, rates=rates, images=images_of(config))
 
 
-def compare(recipe: str, batch: int, precision: str | None, steps: int, folder: Path) -> str:
+class Pair(NamedTuple):
+    """Of one quantity."""
+
+    planned: float
+    used: float
+
+    @property
+    def error(self) -> float:
+        """Of the plan, as a fraction of what was used."""
+        return self.planned / self.used - 1
+
+
+class Round(NamedTuple):
+    """One plan and one run."""
+
+    mebibytes: Pair
+    seconds: Pair
+
+
+def compare(recipe: str, batch: int, precision: str, steps: int, folder: Path) -> Round:
     config = RECIPES[recipe]()
     data = generate(folder, config.crop.size, count=max(256, 2 * batch))
     config = dataclasses.replace(
@@ -79,19 +100,26 @@ def compare(recipe: str, batch: int, precision: str | None, steps: int, folder: 
         data=DataConfig(train=data),
         batch=batch,
         steps=steps,
-        precision=precision or config.precision,
+        precision=precision,
     )
     plan = predict(config)
     use = train(config, folder / "run", steps)
-    return (
-        f"  {recipe:20} {batch:5} {config.precision:>5}"
-        f"  {beside(plan.memory.total / 2**20, use.bytes / 2**20, MEMORY, digits=0)}"
-        f"  {beside(plan.time.seconds, use.seconds, TIME, digits=2)}"
+    return Round(
+        Pair(plan.memory.total / 2**20, use.bytes / 2**20), Pair(plan.time.seconds, use.seconds)
     )
 
 
-def beside(planned: float, used: float, bound: float, digits: int) -> str:
-    error = planned / used - 1
+def row(rounds: Sequence[Round]) -> str:
+    """The medians; of one round itself."""
+    memory = beside([each.mebibytes for each in rounds], MEMORY, digits=0)
+    return f"  {memory}  {beside([each.seconds for each in rounds], TIME, digits=2)}"
+
+
+def beside(pairs: Sequence[Pair], bound: float, digits: int) -> str:
+    planned, used, error = (
+        statistics.median(values)
+        for values in zip(*((pair.planned, pair.used, pair.error) for pair in pairs))
+    )
     return f"{planned:8.{digits}f} {used:8.{digits}f} {error:+7.1%}{' !'[abs(error) > bound]}"
 
 
@@ -101,15 +129,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, help="of every recipe, instead of its own")
     parser.add_argument("--precision", choices=("bf16", "fp32"))
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args(arguments)
     print(f"bounds: memory {MEMORY:.0%}, time {TIME:.0%}; '!' is beyond")
     print(f"  {'':33}  {'MiB at the peak':^26}  {'seconds a step':^26}")
     print(f"  {'recipe':20} batch          planned     used  error    planned     used  error")
     for recipe in options.recipes:
         batch = options.batch or BATCHES.get(recipe, 64)
-        with tempfile.TemporaryDirectory() as folder:
-            row = compare(recipe, batch, options.precision, options.steps, Path(folder))
-            print(row, flush=True)
+        precision = options.precision or RECIPES[recipe]().precision
+        rounds = []
+        for _ in range(options.rounds):
+            with tempfile.TemporaryDirectory() as folder:
+                rounds.append(compare(recipe, batch, precision, options.steps, Path(folder)))
+            print(f"  {recipe:20} {batch:5} {precision:>5}{row(rounds[-1:])}", flush=True)
+        if len(rounds) > 1:
+            print(f"  {'median':>32}{row(rounds)}", flush=True)
 
 
 if __name__ == "__main__":
