@@ -16,7 +16,7 @@ help:  ## show this list
 setup:  ## install everything that running needs: .venv, and system packages for FFCV
 	@launch/setup.sh base
 
-demo: setup  ## pack, pretrain on 2 processes, evaluate and export a small data set: 5 minutes
+demo: setup  ## pack, pretrain on 2 processes, evaluate and export a small data set: 6 minutes
 	@$(BIN)/python -m launch.demo
 
 lint: setup  ## formatting, style, types; shell scripts too where shellcheck is installed
@@ -25,11 +25,11 @@ lint: setup  ## formatting, style, types; shell scripts too where shellcheck is 
 	$(BIN)/mypy
 	$(if $(shell command -v shellcheck),shellcheck $(SHELL_SCRIPTS))
 
-test: lint  ## lint, then every test that takes seconds and needs no peer: under 15 minutes
+test: lint  ## lint, then every test that takes seconds and needs no peer: 15 to 20 minutes
 	@launch/setup.sh slurm
 	$(BIN)/python -m pytest --ignore=tests/peers -m "not slow$(without_slurm)" $(PYTEST_ARGS)
 
-test-all: lint  ## lint, then every test
+test-all: lint  ## lint, then every test: an hour and a half
 	@launch/setup.sh bench docs browser slurm
 	$(BIN)/python -m pytest --reliability=docs/reliability.md \
 		$(if $(without_slurm),-m "not slurm") $(PYTEST_ARGS)
