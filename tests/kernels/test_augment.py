@@ -1,6 +1,11 @@
 """Every operation, order and combination against torchvision, image by image."""
 
+import hashlib
+import os
+import subprocess
+import sys
 from itertools import permutations, product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -236,6 +241,29 @@ def test_an_image_is_byte_equal_in_every_batch(side, threads, implementation):
             assert torch.equal(torch.cat(parts), whole), f"batches of {size}"
     finally:
         torch.set_num_threads(before)
+
+
+def digest() -> str:
+    """Of all operations together, on images whose sizes leave a remainder and on others."""
+    found = hashlib.sha256()
+    for side in (19, 32, 64):
+        table, _ = random_table(24)
+        views = augment(crops(24, side, side), table, mean=MEAN, std=STD, implementation="cpu")
+        found.update(views.contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def test_the_first_run_on_a_machine_has_the_bits_of_those_that_find_its_code(tmp_path: Path):
+    command = [sys.executable, "-c", "import tests.kernels.test_augment as t; print(t.digest())"]
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    compiled, found = (
+        subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=True, timeout=240
+        ).stdout
+        for _ in range(2)
+    )
+    assert list(tmp_path.rglob("*.nbc")), "nothing was left for the second"
+    assert compiled == found
 
 
 @both
