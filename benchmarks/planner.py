@@ -45,6 +45,8 @@ def train(config: RunConfig, out: Path, steps: int) -> Use:
         *("--data.train", str(config.data.train), "--out", str(out)),
         *("--batch", str(config.batch), "--steps", str(steps), "--precision", config.precision),
         *("--telemetry.log-every", "1", "--telemetry.no-tensorboard"),
+        # One checkpoint on the way; these epochs of two steps would have one after each.
+        *("--checkpoint.every-epochs", "0", "--checkpoint.every-steps", str(max(1, steps // 2))),
     ]
     peak = 0.0
     with (out.parent / "log").open("w") as log:
