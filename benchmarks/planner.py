@@ -6,7 +6,8 @@ Every recipe is calibrated on this machine at small batches, planned at a larger
 trained at that one by the command line, as a user would; in every round anew, for a machine that
 others use too may be twice as fast in one minute as in the next. Memory is the peak that the kernel
 reports of the training process; time the median of its steps, the first left out. The last line of
-a recipe has the medians of its rounds, errors each of its own. Images are generated.
+a recipe has medians over its rounds: of what was planned, of what was used, and of the errors.
+Images are generated.
 """
 
 import argparse

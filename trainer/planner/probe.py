@@ -9,13 +9,14 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from data_pipeline.batch import Batch
 from data_pipeline.order import Position
 from trainer.config import RunConfig, from_json
 from trainer.objectives.base import Projections
@@ -40,7 +41,7 @@ class Reading:
     peak_bytes: float
     """Taken of it at the peak."""
     step_seconds: float
-    """Median of the steps between the first and the last, from batch to batch."""
+    """Median of the steps after the first, from batch to batch."""
     wait_seconds: float
     """Of these, waiting for the loader."""
     augment_seconds: float
@@ -52,29 +53,18 @@ class Reading:
 
 
 def read(config: RunConfig, steps: int) -> Reading:
-    """Train ``steps`` steps as a run does, and one while their checkpoint is written; time parts.
+    """Train ``steps`` steps as a run does, and one beside a checkpoint's writing; time the parts.
 
     Args:
         config: of one process; its folder is written to.
         steps: 2 or more.
     """
     with prepare(config) as run:
-        walls, waits, updates = [], [], []
         batches = run.loader.starting_at(run.state.position(run.plan))
-        for step in range(steps + 1):
-            if step == steps:  # what is being written takes memory beside a step's own
-                run.state.step = steps
-                run.save()
-            start = time.perf_counter()
-            batch = next(batches)
-            outputs, _ = run.gradients(batch, step)
-            _settle(run)
-            update = time.perf_counter()
-            _update(run, outputs, step)
-            _settle(run)
-            walls.append(time.perf_counter() - start)
-            updates.append(time.perf_counter() - update)
-            waits.append(run.waited())
+        timed = [_step(run, batches, step)[0] for step in range(steps)][1:]
+        run.state.step = steps
+        run.save()
+        _, batch, outputs = _step(run, batches, steps)  # beside the checkpoint's writing
         name, memory, peak = _device(run)
         batches.close()  # type: ignore[attr-defined]
         augment = _timed(run, lambda: run.augment(batch.crops_BVHWC, batch.ids_B, 0))
@@ -84,13 +74,34 @@ def read(config: RunConfig, steps: int) -> Reading:
             name=name,
             memory=memory,
             peak_bytes=peak,
-            step_seconds=statistics.median(walls[1:steps]),
-            wait_seconds=statistics.median(waits[1:steps]),
+            step_seconds=statistics.median(each.seconds for each in timed),
+            wait_seconds=statistics.median(each.wait for each in timed),
             augment_seconds=augment,
             loss_seconds=_timed(run, lambda: _loss(run, outputs)),
-            update_seconds=statistics.median(updates[1:steps]),
+            update_seconds=statistics.median(each.update for each in timed),
             core_seconds=_core_seconds(run),
         )
+
+
+@dataclass(frozen=True)
+class _Took:
+    """Seconds of one step, and of them those of its parts."""
+
+    seconds: float
+    wait: float
+    update: float
+
+
+def _step(run: Run, batches: Iterator[Batch], step: int) -> tuple[_Took, Batch, Projections]:
+    start = time.perf_counter()
+    batch = next(batches)
+    outputs, _ = run.gradients(batch, step)
+    _settle(run)
+    update = time.perf_counter()
+    _update(run, outputs, step)
+    _settle(run)
+    end = time.perf_counter()
+    return _Took(end - start, run.waited(), end - update), batch, outputs
 
 
 def _update(run: Run, outputs: Projections, step: int) -> None:
