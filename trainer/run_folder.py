@@ -1,6 +1,7 @@
 """The folder of a run: who may write it, and which checkpoint in it to go on from."""
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -20,6 +21,10 @@ from trainer.errors import CheckpointError, ConfigError
 
 log = logging.getLogger(__name__)
 
+NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, 524})
+"""What ``flock`` fails with where the file system has none: NFS without its lock service, Lustre
+without the option. 524 is the kernel's own ENOTSUPP, which some let out."""
+
 
 @contextlib.contextmanager
 def exclusive(out: Path) -> Iterator[None]:
@@ -35,6 +40,15 @@ def exclusive(out: Path) -> Iterator[None]:
             raise ConfigError(
                 f"--out {out}: another process is training there; stop it or choose another folder"
             ) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            log.warning(
+                "--out %s: no file locks there (%s): nothing stops a second run from writing"
+                " to the same folder; give each run its own",
+                out,
+                error.strerror,
+            )
         yield
     finally:
         os.close(descriptor)

@@ -1,6 +1,7 @@
 """The folder that runs write to: shared by all ranks, renames whole, locks that hold."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
@@ -13,6 +14,7 @@ import torch.distributed as dist
 
 from trainer.distributed import broadcast_json, rank_and_size
 from trainer.doctor.finding import Finding
+from trainer.run_folder import NO_LOCKS
 
 _PATIENCE_S = 15.0  # network file systems cache directory entries for some seconds
 _LEAST_FREE = 20 * 2**30
@@ -61,36 +63,42 @@ def _after(seconds: float) -> str:
 
 def _locks(place: Path, rank: int, size: int) -> Iterator[Finding]:
     """Rank 0 locks; the others must not get the lock."""
-    if size == 1:
-        return
     descriptor = -1
     with contextlib.suppress(OSError):
         descriptor = os.open(place / "renamed", os.O_RDWR)
     try:
-        held = rank == 0 and _lock(descriptor)
-        dist.barrier()
-        got = rank != 0 and _lock(descriptor)
-        dist.barrier()
+        mine = _lock(descriptor) if rank == 0 else errno.EWOULDBLOCK
+        if size > 1:
+            dist.barrier()
+        other = _lock(descriptor) if rank else errno.EWOULDBLOCK
+        if size > 1:
+            dist.barrier()
     finally:
         if descriptor >= 0:
             os.close(descriptor)
-    if got or (rank == 0 and not held):
-        yield Finding(
-            "locks",
-            "note",
-            "a lock on this file system is not seen by other nodes",
-            "nothing then stops two runs from writing one folder: give each its own",
-        )
+    if mine in NO_LOCKS:
+        said = f"this file system has no file locks ({os.strerror(mine)})"
+    elif other == 0 or (rank == 0 and mine):
+        said = "a lock on this file system is not seen by other nodes"
+    else:
+        return
+    yield Finding(
+        "locks",
+        "note",
+        said,
+        "nothing then stops two runs from writing one folder: give each its own",
+    )
 
 
-def _lock(descriptor: int) -> bool:
+def _lock(descriptor: int) -> int:
+    """0, or the number of the error that it was refused with."""
     if descriptor < 0:
-        return False
+        return errno.ENOENT
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0
 
 
 def _free(folder: Path) -> Finding:
