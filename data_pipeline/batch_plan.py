@@ -25,8 +25,12 @@ class Plan(Protocol):
     def epoch(self) -> int:
         """From 0."""
 
-    def ids(self, part: slice) -> IdArray:
-        """Sample ids of a slice of this process's part."""
+    @property
+    def count(self) -> int:
+        """Samples of this process's part."""
+
+    def ids(self) -> IdArray:
+        """Their ids."""
 
     def boxes(self, ids_N: IdArray, shown_N: IdArray) -> npt.NDArray[np.int64]:
         """Boxes (N, V, 4), drawn for samples ``ids_N``, in the images of samples ``shown_N``."""
@@ -34,19 +38,20 @@ class Plan(Protocol):
 
 @dataclass(frozen=True)
 class RandomCrops:
-    """A training batch; ``first`` is the place of its first sample in the epoch's order."""
+    """A training batch: ``count`` samples from place ``first`` of the epoch's order on."""
 
     seed: int
     epoch: int
     first: int
+    count: int
     table: SampleTable
     crop: CropConfig
     views: int
     only: IdArray | None = None  # the samples that there are; None: all of the table
 
-    def ids(self, part: slice) -> IdArray:
+    def ids(self) -> IdArray:
         """See :class:`Plan`."""
-        places = np.arange(self.first + part.start, self.first + part.stop)
+        places = np.arange(self.first, self.first + self.count)
         if self.only is not None:
             return self.only[permute(self.seed, self.epoch, places, len(self.only))]
         return permute(self.seed, self.epoch, places, len(self.table.sizes))
@@ -61,18 +66,19 @@ class RandomCrops:
 
 @dataclass(frozen=True)
 class CentreCrops:
-    """An evaluation batch, from sample ``first`` on in the file's order."""
+    """An evaluation batch: ``count`` samples from ``first`` on, in the file's order."""
 
     first: int
+    count: int
     table: SampleTable
     size: int
     resize: int
     seed: int = 0
     epoch: int = 0
 
-    def ids(self, part: slice) -> IdArray:
+    def ids(self) -> IdArray:
         """See :class:`Plan`."""
-        return np.arange(self.first + part.start, self.first + part.stop)
+        return np.arange(self.first, self.first + self.count)
 
     def boxes(self, ids_N: IdArray, shown_N: IdArray) -> npt.NDArray[np.int64]:
         """See :class:`Plan`."""

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from data_pipeline.batch import Batch, Memory, Transfer
@@ -34,7 +33,13 @@ from data_pipeline.beton import BetonInfo, SampleTable, check_beton, read_sample
 from data_pipeline.damage import Damage, check_limit
 from data_pipeline.errors import DataError
 from data_pipeline.order import IdArray, Position, rank_slice
-from data_pipeline.substitutes import Decoder, Substitute, decode_or_substitute
+from data_pipeline.substitutes import (
+    BoxArray,
+    Decoder,
+    Pixels,
+    Substitute,
+    decode_or_substitute,
+)
 from data_pipeline.views import CropConfig
 
 log = logging.getLogger(__name__)
@@ -174,21 +179,22 @@ class _Source:
         return [slice(first, min(first + size, count)) for first in range(0, count, size)]
 
     def decode(
-        self, plan: Plan, ids_N: IdArray, out_NVSS3: npt.NDArray[np.uint8]
+        self, plan: Plan, ids_N: IdArray, boxes_NV4: BoxArray, out_NVSS3: Pixels
     ) -> list[Substitute]:
-        """Fill ``out_NVSS3`` with what ``plan`` cuts out of the samples; returns what was replaced.
+        """Fill ``out_NVSS3`` with the boxes of samples of ``plan``; returns what was replaced.
 
         Raises:
             DataError: a sample is damaged, and substitutes are not allowed or are too.
         """
         if not self.substitutes:
-            self.decoder.decode(ids_N, plan.boxes(ids_N, ids_N), out_NVSS3)
+            self.decoder.decode(ids_N, boxes_NV4, out_NVSS3)
             return []
         replaced = decode_or_substitute(
             self.decoder,
             ids_N,
-            plan.boxes,
+            boxes_NV4,
             out_NVSS3,
+            boxes_of=plan.boxes,
             seed=plan.seed,
             epoch=plan.epoch,
             num_samples=self.info.num_samples,
@@ -250,20 +256,26 @@ class _Pending:
     """A batch being decoded."""
 
     def __init__(
-        self, source: _Source, plan: Plan, count: int, views: int, size: int, position: Position
+        self, source: _Source, plan: Plan, views: int, size: int, position: Position
     ) -> None:
-        self._crops = source.memory.take((count, views, size, size, 3))
-        self._ids = torch.empty(count, dtype=torch.int64)
-        self._labels = torch.empty(count, dtype=torch.int64)
+        self._crops = source.memory.take((plan.count, views, size, size, 3))
+        self._labels = torch.empty(plan.count, dtype=torch.int64)
         self._source, self._plan, self._position = source, plan, position
+        # Planned once, by the first thread that is free: in every part it would hold Python's lock
+        # for milliseconds. Parts wait for it, and the pool begins none of them before.
+        self._planned = source.pool.submit(self._make_plan)
         self._parts: list[Future[list[Substitute]]] = [
-            source.pool.submit(self._decode, part) for part in source.chunks(count)
+            source.pool.submit(self._decode, part) for part in source.chunks(plan.count)
         ]
 
+    def _make_plan(self) -> tuple[IdArray, BoxArray]:
+        ids_B = self._plan.ids()
+        return ids_B, self._plan.boxes(ids_B, ids_B)
+
     def _decode(self, part: slice) -> list[Substitute]:
-        ids_N = self._plan.ids(part)
-        replaced = self._source.decode(self._plan, ids_N, self._crops[part].numpy())
-        self._ids[part] = torch.from_numpy(ids_N)
+        ids_B, boxes_BV4 = self._planned.result()
+        ids_N, out_NVSS3 = ids_B[part], self._crops[part].numpy()
+        replaced = self._source.decode(self._plan, ids_N, boxes_BV4[part], out_NVSS3)
         shown = {substitute.sample: substitute.shown for substitute in replaced}
         shown_N = np.array([shown.get(i, i) for i in ids_N.tolist()]) if shown else ids_N
         self._labels[part] = torch.from_numpy(self._source.table.labels[shown_N])
@@ -275,9 +287,11 @@ class _Pending:
     def result(self) -> Batch:
         """Wait for the batch; raises what decoding raised, of the first sample in the batch."""
         replaced = [substitute for part in self._parts for substitute in part.result()]
-        return Batch(self._crops, self._ids, self._labels, self._position, tuple(replaced))
+        ids = torch.from_numpy(self._planned.result()[0])
+        return Batch(self._crops, ids, self._labels, self._position, tuple(replaced))
 
     def cancel(self) -> None:
+        self._planned.cancel()
         for part in self._parts:
             part.cancel()
 
@@ -379,19 +393,18 @@ class TrainLoader(_Batches):
         return self._run(self._from(position))
 
     def _from(self, position: Position) -> Iterator[_Pending]:
-        count = self._share.stop - self._share.start
         while True:
             plan = self._plan_of(position)
-            size = self._crop.size
-            yield _Pending(self._source, plan, count, self._views, size, position)
+            yield _Pending(self._source, plan, self._views, self._crop.size, position)
             step = position.step + 1
             last = step == self.steps_per_epoch
             position = Position(position.epoch + last, 0 if last else step)
 
     def _plan_of(self, position: Position) -> Plan:
-        first = position.step * self._batch_size + self._share.start
-        table, crop, views = self._source.table, self._crop, self._views
-        return RandomCrops(self._seed, position.epoch, first, table, crop, views, self._only)
+        share, table = self._share, self._source.table
+        first, count = position.step * self._batch_size + share.start, share.stop - share.start
+        what = (table, self._crop, self._views, self._only)
+        return RandomCrops(self._seed, position.epoch, first, count, *what)
 
 
 class EvalLoader(_Batches):
@@ -430,5 +443,5 @@ class EvalLoader(_Batches):
     def _all(self) -> Iterator[_Pending]:
         for step in range(len(self)):
             ids = self.local_ids[step * self._batch_size : (step + 1) * self._batch_size]
-            plan = CentreCrops(ids.start, self._source.table, self._size, self._resize)
-            yield _Pending(self._source, plan, len(ids), 1, self._size, Position(0, step))
+            plan = CentreCrops(ids.start, len(ids), self._source.table, self._size, self._resize)
+            yield _Pending(self._source, plan, 1, self._size, Position(0, step))

@@ -2,12 +2,13 @@
 
 The permutation of an epoch is a balanced Feistel network on the smallest even-bit domain that
 holds the data set, with cycle walking (Black & Rogaway, CT-RSA 2002): a bijection that any process
-evaluates at any positions without building, storing or exchanging a table. A global batch is
+evaluates at any positions without storing or exchanging a table of them. A global batch is
 ``batch_size`` consecutive positions and a rank's share is a consecutive slice of it, so the samples
 of a step do not depend on the number of ranks, and resuming is arithmetic.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -46,26 +47,32 @@ def permute(seed: int, epoch: int, positions: npt.ArrayLike, num_samples: int) -
     if x.size and (x.min() < 0 or x.max() >= num_samples):
         raise IndexError(f"positions must lie in [0, {num_samples}), got {x.min()}..{x.max()}")
     half_bits = max(1, (max(num_samples - 1, 1).bit_length() + 1) // 2)
+    rounds = _round_functions(seed, epoch, half_bits)
+    value = _feistel(x.reshape(-1), rounds, half_bits)
+    # The domain is at most four times the data set: walk on from values outside it.
+    outside = np.flatnonzero(value >= num_samples)
+    while outside.size:
+        value[outside] = walked = _feistel(value[outside], rounds, half_bits)
+        outside = outside[walked >= num_samples]
+    return value.reshape(x.shape)
+
+
+@lru_cache(maxsize=4)  # an epoch's and the next one's, for training and another set
+def _round_functions(seed: int, epoch: int, half_bits: int) -> list[IdArray]:
+    """What each round makes of each right half: few values, in the place of hashing every one."""
+    halves = np.arange(1 << half_bits, dtype=np.uint64)
+    mask = np.uint64((1 << half_bits) - 1)
     with np.errstate(over="ignore"):
         key = absorb(run_key(seed, epoch), np.array(int(Stream.ORDER), np.uint64))
         round_keys = [absorb(key, np.array(r, np.uint64)) for r in range(_ROUNDS)]
-        value = _feistel(x.astype(np.uint64).reshape(-1), round_keys, half_bits)
-        # The domain is at most four times the data set: walk on from values outside it.
-        outside = np.flatnonzero(value >= num_samples)
-        while outside.size:
-            value[outside] = _feistel(value[outside], round_keys, half_bits)
-            outside = outside[value[outside] >= num_samples]
-    return value.astype(np.int64).reshape(x.shape)
+        return [(absorb(key, halves) & mask).astype(np.int64) for key in round_keys]
 
 
-def _feistel(
-    x: npt.NDArray[np.uint64], round_keys: list[npt.NDArray[np.uint64]], half_bits: int
-) -> npt.NDArray[np.uint64]:
-    shift, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
-    left, right = x >> shift, x & mask
-    for key in round_keys:
-        left, right = right, left ^ (absorb(key, right) & mask)
-    return (left << shift) | right
+def _feistel(x: IdArray, rounds: list[IdArray], half_bits: int) -> IdArray:
+    left, right = x >> half_bits, x & ((1 << half_bits) - 1)
+    for of_half in rounds:
+        left, right = right, left ^ of_half[right]
+    return (left << half_bits) | right
 
 
 def global_batch_ids(seed: int, position: Position, batch_size: int, num_samples: int) -> IdArray:

@@ -85,9 +85,10 @@ def candidates(seed: int, epoch: int, sample: int, num_samples: int) -> IdArray:
 def decode_or_substitute(
     decoder: Decoder,
     ids_N: IdArray,
-    boxes_of: Callable[[IdArray, IdArray], BoxArray],
+    boxes_NV4: BoxArray,
     out_NVSS3: Pixels,
     *,
+    boxes_of: Callable[[IdArray, IdArray], BoxArray],
     seed: int,
     epoch: int,
     num_samples: int,
@@ -97,8 +98,9 @@ def decode_or_substitute(
     Args:
         decoder: of the file.
         ids_N: samples.
-        boxes_of: (ids, ids of the samples shown in their places) -> int64 (N, V, 4).
+        boxes_NV4: their boxes.
         out_NVSS3: uint8, to fill.
+        boxes_of: (ids, ids of the samples shown in their places) -> int64 (N, V, 4).
         seed: the run's seed.
         epoch: from 0.
         num_samples: in the file.
@@ -110,7 +112,7 @@ def decode_or_substitute(
         DataError: none of a sample's substitutes decodes either; names them.
     """
     replaced = []
-    for place in decoder.try_decode(ids_N, boxes_of(ids_N, ids_N), out_NVSS3).tolist():
+    for place in decoder.try_decode(ids_N, boxes_NV4, out_NVSS3).tolist():
         sample = ids_N[place : place + 1]
         for shown in candidates(seed, epoch, int(sample[0]), num_samples)[:, None]:
             part = out_NVSS3[place : place + 1]

@@ -20,6 +20,7 @@ FloatArray = npt.NDArray[np.float64]
 
 _ATTEMPTS = 10  # torchvision's RandomResizedCrop gives up after as many
 _DRAWS = 4  # uniforms per attempt: area, aspect ratio, top, left
+_DRAW_41 = np.arange(_DRAWS)[:, None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,16 +95,16 @@ def _attempt(
     crop: CropConfig,
 ) -> tuple[IntArray, npt.NDArray[np.bool_]]:
     """One draw for each key: boxes, and which of them fit into their images."""
-    first = attempt * _DRAWS
+    of_area, of_ratio, of_top, of_left = uniforms(keys, attempt * _DRAWS + _DRAW_41)
     low, high = crop.scale
-    area = heights * widths * (low + (high - low) * uniforms(keys, first))
+    area = heights * widths * (low + (high - low) * of_area)
     log_low, log_high = np.log(crop.ratio)
-    ratio = np.exp(log_low + (log_high - log_low) * uniforms(keys, first + 1))
+    ratio = np.exp(log_low + (log_high - log_low) * of_ratio)
     w = np.rint(np.sqrt(area * ratio)).astype(np.int64)
     h = np.rint(np.sqrt(area / ratio)).astype(np.int64)
     fits = (w > 0) & (w <= widths) & (h > 0) & (h <= heights)
-    top = (uniforms(keys, first + 2) * (heights - h + 1)).astype(np.int64)
-    left = (uniforms(keys, first + 3) * (widths - w + 1)).astype(np.int64)
+    top = (of_top * (heights - h + 1)).astype(np.int64)
+    left = (of_left * (widths - w + 1)).astype(np.int64)
     return np.stack([top, left, h, w], axis=-1), fits
 
 

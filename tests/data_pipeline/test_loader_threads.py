@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from data_pipeline.order import Position
+from data_pipeline import batch_plan
+from data_pipeline.order import Position, permute
 from tests.data_pipeline.batches import decoding_threads, digest, open_train, take
 
 
@@ -93,3 +94,21 @@ def test_waiting_is_counted_and_working_is_not(
     next(batches)
     assert source.wait_seconds - waited < 0.1
     source.close()
+
+
+def test_a_batch_is_planned_once_however_many_parts_it_is_decoded_in(
+    jpegs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In each part, planning would hold the interpreter's lock against the main thread."""
+    asked: list[int] = []
+
+    def counted(seed: int, epoch: int, positions: npt.NDArray[np.int64], n: int) -> object:
+        asked.append(len(positions))
+        return permute(seed, epoch, positions, n)
+
+    monkeypatch.setattr(batch_plan, "permute", counted)
+    source = open_train(jpegs, workers=3, batch_size=40)
+    assert len(source._source.chunks(40)) == 5
+    take(source, 1)
+    assert set(asked) == {40}
+    assert len(asked) <= 1 + source._source.prefetch + 1  # the batches begun ahead

@@ -72,3 +72,6 @@ def test_positions_outside_the_data_set_are_refused(position: int) -> None:
 def test_the_order_of_old_runs_stays_what_it_was() -> None:
     """Resuming a run with another order would repeat and skip samples: never change these."""
     assert permute(42, 3, np.arange(8), 1000).tolist() == [829, 957, 469, 935, 882, 154, 522, 831]
+    # ImageNet-1k, a third of whose domain of 2**22 it fills.
+    assert permute(42, 3, np.arange(4), 1_281_167).tolist() == [54422, 902265, 623911, 128040]
+    assert permute(2**63, 0, np.arange(3), 45).tolist() == [22, 26, 24]

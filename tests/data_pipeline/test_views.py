@@ -157,6 +157,15 @@ def test_a_crop_of_the_views_size_is_not_resampled() -> None:
         )
 
 
+def test_the_boxes_of_old_runs_stay_what_they_were() -> None:
+    """The second image is so wide that most attempts at a box fail."""
+    found = random_resized_crop_boxes(42, 3, [7, 54422], 2, [375, 40], [500, 300], DEFAULT)
+    assert found.tolist() == [
+        [[17, 155, 310, 250], [62, 4, 157, 209]],
+        [[0, 22, 40, 47], [0, 123, 40, 53]],
+    ]
+
+
 def test_flat_areas_keep_their_value() -> None:
     for value in (0, 1, 127, 254, 255):
         flat = np.full((301, 211, 3), value, np.uint8)
