@@ -15,14 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from data_pipeline.beton import JPEG_MODE, MAX_PIXELS, SampleTable
 from data_pipeline.ffcv_compat import bind_symbols, external, jpeg_complaint, map_beton
 from data_pipeline.resample import crop, make_scratch, split_channels
 from data_pipeline.substitutes import Decoder
+from kernels.compiled import compiled
 
-_compiled = njit(nogil=True, error_model="numpy", cache=True)
+_compiled = compiled(nogil=True, error_model="numpy")
 
 # What became of a sample: its planes are YCbCr or grey, or RGB, or it did not decode.
 _FINE, _FINE_RGB, _DAMAGED = 0, 1, 2

@@ -22,7 +22,8 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from kernels.compiled import compiled
 
 _ONE = 65535  # the sum of an output's weights: 1, as near as 16 bits come
 _GREY = 128 << 8  # colourless
@@ -32,7 +33,7 @@ _U16, _U32, _U64 = np.uint16, np.uint32, np.uint64
 # JFIF's conversion (ITU-R BT.601, full range), in 2**-14.
 _CR_TO_R, _CB_TO_G, _CR_TO_G, _CB_TO_B = 22970, 5638, 11700, 29032
 
-_compiled = njit(nogil=True, error_model="numpy", cache=True)
+_compiled = compiled(nogil=True, error_model="numpy")
 
 
 class Axis(NamedTuple):

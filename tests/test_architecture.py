@@ -23,7 +23,11 @@ MAY_IMPORT = {
     "data_pipeline": {"data_pipeline"},
     "kernels": {"kernels"},
 }
-EXCEPTIONS = {("data_pipeline/augment.py", "kernels.augment")}
+EXCEPTIONS = {
+    ("data_pipeline/augment.py", "kernels.augment"),
+    ("data_pipeline/ffcv_loader.py", "kernels.compiled"),
+    ("data_pipeline/resample.py", "kernels.compiled"),
+}
 
 # Code that runs in every step of training: it must not wait for the device.
 IN_A_STEP = (

@@ -20,6 +20,7 @@ import torch
 from numba import njit
 
 from kernels.augment.table import JITTER_STEPS, LUMA, Column, FloatArray, Jitter
+from kernels.compiled import compiled
 
 Triple = tuple[float, float, float]
 Array = npt.NDArray[Any]
@@ -93,13 +94,7 @@ def _pool(pid: int, threads: int) -> ThreadPoolExecutor:
 # or a run would not go on as it was. No ninf either: the solarise threshold may be infinite.
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"nnan"}}
 _inlined = njit(inline="always", **_OPTIONS)  # one function for the compiler: a fifth less time
-
-
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    try:
-        return njit(cache=True, **_OPTIONS)(function)
-    except RuntimeError:  # neither the source's folder nor the user's cache can be written
-        return njit(**_OPTIONS)(function)
+_compiled = compiled(**_OPTIONS)
 
 
 @_compiled
