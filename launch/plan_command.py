@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from launch.arguments import Parser
 from launch.exit_codes import ExitCode
+from launch.first_look import refuse_unknown, setting_flags
 from launch.nearest import unknown
 from launch.pretrain_command import RECIPES
 from launch.settings_arguments import parse_settings
@@ -44,8 +45,9 @@ def main(arguments: Sequence[str]) -> ExitCode:
         raise ConfigError(unknown("recipe", recipe, RECIPES))
     args, overrides = parser.parse_known_args(arguments)
     own = [option for action in parser._actions for option in action.option_strings]
-    config, known = _config(recipe, overrides, own)
+    refuse_unknown(f"widebatch plan {recipe}", overrides, setting_flags(), own)
     _check(args)
+    config, known = _config(recipe, overrides, own)
     return _plan(args, config, known)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from launch import cluster, restarts
 from launch.exit_codes import ExitCode, exit_code_for
+from launch.first_look import refuse_files, refuse_unknown, setting_flags
 from launch.nearest import unknown
 from launch.preemption import StopSignal
 from launch.settings_arguments import parse_settings
@@ -79,6 +80,9 @@ def main(arguments: Sequence[str]) -> ExitCode:
 
 
 def _train(recipe: str, overrides: list[str], stop: StopSignal) -> ExitCode:
+    prog = f"widebatch pretrain {recipe}"
+    refuse_unknown(prog, overrides, setting_flags())
+    refuse_files(prog, overrides)
     from trainer.recipes import RECIPES as BUILDERS
 
     config = parse_settings("pretrain", recipe, BUILDERS[recipe](), overrides)

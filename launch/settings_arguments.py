@@ -10,14 +10,13 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from launch.nearest import unknown
+from launch.first_look import given, refuse_unknown
 from trainer.errors import ConfigError
 
 if TYPE_CHECKING:
     from trainer.config import RunConfig
 
 _FRAME = "╭╮╰╯│─ \t"
-_TYRO_FLAGS = ("--help", "--tyro-print-completion", "--tyro-write-completion")
 
 
 def parse_settings(
@@ -75,18 +74,12 @@ def _check_flags(
 ) -> None:
     from trainer.settings import settings
 
-    given = [word.partition("=")[0] for word in words if word.startswith("--")]
     found = settings(default)
-    flags = [flag for setting in found for flag in setting.flags]
-    known = {*flags, *_TYRO_FLAGS}
-    for flag in given:
-        if flag.replace("_", "-") not in known:
-            near = [*flags, *other_options]
-            raise ConfigError(unknown("setting", flag, near, f"see '{prog} --help'"))
+    refuse_unknown(prog, words, [f for setting in found for f in setting.flags], other_options)
     if {"-h", "--help"} & set(words):
         return
     for setting in found:
-        if setting.required and setting.flag not in given:
+        if setting.required and setting.flag not in given(words):
             kind = "FILE" if setting.is_path else "VALUE"
             raise ConfigError(f"{setting.flag} {kind} is required; see '{prog} --help'")
 

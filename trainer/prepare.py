@@ -10,19 +10,20 @@ import logging
 import os
 from collections.abc import Iterator
 
+import torch
 from lightning_fabric import Fabric
 from torch import nn
 
 from data_pipeline import faults
 from data_pipeline.augment import Augment
-from data_pipeline.beton import check_beton
+from data_pipeline.beton import check_beton, sample_count
 from data_pipeline.loader import TrainLoader, train_loader
 from kernels.waiting import observe
 from trainer.announce import announce
 from trainer.checkpoint import Checkpoint, CheckpointSaver, CheckpointStore
 from trainer.config import RunConfig, RunPlan, plan_run
 from trainer.distributed import release, shutdown
-from trainer.encoders import seed_stochastic_layers
+from trainer.encoders import build_encoder, seed_stochastic_layers
 from trainer.gradient_buckets import has_gradient_buckets, settle_gradient_buckets
 from trainer.gradients import Gradients, InPieces, WholeBatch
 from trainer.guard import NumericalGuard
@@ -59,8 +60,13 @@ def join(config: RunConfig) -> Iterator[Fabric]:
     """Join the process group that ``config`` runs on; leave it in the end.
 
     Raises:
-        ConfigError: the strategy does not go with other settings; a GPU or a library is missing.
+        ConfigError: settings do not go together or with the data; a GPU or a library is missing.
+        DataError: the data is no .beton.
     """
+    plan_run(config, sample_count(config.data.train), int(os.environ.get("WORLD_SIZE", "1")))
+    if ":" not in config.encoder.name:  # a model of the user's may not go without memory
+        with torch.device("meta"):
+            build_encoder(config.encoder)
     refuse_missing(config.telemetry)
     refuse_unsupported(config.strategy, config.precision, config.micro_batch, config.compile)
     fabric = launch_fabric(config.device, config.precision, config.strategy)

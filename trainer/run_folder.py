@@ -30,7 +30,7 @@ without the option. 524 is the kernel's own ENOTSUPP, which some let out."""
 def exclusive(out: Path) -> Iterator[None]:
     """Hold the run's folder: two runs that write one folder would ruin both."""
     if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out}: exists and is no folder")
+        raise ConfigError(f"--out {out}: {out} exists and is no folder; choose another name")
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:

@@ -1,12 +1,16 @@
 """What a user sees who types something wrong, or asks for help."""
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from data_pipeline.beton import sample_count
+from data_pipeline.errors import DataError
 from launch.__main__ import main
+from launch.first_look import setting_flags
 from tests.said import error_line
 from tests.trainer.runs import pack_images
 
@@ -34,16 +38,60 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=" ".join,
 )
 def test_help_answers_without_loading_torch(arguments: list[str]) -> None:
+    result = _without_torch(arguments)
+    assert result.returncode == 0, result.stderr
+    assert "widebatch" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data.train", "x.beton", "--lr", "0.1"], "did you mean --optim.base-lr?"),
+        (["--data.train", "x.beton"], "x.beton: no such file"),
+        ([], "--data.train FILE is required"),
+        (["--data.train", "{data}", "--data.test", "{folder}"], "pack it first: widebatch pack "),
+        (["--data.train", __file__], "test_cli.py: not a .beton"),
+        (["--data.train", "{data}", "--out", "{data}/run"], "exists and is no folder"),
+    ],
+    ids=["setting", "no file", "nothing", "folder", "no .beton", "out"],
+)
+def test_wrong_words_and_files_are_told_without_loading_torch(
+    data: Path, arguments: list[str], message: str
+) -> None:
+    filled = [word.format(data=data, folder=data.parent) for word in arguments]
+    result = _without_torch(["pretrain", "simclr-r50", *filled])
+    assert result.returncode == 2
+    assert message in error_line(result.stderr)
+    assert result.stderr.count("\n") == 1
+
+
+def _without_torch(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """The command; fails where it loads one of the packages that take seconds."""
     code = (
         "import sys; from launch.__main__ import main; status = main(sys.argv[1:]);"
         "heavy = {'torch', 'numba', 'ffcv', 'deepspeed'} & set(sys.modules);"
         "assert not heavy, heavy; sys.exit(status)"
     )
-    result = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60
     )
-    assert result.returncode == 0, result.stderr
-    assert "widebatch" in result.stdout
+
+
+def test_the_settings_of_the_first_look_are_the_recipes_own() -> None:
+    from trainer.recipes import RECIPES as BUILDERS
+    from trainer.settings import settings
+
+    found = [flag for b in BUILDERS.values() for s in settings(b()) for flag in s.flags]
+    assert sorted(setting_flags()) == sorted(set(found))
+
+
+def test_the_command_that_packs_a_folder_can_be_pasted(tmp_path: Path) -> None:
+    folder = tmp_path / "my photos v1.2"
+    folder.mkdir()
+    with pytest.raises(DataError) as refused:
+        sample_count(folder)
+    command = str(refused.value).partition("pack it first: ")[2]
+    assert shlex.split(command) == ["widebatch", "pack", str(folder), "my photos v1.2.beton"]
 
 
 def test_the_list_of_recipes_is_the_trainers() -> None:
@@ -131,9 +179,9 @@ def test_settings_that_cannot_work_are_refused_before_step_0(
     ids=["unknown setting", "wrong type", "required setting missing"],
 )
 def test_misspelt_settings_are_explained(
-    settings: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    settings: list[str], message: str, capsys: pytest.CaptureFixture[str], data: Path
 ) -> None:
-    train = ["--data.train", "x.beton"] if settings else []
+    train = ["--data.train", str(data)] if settings else []
     assert main(["pretrain", "simclr-r50", *train, *settings]) == 2
     assert message in capsys.readouterr().err
 

@@ -8,13 +8,18 @@ import pytest
 
 from launch.__main__ import main
 from launch.nearest import nearest
-from tests.trainer.runs import tiny_config
+from tests.trainer.runs import pack_images, tiny_config
 from trainer.config import to_json
 from trainer.errors import ConfigError
 from trainer.run_folder import _check_same_run
 
-R50 = ["simclr-r50", "--data.train", "x.beton"]
+R50 = ["simclr-r50", "--data.train", "{data}"]
 H100 = ["simclr-r50", "--gpu", "h100-80g"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pack_images(tmp_path_factory.mktemp("data"), count=12)
 
 
 @pytest.mark.parametrize(
@@ -25,6 +30,18 @@ H100 = ["simclr-r50", "--gpu", "h100-80g"]
         (["pretrain", *R50, "--optim.base_lrr", "1"], "did you mean --optim.base-lr?"),
         (["pretrain", *R50, "--schedul.warmup-epochs", "1"], "did you mean --schedule.warmup-epo"),
         (["pretrain", *R50, "--base-lr=1"], "did you mean --optim.base-lr?"),
+        (["pretrain", *R50, "--lr", "1"], "did you mean --optim.base-lr?"),
+        (["pretrain", *R50, "--learning_rate", "1"], "did you mean --optim.base-lr?"),
+        (["pretrain", *R50, "--workers", "4"], "did you mean --loader.workers?"),
+        (["pretrain", *R50, "--num-workers=4"], "did you mean --loader.workers?"),
+        (["pretrain", *R50, "--batch-size", "4"], "did you mean --batch?"),
+        (["pretrain", *R50, "-b", "4"], "did you mean --batch?"),
+        (["pretrain", *R50, "--arch", "resnet18"], "did you mean --encoder.name?"),
+        (["pretrain", *R50, "--gpus", "8"], "for N processes start with torchrun"),
+        (["evaluate", "knn", "run", "--gpus", "8"], "for N processes start with torchrun"),
+        (["evaluate", "linear", "run", "--lr", "1"], "did you mean --base-lr?"),
+        (["evaluate", "knn", "run", "--num-workers", "4"], "did you mean --workers?"),
+        (["plan", *H100, "--nnodes", "4"], "did you mean --nodes?"),
         (["pretrain", *R50, "--zzz", "1"], "see 'widebatch pretrain simclr-r50 --help'"),
         (["pretrain", *R50, "--batch", "many"], "--batch"),
         (["pretrain", *R50, "--precision", "bf17"], "'bf16', 'fp32', 'fp64'"),
@@ -49,9 +66,9 @@ H100 = ["simclr-r50", "--gpu", "h100-80g"]
     ids=lambda value: " ".join(value)[-45:] if isinstance(value, list) else "",
 )
 def test_what_was_meant_is_named_in_one_line(
-    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], data: Path
 ) -> None:
-    assert main(arguments) == 2
+    assert main([word.format(data=data) for word in arguments]) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
     assert said in shown.err
