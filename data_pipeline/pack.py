@@ -42,7 +42,7 @@ class PackConfig(CodecConfig):
     labels: bool = True
     """Class folders give labels; off packs all images below the folder without."""
     strict: bool = False
-    """Refuse at the first image that would be left out."""
+    """Refuse at the first image that would be left out, and files that would be passed over."""
     download: bool = False
     """Allow downloading a torchvision data set."""
     root: Path = Path("data")
@@ -119,6 +119,8 @@ def pack(source: str, out: Path | str, config: PackConfig, progress: bool = True
         labels=config.labels,
         extensions=config.extensions,
     )
+    if config.strict and images.passed_over:
+        raise _passed_over(source, images)
     tally = _Tally()
     try:
         with AtomicFile(out) as beton, AtomicFile(manifest_path(out)) as manifest:
@@ -251,6 +253,15 @@ def _count(index: int, stored: Stored, label: int, images: Source, tally: _Tally
         tally.changes[change] += 1
         if tally.changes[change] <= _LISTED:
             tally.changed.setdefault(change, []).append(images.name(index))
+
+
+def _passed_over(source: str, images: Source) -> DataError:
+    why, names = min(images.passed_over.items())
+    count = sum(map(len, images.passed_over.values()))
+    return DataError(
+        f"{source}: {count} of its files and folders would be passed over, such as {names[0]} "
+        f"({why}); move them away, name image files with --extensions, or pack without --strict"
+    )
 
 
 def _all_left_out(source: str, images: Source, tally: _Tally) -> DataError:

@@ -19,6 +19,11 @@ from data_pipeline.image_codec import ImageData, LeftOut
 
 # torchvision's ImageFolder takes these, so sample ids and labels agree with it.
 IMAGE_EXTENSIONS = (*(".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"),)
+# What systems leave in folders of images, beside what begins with a dot and so is hidden anyway.
+_SYSTEM_FOLDERS = frozenset(
+    {"@eaDir", "#recycle", "#snapshot", "__MACOSX", "__pycache__", "lost+found", "Thumbs"}
+    | {"$RECYCLE.BIN", "System Volume Information"}
+)
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 NO_LABEL = -1
 
@@ -133,10 +138,10 @@ class FolderSource:
         found = _Files()
         with _listing(self._folder) as entries:
             folders = sorted(entry.name for entry in entries if entry.is_dir())
-        classes = [name for name in folders if not name.startswith(".")]
         for name in folders:
-            if name.startswith("."):
-                found.pass_over("hidden", name)
+            if why := _no_class(name):
+                found.pass_over(why, name)
+        classes = [name for name in folders if not _no_class(name)]
         for label, name in enumerate(classes):
             self._find_below(name, found)
             found.labels += [label] * (len(found.paths) - len(found.labels))
@@ -178,8 +183,8 @@ class FolderSource:
             for name in names:
                 below = _below(folder, name)
                 identity = self._identity(below)
-                if name.startswith("."):
-                    found.pass_over("hidden", below)
+                if why := _no_class(name):
+                    found.pass_over(why, below)
                 elif identity in ancestors:
                     found.pass_over("link to a folder above it", below)
                 else:
@@ -205,6 +210,13 @@ class FolderSource:
             else:
                 extension = Path(name).suffix.lower() or "no extension"
                 found.pass_over(f"not an image file ({extension})", path)
+
+
+def _no_class(folder: str) -> str | None:
+    """Why a folder of this name holds nobody's images, or None."""
+    if folder in _SYSTEM_FOLDERS:
+        return "folder of the system's"
+    return "hidden" if folder.startswith(".") else None
 
 
 def _below(folder: str, name: str) -> str:

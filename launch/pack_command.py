@@ -53,7 +53,11 @@ def add_parser(subparsers: Any) -> None:
     )
     add("--workers", type=int, default=0, metavar="N", help="processes; 0: all cores")
     add("--no-labels", action="store_true", help="all images below SRC, without labels")
-    add("--strict", action="store_true", help="refuse at the first image that cannot be used")
+    add(
+        "--strict",
+        action="store_true",
+        help="refuse at the first image that cannot be used, and files that are passed over",
+    )
     add("--keep-damaged", action="store_true", help="keep what is left of JPEGs with errors")
     add("--as-stored", action="store_true", help="do not turn images by their EXIF orientation")
     add(
@@ -63,7 +67,12 @@ def add_parser(subparsers: Any) -> None:
         metavar="N",
         help="leave larger images out unread (67108864: 64 megapixels)",
     )
-    add("--extensions", metavar="E,E", help="file names that are images (ImageFolder's: .jpg, ...)")
+    add(
+        "--extensions",
+        metavar="E,E",
+        default="",
+        help="more file names that are images, as .gif,.jp2 (beside ImageFolder's: .jpg, ...)",
+    )
     add("--download", action="store_true", help="fetch a torchvision data set that is missing")
     add("--root", type=Path, default=Path("data"), metavar="DIR", help="where they lie (data)")
     parser.set_defaults(run=run)
@@ -74,9 +83,7 @@ def run(args: argparse.Namespace) -> int:
     from data_pipeline.pack import PackConfig, pack
     from data_pipeline.sources import IMAGE_EXTENSIONS
 
-    extensions = IMAGE_EXTENSIONS
-    if args.extensions is not None:
-        extensions = tuple(e.strip().lower() for e in args.extensions.split(",") if e.strip())
+    more = (e.strip().lower() for e in args.extensions.split(","))
     config = PackConfig(
         max_side=args.max_side,
         quality=args.quality,
@@ -87,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
         keep_damaged=args.keep_damaged,
         upright=not args.as_stored,
         max_pixels=args.max_pixels,
-        extensions=extensions,
+        extensions=(*IMAGE_EXTENSIONS, *(e for e in more if e and e not in IMAGE_EXTENSIONS)),
         download=args.download,
         root=args.root,
     )

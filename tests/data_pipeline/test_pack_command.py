@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from data_pipeline.beton import check_beton
 from data_pipeline.pack import PackConfig, pack
 from launch import __main__ as command_line
+from tests.data_pipeline import images
 from tests.data_pipeline.packing import left_in, photographs
 
 
@@ -52,6 +54,14 @@ def test_errors_are_one_line_and_exit_code_2(
     assert len(said) == 1
     assert message in said[0]
     assert left_in(tmp_path) == []
+
+
+def test_extensions_come_beside_the_usual_ones(tmp_path: Path) -> None:
+    photo = Image.fromarray(images.picture(8, 8))
+    files = {"a.gif": images.encoded(photo, "GIF"), "b.jpg": images.jpeg(), "c.txt": b"x"}
+    folder, out = images.write_folder(tmp_path / "set", files), tmp_path / "x.beton"
+    assert command_line.main(["pack", str(folder), str(out), "--extensions", ".GIF, .jpg"]) == 0
+    assert check_beton(out).num_samples == 2
 
 
 def test_without_a_terminal_progress_is_lines(

@@ -103,11 +103,21 @@ def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
 # ---- refusals ----
 
 
-def test_strict_refuses_what_it_would_leave_out(photos: Path, tmp_path: Path) -> None:
+def test_strict_refuses_what_it_would_leave_out(tmp_path: Path) -> None:
+    photos, out = photographs(tmp_path / "photos"), tmp_path / "x.beton"
+    for name in ("notes.txt", ".hidden.jpg"):
+        (photos / "class 4" / name).unlink()
     for workers in (1, 2):
         with pytest.raises(DataError, match=r"class 0/cut\.jpg: damaged JPEG.*without --strict"):
-            packed(photos, tmp_path / "x.beton", strict=True, workers=workers)
-        assert left_in(tmp_path) == []
+            packed(photos, out, strict=True, workers=workers)
+        assert left_in(tmp_path) == ["photos"]
+
+
+def test_strict_refuses_what_it_would_pass_over(photos: Path, tmp_path: Path) -> None:
+    message = r"2 of its files .* such as class 4/\.hidden\.jpg \(hidden\).*without --strict"
+    with pytest.raises(DataError, match=message):
+        packed(photos, tmp_path / "x.beton", strict=True)
+    assert left_in(tmp_path) == []
 
 
 def test_no_usable_image_is_an_error(tmp_path: Path) -> None:

@@ -65,6 +65,20 @@ def test_nothing_is_passed_over_in_silence(tmp_path: Path) -> None:
     }
 
 
+def test_what_systems_leave_behind_is_no_class(tmp_path: Path) -> None:
+    left = ["@eaDir", "__MACOSX", "lost+found", "Thumbs", "$RECYCLE.BIN", ".ipynb_checkpoints"]
+    files = ["cat/1.jpg", "cat/@eaDir/1.jpg", "thumbs/1.jpg", *(f"{name}/1.jpg" for name in left)]
+    images.write_folder(tmp_path, dict.fromkeys(files, b"x"))
+    source = opened(tmp_path)
+    assert source.class_names == ("cat", "thumbs")
+    assert names_and_labels(source) == [("cat/1.jpg", 0), ("thumbs/1.jpg", 1)]
+    assert source.passed_over == {
+        "hidden": [".ipynb_checkpoints"],
+        "folder of the system's": sorted([*left[:-1], "cat/@eaDir"]),
+    }
+    assert len(opened(tmp_path, labels=False)) == 2
+
+
 def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     images.write_folder(tmp_path, {"elsewhere/x.jpg": b"x", "set/a/1.jpg": b"x"})
     (tmp_path / "set/b").symlink_to(tmp_path / "elsewhere")

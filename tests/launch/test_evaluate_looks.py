@@ -74,6 +74,16 @@ def test_a_folder_with_classes_is_judged_by_their_names(folder: Path, tmp_path: 
     assert result["n_judged"] == 40
 
 
+def test_a_damaged_query_is_refused_by_its_own_name(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound, damaged = folder / "train/images/class0/0000.png", tmp_path / "damaged.png"
+    damaged.write_bytes(sound.read_bytes()[:90])
+    line = look(folder, "retrieve", "pixels:8", "--query", str(sound), str(damaged))
+    assert main(line) == 2
+    assert f"--query {damaged}: " in error_line(capsys.readouterr().err)
+
+
 def test_clusters_are_compared_with_the_classes(folder: Path) -> None:
     picture = folder / "clusters.png"
     line = look(folder, "cluster", str(folder / "run"), "--picture", str(picture))

@@ -73,7 +73,7 @@ def test_a_published_list_of_file_names_finds_its_samples(folder: Path, tmp_path
     assert names[:2] == ["class0/0000.png", "class0/0003.png"]
     listed.write_text("0004.png\nclass2/0002.png\n")
     assert [names[i] for i in read_list(listed, data)] == ["class1/0004.png", "class2/0002.png"]
-    listed.write_text("17\n3\n")
+    listed.write_text("\ufeff17\n3\n", "utf-8")  # as Windows marks text
     assert read_list(listed, data).tolist() == [3, 17]
 
 

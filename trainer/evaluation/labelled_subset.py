@@ -53,7 +53,7 @@ def read_list(path: Path, train: Path, images: Path | None = None) -> IdArray:
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise DataError(f"{path}: too large for a list of samples")
-        lines = [line.strip() for line in path.read_text("utf-8").split("\n") if line.strip()]
+        lines = [line.strip() for line in path.read_text("utf-8-sig").split("\n") if line.strip()]
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; it lists samples, one a line") from None
     except UnicodeDecodeError:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from data_pipeline.beton import BetonInfo, check_beton, read_sample_table
+from data_pipeline.errors import DataError
 from data_pipeline.pack import PackConfig, pack
 from data_pipeline.sources import IMAGE_EXTENSIONS
 from trainer.errors import ConfigError
@@ -69,7 +70,9 @@ def _packed(given: Sequence[Path], folder: Path) -> Path:
             # Numbered: packing orders by name, and queries keep the order they are given in.
             (source / f"{number:06d}{path.suffix.lower()}").symlink_to(path.resolve())
     out = folder / "queries.beton"
-    pack(str(source), out, PackConfig(workers=1, strict=True), progress=False)
+    report = pack(str(source), out, PackConfig(workers=1), progress=False)
+    for name, reason in report.left_out:
+        raise DataError(f"--query {(source / name).resolve()}: {reason}; mend it or leave it out")
     return out
 
 
