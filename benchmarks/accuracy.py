@@ -196,7 +196,7 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--train", type=Path, help="CIFAR-10's training images, made by `widebatch pack`")
     add("--test", type=Path, help="its test images")
-    add("--encoder", default="resnet8", help="resnet8, resnet20, or torchvision's resnet18...")
+    add("--encoder", default="resnet8x2", help="resnet8x2, resnet20, resnet18...")
     add("--batch", type=int, default=128, help="images per step")
     add("--steps", type=int, default=390)
     add("--seeds", type=int, nargs="+", default=[0])

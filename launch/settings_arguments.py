@@ -4,6 +4,7 @@ tyro tells errors in boxes of many lines; here they become one line, as everywhe
 """
 
 import contextlib
+import dataclasses
 import inspect
 import io
 import sys
@@ -30,6 +31,8 @@ def parse_settings(
 ) -> "RunConfig":
     """A recipe's configuration with the settings of the command line.
 
+    What the recipe sets of a ResNet does not come along to another kind of encoder.
+
     Args:
         command: that they are given to, "pretrain" or "plan".
         recipe: its name.
@@ -45,6 +48,7 @@ def parse_settings(
     import tyro
 
     from trainer.config import RunConfig
+    from trainer.encoders import for_family
     from trainer.recipes import RECIPES
 
     prog = f"widebatch {command} {recipe}"
@@ -66,7 +70,7 @@ def parse_settings(
             raise ConfigError(f"{line}; see '{prog} --help'") from None
         raise
     sys.stderr.write(said.getvalue())  # warnings, if any
-    return config
+    return dataclasses.replace(config, encoder=for_family(config.encoder, default.encoder))
 
 
 def _check_flags(

@@ -1,14 +1,17 @@
-"""Encoders: torchvision's models without their classifier, or a user's own module.
+"""Encoders: torchvision's models without their classifier, small ResNets, or a user's own module.
 
 An encoder is the model itself, not a wrapper: the keys of its ``state_dict`` are torchvision's,
 less the classifier's. Weights are random, made by torch's generator (seed it before) and never
 downloaded; synchronised BatchNorm and channels_last are the trainer's business.
 """
 
+import dataclasses
 import difflib
 import importlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -16,6 +19,7 @@ import torchvision
 from torch import nn
 from torch.func import functional_call
 
+from trainer.cifar_resnet import CIFAR_RESNETS, CifarResNet
 from trainer.errors import ConfigError
 from trainer.heads import HeadConfig, ProjectionHead, build_head
 
@@ -38,6 +42,12 @@ _OPTIONS_BY_FAMILY: dict[str, dict[str, Any]] = {
     "googlenet": {"aux_logits": False, "init_weights": True},
     "inception_v3": {"aux_logits": False, "init_weights": True},
 }
+STRIDES = {"cifar": 1, "cifar-stride2": 2}
+"""Of the first convolution, by those stems that have 3x3 and no max-pool."""
+
+_NOT_A_RESNETS: dict[str, Any] = {"stem": "imagenet", "zero_init_residual": False}
+
+Stem = Literal["imagenet", "cifar", "cifar-stride2"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +56,13 @@ class EncoderConfig:
 
     name: str = "resnet50"
     """A torchvision classification model (resnet18 to resnet152, wide_resnet50_2, convnext_tiny,
-    vit_b_16...), or package.module:callable for your own: called without arguments, it returns an
-    nn.Module from (N, 3, H, W) to (N, F)."""
-    stem: Literal["imagenet", "cifar"] = "imagenet"
-    """Of a ResNet: 7x7 stride 2 and max-pool, or 3x3 stride 1 without, for small images."""
+    vit_b_16...); a small ResNet for images of 32 pixels (resnet8, 14, 20, 32, 44, 56 or 110 as
+    published for CIFAR, resnet8x2 with twice the channels, x4 with four times); or
+    package.module:callable for your own, from PYTHONPATH or the working folder: called without
+    arguments, it returns an nn.Module from (N, 3, H, W) to (N, F)."""
+    stem: Stem = "imagenet"
+    """Of a ResNet: 7x7 stride 2 and max-pool; cifar: 3x3 stride 1 without, for small images;
+    cifar-stride2: 3x3 stride 2 without, a quarter of its time."""
     zero_init_residual: bool = False
     """Of a ResNet: start each residual branch at zero by its last BatchNorm's scale."""
     image_size: int = 224
@@ -77,8 +90,11 @@ def build_encoder(config: EncoderConfig) -> Encoder:
         ConfigError: no such model (near names are given), a setting that it does not have, or a
             callable of the user's that fails or returns something else.
     """
-    build = _build_user_model if ":" in config.name else _build_torchvision_model
-    model = build(config)
+    if config.name in CIFAR_RESNETS:
+        model = _build_cifar_resnet(config)
+    else:
+        build = _build_user_model if ":" in config.name else _build_torchvision_model
+        model = build(config)
     encoder = cast(Encoder, model)
     encoder.feature_dim = _feature_dim(model, config)
     return encoder
@@ -89,33 +105,74 @@ def fixed_image_size(config: EncoderConfig) -> int | None:
     return config.image_size if config.name.startswith(("vit_", "maxvit")) else None
 
 
+def is_resnet(name: str) -> bool:
+    """Whether the encoder has a ResNet's settings: ``stem`` and ``zero_init_residual``."""
+    if name in CIFAR_RESNETS or not is_torchvisions(name):
+        return name in CIFAR_RESNETS
+    builder = torchvision.models.get_model_builder(name)
+    return builder.__module__ == torchvision.models.resnet.__name__
+
+
+def is_torchvisions(name: str) -> bool:
+    """Whether plain torchvision can build the encoder."""
+    return name in torchvision.models.list_models(module=torchvision.models)
+
+
+def for_family(config: EncoderConfig, recipe: EncoderConfig) -> EncoderConfig:
+    """``config`` without those settings for ResNets that came from ``recipe`` with another name."""
+    if is_resnet(config.name):
+        return config
+    plain = {
+        setting: value
+        for setting, value in _NOT_A_RESNETS.items()
+        if getattr(config, setting) == getattr(recipe, setting)
+    }
+    return dataclasses.replace(config, **plain)
+
+
+def _refuse_a_resnets_settings(config: EncoderConfig) -> None:
+    if is_resnet(config.name):
+        return
+    for setting, plain in _NOT_A_RESNETS.items():
+        value = getattr(config, setting)
+        if value != plain:
+            flag = "stem imagenet" if setting == "stem" else "no-zero-init-residual"
+            raise ConfigError(
+                f"encoder.{setting} {value} is for ResNets, and {config.name} is none that we know "
+                f"by name; set --encoder.{flag}"
+            )
+
+
+def _build_cifar_resnet(config: EncoderConfig) -> nn.Module:
+    if config.stem == "imagenet":
+        raise ConfigError(
+            f"encoder.stem imagenet: {config.name} is for small images; set --encoder.stem cifar "
+            "or cifar-stride2"
+        )
+    blocks, factor = CIFAR_RESNETS[config.name]
+    return CifarResNet(blocks, factor, STRIDES[config.stem], config.zero_init_residual)
+
+
 def _build_torchvision_model(config: EncoderConfig) -> nn.Module:
-    known = torchvision.models.list_models(module=torchvision.models)
-    if config.name not in known:
-        raise ConfigError(f"encoder.name: torchvision has no model {_unknown(config.name, known)}")
+    if not is_torchvisions(config.name):
+        known = [*CIFAR_RESNETS, *torchvision.models.list_models(module=torchvision.models)]
+        raise ConfigError(f"encoder.name: there is no model {_unknown(config.name, known)}")
+    _refuse_a_resnets_settings(config)
     options = dict(_OPTIONS_BY_FAMILY.get(config.name, {}))
     if config.name.startswith("vit_"):
         options["image_size"] = config.image_size
     if config.name.startswith("maxvit"):
         options["input_size"] = (config.image_size, config.image_size)
     if config.zero_init_residual:
-        _require_resnet(config, "zero_init_residual")
         options["zero_init_residual"] = True
     try:
         model: nn.Module = torchvision.models.get_model(config.name, weights=None, **options)
     except (AssertionError, ValueError) as error:  # a size that a transformer cannot divide
         raise ConfigError(f"encoder.image_size {config.image_size}: {error}") from error
     remove_classifier(model)
-    if config.stem == "cifar":
-        _require_resnet(config, "stem cifar")
-        use_cifar_stem(model)
+    if config.stem != "imagenet":
+        use_cifar_stem(model, STRIDES[config.stem])
     return model
-
-
-def _require_resnet(config: EncoderConfig, setting: str) -> None:
-    builder = torchvision.models.get_model_builder(config.name)
-    if builder.__module__ != torchvision.models.resnet.__name__:
-        raise ConfigError(f"encoder: {setting} is for ResNets, and {config.name} is none")
 
 
 def remove_classifier(model: nn.Module) -> str:
@@ -151,24 +208,20 @@ def _outputs(layer: nn.Module) -> int | None:
     return layer.out_channels if isinstance(layer, nn.Conv2d) else None
 
 
-def use_cifar_stem(resnet: nn.Module) -> None:
-    """Give a ResNet the stem for small images: 3x3 stride 1, no max-pool, in place.
+def use_cifar_stem(resnet: nn.Module, stride: int = 1) -> None:
+    """Give a ResNet of torchvision's the stem for small images: 3x3, no max-pool, in place.
 
-    It is SimCLR's for CIFAR-10 (arXiv 2002.05709, B.9). ``conv1.weight`` keeps its name and gets
-    the shape (64, 3, 3, 3), initialised as torchvision does.
+    At stride 1 it is SimCLR's for CIFAR-10 (arXiv 2002.05709, B.9). ``conv1.weight`` keeps its name
+    and gets the shape (64, 3, 3, 3), initialised as torchvision does.
     """
-    conv = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
+    conv = nn.Conv2d(3, 64, kernel_size=3, stride=stride, padding=1, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     resnet.add_module("conv1", conv)
     resnet.add_module("maxpool", nn.Identity())
 
 
 def _build_user_model(config: EncoderConfig) -> nn.Module:
-    if config.stem != "imagenet" or config.zero_init_residual:
-        raise ConfigError(
-            f"encoder: stem and zero_init_residual are for torchvision's ResNets; {config.name} "
-            "decides these itself"
-        )
+    _refuse_a_resnets_settings(config)
     build = _import_callable(config.name)
     try:
         model = build()
@@ -187,12 +240,15 @@ def _import_callable(path: str) -> Callable[[], Any]:
     module_name, _, attribute = path.partition(":")
     if not module_name or not attribute.isidentifier():
         raise ConfigError(f"encoder.name: {path!r} is not of the form package.module:callable")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)  # behind all others: what lies there hides nothing of ours
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # whatever the user's module does at import
         raise ConfigError(
             f"encoder.name: cannot import {module_name} ({type(error).__name__}: "
-            f"{_one_line(error)}); is its folder on PYTHONPATH?"
+            f"{_one_line(error)}); start in its folder, or put that on PYTHONPATH"
         ) from error
     found = getattr(module, attribute, None)
     if not callable(found):

@@ -3,6 +3,7 @@
 import sys
 import types
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -121,6 +122,33 @@ def test_cifar_stem_keeps_resolution_and_names() -> None:
     assert seen == [torch.Size([1, 64, 32, 32])]
 
 
+@pytest.mark.parametrize(
+    ("name", "published"), [("resnet20", 269_722), ("resnet56", 853_018), ("resnet110", 1_727_962)]
+)
+def test_small_resnets_are_those_of_the_paper(name: str, published: int) -> None:
+    """0.27, 0.85 and 1.7 million (arXiv 1512.03385, table 6); to the digit as they are trained at
+    github.com/akamaster/pytorch_resnet_cifar10, less the classifier."""
+    encoder = build_encoder(EncoderConfig(name=name, stem="cifar"))
+    assert parameter_count(encoder) == published - 650
+    assert encoder.feature_dim == 64
+    convolutions = [m for m in encoder.modules() if isinstance(m, nn.Conv2d)]
+    assert len(convolutions) + 1 == int(name.removeprefix("resnet"))
+
+
+def test_a_small_resnets_settings_are_a_resnets() -> None:
+    settings: dict[str, Any] = {"name": "resnet8x2", "zero_init_residual": True}
+    seen: list[tuple[int, ...]] = []
+    for stem in ("cifar", "cifar-stride2"):
+        encoder = build_encoder(EncoderConfig(stem=stem, **settings)).eval()
+        last = encoder.get_submodule("layer3")
+        last.register_forward_hook(lambda _, x, y: seen.append(tuple(y.shape)))
+        assert encoder(torch.randn(2, 3, 32, 32)).shape == (2, 128) == (2, encoder.feature_dim)
+    assert seen == [(2, 128, 8, 8), (2, 128, 4, 4)]
+    residual = [m.weight for name, m in encoder.named_modules() if name.endswith("0.bn2")]
+    assert len(residual) == 3
+    assert not any(weight.any() for weight in residual)  # type: ignore[operator, union-attr]
+
+
 def test_parameter_count_is_the_published_one() -> None:
     assert parameter_count(build_encoder(EncoderConfig(name="resnet18"))) == 11_689_512 - 513_000
 
@@ -145,9 +173,14 @@ def test_dropout_of_the_classifier_goes_with_it() -> None:
     [
         (EncoderConfig(name="resnet5O"), "did you mean .*resnet50"),
         (EncoderConfig(name="RESNET50"), "did you mean resnet50"),
-        (EncoderConfig(name="zzz"), "torchvision has no model 'zzz'$"),
-        (EncoderConfig(name="vgg11", stem="cifar"), "stem cifar is for ResNets"),
-        (EncoderConfig(name="vgg11", zero_init_residual=True), "zero_init_residual is for ResNets"),
+        (EncoderConfig(name="zzz"), "there is no model 'zzz'$"),
+        (EncoderConfig(name="resnet2O"), "did you mean .*resnet20"),
+        (EncoderConfig(name="vgg11", stem="cifar"), "for ResNets.* set --encoder.stem imagenet"),
+        (
+            EncoderConfig(name="vgg11", zero_init_residual=True),
+            "for ResNets.* set --encoder.no-zero-init-residual",
+        ),
+        (EncoderConfig(name="resnet20"), "set --encoder.stem cifar or cifar-stride2"),
         (EncoderConfig(name="vit_b_32", image_size=50), r"image_size 50: .*divisible"),
     ],
 )
@@ -226,8 +259,24 @@ def test_users_mistakes_are_named(name: str, message: str, user_module: types.Mo
     with pytest.raises(ConfigError, match=message) as caught:
         build_encoder(EncoderConfig(name=name))
     assert "\n" not in str(caught.value)
-    with pytest.raises(ConfigError, match="decides these itself"):
+    with pytest.raises(ConfigError, match=r"for ResNets.* set --encoder\.stem imagenet"):
         build_encoder(EncoderConfig(name="my_encoders:pooled", stem="cifar"))
+
+
+def test_the_working_folder_is_the_last_place_to_find_a_users_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "from torch import nn\n\ndef net():\n    return nn.Flatten()\n"
+    (tmp_path / "net_of_the_working_folder.py").write_text(code)
+    (tmp_path / "trainer.py").write_text("raise AssertionError('hides ours')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    before = list(sys.path)
+    assert build_encoder(EncoderConfig(name="resnet8", stem="cifar")).feature_dim == 64
+    assert sys.path == before  # for those encoders alone
+    name = "net_of_the_working_folder:net"
+    assert build_encoder(EncoderConfig(name=name, image_size=4)).feature_dim == 48
+    assert sys.path == [*before, str(tmp_path)]
 
 
 def _shapes(config: HeadConfig, in_dim: int = 16) -> list[str]:

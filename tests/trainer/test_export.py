@@ -307,7 +307,7 @@ def edited(folder: Path, exported: Exported, edit: Callable[[dict], object]) -> 
         (lambda f: f.update(version=99), "version 99"),
         (lambda f: f.update(format="other"), "format 'other'"),
         (lambda f: f.pop("encoder"), "no section 'encoder'"),
-        (lambda f: f["encoder"].update(name="resnet19"), "resnet18"),
+        (lambda f: f["encoder"].update(name="resnet19"), "did you mean resnet1"),
         (lambda f: f["encoder"].update(name="resnet34"), "does not hold the encoder"),
         (lambda f: f["encoder"].update(image_size=10**7), "image_size 10000000"),
         (lambda f: f["encoder"].update(evil=1), "evil"),

@@ -158,6 +158,21 @@ def test_what_a_library_cannot_hold_is_refused_with_the_reason(
     assert f"--format {target.name}" in str(caught.value)
 
 
+def test_a_refusal_names_those_formats_that_do_hold_the_encoder(tmp_path: Path, data: Path) -> None:
+    small = EncoderConfig(name="resnet8", stem="cifar")
+    with pytest.raises(ConfigError, match=r"; take --format onnx or torch-export$"):
+        export(saved_run(tmp_path, data, small), tmp_path / "out.safetensors")
+
+
+def test_the_cifar_stem_at_stride_two_is_the_one_that_torchvision_is_told_to_have(
+    tmp_path: Path, data: Path
+) -> None:
+    """The proof compares features: a stem of stride 1 has other ones."""
+    encoder = EncoderConfig(name="resnet18", stem="cifar-stride2")
+    done = export(saved_run(tmp_path, data, encoder), tmp_path / "out.safetensors")
+    assert any("stride=2" in line for line in done.facts["load"])
+
+
 @pytest.mark.parametrize(
     ("file_format", "out", "message"),
     [

@@ -43,6 +43,21 @@ def test_the_words_of_all_settings_give_the_same_configuration() -> None:
         assert to_json(parse_settings("pretrain", recipe, build(), words)) == to_json(config)
 
 
+def test_what_a_recipe_sets_of_a_resnet_stays_with_resnets() -> None:
+    """The encoders that help suggests start without another option."""
+    own = config_of("simclr-cifar10-r18").encoder
+    for name in ("convnext_tiny", "my.module:encoder"):
+        words = ["--encoder.name", name]
+        for recipe in ("simclr-r50", "simclr-cifar10-r18"):
+            encoder = config_of(recipe, *words).encoder
+            assert (encoder.stem, encoder.zero_init_residual) == ("imagenet", False)
+        asked = config_of("mocov2-r50", *words, "--encoder.zero-init-residual").encoder
+        assert asked.zero_init_residual  # asked for: to be refused
+    for name in ("resnet34", "resnet20"):
+        kept = config_of("simclr-cifar10-r18", "--encoder.name", name).encoder
+        assert kept == dataclasses.replace(own, name=name)
+
+
 def test_only_what_differs_is_said_to_differ() -> None:
     base = config_of("simclr-r50")
     assert changed_from(base, base) == []

@@ -40,7 +40,7 @@ class Target(abc.ABC):
         """Decide whether and how the library can hold the encoder.
 
         Raises:
-            ConfigError: it cannot; says why.
+            RefusedError: it cannot.
         """
         self.encoder = encoder
         self.preprocessing = preprocessing
@@ -87,9 +87,13 @@ def absent(target: str, package: str, error: ImportError) -> ConfigError:
     )
 
 
-def refused(target: str, what: str, instead: str) -> ConfigError:
-    """An encoder that the target cannot express."""
-    return ConfigError(f"--format {target}: {what}; {instead}")
+class RefusedError(ConfigError):
+    """An encoder that a target cannot express; says why."""
+
+
+def refused(target: str, what: str) -> RefusedError:
+    """The reason in the form of all others; :func:`trainer.export.export` adds who can."""
+    return RefusedError(f"--format {target}: {what}")
 
 
 def fill_exactly(model: nn.Module, tensors: Tensors, left_out: set[str], who: str) -> None:

@@ -51,13 +51,10 @@ class ToDetectron2(Target):
             raise refused(
                 self.name,
                 f"its ResNet backbone cannot be {encoder.name}, only {', '.join(_RESNETS)}",
-                "choose another format",
             )
-        if encoder.stem == "cifar":
+        if encoder.stem != "imagenet":
             raise refused(
-                self.name,
-                "its stem is 7x7 with stride 2 and max-pool, not the CIFAR stem",
-                "take --format torchvision or timm",
+                self.name, "its stem is 7x7 with stride 2 and max-pool, not the CIFAR stem"
             )
         self._depth, self._groups, self._width = _RESNETS[encoder.name]
 

@@ -41,14 +41,12 @@ class ToHuggingFace(Target):
                 self.name,
                 f"no configuration of transformers' ResNet or ViT is {encoder.name}, only "
                 f"{', '.join((*_RESNETS, *_VITS))}",
-                "take --format timm, torch-export or onnx",
             )
-        if encoder.stem == "cifar":
+        if encoder.stem != "imagenet":
             raise refused(
                 self.name,
                 "transformers' ResNet has a 7x7 stem with stride 2 and max-pool, which no setting "
                 "turns into the CIFAR stem",
-                "take --format timm or torchvision",
             )
         self._is_vit = encoder.name in _VITS
         self._config = _vit_config(encoder) if self._is_vit else _resnet_config(encoder.name)

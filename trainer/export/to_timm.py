@@ -6,9 +6,9 @@ from typing import Any
 import safetensors.torch
 from torch import nn
 
-from trainer.encoders import EncoderConfig, use_cifar_stem
+from trainer.encoders import STRIDES, EncoderConfig, use_cifar_stem
 from trainer.export.target import Features, Target, Tensors, absent, fill_exactly, refused
-from trainer.export.to_torchvision import CIFAR_STEM
+from trainer.export.to_torchvision import stem_lines
 from trainer.key_names import timm_vit
 from trainer.safetensors_file import parse_safetensors
 from trainer.weights import Preprocessing
@@ -44,11 +44,10 @@ class ToTimm(Target):
                 self.name,
                 f"no counterpart of {encoder.name} is known, only of {', '.join(_RESNETS)} and "
                 f"{', '.join(_VITS)}",
-                "take --format torch-export or onnx, which hold the computation too",
             )
         self._architecture = _VITS.get(encoder.name, encoder.name)
         self._options: dict[str, Any] = {"img_size": encoder.image_size} if is_vit else {}
-        self._adapt = list(CIFAR_STEM) if encoder.stem == "cifar" else []
+        self._adapt = stem_lines(encoder)
 
     def write(self, model: nn.Module, tensors: Tensors) -> dict[str, bytes]:
         """ResNets under their own keys, transformers under timm's."""
@@ -67,7 +66,7 @@ class ToTimm(Target):
             self._architecture, pretrained=False, num_classes=0, **self._options
         )
         if self._adapt:
-            use_cifar_stem(model)
+            use_cifar_stem(model, STRIDES[self.encoder.stem])
         tensors = parse_safetensors(written, Path("export"))
         fill_exactly(model, tensors, set(), f"timm's {self._architecture}")
         return model.to(self.dtype).eval()

@@ -8,16 +8,28 @@ import torch
 import torchvision
 from torch import nn
 
-from trainer.encoders import EncoderConfig, remove_classifier, use_cifar_stem
+from trainer.encoders import (
+    STRIDES,
+    EncoderConfig,
+    is_torchvisions,
+    remove_classifier,
+    use_cifar_stem,
+)
 from trainer.export.target import Features, Target, Tensors, fill_exactly, refused
 from trainer.safetensors_file import parse_safetensors
 from trainer.weights import Preprocessing
 
-CIFAR_STEM = (
-    "model.conv1 = torch.nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)",
-    "model.maxpool = torch.nn.Identity()",
-)
-"""Lines that make the ResNet of torchvision or timm take weights with that stem."""
+
+def stem_lines(encoder: EncoderConfig) -> list[str]:
+    """Python that makes the ResNet of torchvision or timm take weights with another stem."""
+    if encoder.stem == "imagenet":
+        return []
+    stride = STRIDES[encoder.stem]
+    return [
+        f"model.conv1 = torch.nn.Conv2d(3, 64, kernel_size=3, stride={stride}, padding=1, "
+        "bias=False)",
+        "model.maxpool = torch.nn.Identity()",
+    ]
 
 
 class ToTorchvision(Target):
@@ -30,14 +42,10 @@ class ToTorchvision(Target):
 
     def __init__(self, encoder: EncoderConfig, preprocessing: Preprocessing) -> None:
         super().__init__(encoder, preprocessing)
-        if ":" in encoder.name:
-            raise refused(
-                self.name,
-                f"{encoder.name} is no architecture of torchvision's",
-                "take --format torch-export or onnx, which hold the computation too",
-            )
+        if not is_torchvisions(encoder.name):
+            raise refused(self.name, f"{encoder.name} is no architecture of torchvision's")
         self._options = _options(encoder)
-        self._adapt = list(CIFAR_STEM) if encoder.stem == "cifar" else []
+        self._adapt = stem_lines(encoder)
         with torch.device("meta"):
             self._classifier = remove_classifier(self._model())
 
@@ -56,7 +64,7 @@ class ToTorchvision(Target):
         assert isinstance(written, bytes)  # noqa: S101  (a file's target)
         model = self._model()
         if self._adapt:
-            use_cifar_stem(model)
+            use_cifar_stem(model, STRIDES[self.encoder.stem])
         tensors = parse_safetensors(written, Path("export"))
         left_out = {f"{self._classifier}.weight", f"{self._classifier}.bias"}
         fill_exactly(model, tensors, left_out, f"torchvision's {self.encoder.name}")

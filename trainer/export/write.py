@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from trainer.errors import ConfigError
 from trainer.export.atomic_folder import AtomicFolder
 from trainer.export.card import model_card
 from trainer.export.proof import Proof, proof_images, prove
-from trainer.export.target import Target, Tensors
+from trainer.export.target import RefusedError, Target, Tensors
 from trainer.export.to_detectron2 import ToDetectron2
 from trainer.export.to_huggingface import ToHuggingFace
 from trainer.export.to_onnx import ToOnnx
@@ -120,7 +120,7 @@ def export(
     where = str(run / "config.json")
     encoder_config = run_encoder_config(config, where)
     preprocessing = run_preprocessing(config, where)
-    target = kind(encoder_config, preprocessing)
+    target = _target(kind, encoder_config, preprocessing)
     encoder = build_encoder(encoder_config)
     fill(encoder, tensors, f"{run}: its checkpoint")
     source = _Source(
@@ -129,6 +129,18 @@ def export(
     out.parent.mkdir(parents=True, exist_ok=True)
     write = _write_file if kind.suffix else _write_folder
     return write(source, target, out, card, force)
+
+
+def _target(kind: type[Target], encoder: EncoderConfig, preprocessing: Preprocessing) -> Target:
+    try:
+        return kind(encoder, preprocessing)
+    except RefusedError as error:
+        able = []
+        for name, other in TARGETS.items():
+            with suppress(RefusedError):
+                other(encoder, preprocessing)
+                able.append(name)
+        raise RefusedError(f"{error}; take --format {' or '.join(able)}") from None
 
 
 def _write_file(source: _Source, target: Target, out: Path, card: Path, force: bool) -> Exported:
