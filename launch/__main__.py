@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from launch import surroundings
 from launch.arguments import Parser
 from launch.exit_codes import ExitCode, exit_code_for, is_explained
 
@@ -29,8 +30,10 @@ usage or bad input, 74 try again, 75 stopped by a signal with a checkpoint writt
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    surroundings.make_printable()
     debug = "--debug" in words
     _configure_logging(verbose="--verbose" in words)
+    surroundings.leave_out()
     words = [word for word in words if word not in ("--debug", "--verbose")]
     try:
         _check_packages()

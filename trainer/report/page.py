@@ -11,8 +11,8 @@ from trainer.report.html import Html, join, tag, text
 from trainer.report.sections import Section, sections
 from trainer.report.settings import title
 
-_STYLE = Path(__file__).with_name("page.css").read_text()
-_SCRIPT = Path(__file__).with_name("page.js").read_text()
+_STYLE = Path(__file__).with_name("page.css").read_text("utf-8")
+_SCRIPT = Path(__file__).with_name("page.js").read_text("utf-8")
 
 
 def _hash(source: str) -> str:
