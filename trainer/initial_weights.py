@@ -1,10 +1,12 @@
 """Start a run's encoder from weights of elsewhere: ``widebatch pretrain ... --init-from FILE``.
 
-Taken are files whose tensors have the names of torchvision or, for transformers, of timm:
+Taken are files whose tensors have the names of torchvision, its layers' numbers in their place, or
+for transformers the names of timm, below whatever stands before them:
 
 * torchvision's and timm's own, with their classifier;
-* checkpoints of MoCo v1 to v3 (``module.base_encoder.``, ``module.encoder_q.``) and DINO-like ones
-  (``backbone.``), with heads and optimizer, which are left over;
+* checkpoints of MoCo v1 to v3 (``module.base_encoder.``, ``module.encoder_q.``), of DINO, lightly
+  (``backbone.0.``) and others, with heads and optimizer, which are left over;
+* what DDP, FSDP, DeepSpeed or ``torch.compile`` saved of such models;
 * SimCLR's TensorFlow checkpoints after conversion to torchvision's names;
 * our own exports for torchvision and timm, and ``model.safetensors`` of a checkpoint.
 
@@ -12,8 +14,11 @@ A safetensors file is proved sound by :mod:`trainer.safetensors_file`; any other
 unpickler that builds tensors and plain containers and nothing else (``weights_only=True``).
 """
 
+import argparse
 import logging
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,13 +37,12 @@ log = logging.getLogger(__name__)
 LEAST_MATCHED = 0.9
 """Of the encoder's tensors, and of the values in them, that a file must have."""
 
-# Under which key of a checkpoint the tensors are; else it is the dictionary of them itself.
-_CONTAINERS = ("state_dict", "model", "model_state_dict", "teacher", "student")
-# What stands before the encoder's names; the one under which most of them are found is taken.
-_PREFIXES = (
-    *("", "module.", "encoder.", "module.encoder.", "backbone.", "module.backbone.", "model."),
-    *("base_encoder.", "module.base_encoder.", "encoder_q.", "module.encoder_q."),
-)
+# What wrappers put into names, anywhere: torch.compile, FSDP, activation checkpointing.
+_WRAPPERS = re.compile(r"\b_(orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")
+# Of two networks in a file, not the one with such a word before its names: MoCo's keys, moving
+# averages, and DINO's student.
+_SECOND_CHOICE = re.compile("encoder_k|momentum|target|ema|student")
+_DEPTH = 6  # of dictionaries in dictionaries
 # Counters of batches are used by no recipe here, and old files have none.
 _COUNTER = "num_batches_tracked"
 _SHOWN = 4  # names in a message
@@ -49,7 +53,7 @@ class Matched:
     """What of a file went into an encoder. Counters of batches are in no list."""
 
     prefix: str
-    """Of the encoder's names in the file."""
+    """What stands before the encoder's names in the file, names of dictionaries included."""
     matched: list[str]
     """The encoder's tensors that were filled."""
     missing: list[str]
@@ -92,7 +96,7 @@ def start_from(encoder: nn.Module, path: Path) -> Matched:
     """
     found = read_weights(path)
     own = {n: t for n, t in encoder.state_dict().items() if not n.endswith(_COUNTER)}
-    theirs, prefix = _best_names(own, found)
+    theirs, prefix = _best_names(_namings(encoder, own), found)
     values: Tensors = {}
     missing, other_shape = [], []
     for name, tensor in own.items():
@@ -109,7 +113,7 @@ def start_from(encoder: nn.Module, path: Path) -> Matched:
     total = sum(tensor.numel() for tensor in own.values())
     share = sum(value.numel() for value in values.values()) / total
     matched = Matched(prefix, list(values), missing, other_shape, left_over, share)
-    _refuse(matched, len(own), values, path)
+    _refuse(matched, own, values, path)
     encoder.load_state_dict(values, strict=False)
     for index, line in enumerate(matched.lines()):
         # What is missing trains from random values inside a trained network: to be seen.
@@ -119,70 +123,91 @@ def start_from(encoder: nn.Module, path: Path) -> Matched:
 
 
 def read_weights(path: Path) -> Tensors:
-    """The tensors of a file by name, on the CPU, whatever container they are in.
+    """The tensors of a file by name, on the CPU.
+
+    Those of dictionaries in dictionaries have the names of all of them, with dots between.
 
     Raises:
         DataError: the file is missing, damaged, holds code or no tensors.
     """
     if path.suffix == ".safetensors":
-        return load_safetensors(path)
-    content = _unpickled(path)
-    for name in _CONTAINERS:
-        inner = content.get(name) if isinstance(content, Mapping) else None
-        if isinstance(inner, Mapping):
-            content = inner
-            break
-    tensors = {
-        name: value.detach()
-        for name, value in (content.items() if isinstance(content, Mapping) else ())
-        if isinstance(name, str) and isinstance(value, torch.Tensor)
-    }
+        tensors = load_safetensors(path)
+    else:
+        tensors = dict(_tensors(_unpickled(path)))
     if not tensors:
         raise DataError(
-            f"{path}: holds no tensors by name, neither at the top nor under "
-            f"{', '.join(_CONTAINERS)}; save the model's state_dict() to a file of its own"
+            f"{path}: holds no tensors by name; save the model's state_dict() to a file of its own"
         )
-    return tensors
+    return {_WRAPPERS.sub("", name): value for name, value in tensors.items()}
+
+
+def _tensors(content: Any, before: str = "", depth: int = _DEPTH) -> Iterator[tuple[str, Any]]:
+    for name, value in content.items() if isinstance(content, Mapping) and depth else ():
+        if isinstance(value, torch.Tensor) and isinstance(name, str):
+            yield before + name, value.detach()
+        elif isinstance(name, str):  # an optimizer's state is numbered
+            yield from _tensors(value, f"{before}{name}.", depth - 1)
 
 
 def _unpickled(path: Path) -> Any:
+    # Options of a script lie beside the tensors of many checkpoints; a Namespace has no code.
+    harmless = torch.serialization.safe_globals([argparse.Namespace])
     try:
-        with open_regular(path) as file:
+        with open_regular(path) as file, harmless:
             return torch.load(file, map_location="cpu", weights_only=True)
     except DataError:
         raise
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     except Exception as error:  # whatever a damaged or hostile archive makes torch raise
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()).rpartition("WeightsUnpickler error: ")[2]
+        refused = re.search(r"GLOBAL (\S+) was not an allowed global", reason)
+        what = f"{type(error).__name__}: {reason[:160]}"
+        if refused:
+            what = f"beside tensors it holds a {refused[1]}"
         raise DataError(
             f"{path}: no weights that can be read without running code of the file "
-            f"({type(error).__name__}: {reason[:160]}); save its tensors as safetensors where you "
-            "trust it"
+            f"({_printable(what)}); where you trust it, save its tensors alone, as safetensors"
         ) from None
 
 
-def _best_names(own: Tensors, found: Tensors) -> tuple[dict[str, str], str]:
-    """The file's name for each tensor of the encoder, by the naming that finds most."""
+def _best_names(namings: list[dict[str, str]], found: Tensors) -> tuple[dict[str, str], str]:
+    """The file's name for each tensor of the encoder, by the naming and prefix that find most."""
     candidates = []
-    for names in _namings(own):
-        for prefix in _PREFIXES:
-            theirs = {name: prefix + foreign for name, foreign in names.items()}
-            hits = sum(foreign in found for foreign in theirs.values())
-            candidates.append((hits, theirs, prefix))
-    _, theirs, prefix = max(candidates, key=lambda candidate: candidate[0])
-    return theirs, prefix
+    for names in namings:
+        foreign = set(names.values())
+        hits = Counter({"": 0})
+        for name in found:
+            starts = [0, *(match.end() for match in re.finditer(r"\.", name))]
+            hits.update(name[:start] for start in starts if name[start:] in foreign)
+        candidates += [(count, names, prefix) for prefix, count in hits.items()]
+    _, names, prefix = max(
+        candidates, key=lambda c: (c[0], not _SECOND_CHOICE.search(c[2]), -len(c[2]))
+    )
+    return {name: prefix + foreign for name, foreign in names.items()}, prefix
 
 
-def _namings(own: Tensors) -> list[dict[str, str]]:
-    """torchvision's names, and timm's where they are others."""
-    same = {name: name for name in own}
-    if "class_token" not in own:
-        return [same]
-    return [same, {name: timm_vit(name) for name in own}]
+def _namings(encoder: nn.Module, own: Tensors) -> list[dict[str, str]]:
+    """torchvision's names, with numbers for its layers as in an nn.Sequential of them, timm's."""
+    number = {name: str(place) for place, (name, _) in enumerate(encoder.named_children())}
+    numbered = {}
+    for name in own:
+        layer, dot, rest = name.partition(".")
+        numbered[name] = number.get(layer, layer) + dot + rest
+    namings = [{name: name for name in own}, numbered]
+    if "class_token" in own:
+        namings.append({name: timm_vit(name) for name in own})
+    return namings
 
 
-def _refuse(matched: Matched, total: int, values: Tensors, path: Path) -> None:
+def _refuse(matched: Matched, own: Tensors, values: Tensors, path: Path) -> None:
+    if not matched.matched and not matched.other_shape:
+        raise ConfigError(
+            f"--init-from {path}: none of its tensors ({_few(matched.left_over)}) has a name of "
+            f"this encoder's ({_few(list(own))}), whatever stands before it; set --encoder.name to "
+            "the file's architecture or, if it is that, rename its tensors to torchvision's names"
+        )
+    total = len(own)
     share = min(len(matched.matched) / total, matched.matched_values)
     if share < LEAST_MATCHED:
         raise ConfigError(
@@ -207,4 +232,9 @@ def _usable(value: torch.Tensor, path: Path, name: str) -> torch.Tensor:
 
 def _few(names: list[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    return _printable(", ".join(names[:_SHOWN])) + more
+
+
+def _printable(text: str) -> str:
+    """A file's text without what a terminal would obey."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -1,5 +1,6 @@
 """--init-from: weights of elsewhere go in, what matched is said, too little is refused."""
 
+import argparse
 import dataclasses
 import json
 from collections.abc import Callable
@@ -50,6 +51,13 @@ def moco_v3(tensors: Tensors) -> dict:
     }
 
 
+def numbered(name: str) -> str:
+    """As in ``nn.Sequential(*resnet.children())``."""
+    layers = ("conv1", "bn1", "", "", "layer1", "layer2", "layer3", "layer4", "", "fc")
+    layer, _, rest = name.partition(".")
+    return f"{layers.index(layer)}.{rest}"
+
+
 CONTAINERS: dict[str, Callable[[Tensors], object]] = {
     "torchvision": lambda tensors: tensors,
     "converted SimCLR": lambda tensors: {"state_dict": tensors},
@@ -59,6 +67,30 @@ CONTAINERS: dict[str, Callable[[Tensors], object]] = {
     },
     "MoCo v3": moco_v3,
     "DINO": lambda tensors: {"teacher": with_prefix(tensors, "backbone.")},
+    "torch.compile": lambda tensors: with_prefix(tensors, "_orig_mod."),
+    "DDP of torch.compile": lambda tensors: with_prefix(tensors, "module._orig_mod."),
+    "compiled and sharded within": lambda tensors: {
+        name.replace("layer1.", "layer1._orig_mod.").replace(
+            "layer2.0.", "layer2.0._fsdp_wrapped_module._checkpoint_wrapped_module."
+        ): value
+        for name, value in tensors.items()
+    },
+    "DeepSpeed": lambda tensors: {
+        "module": with_prefix(tensors, "model.encoder."),
+        "optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}},
+        "ds_config": {"train_batch_size": 8},
+    },
+    "lightly": lambda tensors: {
+        "state_dict": {
+            **{"backbone." + numbered(name): value for name, value in tensors.items()},
+            "backbone_momentum.0.weight": torch.zeros(64, 3, 7, 7),
+        }
+    },
+    "deep": lambda tensors: with_prefix(tensors, "module.learner.online_network.net.trunk."),
+    "options of a script": lambda tensors: {
+        "model": tensors,
+        "args": argparse.Namespace(arch="resnet18", lr=0.1, betas=(0.9, 0.999)),
+    },
     "old torch": lambda tensors: {
         name: value for name, value in tensors.items() if "num_batches" not in name
     },
@@ -75,7 +107,7 @@ def test_weights_of_elsewhere_fill_the_encoder(tmp_path: Path, trained: Tensors,
     assert not matched.missing
     assert not matched.other_shape
     assert matched.matched_values == 1
-    assert any(name.endswith("fc.weight") for name in matched.left_over)
+    assert any(name.endswith(("fc.weight", "9.weight")) for name in matched.left_over)
     exact = 1e-3 if kind == "half precision" else 0
     for name, value in encoder.state_dict().items():
         if "num_batches" not in name:
@@ -89,7 +121,7 @@ def test_transformers_come_under_timms_names_as_moco_v3s_do(tmp_path: Path) -> N
     tensors = {timm_vit(name): value for name, value in source.state_dict().items()}
     torch.save({"state_dict": with_prefix(tensors, "module.base_encoder.")}, tmp_path / "w.pth")
     matched = start_from(encoder, tmp_path / "w.pth")
-    assert (matched.prefix, matched.missing) == ("module.base_encoder.", [])
+    assert (matched.prefix, matched.missing) == ("state_dict.module.base_encoder.", [])
     assert torch.equal(encoder.state_dict()["class_token"], source.state_dict()["class_token"])
 
 
@@ -128,10 +160,57 @@ def test_weights_of_another_architecture_are_refused_and_nothing_is_filled(
     torch.save(trained, tmp_path / "w.pth")
     encoder = build_encoder(EncoderConfig(name=architecture))
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    with pytest.raises(ConfigError, match="at least 90% must match") as caught:
+    with pytest.raises(ConfigError, match=r"90% must match|none of its tensors") as caught:
         start_from(encoder, tmp_path / "w.pth")
     assert "\n" not in str(caught.value)
     assert all(torch.equal(v, before[n]) for n, v in encoder.state_dict().items())
+
+
+def test_of_two_networks_the_one_that_is_handed_on_is_taken(
+    tmp_path: Path, trained: Tensors
+) -> None:
+    other = {name: value + 1 for name, value in trained.items()}
+    for second, first in (
+        ("module.encoder_k.", "module.encoder_q."),
+        ("student.module.backbone.", "teacher.backbone."),
+        ("backbone_momentum.", "backbone."),
+        ("state_dict_ema.", "state_dict."),
+    ):
+        content = {**with_prefix(other, second), **with_prefix(trained, first)}
+        torch.save(content, tmp_path / "w.pth")
+        encoder = build_encoder(RESNET18)
+        assert start_from(encoder, tmp_path / "w.pth").prefix == first
+        assert torch.equal(encoder.state_dict()["bn1.weight"], trained["bn1.weight"])
+
+
+def test_names_that_are_nobodys_are_not_taken_for_another_architecture(
+    tmp_path: Path, trained: Tensors
+) -> None:
+    odd = {f"\x1b[1m{number}": value for number, value in enumerate(trained.values())}
+    torch.save(odd, tmp_path / "w.pth")
+    with pytest.raises(ConfigError, match=r"none of its tensors .* rename its tensors") as caught:
+        start_from(build_encoder(RESNET18), tmp_path / "w.pth")
+    assert str(caught.value).isprintable()
+
+
+def test_what_stands_in_the_way_beside_the_tensors_is_named(
+    tmp_path: Path, trained: Tensors
+) -> None:
+    """torch's own message has pages, and codes for a terminal."""
+    for zipped in (True, False):
+        content = {"model": trained, "folder": Path("/data")}
+        torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+        with pytest.raises(DataError, match=r"it holds a pathlib\.\w*Path\); .* alone") as caught:
+            start_from(build_encoder(RESNET18), tmp_path / "w.pth")
+        assert str(caught.value).isprintable()
+
+
+def test_dictionaries_without_end_are_refused(tmp_path: Path) -> None:
+    endless: dict[str, object] = {"lr": 0.1}
+    endless["again"] = endless
+    torch.save(endless, tmp_path / "w.pth")
+    with pytest.raises(DataError, match="holds no tensors by name"):
+        start_from(build_encoder(RESNET18), tmp_path / "w.pth")
 
 
 class Evil:
