@@ -5,7 +5,7 @@ What becomes of an image (tests hold each line):
 =====================================  =============================================================
 sound JPEG, grey or colour             its bytes as they are, unless it has to shrink or turn
 larger than ``max_side``               shrunk (Lanczos), its longer side then ``max_side``
-EXIF orientation                       turned upright; FFCV's decoder does not look at it
+orientation of EXIF, TIFF or XMP       turned upright; FFCV's decoder does not look at it
 grey, palette, bilevel, YCbCr          RGB
 CMYK                                   RGB by Pillow's formula, no colour profile
 transparent                            laid on white
@@ -13,7 +13,7 @@ transparent                            laid on white
 several frames                         the first
 JPEG data with errors                  left out (``keep_damaged``: what Pillow makes of it)
 empty, truncated, not an image         left out
-more than ``max_pixels``               left out, undecoded
+more than ``max_pixels`` to hold       left out, undecoded; JPEGs that shrink are decoded scaled
 32-bit pixels, which have no range     left out
 named pipe, device, broken link        left out, never waited for
 =====================================  =============================================================
@@ -22,13 +22,14 @@ Pixels that are not passed through are stored raw where that is cheap (``auto``:
 :data:`AUTO_RAW_PIXELS`), so small images lose nothing; else as JPEG.
 """
 
+import contextlib
 import hashlib
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -39,23 +40,14 @@ from data_pipeline.jpeg import (
     JpegError,
     JpegHeader,
     is_jpeg,
-    jpeg_orientation,
     read_jpeg_header,
+    several_scans,
     soundness_check,
 )
+from data_pipeline.orientation import jpeg_orientation, read_orientation, turn_to_do, turned
 
 AUTO_RAW_PIXELS = 128 * 128  # 48 KiB raw; above it a JPEG of quality 90 is several times smaller
 MAX_FILE_BYTES = 1 << 30
-_ORIENTATION_TAG = 0x0112
-_TRANSPOSES = {  # what turns an image of each EXIF orientation upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 _NAMES = {
     **{"1": "grey", "L": "grey", "LA": "grey", "P": "palette", "PA": "palette"},
     **{"CMYK": "CMYK", "YCbCr": "YCbCr"},
@@ -78,9 +70,9 @@ class CodecConfig:
     format: Format = "auto"
     """auto: JPEG files as they are, small images raw, others JPEG; jpeg or raw: all of them so."""
     max_pixels: int = MAX_PIXELS
-    """Images of more pixels are left out unread."""
+    """Images of which more pixels would have to be held are left out unread."""
     upright: bool = True
-    """Turn images by their EXIF orientation; off keeps pixels as stored, as ImageFolder does."""
+    """Turn images by the orientation they state; off keeps pixels as they are stored."""
     keep_damaged: bool = False
     """Keep what Pillow makes of JPEG data with errors instead of leaving the image out."""
 
@@ -141,7 +133,7 @@ class ImageCodec:
         if 0 in shape:
             raise _UnusableError("an image without pixels")
         self._check_size(shape[0], shape[1])
-        return self._finish(Image.fromarray(np.ascontiguousarray(pixels)), [])
+        return self._finish(Image.fromarray(np.ascontiguousarray(pixels)), [], turn=1)
 
     def _encode_jpeg(self, data: bytes) -> Stored:
         config = self._config
@@ -149,12 +141,15 @@ class ImageCodec:
             header = read_jpeg_header(data)
         except JpegError as error:
             return self._convert_damaged(data, str(error))
-        self._check_size(header.height, header.width)
+        if not self._decodes_scaled(data):
+            self._check_size(header.height, header.width)
         if not header.common or header.components not in (1, 3):
             return self._convert(data, [])  # CMYK, 12 bits, arithmetic coding: Pillow's to judge
         if damage := self._complaint(data, header):
             return self._convert_damaged(data, damage)
-        fits = not config.max_side or max(header.height, header.width) <= config.max_side
+        longest = config.max_side or 0xFFFF
+        fits = header.height * header.width <= MAX_PIXELS
+        fits = fits and max(header.height, header.width) <= longest
         upright = not config.upright or jpeg_orientation(data) == 1
         if fits and upright and config.format != "raw":
             return _stored(JPEG_MODE, header.height, header.width, data, "passed through")
@@ -166,33 +161,52 @@ class ImageCodec:
         return self._convert(data, ["kept though damaged"])
 
     def _convert(self, data: bytes, changes: list[str]) -> Stored:
-        try:
-            image = Image.open(BytesIO(data))
-        except Image.UnidentifiedImageError:
-            raise _UnusableError("not an image") from None
-        except Image.DecompressionBombError:
-            limit = self._config.max_pixels
-            raise _UnusableError(f"far more pixels than max_pixels = {limit}") from None
-        with image:
+        # JPEGs are opened at any size: what is held of them is checked when that is known.
+        with _pillow_limit(None if is_jpeg(data) else self._config.max_pixels):
+            try:
+                image = Image.open(BytesIO(data))
+            except Image.UnidentifiedImageError:
+                raise _UnusableError("not an image") from None
+            except Image.DecompressionBombError:
+                raise self._too_many("far more pixels") from None
+            with image:
+                if not self._decodes_scaled(data):
+                    self._check_size(image.height, image.width)
+                return self._decode(image, changes)
+
+    def _decode(self, image: Image.Image, changes: list[str]) -> Stored:
+        is_a_jpeg = image.format in ("JPEG", "MPO")
+        # A JPEG's further frames (MPO) are thumbnails and depth maps: nobody misses them.
+        if not is_a_jpeg and getattr(image, "is_animated", False):
+            changes.append("first frame only")
+        if is_a_jpeg and self._config.max_side:
+            # Twice the target leaves Lanczos its samples.
+            scale = 2 * self._config.max_side / max(image.size)
+            if scale < 1:
+                least = [max(1, int(length * scale)) for length in image.size]
+                image.draft(None, (least[0], least[1]))
             self._check_size(image.height, image.width)
-            # A JPEG's further frames (MPO) are thumbnails and depth maps: nobody misses them.
-            if image.format not in ("JPEG", "MPO") and getattr(image, "is_animated", False):
-                changes.append("first frame only")
-            if side := self._config.max_side:
-                scale = 2 * side / max(image.size)  # twice the target leaves Lanczos its samples
-                if scale < 1 and image.format in ("JPEG", "MPO"):
-                    image.draft(None, (int(image.width * scale), int(image.height * scale)))
-            image.load()
-            return self._finish(image, changes)
+        orientation = read_orientation(image)
+        image.load()
+        if orientation != 1 and self._config.upright:
+            changes.append("turned upright")
+        return self._finish(image, changes, turn_to_do(image, orientation, self._config.upright))
+
+    def _decodes_scaled(self, data: bytes) -> bool:
+        """Whether only the pixels that a smaller image needs have to be held."""
+        return bool(self._config.max_side) and is_jpeg(data) and not several_scans(data)
 
     def _check_size(self, height: int, width: int) -> None:
         if height * width > self._config.max_pixels:
-            raise _UnusableError(
-                f"{width} x {height} pixels are more than max_pixels = {self._config.max_pixels}"
-            )
+            raise self._too_many(f"{width} x {height} pixels: more")
 
-    def _finish(self, image: Image.Image, changes: list[str]) -> Stored:
-        orientation = _orientation(image) if self._config.upright else 1
+    def _too_many(self, pixels: str) -> _UnusableError:
+        return _UnusableError(
+            f"{pixels} than --max-pixels {self._config.max_pixels}; raise it as far as memory "
+            "allows, or let --max-side shrink JPEGs as they are read"
+        )
+
+    def _finish(self, image: Image.Image, changes: list[str], turn: int) -> Stored:
         rgb = _to_rgb(image, changes)
         side = self._config.max_side
         if side and max(rgb.size) > side:
@@ -200,12 +214,10 @@ class ImageCodec:
             size = (max(1, round(rgb.width * scale)), max(1, round(rgb.height * scale)))
             rgb = rgb.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
             changes.append("shrunk")
-        if orientation != 1:
-            rgb = rgb.transpose(_TRANSPOSES[orientation])
-            changes.append("turned upright")
+        rgb = turned(rgb, turn)
         if rgb.height * rgb.width > MAX_PIXELS or max(rgb.size) > 0xFFFF:
             raise _UnusableError(
-                f"{rgb.width} x {rgb.height} pixels are more than a .beton holds; set max_side"
+                f"{rgb.width} x {rgb.height} pixels are more than a .beton holds; set --max-side"
             )
         return self._store(rgb, tuple(changes))
 
@@ -228,6 +240,16 @@ def _stored(
     return Stored(mode, height, width, payload, digest, fate, changes)
 
 
+@contextlib.contextmanager
+def _pillow_limit(pixels: int | None) -> Iterator[None]:
+    """Lets Pillow open images of up to twice so many pixels, None: of any size."""
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, pixels
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
 def _read_file(path: str) -> bytes:
     # Non-blocking: opening a named pipe would wait for a writer.
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
@@ -240,14 +262,6 @@ def _read_file(path: str) -> bytes:
     if not data:
         raise _UnusableError("empty file")
     return data
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        orientation: Any = image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # broken EXIF, see jpeg_orientation
-        return 1
-    return int(orientation) if orientation in range(1, 9) else 1
 
 
 def _to_rgb(image: Image.Image, changes: list[str]) -> Image.Image:

@@ -1,4 +1,4 @@
-"""JPEG files without decoding them to pixels: dimensions, orientation, and are they sound?
+"""JPEG files without decoding them to pixels: dimensions, segments, and are they sound?
 
 FFCV's decoder writes garbage or stale pixels for a damaged JPEG and says nothing. What packing
 passes through is therefore read to its last coefficient first, by that same decoder.
@@ -6,7 +6,7 @@ passes through is therefore read to its last coefficient first, by that same dec
 
 import ctypes
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
@@ -18,8 +18,8 @@ _SOI = b"\xff\xd8\xff"
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD8)})  # TEM, RST0-7: markers without a length
 _NOT_FRAMES = frozenset({0xC4, 0xC8, 0xCC})  # DHT, JPG, DAC lie among the SOF markers
 _DCT_FRAMES = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended, progressive; Huffman coded
+_PROGRESSIVE = 0xC2
 _SOS, _EOI = 0xDA, 0xD9
-_ORIENTATION_TAG = 0x0112
 
 
 class JpegError(ValueError):
@@ -41,11 +41,11 @@ def is_jpeg(data: bytes) -> bool:
     return data.startswith(_SOI)
 
 
-def read_jpeg_header(data: bytes) -> JpegHeader:
-    """The first frame header of a JPEG; reads no further.
+def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Marker, first byte and end of the content of each segment, up to the first scan's header.
 
     Raises:
-        JpegError: there is none, or the segments before it are broken.
+        JpegError: a segment is broken, or the file is no JPEG.
     """
     if not is_jpeg(data):
         raise JpegError("does not begin as a JPEG")
@@ -60,15 +60,53 @@ def read_jpeg_header(data: bytes) -> JpegHeader:
         if marker in _STANDALONE:
             at += 2
             continue
-        if marker in (_SOS, _EOI):
-            raise JpegError("image data before the frame header")
+        if marker == _EOI:
+            return
         length = int.from_bytes(data[at + 2 : at + 4], "big")
         if length < 2:
             raise JpegError(f"segment of {length} bytes at byte {at}")
-        if 0xC0 <= marker <= 0xCF and marker not in _NOT_FRAMES:
-            return _parse_frame(marker, data[at + 4 : at + 2 + length])
+        yield marker, at + 4, at + 2 + length
+        if marker == _SOS:
+            return
         at += 2 + length
+
+
+def read_jpeg_header(data: bytes) -> JpegHeader:
+    """The first frame header of a JPEG; reads no further.
+
+    Raises:
+        JpegError: there is none, or the segments before it are broken.
+    """
+    for marker, start, end in segments(data):
+        if marker == _SOS:
+            raise JpegError("image data before the frame header")
+        if _is_frame(marker):
+            return _parse_frame(marker, data[start:end])
     raise JpegError("ends before its frame header")
+
+
+def several_scans(data: bytes) -> bool:
+    """Whether a decoder has to hold all of a JPEG's coefficients, at whatever scale it decodes.
+
+    So it is with progressive files, and those with one component a scan. True too where the header
+    cannot be read.
+    """
+    components = 0
+    try:
+        for marker, start, _ in segments(data):
+            if marker == _PROGRESSIVE:
+                return True
+            if _is_frame(marker):
+                components = data[start + 5]
+            elif marker == _SOS:
+                return data[start] < components
+    except (JpegError, IndexError):
+        pass
+    return True
+
+
+def _is_frame(marker: int) -> bool:
+    return 0xC0 <= marker <= 0xCF and marker not in _NOT_FRAMES
 
 
 def _parse_frame(marker: int, segment: bytes) -> JpegHeader:
@@ -80,20 +118,6 @@ def _parse_frame(marker: int, segment: bytes) -> JpegHeader:
     if not height or not width:
         raise JpegError(f"declares {width} x {height} pixels")
     return JpegHeader(height, width, components, common=bits == 8 and marker in _DCT_FRAMES)
-
-
-def jpeg_orientation(data: bytes) -> int:
-    """EXIF orientation, 1 (upright) to 8; 1 where there is none or it cannot be read."""
-    if b"Exif\0\0" not in data[: 1 << 16]:  # spares opening the many files without
-        return 1
-    from PIL import Image
-
-    try:
-        with Image.open(BytesIO(data)) as image:
-            orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # EXIF is free-form and often broken; Pillow raises whatever its parser meets
-        return 1
-    return orientation if orientation in range(1, 9) else 1
 
 
 def soundness_check() -> tuple[str, Callable[[bytes, JpegHeader], str | None]]:

@@ -29,7 +29,8 @@ from data_pipeline.pack_workers import CHUNK, Chunk, WorkerDiedError, encode_in_
 from data_pipeline.progress import Progress
 from data_pipeline.sources import IMAGE_EXTENSIONS, Source, open_source
 
-_MAX_PIXELS = 1 << 27  # Pillow refuses more as decompression bombs
+# Decoding and converting hold eight bytes a pixel: no more fit into this machine's memory.
+_MAX_PIXELS = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8
 _LISTED = 1000  # files named in the manifest for each kind of change
 
 
@@ -56,7 +57,10 @@ class PackConfig(CodecConfig):
             (1 <= self.quality <= 100, f"quality {self.quality}: use 1 to 100"),
             (self.format in ("auto", "jpeg", "raw"), f"format {self.format}: auto, jpeg or raw"),
             (self.workers >= 0, f"{self.workers} workers: use 0 (all cores) or more"),
-            (1 <= self.max_pixels <= _MAX_PIXELS, f"max pixels: use 1 to {_MAX_PIXELS}"),
+            (
+                1 <= self.max_pixels <= _MAX_PIXELS,
+                f"--max-pixels: use 1 to {_MAX_PIXELS} (by memory)",
+            ),
             (bool(self.extensions), "no file extensions: name at least one"),
         )
         for holds, message in checks:
@@ -204,8 +208,8 @@ def _write_images(
     except WorkerDiedError as error:
         image = f"at {images.name(error.index)}" if error.index is not None else "between images"
         raise ChildProcessError(
-            f"a packing process died {image} ({error.how}); out of memory? Use fewer --workers; if "
-            "it is always this image, move it away"
+            f"a packing process died {image} ({error.how}); out of memory? Use fewer --workers, "
+            "or less for --max-pixels; if it is always this image, move it away"
         ) from error
 
 

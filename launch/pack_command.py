@@ -21,10 +21,11 @@ SRC is one of
   embedded:NAME       images that ship with widebatch: embedded:digits:train, embedded:digits:test
 """
 _EPILOG = """\
-JPEG files that need no change are stored as they are. Others: larger than --max-side: shrunk;
-turned by EXIF: turned upright; grey, palette, CMYK, 16-bit: 8-bit RGB; transparent: on white;
-animated: first frame. What cannot be read (damaged, truncated, empty, no image, more than
---max-pixels) is left out, counted, and listed in the manifest; --strict refuses instead.
+JPEG files that need no change are stored as they are, grey ones too. Others: larger than
+--max-side: shrunk; turned by EXIF, XMP or TIFF: turned upright; grey (but for JPEG), palette, CMYK,
+16-bit: 8-bit RGB; transparent: on white; animated: first frame. What cannot be read (damaged,
+truncated, empty, no image, more than --max-pixels) is left out, counted, and listed in the
+manifest; --strict refuses instead.
 The same images and settings give the same bytes, whatever the number of workers.
 """
 _SHOWN = 5  # images left out that are named on the terminal; the manifest lists all
@@ -59,13 +60,14 @@ def add_parser(subparsers: Any) -> None:
         help="refuse at the first image that cannot be used, and files that are passed over",
     )
     add("--keep-damaged", action="store_true", help="keep what is left of JPEGs with errors")
-    add("--as-stored", action="store_true", help="do not turn images by their EXIF orientation")
+    add("--as-stored", action="store_true", help="do not turn images by the orientation they state")
     add(
         "--max-pixels",
         type=int,
         default=1 << 26,
         metavar="N",
-        help="leave larger images out unread (67108864: 64 megapixels)",
+        help="leave images out unread of which more pixels would have to be held (67108864: 64 "
+        "megapixels; eight bytes each); JPEGs that --max-side shrinks are decoded scaled",
     )
     add(
         "--extensions",

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from data_pipeline import image_codec
 from data_pipeline import jpeg as jpeg_module
 from data_pipeline.beton import JPEG_MODE, RAW_MODE
 from data_pipeline.image_codec import CodecConfig, ImageCodec, LeftOut, Stored
+from data_pipeline.orientation import jpeg_orientation
 from tests.data_pipeline import images
 
 
@@ -72,12 +74,61 @@ def test_a_turned_jpeg_is_stored_upright(tmp_path: Path, orientation: int, max_s
     assert pixels_of(result).shape == np.asarray(upright).shape
     assert np.abs(pixels_of(result).astype(int) - np.asarray(upright)).mean() < 6
     # What is stored says nothing of turning any more: no reader turns it twice.
-    assert jpeg_module.jpeg_orientation(result.payload) == 1
+    assert jpeg_orientation(result.payload) == 1
 
 
 def test_orientation_can_be_left_as_stored(tmp_path: Path) -> None:
     data = images.turned_jpeg(6)
     assert stored(tmp_path, data, upright=False).payload == data
+
+
+def _exif(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[images.ORIENTATION_TAG] = orientation
+    return exif
+
+
+def _behind_64_kib(data: bytes) -> bytes:
+    """The JPEG with a comment before its other segments."""
+    filler = b"\xff\xfe" + (60_002).to_bytes(2, "big") + bytes(60_000)
+    return data[:2] + 2 * filler + data[2:]
+
+
+_STATED = {  # by file kind: how it says that it is turned
+    "exif": lambda o: images.jpeg(200, 300, exif=_exif(o)),
+    "exif behind 64 KiB": lambda o: _behind_64_kib(images.jpeg(200, 300, exif=_exif(o))),
+    "xmp alone": lambda o: images.jpeg(200, 300, xmp=images.xmp(o)),
+    "png": lambda o: images.encoded(images.picture(200, 300), "PNG", exif=_exif(o)),
+    "webp": lambda o: images.encoded(images.picture(200, 300), "WEBP", exif=_exif(o)),
+    "webp xmp": lambda o: images.encoded(images.picture(200, 300), "WEBP", xmp=images.xmp(o)),
+    "tiff": lambda o: images.encoded(
+        images.picture(200, 300), "TIFF", tiffinfo={images.ORIENTATION_TAG: o}
+    ),
+    "tiff deflated": lambda o: images.encoded(
+        images.picture(200, 300), "TIFF", tiffinfo={images.ORIENTATION_TAG: o}, compression="zip"
+    ),
+}
+
+
+@pytest.mark.parametrize("upright", [True, False])
+@pytest.mark.parametrize("encoding", ["auto", "raw"])  # passed through where it may be, decoded
+@pytest.mark.parametrize("kind", _STATED)
+def test_every_file_is_turned_once_and_counted_or_left_as_stored(
+    tmp_path: Path, kind: str, encoding: str, upright: bool
+) -> None:
+    for orientation in (2, 6, 8):
+        data = _STATED[kind](orientation)
+        result = stored(tmp_path, data, format=encoding, upright=upright)
+        expected = Image.fromarray(images.picture(200, 300))
+        if upright:
+            expected.getexif()[images.ORIENTATION_TAG] = orientation
+            expected = ImageOps.exif_transpose(expected)
+        assert result.changes == (("turned upright",) if upright else ())
+        pixels = pixels_of(result)
+        assert pixels.shape == np.asarray(expected).shape
+        assert np.abs(pixels.astype(int) - np.asarray(expected)).mean() < 6
+        if "passed" in result.fate:
+            assert result.payload == data
 
 
 def test_broken_exif_means_upright(tmp_path: Path) -> None:
@@ -186,7 +237,7 @@ def test_arrays_that_are_no_images_are_left_out(array: np.ndarray) -> None:
         (images.garbled_jpeg(), "damaged JPEG"),
         (b"\xff\xd8\xff\xe0" + bytes(100), "damaged JPEG"),
         (images.png("RGB", 200, 200)[:300], "truncated"),
-        (images.bomb_png(), "max_pixels"),
+        (images.bomb_png(), "--max-pixels"),
     ],
 )
 def test_what_cannot_be_used_is_left_out_with_its_reason(
@@ -200,7 +251,43 @@ def test_what_cannot_be_used_is_left_out_with_its_reason(
 
 def test_a_huge_jpeg_is_left_out_undecoded(tmp_path: Path) -> None:
     result = encode(tmp_path, images.jpeg(100, 101), max_pixels=10_000)
-    assert result == LeftOut("101 x 100 pixels are more than max_pixels = 10000")
+    assert isinstance(result, LeftOut)
+    assert result.reason.startswith("101 x 100 pixels: more than --max-pixels 10000; raise it")
+
+
+def test_a_huge_jpeg_that_shrinks_is_decoded_scaled(tmp_path: Path) -> None:
+    """As large as 156 megapixels: what is held of it decides, not what it has."""
+    data, settings = images.jpeg(400, 600), {"max_pixels": 300 * 200}
+    result = stored(tmp_path, data, max_side=75, **settings)
+    assert (result.height, result.width) == (50, 75)
+    whole = Image.fromarray(images.picture(400, 600)).resize((75, 50), Image.Resampling.LANCZOS)
+    assert np.abs(pixels_of(result).astype(int) - np.asarray(whole)).mean() < 6
+    for left, side in ((data, 400), (images.jpeg(400, 600, progressive=True), 75)):
+        refused = encode(tmp_path, left, max_side=side, **settings)
+        assert isinstance(refused, LeftOut)
+        assert "600 x 400 pixels: more than --max-pixels 60000" in refused.reason
+
+
+def test_a_jpeg_beyond_what_pillow_opens_is_decoded_scaled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100 * 100)
+    assert stored(tmp_path, images.jpeg(400, 600), max_side=75).width == 75
+    assert stored(tmp_path, images.png("RGB", 400, 600), max_side=75).width == 75
+    assert Image.MAX_IMAGE_PIXELS == 100 * 100
+
+
+def test_a_jpeg_that_no_beton_holds_is_not_passed_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_codec, "MAX_PIXELS", 100 * 100)
+    refused = encode(tmp_path, images.jpeg(100, 101))
+    assert refused == LeftOut("101 x 100 pixels are more than a .beton holds; set --max-side")
+
+
+def test_a_jpeg_a_few_pixels_high_shrinks(tmp_path: Path) -> None:
+    result = stored(tmp_path, images.jpeg(4, 4000), max_side=100)
+    assert (result.height, result.width) == (1, 100)
 
 
 def test_damaged_jpegs_are_kept_when_asked_as_sound_ones(tmp_path: Path) -> None:
