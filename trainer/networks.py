@@ -1,13 +1,15 @@
 """The networks of a run as they train: weights, BatchNorm, and what saves memory and time."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from trainer.activation_checkpoint import checkpoint_blocks
 from trainer.config import RunConfig
-from trainer.encoders import build_encoder
+from trainer.encoders import Encoder, build_encoder
 from trainer.errors import ConfigError
 from trainer.gradients import refuse_own_statistics
 from trainer.heads import build_head
@@ -15,6 +17,8 @@ from trainer.initial_weights import start_from
 from trainer.objectives.base import Objective
 from trainer.objectives.build import make_objective
 from trainer.sync_batch_norm import convert_sync_batch_norm
+
+_SHOWN = 4  # names in a message
 
 
 def training_objective(config: RunConfig, world_size: int, init_from: Path | None) -> Objective:
@@ -24,6 +28,8 @@ def training_objective(config: RunConfig, world_size: int, init_from: Path | Non
         ConfigError: settings contradict each other or the networks.
     """
     objective = build_objective(config, init_from)
+    if ":" in config.encoder.name:
+        _refuse_idle_weights(objective.encoder, config)
     # On one process too, for the same rounding; bf16's own is coarser than what that would save.
     if world_size > 1 or config.precision != "bf16" or config.micro_batch:
         synchronise_batch_norm(objective, config.sync_batch_norm, config.batch_norm_group)
@@ -54,6 +60,39 @@ def synchronise_batch_norm(
     """Convert those parts of an objective whose statistics are to be the global batch's."""
     parts = objective.synchronised_parts(sync_batch_norm)
     convert_sync_batch_norm(nn.ModuleList(parts), group_size)
+
+
+def _refuse_idle_weights(encoder: Encoder, config: RunConfig) -> None:
+    """Refuse a module with weights that no gradient reaches.
+
+    One process and FSDP would leave them as they are; DDP waits for every gradient, and ends.
+
+    Raises:
+        ConfigError: names them; or the module fails on images of the run's size.
+    """
+    name, side = config.encoder.name, config.crop.size
+    weights = {name: p for name, p in encoder.named_parameters() if p.requires_grad}
+    buffers = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
+    try:
+        with torch.random.fork_rng(devices=[]):  # dropout
+            features_NF = functional_call(encoder, buffers, (torch.zeros(2, 3, side, side),))
+    except Exception as error:  # whatever the user's module does
+        raise ConfigError(
+            f"encoder.name: {name} fails on images of --crop.size {side} ({type(error).__name__}: "
+            f"{' '.join(str(error).split())})"
+        ) from error
+    gradients: Sequence[torch.Tensor | None] = [None] * len(weights)
+    if features_NF.requires_grad:
+        gradients = torch.autograd.grad(
+            features_NF.sum(), list(weights.values()), allow_unused=True
+        )
+    idle = [weight for weight, gradient in zip(weights, gradients) if gradient is None]
+    if idle:
+        more = f" and {len(idle) - _SHOWN} more" if len(idle) > _SHOWN else ""
+        raise ConfigError(
+            f"encoder.name: in {name} no gradient reaches {', '.join(idle[:_SHOWN])}{more}; leave "
+            "them out of the module, or call requires_grad_(False) on them"
+        )
 
 
 def _save_memory_and_time(config: RunConfig, objective: Objective) -> None:

@@ -1,5 +1,6 @@
 """Encoders keep torchvision's names and functions; heads are what the papers describe."""
 
+import dataclasses
 import sys
 import types
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import torch
 import torchvision
 from torch import nn
 
+from tests.trainer.runs import tiny_config
 from trainer.encoders import (
     EncoderConfig,
     build_encoder,
@@ -20,6 +22,8 @@ from trainer.encoders import (
 )
 from trainer.errors import ConfigError
 from trainer.heads import HeadConfig, build_head
+from trainer.networks import training_objective
+from trainer.objectives.base import Objective
 from trainer.sync_batch_norm import convert_sync_batch_norm
 
 # One of each family: name -> (feature size as published, path of the classifier).
@@ -277,6 +281,37 @@ def test_the_working_folder_is_the_last_place_to_find_a_users_module(
     name = "net_of_the_working_folder:net"
     assert build_encoder(EncoderConfig(name=name, image_size=4)).feature_dim == 48
     assert sys.path == [*before, str(tmp_path)]
+
+
+class WithSpare(Pooled):
+    """One that has a layer which it does not use."""
+
+    def __init__(self, frozen: bool = False) -> None:
+        super().__init__()
+        self.spare = nn.Linear(2, 2).requires_grad_(not frozen)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_weights_that_no_gradient_reaches_are_named_on_any_number_of_processes(
+    world_size: int, user_module: types.ModuleType
+) -> None:
+    """DDP would end at the second step; one process and FSDP would go on."""
+    user_module.spare = WithSpare  # type: ignore[attr-defined]
+    user_module.frozen = lambda: WithSpare(frozen=True)  # type: ignore[attr-defined]
+    user_module.narrow = lambda: nn.Sequential(nn.Flatten(), nn.Linear(48, 2))  # type: ignore
+    config = tiny_config(Path("x"), Path("run"))
+
+    def objective(name: str) -> Objective:
+        encoder = EncoderConfig(name=f"my_encoders:{name}", image_size=4)
+        return training_objective(dataclasses.replace(config, encoder=encoder), world_size, None)
+
+    with pytest.raises(ConfigError, match=r"no gradient reaches spare\.weight, spare\.bias; leave"):
+        objective("spare")
+    with pytest.raises(ConfigError, match=r"fails on images of --crop\.size 32 \(RuntimeError: "):
+        objective("narrow")
+    trained = objective("frozen").encoder
+    assert torch.equal(trained.norm.running_mean, torch.zeros(11))  # type: ignore[union-attr]
+    assert all(weight.grad is None for weight in trained.parameters())
 
 
 def _shapes(config: HeadConfig, in_dim: int = 16) -> list[str]:
