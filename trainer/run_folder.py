@@ -5,6 +5,7 @@ import errno
 import fcntl
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,13 @@ without the option. 524 is the kernel's own ENOTSUPP, which some let out."""
 
 @contextlib.contextmanager
 def exclusive(out: Path) -> Iterator[None]:
-    """Hold the run's folder: two runs that write one folder would ruin both."""
+    """Hold the run's folder: two runs that write one folder would ruin both.
+
+    A run that is refused before its first step leaves no folder behind, nor anything in one.
+    """
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out}: {out} exists and is no folder; choose another name")
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -49,9 +54,25 @@ def exclusive(out: Path) -> Iterator[None]:
                 out,
                 error.strerror,
             )
-        yield
+        if not os.fstat(descriptor).st_nlink:
+            raise ConfigError(f"--out {out}: another process has just left it; start again")
+        try:
+            yield
+        finally:
+            if not (out / "config.json").exists():
+                _clear(out, made)
     finally:
         os.close(descriptor)
+
+
+def _clear(out: Path, made: list[Path]) -> None:
+    """Remove what a run leaves that did not begin, while its lock is held."""
+    (out / ".lock").unlink(missing_ok=True)
+    for name in ("heartbeats", "stacks"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    with contextlib.suppress(OSError):  # something else is in it
+        for folder in made:
+            folder.rmdir()
 
 
 def agreed_checkpoint(

@@ -21,7 +21,7 @@ from trainer.errors import ConfigError
 from trainer.run_state import held_locks, state_of
 from trainer.watch import heartbeat
 
-_MARKS = ("config.json", "metrics.jsonl", "checkpoints", ".lock")
+_MARKS = ("metrics.jsonl", "checkpoints/latest.json", ".lock")  # exports have a config.json too
 _DEPTH = 3  # folders below the one that is named
 _CHUNK = 1 << 16
 _FURTHEST = 1 << 24  # bytes from the end in which a kNN result is looked for

@@ -60,7 +60,8 @@ def _ended(
     own = {n: r for n, r in errors.items() if n != "RankLostError"} or errors
     if own:
         name, rank = next(iter(own.items()))
-        return State("failed", f"{name} on rank {rank} at step {beats[rank].step}")
+        said = f": {beats[rank].why}" if beats[rank].why else ""
+        return State("failed", f"{name} on rank {rank} at step {beats[rank].step}{said}")
     if any(beat.hung for beat in beats.values()):
         return State("failed", "hung; RUN/stacks says where")
     if not beats:

@@ -1,5 +1,6 @@
 """A run holds its folder, and trains where the file system has no locks to hold it by."""
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -27,6 +28,39 @@ def test_a_second_run_in_the_folder_is_refused(tmp_path: Path) -> None:
         pytest.raises(ConfigError, match="another process is training there"),
         exclusive(tmp_path / "run"),
     ):
+        pass
+
+
+@pytest.mark.parametrize("before", [[], ["notes.txt"], ["config.json", "heartbeats/x"]], ids=str)
+def test_a_run_that_did_not_begin_leaves_what_was_there_before(
+    before: list[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "runs" / "run"
+    for name in before:
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).touch()
+    with contextlib.suppress(ConfigError), exclusive(run):
+        for name in ("heartbeats", "stacks"):
+            (run / name).mkdir(exist_ok=True)
+            (run / name / "rank-00000").touch()
+        raise ConfigError
+    left = [str(p.relative_to(run)) for p in tmp_path.rglob("*") if p.is_file()]
+    assert set(before) == set(left) if "config.json" not in before else set(before) < set(left)
+    assert (tmp_path / "runs").exists() == bool(before)
+
+
+def test_a_lock_that_was_cleared_away_holds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is refused clears its folder between another one's opening and its locking."""
+    lock = fcntl.flock
+
+    def cleared(descriptor: int, operation: int) -> None:
+        (tmp_path / "run" / ".lock").unlink()
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", cleared)
+    with pytest.raises(ConfigError, match="has just left it"), exclusive(tmp_path / "run"):
         pass
 
 

@@ -81,6 +81,7 @@ def test_a_run_is_told_in_a_line(tmp_path: Path) -> None:
 
 def test_states_are_told_by_the_traces_of_processes(tmp_path: Path) -> None:
     ended = dataclasses.replace(GONE, ended="NumericalError")
+    said = dataclasses.replace(GONE, ended="ConfigError", why="--k: too large")
     lost = dataclasses.replace(GONE, rank=1, ended="RankLostError")
     mine, elsewhere = heartbeat.own(0), dataclasses.replace(GONE, host="node-7")
     for name, wanted, options in (
@@ -93,6 +94,7 @@ def test_states_are_told_by_the_traces_of_processes(tmp_path: Path) -> None:
             {"saved": None, "beats": (GONE,)},
         ),
         ("error", ("failed", "NumericalError on rank 0 at step 7"), {"beats": (ended, lost)}),
+        ("why", ("failed", "ConfigError on rank 0 at step 7: --k: too large"), {"beats": (said,)}),
         (
             "hung",
             ("failed", "hung; RUN/stacks says where"),
@@ -209,6 +211,23 @@ def test_lines_come_whole_whatever_the_blocks_they_lie_in(
     with path.open("rb") as file:
         found = [line.decode() for line in _lines_from_the_end(file)]
     assert found == lines[::-1][0 if end else 1 :]
+
+
+def test_an_export_is_no_run(tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    (tmp_path / "export").mkdir()
+    for name in ("config.json", "widebatch.json"):  # as --format huggingface writes them
+        (tmp_path / "export" / name).write_text("{}")
+    assert [run.name for run in list_runs([tmp_path])] == ["run"]
+
+
+def test_heartbeats_of_an_older_version_are_read(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", beats=(dataclasses.replace(GONE, ended="KeyError"),))
+    path = heartbeat.path_of(run / "heartbeats", 0)
+    saved = json.loads(path.read_text())
+    del saved["why"]
+    path.write_text(json.dumps(saved))
+    assert state(run) == ("failed", "KeyError on rank 0 at step 7")
 
 
 def test_a_run_before_its_first_step_is_listed(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -280,9 +281,18 @@ def test_a_run_that_ended_leaves_word_and_no_stacks(tmp_path: Path) -> None:
     phases = Phases(torch.device("cpu"))
     dog = Watchdog(WatchdogConfig(), phases, tmp_path, rank=0, world_size=3)
     with contextlib.suppress(KeyError), dog.watching():
-        raise KeyError
-    assert heartbeat.read_all(tmp_path / "heartbeats", 3)[0].ended == "KeyError"
+        raise KeyError("the key\n is lost")
+    left = heartbeat.read_all(tmp_path / "heartbeats", 3)[0]
+    assert (left.ended, left.why) == ("KeyError", r"'the key\n is lost'")
     assert not list((tmp_path / "stacks").iterdir())
+
+
+def test_a_run_that_was_cleared_away_does_not_come_back(tmp_path: Path) -> None:
+    dog = Watchdog(WatchdogConfig(), Phases(torch.device("cpu")), tmp_path, rank=1, world_size=2)
+    with dog.watching():
+        shutil.rmtree(tmp_path / "heartbeats")
+        shutil.rmtree(tmp_path / "stacks", ignore_errors=True)
+    assert not (tmp_path / "heartbeats").exists()
 
 
 _HOLDS_THE_LOCK = """

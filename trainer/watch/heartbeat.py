@@ -18,6 +18,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.strict_json import read_json_file
 
 _NAME = re.compile(r"rank-([0-9]{5,9})\.json")
+_REQUIRED = {"rank", "host", "pid", "started"}
 _MOST_BYTES = 1 << 16  # of a file: a hundred times what one has
 
 
@@ -44,6 +45,8 @@ class Heartbeat:
     """Whether its watchdog is about to end it."""
     ended: str = ""
     """How the rank ended on its own account: "done", or the name of an error."""
+    why: str = ""
+    """What the error said, on one line."""
 
     def where(self) -> str:
         """For a person."""
@@ -120,7 +123,7 @@ def _read(path: Path) -> Heartbeat | None:
     except (FileNotFoundError, DataError):
         return None
     like = dataclasses.asdict(Heartbeat(rank=0, host="", pid=0, started=0))
-    if values.keys() != like.keys():
+    if not _REQUIRED <= values.keys() <= like.keys():
         return None
     if any(type(value) is not type(like[name]) for name, value in values.items()):
         return None

@@ -41,6 +41,7 @@ _SLOWEST = 5.0  # times a usual step that a place may take, whatever the timeout
 _SLACK = 30.0  # seconds after the limit in which the thread must have had its turn
 _BEATS = 3  # that a rank must miss to be silent
 _MOST_READERS = 64  # ranks; on more, one of each node reads the others' files
+_MOST_LETTERS = 2000  # of an error's message
 _FAILED_COLLECTIVE = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe")
 
 
@@ -119,8 +120,9 @@ class Watchdog:
             self._closing.set()
             if self._thread.is_alive():
                 self._thread.join()
-            kind = sys.exc_info()[0]
-            self._mine = replace(self._mine, ended=kind.__name__ if kind else "done")
+            kind, raised, _ = sys.exc_info()
+            why = " ".join(str(raised or "").split())[:_MOST_LETTERS]
+            self._mine = replace(self._mine, ended=kind.__name__ if kind else "done", why=why)
             self._beat()
 
     def _explained(self, error: RuntimeError) -> RankLostError:
@@ -143,8 +145,9 @@ class Watchdog:
         except OSError as error:
             log.warning("%s: the watchdog cannot write there and ends (%s)", self._stacks, error)
             return
-        if not self._stack_path.stat().st_size:
-            self._stack_path.unlink()
+        with contextlib.suppress(FileNotFoundError):
+            if not self._stack_path.stat().st_size:
+                self._stack_path.unlink()
 
     def _watch_until_closed(self, stacks: TextIO) -> None:
         tick = min(1.0, self._interval)
@@ -191,6 +194,8 @@ class Watchdog:
                 )
 
     def _beat(self) -> None:
+        if self._mine.beat and not self._folder.is_dir():
+            return  # rank 0 has cleared away a run that did not begin
         place = self._phases.place
         with self._beating:
             self._mine = replace(
