@@ -18,7 +18,8 @@ paper's ratio, as in lightly and solo-learn.
 
 With Nesterov momentum the last line moves w by ``mu v + u``, u being what was added to v. The ratio
 is 1 where |w| or the denominator's gradient norm is 0, so that a zero-initialised tensor can leave
-zero. Tensors of one dimension or none (biases, BatchNorm) get neither the ratio nor weight decay.
+zero; but 0 for "you" where |g| is 0: lightly and solo-learn do not decay a tensor without gradient.
+Tensors of one dimension or none (biases, BatchNorm) get neither the ratio nor weight decay.
 
 Two implementations: operations on lists of tensors ("foreach"), for every type and device, and the
 kernels of :mod:`kernels.lars` ("triton"), for float32 parameters on CUDA. They agree to the last
@@ -231,6 +232,8 @@ class LARS(torch.optim.Optimizer):
             denominator = grad_norm
         adapt = (weight_norm > 0) & (grad_norm > 0)
         ratio = torch.where(adapt, eta * weight_norm / denominator, 1.0)
+        if group["variant"] == "you":
+            ratio = ratio * (grad_norm != 0)
         if group["variant"] == "simclr":
             ratio = ratio * group["lr"]
         if updates:

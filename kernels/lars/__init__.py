@@ -13,7 +13,7 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -53,6 +53,10 @@ def lars_update_(
     Raises:
         ValueError: tensors are not as said, or the implementation does not run here.
     """
+    if implementation not in get_args(Implementation):
+        raise ValueError(f"lars: no implementation {implementation!r}")
+    if momenta is None and settings.momentum:
+        raise ValueError(f"lars: momentum {settings.momentum} needs momenta")
     if not weights:
         return
     lists = [weights, grads] if momenta is None else [weights, grads, momenta]

@@ -26,7 +26,8 @@ class Settings:
 def trust_ratio(weight: torch.Tensor, grad: torch.Tensor, settings: Settings) -> torch.Tensor:
     """``eta |w| / |g + wd w|``, or "you"'s ``eta |w| / (|g| + wd |w| + eps)``; 0-d.
 
-    1 where |w| or the gradient's norm (with decay, but for "you") is 0.
+    1 where |w| is 0 or the gradient's norm, with decay. 0 for "you" where |g| is 0: its peers leave
+    such a tensor as it is, undecayed.
     """
     weight_norm = weight.norm()
     if settings.variant == "you":
@@ -36,7 +37,8 @@ def trust_ratio(weight: torch.Tensor, grad: torch.Tensor, settings: Settings) ->
         grad_norm = denominator = (grad + settings.weight_decay * weight).norm()
     adapt = (weight_norm > 0) & (grad_norm > 0)
     ratio = settings.trust_coefficient * weight_norm / denominator
-    return torch.where(adapt, ratio, torch.ones_like(ratio))
+    ratio = torch.where(adapt, ratio, torch.ones_like(ratio))
+    return ratio * (grad_norm != 0) if settings.variant == "you" else ratio
 
 
 def lars_reference_(

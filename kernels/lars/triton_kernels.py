@@ -125,7 +125,10 @@ def ratios_kernel(
         denominator += weight_decay * weight_norm + eps
     adapt = (weight_norm > 0) & (grad_norm > 0)
     ratio = tl.div_rn(trust_coefficient * weight_norm, tl.where(adapt, denominator, 1.0))
-    tl.store(ratios + tensor, tl.where(adapt, ratio, 1.0))
+    ratio = tl.where(adapt, ratio, 1.0)
+    if PAPER:
+        ratio = tl.where(grad_norm == 0, 0.0, ratio)
+    tl.store(ratios + tensor, ratio)
 
 
 @triton.jit

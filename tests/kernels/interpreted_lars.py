@@ -200,6 +200,20 @@ def test_a_run_goes_on_with_the_other_implementation() -> None:
     assert_close(ends[0], ends[1])
 
 
+@variants
+def test_weights_without_gradient_end_where_those_of_foreach_do(variant: Variant) -> None:
+    ends = []
+    for implementation in ("triton", "foreach"):
+        parameters = [nn.Parameter(t) for t in tensors(0)]
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer(parameters, implementation, variant=variant).step()
+        ends.append(parameters)
+    assert_close(*ends)
+    decayed = not torch.equal(ends[0][0], tensors(0)[0])
+    assert decayed == (variant != "you")
+
+
 def test_ratios_of_tensors_of_many_chunks_and_of_none() -> None:
     sizes = (multi.CHUNK * 2500, 0, 5, multi.CHUNK + 1)
     cut = multi.chunks(sizes, torch.device("cpu"))
@@ -212,7 +226,7 @@ def test_ratios_of_tensors_of_many_chunks_and_of_none() -> None:
     )
     for number, (begin, end) in enumerate(zip(cut.first[:-1], cut.first[1:])):
         w, g = partial[:, begin:end].double().sum(1).sqrt()
-        want = 0.5 * w / (g + 0.1 * w + 1e-3) if begin < end else torch.ones(())
+        want = 0.5 * w / (g + 0.1 * w + 1e-3) if begin < end else torch.zeros(())
         torch.testing.assert_close(ratios[number].double(), want.double(), rtol=3e-7, atol=0)
 
 

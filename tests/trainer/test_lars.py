@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from kernels.lars import Settings, lars_update_
 from trainer.lars import LARS, Variant
 from trainer.optim import apply_update, gradient_norm
 
@@ -57,6 +58,8 @@ def _reference_step(
             g_norm = denominator = float(u.square().sum().sqrt())
         if w_norm > 0 and g_norm > 0:
             ratio = ETA * w_norm / denominator
+        elif variant == "you":
+            u = g
     if variant == "simclr":  # google-research/simclr: scaled_lr = lr * ratio goes into the velocity
         v = MU * v + lr * ratio * u
         return w - (MU * v + lr * ratio * u if nesterov else v), v
@@ -119,6 +122,27 @@ def test_fifty_steps_of_warmup_and_cosine_follow_the_equations(
                 )
         _assert_same(list(parameters), weights, rtol=tolerance, atol=tolerance)
         _assert_same(_state(optimizer, parameters), velocities, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("implementation", ["foreach", "reference"])
+def test_a_weight_without_gradient_is_decayed_at_the_trusted_rate_or_not_at_all(
+    implementation: str, variant: Variant
+) -> None:
+    """Not by "you", as lightly and solo-learn have it; google-research/simclr and moco-v3 decay."""
+    start = _tensors(torch.float64)[0]
+    weight = nn.Parameter(start.clone())
+    weight.grad = torch.zeros_like(start)
+    if implementation == "foreach":
+        _lars([weight], variant, lr=0.5, momentum=0.0).step()
+    else:
+        numbers = {"lr": 0.5, "momentum": 0.0, "weight_decay": WD, "trust_coefficient": ETA}
+        settings = Settings(variant=variant, **numbers)
+        lars_update_(
+            [weight], [weight.grad], None, settings, adapt=True, implementation="reference"
+        )
+    want = start if variant == "you" else start * (1 - 0.5 * ETA)
+    _assert_same([weight], [want], rtol=1e-12, atol=0)
 
 
 def test_the_placements_of_the_rate_differ_while_it_changes() -> None:
