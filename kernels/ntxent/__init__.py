@@ -33,7 +33,7 @@ from kernels import choice
 from kernels.ntxent import ops
 from kernels.ntxent.contrast import info_nce, info_nce_and_accuracy
 from kernels.ntxent.gather import Group, group_name
-from kernels.ntxent.implementations import IMPLEMENTATIONS, Implementation, RowKernels
+from kernels.ntxent.implementations import Implementation, RowKernels, check_options
 from kernels.ntxent.reference import reference_nt_xent, unit_rows
 
 __all__ = [
@@ -65,8 +65,9 @@ def nt_xent(
             floating dtype. Rows are normalised in float32; those of 16-bit projections are
             rounded to 16 bits again as factors of the products, whose sums, exponentials and
             logarithms are float32. The gradient is then within 1 % of the exact one, in norm
-            (float16's small range apart: scale the loss).
-        temperature: tau, positive.
+            (float16's small range apart: scale the loss). Loss and gradient are NaN where a value
+            is not finite or a row's norm overflows float32.
+        temperature: tau, a positive number; it has no gradient.
         group: the process group whose samples are each other's negatives; ``None`` is the default
             group, or this process alone where there is none.
         implementation: ``"reference"`` holds the N x N matrix; ``"blocked"`` holds one tile of it,
@@ -126,7 +127,8 @@ def _nt_xent(
     block_size: int | None,
     accuracy: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    _check(z_VBD, temperature, implementation, rows_per_rank, block_size)
+    check_options("nt_xent", temperature, implementation, block_size)
+    _check(z_VBD, rows_per_rank)
     rows = None if rows_per_rank is None else [2 * count for count in rows_per_rank]
     with torch.autocast(z_VBD.device.type, enabled=False):
         unit_MD = unit_rows(z_VBD).flatten(0, 1)
@@ -149,22 +151,10 @@ def _nt_xent(
     return loss, hits
 
 
-def _check(
-    z_VBD: torch.Tensor,
-    temperature: float,
-    implementation: str,
-    rows_per_rank: Sequence[int] | None,
-    block_size: int | None,
-) -> None:
+def _check(z_VBD: torch.Tensor, rows_per_rank: Sequence[int] | None) -> None:
     if z_VBD.ndim != 3 or z_VBD.shape[0] != 2:
         raise ValueError(f"nt_xent wants (2, B, D) projections, got {tuple(z_VBD.shape)}")
     if not z_VBD.is_floating_point():
         raise ValueError(f"nt_xent wants floating-point projections, got {z_VBD.dtype}")
     if sum(rows_per_rank or z_VBD.shape[1:2]) == 0:
         raise ValueError("nt_xent got no samples")
-    if not temperature > 0:
-        raise ValueError(f"nt_xent wants a positive temperature, got {temperature}")
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"no implementation {implementation!r}: {', '.join(IMPLEMENTATIONS)}")
-    if block_size is not None and block_size < 1:
-        raise ValueError(f"block_size must be positive, got {block_size}")

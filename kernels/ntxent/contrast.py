@@ -22,7 +22,7 @@ import torch
 from kernels import choice
 from kernels.ntxent import info_nce_ops
 from kernels.ntxent.gather import Group, group_name
-from kernels.ntxent.implementations import IMPLEMENTATIONS, Implementation
+from kernels.ntxent.implementations import Implementation, check_options
 from kernels.ntxent.reference import reference_info_nce, unit_rows
 
 __all__ = ["info_nce", "info_nce_and_accuracy"]
@@ -49,7 +49,7 @@ def info_nce(
         queries_MD: ``(M, D)``, this process's predictions before normalisation, any floating
             dtype; normalised, rounded and differentiated as :func:`kernels.ntxent.nt_xent` does.
         keys_MD: ``(M, D)``, the keys of these queries, before normalisation; no gradient.
-        temperature: tau, positive.
+        temperature: tau, a positive number; it has no gradient.
         positive_M: int64 ``(M,)``, each query's positive among the keys of all processes, in rank
             order; ``None`` takes ``keys_MD`` row by row. Not with a queue.
         queue_QD: ``(Q, D)`` unit rows: a query is then compared with its own key and these, not
@@ -65,6 +65,7 @@ def info_nce(
 
     Raises:
         ValueError: a shape, dtype, temperature or name that cannot be meant.
+        RuntimeError: ``positive_M`` names no key. On CUDA a later call raises it.
     """
     return _info_nce(
         queries_MD,
@@ -135,7 +136,8 @@ def _info_nce(
     block_size: int | None,
     accuracy: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    _check(queries_MD, keys_MD, temperature, positive_M, queue_QD, implementation)
+    check_options("info_nce", temperature, implementation, block_size)
+    _check(queries_MD, keys_MD, positive_M, queue_QD, rows_per_rank)
     dtype = queries_MD.dtype
     with torch.autocast(queries_MD.device.type, enabled=False):
         unit_MD = unit_rows(queries_MD)
@@ -173,10 +175,9 @@ def _info_nce(
 def _check(
     queries_MD: torch.Tensor,
     keys_MD: torch.Tensor,
-    temperature: float,
     positive_M: torch.Tensor | None,
     queue_QD: torch.Tensor | None,
-    implementation: str,
+    rows_per_rank: Sequence[int] | None,
 ) -> None:
     if queries_MD.ndim != 2 or queries_MD.shape != keys_MD.shape:
         raise ValueError(
@@ -185,15 +186,18 @@ def _check(
         )
     if not queries_MD.is_floating_point():
         raise ValueError(f"info_nce wants floating-point queries, got {queries_MD.dtype}")
+    if sum(rows_per_rank or queries_MD.shape[:1]) == 0:
+        raise ValueError("info_nce got no queries")
     if queue_QD is not None and (queue_QD.ndim != 2 or queue_QD.shape[1] != keys_MD.shape[1]):
         raise ValueError(
             f"info_nce wants a queue (Q, {keys_MD.shape[1]}), got {tuple(queue_QD.shape)}"
         )
     if queue_QD is not None and positive_M is not None:
         raise ValueError("info_nce: with a queue a query's positive is its own key")
-    if positive_M is not None and positive_M.shape != queries_MD.shape[:1]:
-        raise ValueError(f"info_nce wants one positive per query, got {tuple(positive_M.shape)}")
-    if not temperature > 0:
-        raise ValueError(f"info_nce wants a positive temperature, got {temperature}")
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"no implementation {implementation!r}: {', '.join(IMPLEMENTATIONS)}")
+    if positive_M is None:
+        return
+    if positive_M.shape != queries_MD.shape[:1] or positive_M.dtype != torch.int64:
+        raise ValueError(
+            f"info_nce wants one positive per query, int64, got {positive_M.dtype} "
+            f"{tuple(positive_M.shape)}"
+        )

@@ -1,5 +1,6 @@
 """Which implementation serves a device, a dtype and a size, and the functions it consists of."""
 
+import math
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
@@ -13,6 +14,24 @@ from kernels.ntxent import blocked, rectangle
 Implementation = Literal["auto", "reference", "blocked", "triton"]
 
 IMPLEMENTATIONS: tuple[str, ...] = ("auto", "reference", "blocked", "triton")
+
+
+def check_options(
+    loss: str, temperature: float, implementation: str, block_size: int | None
+) -> None:
+    """Refuse what neither loss can mean.
+
+    Raises:
+        ValueError: which of them, what it was and what it must be.
+    """
+    if isinstance(temperature, torch.Tensor):
+        raise ValueError(f"{loss} has no derivative by the temperature: it wants a number")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"{loss} wants a positive temperature, got {temperature}")
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"no implementation {implementation!r}: {', '.join(IMPLEMENTATIONS)}")
+    if block_size is not None and block_size < 1:
+        raise ValueError(f"block_size must be positive, got {block_size}")
 
 
 class RowKernels(NamedTuple):

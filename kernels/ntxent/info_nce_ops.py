@@ -19,7 +19,8 @@ from kernels.ntxent.gather import (
 )
 from kernels.ntxent.implementations import RowKernels, kernels_for
 from kernels.ntxent.ops import all_rows, own_storage, refuse_second_derivative
-from kernels.ntxent.reference import statistics_dtype
+from kernels.ntxent.reference import require_indices, statistics_dtype
+from kernels.ntxent.rivals import told_apart
 
 __all__ = ["info_nce", "info_nce_forward", "info_nce_gradient"]
 
@@ -62,6 +63,8 @@ def info_nce_forward(
         columns_ND, own_positive_M, lse_M, rival_M = _against_all_keys(
             kernels, query_MD, key_MD, positive_M, rows_per_rank, group_named(group), *options
         )
+        if positive_M is not None:
+            require_indices(positive_M, len(columns_ND))
         positive_MD = columns_ND[own_positive_M]
     else:
         # Kept for backward, before which MoCo overwrites the oldest keys of the queue.
@@ -74,7 +77,7 @@ def info_nce_forward(
     logit_M = (wide_MD * positive_MD.to(lse_M.dtype)).sum(1) * inv_temperature
     if queue_QD is not None:
         lse_M = torch.logaddexp(lse_M, logit_M)
-    hit_M = torch.zeros_like(logit_M) if rival_M is None else (logit_M > rival_M).to(lse_M.dtype)
+    hit_M = told_apart(logit_M, rival_M, lse_M)
     loss, hits = (
         gather_rows(torch.stack([lse_M - logit_M, hit_M], 1), rows_per_rank, group_named(group))
         .mean(0)

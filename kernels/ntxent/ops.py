@@ -25,6 +25,7 @@ from kernels.ntxent.gather import (
 )
 from kernels.ntxent.implementations import kernels_for
 from kernels.ntxent.reference import statistics_dtype
+from kernels.ntxent.rivals import told_apart
 
 __all__ = [
     "all_rows",
@@ -88,7 +89,7 @@ def ntxent_forward(
     positive_M = (one_BD * other_BD).sum(1).repeat(2) * inv_temperature
     columns = [lse_M, positive_M]
     if rival_M is not None:
-        columns.append((positive_M > rival_M).to(lse_M.dtype))
+        columns.append(told_apart(positive_M, rival_M, lse_M))
     # Not one mean per process and a sum of means: gathered rows make the value equal on all.
     lse_N, positive_N, *hit_N = gather_rows(
         torch.stack(columns, dim=1), rows_per_rank, group_named(group)

@@ -78,6 +78,8 @@ def reference_info_nce(
         if positive_M is None:
             start = first_row(rows_per_rank, len(key_MD), group)
             positive_M = start + torch.arange(len(key_MD), device=key_MD.device)
+        else:
+            require_indices(positive_M, len(columns_ND))
         logits_MN = unit_MD @ columns_ND.T / temperature
     else:
         own_M1 = (unit_MD * key_MD.detach()).sum(1, keepdim=True)
@@ -95,6 +97,20 @@ def _nearest_is_positive(logits_MN: torch.Tensor, positive_M: torch.Tensor) -> t
     index_M1 = positive_M[:, None]
     rival_M = logits_MN.scatter(1, index_M1, float("-inf")).amax(1)
     return (logits_MN.gather(1, index_M1)[:, 0] > rival_M).to(logits_MN.dtype)
+
+
+def require_indices(positive_M: torch.Tensor, keys: int) -> None:
+    """Fail where a positive is none of the ``keys``; on CUDA when the stream gets there.
+
+    Without it a negative index would count from the end, and cross-entropy pass over -100.
+
+    Raises:
+        RuntimeError: on the CPU; on CUDA a later call raises it, for the host does not wait.
+    """
+    torch._assert_async(
+        ((positive_M >= 0) & (positive_M < keys)).all(),
+        f"info_nce: positive_M must name keys of all processes, 0 to {keys - 1}",
+    )
 
 
 def positive_indices(rows_per_rank: Sequence[int]) -> torch.Tensor:
@@ -115,7 +131,8 @@ def unit_rows(z: torch.Tensor) -> torch.Tensor:
 
     ``z / sqrt(max(sum z^2, 1e-12))`` as in google-research/simclr (TensorFlow's ``l2_normalize``):
     a zero row stays zero and its gradient finite. Squares of float16 values would overflow, hence
-    float32.
+    float32. A row whose squares overflow even so, from a norm of 1.8e19 on, is NaN, as one with
+    an infinite value is: a run that explodes must not look healthy.
     """
     unit: torch.Tensor = _UnitRows.apply(z.to(statistics_dtype(z.dtype)))
     return unit
@@ -127,7 +144,7 @@ class _UnitRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: torch.Tensor) -> torch.Tensor:
         norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
-        inverse = norm.clamp_min(1e-6).reciprocal()
+        inverse = norm.clamp_min(1e-6).reciprocal().masked_fill_(norm.isinf(), float("nan"))
         # Where the norm is held from below, it is a constant.
         ctx.save_for_backward(z, inverse, norm > 1e-6)
         return z * inverse

@@ -10,6 +10,18 @@ from contextlib import contextmanager
 import torch
 
 
+def told_apart(
+    positive_M: torch.Tensor, rival_M: torch.Tensor | None, lse_M: torch.Tensor
+) -> torch.Tensor:
+    """1 for rows whose positive's logit is the larger one, else 0; all 0 without rivals.
+
+    No row of a NaN is told apart: Triton's maxima pass over NaN where torch's keep it.
+    """
+    if rival_M is None:
+        return torch.zeros_like(lse_M)
+    return ((positive_M > rival_M) & ~lse_M.isnan()).to(lse_M.dtype)
+
+
 @contextmanager
 def without_positives(
     logits_mn: torch.Tensor, positive_m: torch.Tensor, first_column: int

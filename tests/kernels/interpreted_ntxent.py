@@ -5,6 +5,7 @@ do: bfloat16 factors are widened in it (it multiplies them wrongly), float32 one
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -318,6 +319,24 @@ def test_nt_xent_and_its_gradient(dtype: torch.dtype, temperature: float) -> Non
     _, ours = nt_xent_and_accuracy(near, temperature, implementation="triton", block_size=16)
     assert 0 < hits < 1
     assert abs(ours - hits) <= 2 / 38  # rounding may decide a close one
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.1])
+@pytest.mark.parametrize("rows", [1, 20])
+def test_rows_that_overflow_are_passed_on_not_hidden(rows: int, temperature: float) -> None:
+    z = torch.randn(2, 20, 20, generator=torch.Generator().manual_seed(0))
+    z[:, :rows] *= 1e19
+    losses: list[Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]] = [
+        lambda x: nt_xent_and_accuracy(x, temperature, implementation="triton"),
+        lambda x: info_nce_and_accuracy(x[0], x[1], temperature, implementation="triton"),
+    ]
+    for loss in losses:
+        leaf = z.clone().requires_grad_()
+        value, hits = loss(leaf)
+        value.backward()
+        assert leaf.grad is not None
+        assert math.isnan(value.item()) and hits.item() == 0
+        assert bool(leaf.grad[0, :rows].isnan().all())
 
 
 @pytest.mark.parametrize("with_queue", [False, True])

@@ -116,6 +116,32 @@ def test_collapse_has_no_nearest_key() -> None:
     assert result["accuracy"].item() == 0
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("with_queue", [False, True])
+@pytest.mark.parametrize("side", ["queries", "keys"])
+def test_rows_that_overflow_are_passed_on_not_hidden(
+    side: str, with_queue: bool, implementation: Implementation
+) -> None:
+    queries, keys, queue = (rows.float() for rows in _batch())
+    (queries if side == "queries" else keys).mul_(1e20)
+    options: dict[str, Any] = {"queue_QD": queue} if with_queue else {}
+    result = _run(queries, keys, TEMPERATURE, implementation=implementation, **options)
+    assert math.isnan(result["loss"].item())
+    assert bool(result["gradient"].isnan().all())
+    assert result["accuracy"].item() == 0
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("wrong", [-1, -100, 12])
+def test_a_positive_that_is_no_key_is_an_error(wrong: int, implementation: Implementation) -> None:
+    """-1 would be the last key, and -100 a query that cross-entropy leaves out."""
+    queries, keys, _ = _batch()
+    positive = torch.arange(12)
+    positive[3] = wrong
+    with pytest.raises(RuntimeError, match="positive_M must name keys of all processes, 0 to 11"):
+        info_nce(queries, keys, 0.1, positive_M=positive, implementation=implementation)
+
+
 def _on_a_rank(
     rank: int, world_size: int, rows: list[int], implementation: Implementation, with_queue: bool
 ) -> dict[str, torch.Tensor]:
@@ -163,6 +189,11 @@ def test_any_number_of_ranks_is_one_process(
         ((4, 8), (4, 8), {"queue_QD": torch.ones(3, 9)}, "queue"),
         ((4, 8), (4, 8), {"queue_QD": torch.ones(3, 8), "positive_M": torch.arange(4)}, "own key"),
         ((4, 8), (4, 8), {"positive_M": torch.arange(3)}, "one positive per query"),
+        ((4, 8), (4, 8), {"positive_M": torch.ones(4)}, "int64"),
+        ((4, 8), (4, 8), {"temperature": torch.tensor(0.1)}, "no derivative by the temperature"),
+        ((4, 8), (4, 8), {"block_size": -1}, "block_size"),
+        ((0, 8), (0, 8), {}, "no queries"),
+        ((0, 8), (0, 8), {"queue_QD": torch.ones(3, 8)}, "no queries"),
         ((4, 8), (4, 8), {"implementation": "fast"}, "implementation"),
     ],
 )

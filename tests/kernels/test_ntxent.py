@@ -174,11 +174,27 @@ def test_a_zero_row_leaves_value_and_gradient_finite(implementation: Implementat
     assert bool(gradient.isfinite().all())
 
 
+@pytest.mark.parametrize("temperature", [0.1, 0.01])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_nan_is_passed_on_not_hidden(implementation: Implementation) -> None:
-    z = _projections(4, dtype=torch.float32)
-    z[1, 2, 0] = math.nan
-    assert math.isnan(nt_xent(z, implementation=implementation).item())
+def test_what_is_not_finite_is_passed_on_not_hidden(
+    implementation: Implementation, dtype: torch.dtype, temperature: float
+) -> None:
+    """Finite rows too whose squares overflow: the whole batch of a run that explodes."""
+    too_large = 1e160 if dtype == torch.float64 else 1e19
+    for rows, factor in ((1, math.nan), (1, math.inf), (1, too_large), (4, too_large)):
+        z = _projections(4, dtype=torch.float64)
+        z[:, :rows] *= factor
+        leaf = z.to(dtype).requires_grad_()
+        loss, accuracy = nt_xent_and_accuracy(leaf, temperature, implementation=implementation)
+        loss.backward()
+        assert leaf.grad is not None
+        assert math.isnan(loss.item())
+        assert bool(leaf.grad.isnan().all())
+        assert accuracy.item() == 0
+    # As large as squares may be.
+    value, gradient = _value_and_gradient(_projections(4, dtype=torch.float32) * 1e18)
+    assert math.isfinite(value) and bool(gradient.isfinite().all())
 
 
 def test_length_of_projections_does_not_matter_and_gradient_is_tangent() -> None:
@@ -239,6 +255,8 @@ def test_strided_projections_give_the_same() -> None:
         ((2, 0, 8), {}, "no samples"),
         ((2, 4, 8), {"temperature": 0.0}, "temperature"),
         ((2, 4, 8), {"temperature": math.nan}, "temperature"),
+        ((2, 4, 8), {"temperature": math.inf}, "temperature"),
+        ((2, 4, 8), {"temperature": torch.tensor(0.1)}, "no derivative by the temperature"),
         ((2, 4, 8), {"implementation": "fast"}, "implementation"),
         ((2, 4, 8), {"rows_per_rank": [3]}, "rows_per_rank"),
         ((2, 4, 8), {"block_size": 0}, "block_size"),
