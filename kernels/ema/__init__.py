@@ -48,7 +48,7 @@ def ema_update_(
             raise ValueError(f"ema_update_: a key of shape {key.shape}, a query of {query.shape}")
     if implementation not in ("auto", "foreach", "triton"):
         raise ValueError(f"ema_update_: no implementation {implementation!r}; use 'auto'")
-    if not keys:
+    if not keys or momentum == 1:  # 0 times a query that is not finite would be NaN
         return
     if _runs_triton(keys, queries, implementation):
         from kernels.ema.triton_kernels import ema_triton_

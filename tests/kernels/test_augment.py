@@ -336,6 +336,13 @@ def test_half_kernels_are_normalised_and_do_not_depend_on_each_other():
         )
 
 
+def with_values(column: int, *values: float) -> np.ndarray:
+    """A table of two rows, the second of which has these values from ``column`` on."""
+    table = identity_table(2, 2)
+    table[1, column : column + len(values)] = values
+    return table
+
+
 @pytest.mark.parametrize(
     ("images", "table", "message"),
     [
@@ -346,11 +353,25 @@ def test_half_kernels_are_normalised_and_do_not_depend_on_each_other():
         (crops(2), identity_table(2).astype(np.float32), "must be float64"),
         (crops(2), identity_table(2, HEIGHT), "cannot reflect"),
         (crops(2), identity_table(2)[:, :5], "cannot reflect"),
+        # Each would be something else to each implementation, or memory beside the table.
+        (crops(2), with_values(Column.JITTER, 7), "row 1 .* operations of the jitter"),
+        (crops(2), with_values(Column.JITTER, 2, 0, 2), "row 1 .* each at most once"),
+        (crops(2), with_values(Column.CONTRAST, -1), "row 1 .* factors"),
+        (crops(2), with_values(Column.BRIGHTNESS, np.nan), "row 1 .* factors"),
+        (crops(2), with_values(Column.HUE, 2.3), "row 1 .* turn of hue"),
+        (crops(2), with_values(Column.BLUR, 1, 0.2), "row 1 .* add up to 1"),
+        (crops(2), with_values(Column.BLUR, 1.2, -0.1), "row 1 .* add up to 1"),
     ],
 )
 def test_wrong_inputs_are_refused(images, table, message):
     with pytest.raises(ValueError, match=message):
         augment(images, table)
+
+
+@pytest.mark.parametrize("std", [(0.2, 0.0, 0.2), (0.2, np.nan, 0.2), (0.2, -0.2, 0.2)])
+def test_what_cannot_be_divided_by_is_refused(std: tuple[float, float, float]) -> None:
+    with pytest.raises(ValueError, match="cannot normalise"):
+        augment(crops(1), identity_table(1), std=std)
 
 
 def test_choice_is_explained_and_an_impossible_one_refused():
