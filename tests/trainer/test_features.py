@@ -129,11 +129,14 @@ def test_an_empty_file_is_refused() -> None:
         extract_features(encoder(), [], Augment(AugmentConfig(), 0), "cpu")
 
 
-def test_features_that_are_not_finite_name_the_first_sample() -> None:
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e20])
+def test_features_that_are_not_finite_name_the_first_sample(value: float) -> None:
+    """1e20 is, but its square is not: normalised, the row would be zeros."""
+
     class Breaks(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             y = x.flatten(1).clone()
-            y[-1, 0] = torch.nan
+            y[-1, 0] = value
             return y
 
     with pytest.raises(NumericalError, match="2 of 8 samples, the first being sample 3"):
