@@ -1,5 +1,7 @@
 """The Triton LARS and EMA without a GPU: interpreted, and how tensors are cut into chunks."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -79,6 +81,13 @@ def test_what_keeps_the_kernel_from_a_tensor_is_named() -> None:
     assert "gradients are float64" in obstacle(plain, plain.double())
     assert "sparse" in obstacle(plain, plain.to_sparse())
     assert "does not run on meta" in obstacle(plain.to("meta"), plain.to("meta"))
+
+
+def test_a_momentum_of_one_keeps_the_keys_whatever_the_queries_hold() -> None:
+    key = torch.tensor([-0.0, 3.0])
+    ema_update_([key], [torch.full((2,), math.nan)], 1.0)
+    assert torch.equal(key, torch.tensor([0.0, 3.0]))
+    assert key[0].signbit()
 
 
 def test_moving_average_on_lists_of_tensors() -> None:
