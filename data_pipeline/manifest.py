@@ -4,14 +4,13 @@
 carries the latter too, so a manifest beside the wrong file is found out at once.
 """
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import DataError
-from data_pipeline.strict_json import read_json_file
+from data_pipeline.strict_json import dump_json, read_json_file
 
 FORMAT = "widebatch-manifest"
 VERSION = 1
@@ -39,7 +38,7 @@ def manifest_path(beton: Path) -> Path:
 def dump_manifest(fields: dict[str, Any]) -> bytes:
     """A manifest's bytes; ASCII, so that file names in any encoding survive."""
     head = {"format": FORMAT, "version": VERSION}
-    return json.dumps(head | fields, indent=1).encode() + b"\n"
+    return dump_json(head | fields, indent=1).encode() + b"\n"
 
 
 def load_manifest(beton: Path) -> dict[str, Any] | None:

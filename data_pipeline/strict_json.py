@@ -1,4 +1,4 @@
-"""JSON from files that others may have written: what is ambiguous or boundless in it is refused.
+"""JSON in files: what others may have written is read strictly, and so is written what others read.
 
 Python's own reader takes the last of two equal keys, NaN and Infinity, integers of any length and
 nesting up to its own stack's depth. Each of these makes a file mean one thing to us and another to
@@ -17,6 +17,22 @@ from data_pipeline.regular_file import open_regular
 MAX_BYTES = 64 << 20  # of a file, unless its reader allows more
 MAX_DEPTH = 64  # of nesting
 _MAX_DIGITS = 20  # of an integer: 64 bits
+
+
+def dump_json(value: Any, **options: Any) -> str:
+    """JSON text that any program reads: what is not finite, which JSON has no word for, is null.
+
+    Args:
+        value: plain values.
+        options: of :func:`json.dumps`.
+
+    Raises:
+        TypeError: a value that JSON cannot hold.
+    """
+    try:
+        return json.dumps(value, allow_nan=False, **options)
+    except ValueError:
+        return json.dumps(_finite(value), allow_nan=False, **options)
 
 
 def parse_json(text: bytes) -> Any:
@@ -65,6 +81,14 @@ def read_json_file(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(f"{path}: holds no JSON object; restore it or delete it")
     return value
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from data_pipeline.strict_json import dump_json
 from launch.exit_codes import ExitCode
 
 _PROCESSES = 2
@@ -190,7 +191,7 @@ def _clear(out: Path) -> None:
 
 def _record(out: Path, steps: Sequence[Step], *, finished: bool) -> None:
     temporary = out / f".{_RECORD}"
-    temporary.write_text(json.dumps({"steps": _as_json(steps), "finished": finished}) + "\n")
+    temporary.write_text(dump_json({"steps": _as_json(steps), "finished": finished}) + "\n")
     temporary.replace(out / _RECORD)
 
 

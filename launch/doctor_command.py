@@ -1,7 +1,6 @@
 """``widebatch doctor``: what would go wrong in a run, found out in a minute or two."""
 
 import argparse
-import json
 import logging
 import os
 import subprocess
@@ -10,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.strict_json import dump_json
 from launch import cluster
 from launch.exit_codes import ExitCode
 from launch.pretrain_command import RECIPES
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         print(table(findings, place.world_size))
         if args.json is not None:
             records = [{**asdict(finding), "ranks": ranks} for finding, ranks in findings]
-            args.json.write_text(json.dumps(records, indent=1) + "\n")
+            args.json.write_text(dump_json(records, indent=1) + "\n")
     bad = any(finding.verdict == "bad" for finding, _ in findings)
     return ExitCode.FATAL if bad else ExitCode.DONE
 
@@ -104,7 +104,7 @@ def _chaos(args: argparse.Namespace) -> int:
     for problem in problems:
         print(f"BAD: {problem}")
     if args.json is not None:
-        args.json.write_text(json.dumps({"seed": args.seed, "problems": problems}, indent=1) + "\n")
+        args.json.write_text(dump_json({"seed": args.seed, "problems": problems}, indent=1) + "\n")
     return ExitCode.FATAL if problems else ExitCode.DONE
 
 

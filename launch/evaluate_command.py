@@ -1,12 +1,12 @@
 """``widebatch evaluate METHOD``: what an encoder's features are worth, and what they show."""
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.strict_json import dump_json
 from launch import cluster
 from launch.evaluate_labelled import add_finetune, add_knn, add_linear
 from launch.evaluate_looks import add_cluster, add_diagnose, add_duplicates, add_retrieve
@@ -61,4 +61,4 @@ def _write_json(path: Path, report: dict[str, Any]) -> None:
     from data_pipeline.atomic_file import write_atomically
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
+    write_atomically(path, (dump_json(report, indent=1) + "\n").encode())

@@ -2,11 +2,11 @@
 
 import argparse
 import dataclasses
-import json
 import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from data_pipeline.strict_json import dump_json
 from launch.arguments import Parser
 from launch.exit_codes import ExitCode
 from launch.first_look import refuse_unknown, setting_flags
@@ -137,7 +137,7 @@ def _plan(args: argparse.Namespace, config: "RunConfig", known: bool) -> ExitCod
     images = images_of(config, args.images, known)
     rates = _rates(args, config, known)
     plan = make_plan(config, nodes=args.nodes, gpus=args.gpus, rates=rates, images=images)
-    print(json.dumps(plan_to_json(plan), indent=1) if args.json else table(plan))
+    print(dump_json(plan_to_json(plan), indent=1) if args.json else table(plan))
     return ExitCode.DONE
 
 

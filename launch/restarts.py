@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.atomic_file import write_atomically
+from data_pipeline.strict_json import dump_json
 from launch.exit_codes import ExitCode
 
 ENDINGS_VARIABLE = "WIDEBATCH_ENDINGS"
@@ -113,7 +114,7 @@ def _spend(run: Path, budget: int) -> Decision:
             f" cause, delete {run / 'restarts.json'}, and submit it again",
         )
     run.mkdir(mode=0o700, parents=True, exist_ok=True)
-    text = json.dumps({"step": step, "failures": failures}) + "\n"
+    text = dump_json({"step": step, "failures": failures}) + "\n"
     write_atomically(run / "restarts.json", text.encode())
     return Decision(
         True, f"failed; start {failures} of {budget} from the checkpoint of step {step}"

@@ -2,14 +2,13 @@
 
 import argparse
 import dataclasses
-import json
-import math
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_pipeline.strict_json import dump_json
 from launch.exit_codes import ExitCode
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
     found = list_runs(args.folders)
     if args.json:
-        print(json.dumps([_finite(dataclasses.asdict(facts)) for facts in found], indent=1))
+        print(dump_json([dataclasses.asdict(facts) for facts in found], indent=1))
     elif found:
         print("\n".join(table([_row(facts) for facts in found], _width())))
     else:
@@ -142,14 +141,6 @@ def _age(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
     return f"{seconds:.0f} s"
-
-
-def _finite(facts: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN."""
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in facts.items()
-    }
 
 
 def _width() -> int | None:

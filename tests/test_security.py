@@ -88,6 +88,14 @@ def test_json_from_files_is_read_strictly_where_it_may_come_from_elsewhere() -> 
         assert "json.load" not in (ROOT / name).read_text()
 
 
+def test_json_is_written_by_the_one_function_that_leaves_nan_out() -> None:
+    assert _where({"dumps", "dump"}) == {
+        "data_pipeline/strict_json.py",
+        "kernels/inspect.py",  # to its own parent, which reads it
+        "trainer/distributed.py",  # from rank to rank
+    }
+
+
 def test_child_processes_are_started_from_argument_lists() -> None:
     """No shell sees what a user or a file has written."""
     for file in FILES:

@@ -5,13 +5,13 @@ apply_update`). Precisions are bf16, fp32 and fp64, whose range needs no loss sc
 none to lower or to save.
 """
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from data_pipeline.strict_json import dump_json
 from trainer.errors import ConfigError, NonFiniteError
 from trainer.private_file import open_to_append
 from trainer.telemetry import Record, keep_lines
@@ -98,7 +98,7 @@ class NumericalGuard:
             "ids": ids,
         }
         with open_to_append(self._path) as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(dump_json(line) + "\n")
         if self.skipped_in_a_row == 1:
             log.warning(
                 "step %d: gradients were not finite, the step was left out; %s names its samples",

@@ -1,10 +1,10 @@
 """Which images each step saw: the evidence behind "the same run"."""
 
-import json
 from pathlib import Path
 
 import torch
 
+from data_pipeline.strict_json import dump_json
 from trainer.distributed import all_gather_rows
 from trainer.private_file import open_to_append
 from trainer.telemetry import keep_lines
@@ -24,7 +24,7 @@ class SampleLog:
         """Gather the ranks' ids and write them. A collective, and a host synchronisation."""
         ids = all_gather_rows(ids_B.to(device)).tolist()
         if self._file is not None:
-            self._file.write(json.dumps({"step": step, "ids": ids}) + "\n")
+            self._file.write(dump_json({"step": step, "ids": ids}) + "\n")
             self._file.flush()
 
     def close(self) -> None:

@@ -21,6 +21,7 @@ import torch
 from lightning_fabric import Fabric
 
 from data_pipeline.atomic_file import write_atomically
+from data_pipeline.strict_json import dump_json
 from kernels.ntxent.gather import gather_rows
 from kernels.waiting import waiting
 from trainer.errors import ConfigError
@@ -136,7 +137,7 @@ def _listen(
 
 def _tell_all(mine: dict[str, Any], device: torch.device) -> list[dict[str, Any]]:
     """What every rank has to tell, in rank order. A collective."""
-    text = json.dumps(mine, ensure_ascii=False).encode()
+    text = dump_json(mine, ensure_ascii=False).encode()
     row = torch.tensor([list(text.ljust(_ROW_BYTES))], dtype=torch.uint8, device=device)
     with waiting("scrape targets: all-gather"):
         rows = gather_rows(row).tolist()
@@ -146,7 +147,7 @@ def _tell_all(mine: dict[str, Any], device: torch.device) -> list[dict[str, Any]
 def _publish(path: Path, groups: list[dict[str, Any]]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, (json.dumps(groups, indent=1) + "\n").encode())
+        write_atomically(path, (dump_json(groups, indent=1) + "\n").encode())
     except OSError as error:  # nobody stops a run of days for this
         log.warning("%s: %s; name the run's targets to Prometheus by hand", path, error.strerror)
 

@@ -1,6 +1,5 @@
 """How many damaged samples a run has replaced, on all ranks together, and which."""
 
-import json
 import logging
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from data_pipeline.batch import Batch
 from data_pipeline.damage import Damage
 from data_pipeline.errors import DataError
 from data_pipeline.loader import TrainLoader
-from data_pipeline.strict_json import parse_json
+from data_pipeline.strict_json import dump_json, parse_json
 from trainer.distributed import all_gather_rows, broadcast_json
 from trainer.private_file import open_to_append
 from trainer.telemetry import Record, keep_lines
@@ -108,7 +107,7 @@ class SubstituteLog:
             for step, sample, shown in rows:
                 why = self._damage.reasons.get(sample) or self._loader.problem(sample)
                 line = {"step": step, "sample": sample, "shown": shown, "why": why}
-                file.write(json.dumps(line) + "\n")
+                file.write(dump_json(line) + "\n")
 
     def read(self, records: list[Record]) -> None:
         """The last of the records' readers, on all ranks.

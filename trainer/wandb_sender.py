@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.atomic_file import write_atomically
-from data_pipeline.strict_json import read_json_file
+from data_pipeline.strict_json import dump_json, read_json_file
 
 _INTERVAL = 1.0  # seconds between two looks at the file
 
@@ -46,7 +46,7 @@ class Memory:
 
     def keep(self) -> None:
         """Write it."""
-        text = json.dumps({"id": self.identity, "step": self.step}) + "\n"
+        text = dump_json({"id": self.identity, "step": self.step}) + "\n"
         write_atomically(self._path, text.encode(), private=True)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.strict_json import MAX_DEPTH, parse_json, read_json_file
+from data_pipeline.strict_json import MAX_DEPTH, dump_json, parse_json, read_json_file
 
 pytestmark = pytest.mark.reliability(30)
 
@@ -39,6 +39,18 @@ def test_what_our_own_files_hold_is_read() -> None:
     text = b'{"a": [1, -1.5, 1e-7, true, null, 18446744073709551615], "\\udcff": "\\u0000"}'
     assert parse_json(text)["a"] == [1, -1.5, 1e-7, True, None, 2**64 - 1]
     assert parse_json(b"[" * MAX_DEPTH + b"]" * MAX_DEPTH)
+
+
+def test_what_is_not_finite_is_written_as_null_and_nothing_else_is() -> None:
+    values = {"loss": float("nan"), "norms": [1.5, float("-inf"), (float("inf"), "nan")], "n": 2}
+    assert parse_json(dump_json(values).encode()) == {
+        "loss": None,
+        "norms": [1.5, None, [None, "nan"]],
+        "n": 2,
+    }
+    assert dump_json({"b": 1.0, "a": None}, indent=1, sort_keys=True) == (
+        '{\n "a": null,\n "b": 1.0\n}'
+    )
 
 
 def test_a_key_that_stands_twice_among_many_is_found_at_once() -> None:

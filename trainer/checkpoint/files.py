@@ -6,7 +6,6 @@ serialised in memory first, so that writing needs no second copy of the tensors.
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -18,7 +17,7 @@ import torch
 from data_pipeline import faults
 from data_pipeline.atomic_file import sync_folder
 from data_pipeline.errors import DataError
-from data_pipeline.strict_json import read_json_file
+from data_pipeline.strict_json import dump_json, read_json_file
 from trainer.errors import CheckpointError
 
 Tensors = dict[str, torch.Tensor]
@@ -73,7 +72,7 @@ def write_tensors(path: Path, tensors: Tensors) -> dict[str, Any]:
             "shape": list(tensor.shape),
             "data_offsets": [start, end],
         }
-    text = json.dumps(header, separators=(",", ":")).encode()
+    text = dump_json(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with SyncedFile(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
@@ -213,7 +212,7 @@ def _bytes_of(tensor: torch.Tensor) -> memoryview:
 
 def _json_bytes(values: Mapping[str, Any]) -> bytes:
     """Without a last newline: a file that lost its last byte is no JSON."""
-    return json.dumps(values, indent=1, sort_keys=True).encode()
+    return dump_json(values, indent=1, sort_keys=True).encode()
 
 
 def _digest(values: Mapping[str, Any]) -> str:

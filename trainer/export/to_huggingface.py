@@ -1,6 +1,5 @@
 """Hugging Face: a folder for ``from_pretrained`` of transformers, with its preprocessing."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 import torchvision
 from torch import nn
 
+from data_pipeline.strict_json import dump_json
 from trainer.encoders import EncoderConfig
 from trainer.errors import NumericalError
 from trainer.export.target import Features, Target, Tensors, absent, refused
@@ -177,4 +177,4 @@ def _processor(preprocessing: Preprocessing) -> dict[str, Any]:
 
 
 def _json(values: dict[str, Any]) -> bytes:
-    return (json.dumps(values, indent=2) + "\n").encode()
+    return (dump_json(values, indent=2) + "\n").encode()

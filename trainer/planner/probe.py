@@ -18,6 +18,7 @@ import torch
 
 from data_pipeline.batch import Batch
 from data_pipeline.order import Position
+from data_pipeline.strict_json import dump_json
 from trainer.config import RunConfig, from_json
 from trainer.objectives.base import Projections
 from trainer.optim import apply_update, gradient_norm
@@ -178,7 +179,7 @@ def main() -> None:
     """Read a request, measure, print."""
     request = json.load(sys.stdin)
     reading = read(from_json(RunConfig, request["config"]), int(request["steps"]))
-    print(json.dumps(asdict(reading)))
+    print(dump_json(asdict(reading)))
 
 
 if __name__ == "__main__":

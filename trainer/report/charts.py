@@ -8,13 +8,13 @@ Shape suffixes: N points.
 """
 
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from data_pipeline.strict_json import dump_json
 from trainer.figures import running_mean
 from trainer.report.html import Html, join, tag
 from trainer.report.ticks import Axis, labels, linear_axis, log_axis, short
@@ -300,7 +300,7 @@ def _points(drawn: Sequence[_Drawn], across: Axis, axes: Sequence[Axis | None], 
         }
         for each in drawn
     ]
-    return json.dumps({"unit": unit, "lines": rounded}, separators=(",", ":"))
+    return dump_json({"unit": unit, "lines": rounded}, separators=(",", ":"))
 
 
 def _heights(axis: Axis | None, values: Numbers) -> list[float | None]:

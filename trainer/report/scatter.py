@@ -3,11 +3,10 @@
 Shape suffixes: N points.
 """
 
-import json
-
 import numpy as np
 import numpy.typing as npt
 
+from data_pipeline.strict_json import dump_json
 from trainer.report.html import Html, tag
 from trainer.report.looks import EmbeddingMap
 from trainer.report.pictures import SHEET_COLUMNS, class_name, sheet
@@ -70,7 +69,7 @@ def embedding_map(identity: str, found: EmbeddingMap) -> Html:
         tag("details", tag("summary", "All images of the map, sorted by class"), every),
         class_="embedding",
         id=identity,
-        data_facts=json.dumps(facts, separators=(",", ":")),
+        data_facts=dump_json(facts, separators=(",", ":")),
     )
 
 

@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+from data_pipeline.strict_json import dump_json
 from trainer.private_file import open_to_append
 from trainer.telemetry.stream import Record
 
@@ -18,7 +19,7 @@ class JsonLines:
     def read(self, records: list[Record]) -> None:
         """Append the records."""
         for record in records:
-            self._file.write(json.dumps(record) + "\n")
+            self._file.write(dump_json(record) + "\n")
         self._file.flush()
 
     def close(self) -> None:

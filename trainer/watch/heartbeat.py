@@ -6,7 +6,6 @@ looks of the same reader.
 """
 
 import dataclasses
-import json
 import os
 import re
 import socket
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.errors import DataError
-from data_pipeline.strict_json import read_json_file
+from data_pipeline.strict_json import dump_json, read_json_file
 
 _NAME = re.compile(r"rank-([0-9]{5,9})\.json")
 _REQUIRED = {"rank", "host", "pid", "started"}
@@ -81,7 +80,7 @@ def write(folder: Path, heartbeat: Heartbeat) -> None:
     temporary = path.with_name(f".writing-{path.name}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
-        file.write(json.dumps(dataclasses.asdict(heartbeat)))
+        file.write(dump_json(dataclasses.asdict(heartbeat)))
     temporary.replace(path)
 
 
