@@ -12,10 +12,12 @@ import torch
 from torch import nn
 
 from data_pipeline.augment import Augment
+from data_pipeline.beton import BetonInfo
 from data_pipeline.loader import EvalLoader, LoaderConfig, eval_loader
 from trainer.errors import ConfigError
 from trainer.evaluation.features import default_resize, extract_features
 from trainer.evaluation.knn import knn_classify
+from trainer.evaluation.labelled_files import read_labels
 
 log = logging.getLogger(__name__)
 
@@ -76,9 +78,27 @@ class OnlineKnn:
 
         self.config = config
         self._train, self._test = load(train), load(test)
-        for path, part in ((train, self._train), (test, self._test)):
-            if not part.info.has_label:
-                raise ConfigError(f"{path} has no labels for the online kNN; leave out --data.test")
+        infos = self._train.info, self._test.info
+        for info in infos:
+            if not info.has_label:
+                raise ConfigError(
+                    f"{info.path} has no labels for the online kNN; leave out --data.test"
+                )
+        self._classes = read_labels(*infos, max_substitutes).classes
+        for remark in self._classes.remarks if rank == 0 else ():
+            log.warning("online kNN: %s", remark.removeprefix("warning: "))
+
+    @property
+    def test(self) -> BetonInfo:
+        """The file that asks."""
+        return self._test.info
+
+    @property
+    def identity(self) -> str:
+        """Equal where figures can be compared: both files' contents, and how they are looked at."""
+        chosen = self.config
+        prints = [loader.info.fingerprint[:16] for loader in (self._train, self._test)]
+        return f"{' '.join(prints)} {chosen.k} {chosen.temperature} {chosen.resize}"
 
     def evaluate(
         self, encoder: nn.Module, augment: Augment, device: torch.device, dtype: torch.dtype
@@ -86,6 +106,7 @@ class OnlineKnn:
         """Top-1 and top-5 on the test set, 0 to 1. A collective: all ranks call it together."""
         bank, bank_labels, _ = extract_features(encoder, self._train, augment, device, dtype)
         asked, asked_labels, _ = extract_features(encoder, self._test, augment, device, dtype)
+        asked_labels = self._classes.renumbered(asked_labels)
         result = knn_classify(
             bank,
             bank_labels,

@@ -171,7 +171,7 @@ def test_testing_on_the_training_file_is_remarked(
     ("words", "message"),
     [
         (["--data.test", "{folder}/flat.beton"], "flat.beton: 30 of 30 samples have no label"),
-        (["--data.test", "{folder}/renamed.beton"], "class 1 is 'class1' in "),
+        (["--data.test", "{folder}/renamed.beton"], "1 of its 3 classes are not in "),
         (["--data.test", "{folder}/none.beton"], "none.beton"),
         (["--labels-per-class", "21"], "ask for at most 20"),
         (["--labels-per-class", "0"], "at least 1"),

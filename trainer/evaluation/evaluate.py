@@ -12,7 +12,7 @@ from trainer.evaluation import protocols
 from trainer.evaluation.evaluate_config import EvaluateConfig, Protocol, preset_config
 from trainer.evaluation.features import Features
 from trainer.evaluation.job import Job
-from trainer.evaluation.labelled_files import read_labels, remarks
+from trainer.evaluation.labelled_files import Labels, read_labels
 from trainer.evaluation.labels import class_count, few_per_class
 from trainer.evaluation.protocols import Outcome
 
@@ -40,9 +40,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | None:
     infos = check_beton(config.train), check_beton(config.test)
     labels = read_labels(*infos)
     if config.labels_per_class is not None:
-        few_per_class(labels[0], config.labels_per_class, config.seed)  # is it possible?
+        few_per_class(labels.train_N, config.labels_per_class, config.seed)  # is it possible?
     with job.session:
-        outcome = _run(config, job, infos, class_count(*labels))
+        outcome = _run(config, job, infos, labels)
     if job.session.rank or outcome is None:
         return None
     values = dataclasses.asdict(outcome)
@@ -52,18 +52,21 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | None:
         **values,
         **more,
         "n_test": infos[1].num_samples,
-        "num_classes": class_count(*labels),
-        "notes": [*remarks(*infos), *outcome.notes],
+        "num_classes": class_count(*labels[:2]),
+        "notes": [*labels.classes.remarks, *outcome.notes],
         **job.facts(train=infos[0], test=infos[1]),
     }
 
 
 def _run(
-    config: EvaluateConfig, job: Job, infos: tuple[BetonInfo, BetonInfo], num_classes: int
+    config: EvaluateConfig,
+    job: Job,
+    infos: tuple[BetonInfo, BetonInfo],
+    labels: Labels,
 ) -> Outcome | None:
     """The protocol's outcome on rank 0; on other ranks an equal one or ``None``."""
-    session = job.session
-    test = session.features(config.test)
+    session, num_classes = job.session, class_count(*labels[:2])
+    test = session.features(config.test)._replace(labels_N=labels.test_M)
     if config.method == "linear" and config.protocol == "canonical":
         return protocols.canonical(config, job, infos[0].num_samples, test, num_classes)
     train = session.features(config.train)

@@ -16,7 +16,7 @@ from trainer.encoders import stochastic_layers
 from trainer.errors import ConfigError
 from trainer.evaluation.classifier import TuningConfig, build_classifier, load_head, tune
 from trainer.evaluation.job import Job, JobConfig
-from trainer.evaluation.labelled_files import read_labels, remarks
+from trainer.evaluation.labelled_files import read_labels
 from trainer.evaluation.labelled_subset import balanced_share, read_list
 from trainer.evaluation.labels import accuracy, class_count, count_hits
 
@@ -69,12 +69,12 @@ def finetune(config: FinetuneConfig) -> dict[str, Any] | None:
         raise ConfigError(f"{config.source} has nothing to train: give an encoder")
     infos = check_beton(config.train), check_beton(config.test)
     labels = read_labels(*infos)
-    ids = _labelled(config, labels[0].numpy())
+    ids = _labelled(config, labels.train_N.numpy())
     head = load_head(job.loaded) if config.head_layers else None
     model = build_classifier(
         job.session.encoder,
         int(job.loaded.description["feature_dim"]),
-        class_count(*labels),
+        class_count(*labels[:2]),
         head,
         config.head_layers,
     )
@@ -82,8 +82,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any] | None:
         epochs = config.tuning.epochs or (60 if len(ids) < _FEW * infos[0].num_samples else 30)
         final_loss, batch_size, steps = _train(config, job, model, ids, epochs)
         logits = job.session.features(config.test, model)
-        hits = count_hits(logits.features_NF, logits.labels_N)
-        reached = accuracy(hits, len(logits.labels_N))
+        reached = accuracy(count_hits(logits.features_NF, labels.test_M), len(labels.test_M))
     if job.session.rank:
         return None
     tuning = dataclasses.replace(
@@ -97,14 +96,16 @@ def finetune(config: FinetuneConfig) -> dict[str, Any] | None:
         "top5": reached.top5,
         "n_train": len(ids),
         "n_test": infos[1].num_samples,
-        "num_classes": class_count(*labels),
+        "num_classes": class_count(*labels[:2]),
         "settings": {
             "optimizer": "SGD, Nesterov momentum; cosine to 0 per step, no warm-up",
             **dataclasses.asdict(tuning),
             "peak_lr": tuning.peak_lr(batch_size),
             "steps": steps,
             "final_loss": final_loss,
-            "labels": config.labels if config.label_list is None else str(config.label_list),
+            "labels": config.labels
+            if config.label_list is None
+            else str(config.label_list.absolute()),
             "head_layers": config.head_layers,
         },
         "measured": job.measured(
@@ -115,7 +116,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any] | None:
             batch_norm="statistics of the global batch",
         ),
         "labelled_ids": ids.tolist(),
-        "notes": [*remarks(*infos), *_notes(job, infos[0], labels[0].numpy(), ids)],
+        "notes": [*labels.classes.remarks, *_notes(job, infos[0], labels.train_N.numpy(), ids)],
         **job.facts(train=infos[0], test=infos[1]),
     }
 

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import torch
 
-from data_pipeline.beton import BetonInfo, check_beton, read_sample_table
+from data_pipeline.beton import BetonInfo, check_beton
 from data_pipeline.errors import DataError
 from data_pipeline.pack import PackConfig, pack
 from data_pipeline.sources import IMAGE_EXTENSIONS
 from trainer.errors import ConfigError
+from trainer.evaluation.labelled_files import compare_labels
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Queries:
     """Where they come from."""
     labels_M: torch.Tensor  # noqa: N815
     """int64, in the numbers of the searched file's classes; -1: none."""
+    remarks: tuple[str, ...]
+    """What a reader of figures by labels ought to know."""
 
 
 @contextlib.contextmanager
@@ -48,9 +51,11 @@ def open_queries(given: Sequence[Path], searched: BetonInfo) -> Iterator[Queries
         if len(given) > 1 or path.suffix != ".beton":
             path = _packed(given, Path(stack.enter_context(tempfile.TemporaryDirectory())))
         info = check_beton(path)
-        labels = torch.from_numpy(read_sample_table(path).labels)
-        described = ", ".join(map(str, given[:3])) + (", ..." if len(given) > 3 else "")
-        yield Queries(path, info, described, _renumbered(labels, info, searched))
+        labels = compare_labels(searched, info)
+        some = [str(each.absolute()) for each in given[:3]]
+        some = [str(each.absolute()) for each in given[:3]]
+        described = ", ".join(some + ["..."] * (len(given) > 3))
+        yield Queries(path, info, described, labels.test_M, labels.classes.remarks)
 
 
 def _packed(given: Sequence[Path], folder: Path) -> Path:
@@ -74,12 +79,3 @@ def _packed(given: Sequence[Path], folder: Path) -> Path:
     for name, reason in report.left_out:
         raise DataError(f"--query {(source / name).resolve()}: {reason}; mend it or leave it out")
     return out
-
-
-def _renumbered(labels_M: torch.Tensor, info: BetonInfo, searched: BetonInfo) -> torch.Tensor:
-    """Labels by the searched file's numbers; a class that it does not have becomes -1."""
-    if not info.class_names or not searched.class_names:
-        return labels_M
-    known = {name: number for number, name in enumerate(searched.class_names)}
-    numbers = torch.tensor([known.get(name, -1) for name in info.class_names])
-    return torch.where(labels_M >= 0, numbers[labels_M.clamp_min(0)], -1)

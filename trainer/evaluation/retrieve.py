@@ -80,7 +80,9 @@ def retrieve(config: RetrieveConfig) -> dict[str, Any] | None:
             _draw(config.picture, asked, bank, some, crops, searched.class_names)
         facts = job.facts(train=searched, query=queries.info)
         facts["data"]["query"]["path"] = queries.described  # it may have been packed on the way
-        return {**_report(config, job, bank, asked, itself_M, answers), **facts}
+        report = _report(config, job, bank, asked, itself_M, answers)
+        report["notes"] += [] if own else queries.remarks
+        return {**report, **facts}
 
 
 def _indices(chosen: Sequence[int], queries: Queries) -> torch.Tensor:

@@ -15,8 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from data_pipeline.beton import check_beton
 from data_pipeline.errors import DataError
 from trainer.errors import CheckpointError, ConfigError, NumericalError
+from trainer.evaluation.labelled_files import compare_labels
 from trainer.evaluation.session import choose_device
 from trainer.figures import Images
 from trainer.report.embedding import features_of, nearest, project
@@ -24,6 +26,7 @@ from trainer.report.evaluations import KINDS
 from trainer.report.options import MissingError, ReportConfig
 from trainer.report.samples import Samples, evenly, first_views, read_spread, view_batch
 from trainer.report.settings import section
+from trainer.run_data import run_data
 from trainer.weights import LoadedEncoder, load_encoder
 
 log = logging.getLogger(__name__)
@@ -130,7 +133,7 @@ def look(run: Path, settings: dict[str, Any], config: ReportConfig) -> Looks:
     """
     choose_device(config.device)
     attempts = Attempts()
-    views = attempts.make("views", lambda: _views(settings, config))
+    views = attempts.make("views", lambda: _views(run, settings, config))
     seen = attempts.make("neighbours, map and similarities", lambda: _Seen(run, settings, config))
     if seen is None:
         return Looks(views=views, missing=tuple(attempts.missing))
@@ -143,22 +146,8 @@ def look(run: Path, settings: dict[str, Any], config: ReportConfig) -> Looks:
     )
 
 
-def data_path(settings: dict[str, Any], name: str) -> Path:
-    """A data set of the run.
-
-    Raises:
-        MissingError: it had none, or it is not there any more.
-    """
-    path = section(settings, "data").get(name)
-    if not isinstance(path, str) or not path:
-        raise MissingError(f"the run had no --data.{name}")
-    if not Path(path).is_file():
-        raise MissingError(f"{path} is not there any more")
-    return Path(path)
-
-
-def _views(settings: dict[str, Any], config: ReportConfig) -> Views:
-    return Views(*first_views(data_path(settings, "train"), settings, config.view_rows))
+def _views(run: Path, settings: dict[str, Any], config: ReportConfig) -> Views:
+    return Views(*first_views(run_data(run, settings, "train"), settings, config.view_rows))
 
 
 class _Seen:
@@ -169,8 +158,8 @@ class _Seen:
     """
 
     def __init__(self, run: Path, settings: dict[str, Any], config: ReportConfig) -> None:
-        self._settings, self._config = settings, config
-        self._train = data_path(settings, "train")
+        self._run, self._settings, self._config = run, settings, config
+        self._train = run_data(run, settings, "train")
         self._encoder = load_encoder(str(run))
         how = self._encoder.preprocessing
         self._bank = read_spread(self._train, config.max_images, how)
@@ -189,8 +178,13 @@ class _Seen:
     def _held_out(self) -> Samples:
         if not section(self._settings, "data").get("test"):
             return self._bank
-        test = data_path(self._settings, "test")
-        return read_spread(test, self._config.max_images, self._encoder.preprocessing)
+        test = run_data(self._run, self._settings, "test")
+        asked = read_spread(test, self._config.max_images, self._encoder.preprocessing)
+        classes = compare_labels(check_beton(self._train), check_beton(test)).classes
+        labels_N = classes.renumbered(torch.from_numpy(asked.labels_N)).numpy()
+        return asked._replace(
+            labels_N=labels_N, class_names=self._bank.class_names or asked.class_names
+        )
 
     def _by(self, source: LoadedEncoder) -> tuple[torch.Tensor, torch.Tensor]:
         device = self._config.device
