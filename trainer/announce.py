@@ -1,10 +1,10 @@
 """What a run says of itself before its first step: in its folder, and to who watches."""
 
-import json
 import logging
 
 from data_pipeline.atomic_file import write_atomically
-from trainer.config import to_json
+from data_pipeline.strict_json import dump_json
+from trainer.config import absolute, to_json
 from trainer.encoders import stochastic_layers
 from trainer.provenance import versions
 from trainer.run import Run
@@ -19,6 +19,7 @@ def announce(run: Run, resumed: bool) -> None:
     facts = {
         "num_samples": run.plan.num_samples,
         "data_fingerprint": info.fingerprint,
+        "test_fingerprint": run.knn.test.fingerprint if run.knn is not None else None,
         "class_names": list(info.class_names),
         "steps_per_epoch": run.plan.steps_per_epoch,
         "total_steps": run.plan.total_steps,
@@ -27,7 +28,7 @@ def announce(run: Run, resumed: bool) -> None:
         "world_size": run.plan.world_size,
         "versions": made_with,
     }
-    text = json.dumps({**to_json(run.config), "run": facts}, indent=1) + "\n"
+    text = dump_json({**to_json(absolute(run.config)), "run": facts}, indent=1) + "\n"
     write_atomically(run.config.out / "config.json", text.encode(), private=True)
     write_readme(run.config, run.plan, run.fabric.device, made_with, run.state.step)
     for line in run.plan.lines():
@@ -46,6 +47,11 @@ def announce(run: Run, resumed: bool) -> None:
         )
     for caveat in run.objective.caveats(run.config.sync_batch_norm):
         log.warning("%s", caveat)
+    if run.config.micro_batch and run.config.micro_batch_norm == "piece":
+        log.warning(
+            "BatchNorm statistics are those of a piece: another number of processes gives another"
+            " run (--micro-batch-norm exact)"
+        )
     random_layers = stochastic_layers(run.objective)
     if random_layers:
         log.warning(

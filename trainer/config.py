@@ -8,6 +8,7 @@ back from JSON is strict: an unknown key is an error, and nothing but plain valu
 import dataclasses
 import difflib
 import functools
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -32,8 +33,8 @@ from trainer.objectives.build import ObjectiveConfig
 from trainer.objectives.simclr import SimCLRConfig
 from trainer.online_knn import OnlineKnnConfig
 from trainer.optim import OptimConfig, scaled_lr
-from trainer.schedule import ScheduleConfig, warmup_steps
-from trainer.strategy import StrategyConfig
+from trainer.schedule import ScheduleConfig, lr_factor, warmup_steps
+from trainer.strategy import PrecisionName, StrategyConfig
 from trainer.telemetry import TelemetryConfig
 from trainer.watch.collapse import CollapseConfig
 from trainer.watch.stragglers import StragglerConfig
@@ -85,8 +86,9 @@ class RunConfig:
     changed; never: refuse a folder that holds a run."""
     log_samples: bool = False
     """Write samples.jsonl: the global list of sample ids of every step."""
-    precision: Literal["bf16", "fp32", "fp64"] = "bf16"
-    """Arithmetic of the encoder: bf16 autocast over fp32 weights, or plain fp32 or fp64."""
+    precision: PrecisionName = "auto"
+    """Arithmetic of the encoder: bf16 autocast over fp32 weights, or plain fp32 or fp64. auto: bf16
+    where the processor of a new run has it, else fp32; a run that goes on keeps what it has."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA where there is a GPU."""
     sync_batch_norm: bool = True
@@ -184,6 +186,7 @@ def plan_run(config: RunConfig, num_samples: int, world_size: int) -> RunPlan:
         ConfigError: the batch does not divide, exceeds the data, or leaves no negatives; the run
             has no step; the data set is too small.
     """
+    _refuse_non_finite(to_json(config))
     batch = config.batch
     if batch < 2:
         raise ConfigError(f"--batch {batch}: a contrastive batch needs at least 2 images")
@@ -224,6 +227,36 @@ def plan_run(config: RunConfig, num_samples: int, world_size: int) -> RunPlan:
         peak_lr=scaled_lr(config.optim, batch),
         logits_per_image=config.objective.logits_per_image(batch),
     )
+
+
+def lr_at(config: RunConfig, plan: RunPlan, step: int) -> float:
+    """Learning rate of the ``step``-th update, from 0."""
+    factor = lr_factor(config.schedule, step, plan.steps_per_epoch, plan.total_steps)
+    return plan.peak_lr * factor
+
+
+def _refuse_non_finite(values: Any, name: str = "") -> None:
+    """JSON, and so config.json, has no word for them."""
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            _refuse_non_finite(value, f"{name}.{key}" if name else key)
+    elif isinstance(values, list):
+        for value in values:
+            _refuse_non_finite(value, name)
+    elif isinstance(values, float) and not math.isfinite(values):
+        raise ConfigError(f"{name}={values}: must be a finite number")
+
+
+def absolute(config: T) -> T:
+    """A configuration whose paths are the same from any working folder."""
+    found: dict[str, Any] = {}
+    for each in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, each.name)
+        if isinstance(value, Path):
+            found[each.name] = value.absolute()
+        elif dataclasses.is_dataclass(value):
+            found[each.name] = absolute(value)
+    return dataclasses.replace(config, **found)  # type: ignore[type-var]
 
 
 def to_json(config: object) -> Any:
@@ -315,7 +348,7 @@ def completed(saved: Mapping[str, Any]) -> Mapping[str, Any]:
     Returned as it is where it cannot be read, so that :func:`differences` names what is wrong.
     """
     try:
-        values: Mapping[str, Any] = to_json(from_json(RunConfig, saved))
+        values: Mapping[str, Any] = to_json(absolute(from_json(RunConfig, saved)))
     except ConfigError:
         return saved
     return values
@@ -324,9 +357,12 @@ def completed(saved: Mapping[str, Any]) -> Mapping[str, Any]:
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     """Settings that change a run's numbers and differ: ``name: saved -> current``, dotted names.
 
-    Where things lie, how they are watched and how many workers carry them may change.
+    Where things lie, how they are watched and how many workers carry them may change; so may the
+    size of pieces of a batch, unless BatchNorm's statistics are those of a piece.
     """
     found: list[str] = []
+    if current.get("micro_batch_norm") == "piece":
+        _compare_values("micro_batch", saved.get("micro_batch"), current["micro_batch"], found)
     for key in sorted(set(saved) | set(current)):
         _compare(key, saved.get(key), current.get(key), found)
     return found
@@ -338,5 +374,10 @@ def _compare(name: str, saved: Any, current: Any, found: list[str]) -> None:
     if isinstance(saved, Mapping) and isinstance(current, Mapping):
         for key in sorted(set(saved) | set(current)):
             _compare(f"{name}.{key}", saved.get(key), current.get(key), found)
-    elif saved != current:
+    else:
+        _compare_values(name, saved, current, found)
+
+
+def _compare_values(name: str, saved: Any, current: Any, found: list[str]) -> None:
+    if saved != current:
         found.append(f"{name}: {saved} -> {current}")

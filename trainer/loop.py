@@ -128,4 +128,9 @@ def _train(config: RunConfig, fabric: Fabric, stop_requested: Callable[[], bool]
                 )
                 return Outcome.STOPPED
             run.phases.step(run.state.step + 1)
+        if run.knn_refused is not None:
+            raise NumericalError(
+                f"the run came to its end, step {run.state.step}, and its last checkpoint is saved,"
+                f" but its encoder is of no use: {run.knn_refused}"
+            ) from run.knn_refused
         return Outcome.DONE

@@ -3,6 +3,8 @@
 :func:`trainer.prepare.prepare` makes it; :func:`trainer.loop.fit` drives it.
 """
 
+import logging
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -15,19 +17,21 @@ from data_pipeline.augment import Augment
 from data_pipeline.loader import TrainLoader
 from data_pipeline.order import Position
 from trainer.checkpoint import Checkpoint, CheckpointSaver
-from trainer.config import RunConfig, RunPlan
+from trainer.config import RunConfig, RunPlan, lr_at
+from trainer.errors import NumericalError
 from trainer.gradients import Gradients
 from trainer.guard import NumericalGuard
 from trainer.objectives.base import Objective
 from trainer.online_knn import OnlineKnn
 from trainer.optim import Updatable
 from trainer.samples import SampleLog
-from trainer.schedule import lr_factor
 from trainer.sharding import Sharding
 from trainer.substitutes import SubstituteLog
 from trainer.telemetry import Telemetry
 from trainer.watch.collapse import CollapseAlarm
 from trainer.watch.phases import Phases
+
+log = logging.getLogger(__name__)
 
 COMPUTE_DTYPE = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 """Dtype of views and forward pass, by the name of a precision."""
@@ -43,6 +47,8 @@ class TrainState:
     """Newest steps in a row that were left out for non-finite gradients."""
     knn_best_top1: float = 0.0
     """Best online kNN accuracy so far, 0 to 1."""
+    knn_best_of: str = ""
+    """What that was measured on: see :attr:`trainer.online_knn.OnlineKnn.identity`."""
 
     def position(self, plan: RunPlan) -> Position:
         """Where in the data the next step stands."""
@@ -76,6 +82,8 @@ class Run:
     phases: Phases
     """Where this process is, for the watchdog, and the time that it takes."""
     state: TrainState = field(default_factory=TrainState)
+    knn_refused: NumericalError | None = None
+    """Why the newest online kNN has no figure; on all ranks."""
     _waited_before: float = 0.0
 
     @property
@@ -101,9 +109,7 @@ class Run:
 
     def lr_at(self, step: int) -> float:
         """Learning rate of the ``step``-th update, from 0."""
-        return self.plan.peak_lr * lr_factor(
-            self.config.schedule, step, self.plan.steps_per_epoch, self.plan.total_steps
-        )
+        return lr_at(self.config, self.plan, step)
 
     def ends_epoch(self) -> bool:
         """Whether the step just done was its epoch's last."""
@@ -133,13 +139,24 @@ class Run:
         )
 
     def evaluate(self) -> None:
-        """Online kNN on all ranks, into the newest step's record; the best one is kept."""
+        """Online kNN on all ranks, into the newest step's record; the best one is kept.
+
+        Features that are not finite have no neighbours: that is noted, and the run goes on to what
+        its guard says of it, or to its last checkpoint.
+        """
         if self.knn is None:
             return
         with self.telemetry.pause(), self.phases.aside("evaluation"):
-            result = self.knn.evaluate(
-                self.sharding.whole_encoder(), self.augment, self.fabric.device, self.dtype
-            )
+            try:
+                result = self.knn.evaluate(
+                    self.sharding.whole_encoder(), self.augment, self.fabric.device, self.dtype
+                )
+                self.knn_refused = None
+            except NumericalError as error:  # of the features of all ranks: all of them meet it
+                if self.fabric.is_global_zero:
+                    log.warning("step %d: no online kNN: %s", self.state.step, error)
+                result, self.knn_refused = dict.fromkeys(("knn_top1", "knn_top5"), math.nan), error
+        self.state.knn_best_of = self.knn.identity
         is_best = result["knn_top1"] > self.state.knn_best_top1
         self.state.knn_best_top1 = max(self.state.knn_best_top1, result["knn_top1"])
         self.telemetry.annotate(**result, knn_best_top1=self.state.knn_best_top1)
@@ -184,5 +201,9 @@ class Run:
         self.state = TrainState(
             **{key: checkpoint.state[key] for key in asdict(self.state) if key in checkpoint.state}
         )
+        if self.knn is not None and self.state.knn_best_of not in ("", self.knn.identity):
+            if self.fabric.is_global_zero:
+                log.warning("online kNN: other data or settings than before; the best begins anew")
+            self.state.knn_best_top1 = 0.0
         self.guard.skipped_in_a_row = self.state.skipped_in_a_row
         self.sharding.restore_optimizer(checkpoint.tensors("optimizer"))

@@ -16,7 +16,17 @@ from data_pipeline.beton import sha256_of
 from data_pipeline.errors import DataError
 from data_pipeline.strict_json import read_json_file
 from trainer.checkpoint import Checkpoint, CheckpointStore
-from trainer.config import RunConfig, completed, differences, from_json, to_json
+from trainer.config import (
+    RunConfig,
+    RunPlan,
+    absolute,
+    completed,
+    differences,
+    from_json,
+    lr_at,
+    plan_run,
+    to_json,
+)
 from trainer.distributed import broadcast_json
 from trainer.errors import CheckpointError, ConfigError
 
@@ -76,17 +86,22 @@ def _clear(out: Path, made: list[Path]) -> None:
 
 
 def agreed_checkpoint(
-    config: RunConfig, fabric: Fabric, store: CheckpointStore, fingerprint: str
+    config: RunConfig, plan: RunPlan, fabric: Fabric, store: CheckpointStore, fingerprint: str
 ) -> Checkpoint | None:
-    """The checkpoint to go on from. Rank 0 decides for all, so that no rank starts elsewhere."""
+    """The checkpoint to go on from. Rank 0 decides for all, so that no rank starts elsewhere.
+
+    What ``--resume force`` changes is said, setting by setting, and what it comes to.
+    """
     verdict: dict[str, Any] = {}
     if fabric.is_global_zero:
         try:
-            _check_same_run(config)
+            saved = _check_same_run(config)
             found = store.newest()
             if found is not None:
                 _check_same_data(config, found, fingerprint)
                 _check_may_resume(config)
+                if config.resume == "force" and saved is not None:
+                    _say_what_changes(saved, config, plan, found)
             verdict = {"step": found.step if found else None}
         except CheckpointError as error:
             verdict = {"checkpoint_error": str(error)}
@@ -108,17 +123,21 @@ def _check_may_resume(config: RunConfig) -> None:
         )
 
 
-def _check_same_run(config: RunConfig) -> None:
+def _check_same_run(config: RunConfig) -> dict[str, Any] | None:
+    """The settings that the folder's run was started with last, where there are any to be read."""
     path = config.out / "config.json"
-    if config.resume == "force" or not path.exists():
-        return
+    if not path.exists():
+        return None
     try:
         saved = read_json_file(path)
     except DataError as error:
+        if config.resume == "force":
+            log.warning("--resume force: %s; what changes cannot be told", error)
+            return None
         raise ConfigError(str(error)) from None
-    saved.pop("run", None)
-    changed = differences(completed(saved), to_json(config))
-    if changed:
+    facts = saved.pop("run", None)
+    changed = differences(completed(saved), to_json(absolute(config)))
+    if changed and config.resume != "force":
         try:
             from_json(RunConfig, saved, f"{path}: config")
         except ConfigError as error:  # what cannot be read says more than what differs for it
@@ -129,14 +148,38 @@ def _check_same_run(config: RunConfig) -> None:
             f"--out {config.out}: holds a run with other settings ({'; '.join(changed)});"
             " choose another folder, or --resume force to go on with the new ones"
         )
+    return {**saved, "run": facts}
+
+
+def _say_what_changes(
+    saved: dict[str, Any], config: RunConfig, plan: RunPlan, found: Checkpoint
+) -> None:
+    """Every setting that differs, and the next step's learning rate and epoch, before and now."""
+    facts = saved.pop("run")
+    for change in differences(completed(saved), to_json(absolute(config))):
+        log.warning("--resume force: %s", change)
+    try:
+        before = from_json(RunConfig, saved)
+        plan_before = plan_run(before, int(facts["num_samples"]), world_size=1)
+    except (ConfigError, TypeError, KeyError, ValueError):  # too old, or written by hand
+        log.warning("--resume force: what the learning rate was is not known any more")
+        return
+    step = found.step
+    rates = lr_at(before, plan_before, step), lr_at(config, plan, step)
+    epochs = step / plan_before.steps_per_epoch, step / plan.steps_per_epoch
+    for name, (was, now) in (("learning rate", rates), ("epoch", epochs)):
+        if was != now:
+            log.warning("--resume force: %s of step %d: %.4g -> %.4g", name, step + 1, was, now)
 
 
 def _check_same_data(config: RunConfig, found: Checkpoint, fingerprint: str) -> None:
     """Without reading a terabyte at every start: only when the file may have changed."""
-    if config.resume == "force":
-        return
     path = config.data.train
     saved = found.state.get("data_fingerprint")
+    if config.resume == "force":
+        if saved != fingerprint:
+            log.warning("--resume force: %s is not the data of %s", path, found.path)
+        return
     if saved != fingerprint:
         raise ConfigError(
             f"{path}: is not the data that {found.path} was trained on (fingerprint"

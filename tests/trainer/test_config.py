@@ -12,6 +12,7 @@ from trainer.config import DataConfig, RunConfig, differences, from_json, plan_r
 from trainer.encoders import EncoderConfig
 from trainer.errors import ConfigError
 from trainer.recipes import RECIPES
+from trainer.watch.collapse import CollapseConfig
 
 
 def config(**changes: Any) -> RunConfig:
@@ -32,7 +33,7 @@ def test_every_recipe_survives_json(recipe: str) -> None:
         ({"bacth": 3}, r"config\.bacth: unknown setting; did you mean batch\?"),
         ({"batch": "many"}, r"config\.batch: expected int, found 'many'"),
         ({"batch": True}, r"config\.batch: expected int, found True"),
-        ({"precision": "fp8"}, r"config\.precision: 'fp8' is none of bf16, fp32, fp64"),
+        ({"precision": "fp8"}, r"config\.precision: 'fp8' is none of auto, bf16, fp32, fp64"),
         ({"crop": {"size": 32, "scale": [0.1]}}, r"config\.crop\.scale: expected 2 values"),
         ({"optim": 3}, r"config\.optim: expected an object"),
         ({"objective": 3}, r"config\.objective: expected an object"),
@@ -109,3 +110,18 @@ def test_only_settings_that_change_numbers_count_as_differences() -> None:
     current["optim"]["base_lr"] = 0.5
     current["loader"]["workers"] = 7
     assert differences(saved, current) == ["optim.base_lr: 0.3 -> 0.5", "seed: 0 -> 1"]
+
+
+def test_pieces_may_change_their_size_where_statistics_are_those_of_the_batch() -> None:
+    for norm, found in (("exact", []), ("piece", ["micro_batch: 4 -> 8"])):
+        saved, current = (
+            to_json(config(micro_batch=size, micro_batch_norm=norm)) for size in (4, 8)
+        )
+        assert differences(saved, current) == found
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_setting_that_json_has_no_word_for_is_refused(value: float) -> None:
+    endless = config(collapse=CollapseConfig(effective_rank=value))
+    with pytest.raises(ConfigError, match=r"collapse\.effective_rank=(nan|inf): must be a finite"):
+        plan_run(endless, 1000, 1)

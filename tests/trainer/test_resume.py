@@ -18,6 +18,10 @@ from tests.trainer.runs import (
     tiny_config,
     train,
 )
+from trainer.errors import ConfigError
+from trainer.loop import fit
+from trainer.optim import OptimConfig
+from trainer.schedule import ScheduleConfig
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +103,34 @@ def test_other_settings_are_refused_by_name_unless_forced(data: Path, tmp_path: 
     with pytest.raises(RankFailure, match=r"other settings \(seed: 0 -> 1\).*--resume force"):
         train(1, changed)
     assert train(1, dataclasses.replace(changed, resume="force", steps=3)) == "done"
+
+
+def test_what_is_forced_is_said_and_what_it_comes_to(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = tiny_config(
+        data, tmp_path / "run", encoder=SMALL_ENCODER, steps=2, micro_batch=12,
+        micro_batch_norm="piece", optim=OptimConfig(name="sgd", base_lr=1.0),
+        schedule=ScheduleConfig(kind="constant", warmup_epochs=0),
+    )  # fmt: skip
+    fit(config)
+    assert "BatchNorm statistics are those of a piece: another number of processes" in caplog.text
+    smaller = dataclasses.replace(config, micro_batch=8, steps=3)
+    with pytest.raises(ConfigError, match=r"micro_batch: 12 -> 8; steps: 2 -> 3"):
+        fit(smaller)
+    faster = dataclasses.replace(smaller, optim=OptimConfig(name="sgd", base_lr=4.0), batch=12)
+    caplog.clear()
+    fit(dataclasses.replace(faster, resume="force"))
+    said = [record.getMessage() for record in caplog.records if "force" in record.getMessage()]
+    assert said == [
+        "--resume force: micro_batch: 12 -> 8",
+        "--resume force: batch: 24 -> 12",
+        "--resume force: optim.base_lr: 1.0 -> 4.0",
+        "--resume force: steps: 2 -> 3",
+        "--resume force: learning rate of step 3: 0.09375 -> 0.1875",
+        "--resume force: epoch of step 3: 0.4 -> 0.2",
+    ]
+    assert metrics(config.out)[-1]["lr"] == 0.1875
 
 
 def test_a_finished_run_has_the_checkpoint_of_its_last_step(undisturbed: Path) -> None:
