@@ -30,6 +30,7 @@ from trainer.guard import NumericalGuard
 from trainer.networks import training_objective
 from trainer.objectives.base import Objective
 from trainer.online_knn import OnlineKnn
+from trainer.precision import settled
 from trainer.prometheus import Prometheus, RunFacts
 from trainer.run import COMPUTE_DTYPE, Run
 from trainer.run_folder import agreed_checkpoint, data_stamp, exclusive
@@ -93,6 +94,7 @@ def prepare(config: RunConfig, joined: Fabric | None = None) -> Iterator[Run]:
     """
     with contextlib.ExitStack() as stack:
         fabric = joined or stack.enter_context(join(config))
+        config = settled(config, fabric)
         models: list[nn.Module] = []
         stack.callback(lambda: release(*models))
         tolerated = config.data.max_substitutes
@@ -114,7 +116,7 @@ def prepare(config: RunConfig, joined: Fabric | None = None) -> Iterator[Run]:
         )
         stack.callback(loader.close)
         store = CheckpointStore(config.out / "checkpoints", config.checkpoint.keep)
-        checkpoint = agreed_checkpoint(config, fabric, store, loader.info.fingerprint)
+        checkpoint = agreed_checkpoint(config, plan, fabric, store, loader.info.fingerprint)
         phases = stack.enter_context(_watched(config, fabric))
         saver = CheckpointSaver(store, config.checkpoint, fabric.is_global_zero)
         stack.callback(saver.close)

@@ -19,7 +19,7 @@ from lightning_fabric.strategies import DDPStrategy, Strategy
 
 from trainer.errors import ConfigError, RankLostError
 
-PrecisionName = Literal["bf16", "fp32", "fp64"]
+PrecisionName = Literal["auto", "bf16", "fp32", "fp64"]
 StrategyName = Literal["ddp", "fsdp", "deepspeed-1", "deepspeed-2"]
 
 
@@ -109,6 +109,11 @@ def _precision(name: PrecisionName, device: str) -> Precision:
     return _Fp64() if name == "fp64" else Precision()
 
 
+def compute_in(fabric: Fabric, precision: PrecisionName) -> None:
+    """Have ``fabric`` compute in ``precision``. Before it wraps a network."""
+    fabric.strategy.precision = fabric._precision = _precision(precision, fabric.device.type)
+
+
 class TorchEnvironment(ClusterEnvironment):
     """Processes that exist already and know their place from torch's environment variables."""
 
@@ -168,7 +173,7 @@ def launch_fabric(
 
     Args:
         device: ``auto`` takes this process's GPU where there is one.
-        precision: arithmetic of the forward pass.
+        precision: arithmetic of the forward pass; ``auto``: fp32 until :func:`compute_in`.
         config: how training state is shared out, by default not at all.
 
     Raises:

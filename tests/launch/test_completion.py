@@ -20,7 +20,7 @@ CASES = [
     ("evaluate knn --data.", {"--data.train", "--data.test"}),
     ("evaluate knn --which ", {"last", "best"}),
     ("pretrain simclr-", {"simclr-r50", "simclr-stl10-r18"}),
-    ("pretrain simclr-r50 --precision ", {"bf16", "fp32", "fp64"}),
+    ("pretrain simclr-r50 --precision ", {"auto", "bf16", "fp32", "fp64"}),
     ("pretrain simclr-r50 --optim.base", {"--optim.base-lr"}),
     ("pretrain simclr-r50 --objective.mom", set()),
     ("pretrain mocov3-r50 --objective.mom", {"--objective.momentum-schedule"}),

@@ -13,6 +13,7 @@ from trainer.config import RunConfig
 from trainer.distributed import all_gather_rows, rank_and_size
 from trainer.doctor.finding import Finding
 from trainer.networks import build_objective
+from trainer.precision import with_precision
 from trainer.run import COMPUTE_DTYPE
 
 _SECONDS = 5.0
@@ -39,6 +40,7 @@ def data_file(path: Path) -> Iterator[Finding]:
 def keeps_up(config: RunConfig, device: torch.device) -> Iterator[Finding]:
     """Images per second of this process's loader, and of its network."""
     rank, size = rank_and_size()
+    config = with_precision(config, device.type)
     info = check_beton(config.data.train)
     images = min(_IMAGES, config.batch // size, info.num_samples // size)
     with torch.random.fork_rng(devices=[]):

@@ -10,6 +10,7 @@ from packaging.requirements import Requirement
 
 from data_pipeline.ffcv_compat import ffcv_problem
 from trainer.doctor.finding import Finding
+from trainer.precision import has_bf16
 
 
 def versions() -> Iterator[Finding]:
@@ -51,9 +52,7 @@ def ffcv() -> Iterator[Finding]:
 def device() -> Iterator[Finding]:
     """The GPU of this process, or what a CPU can do instead."""
     if not torch.cuda.is_available():
-        fast = torch.cpu.get_capabilities().get("amx_bf16", False)
-        said = f"no GPU; {os.cpu_count()} cores, {'with' if fast else 'without'} AMX"
-        yield Finding("device", "note", said)
+        yield Finding("device", "note", f"no GPU; {os.cpu_count()} cores; {_arithmetic('cpu')}")
         return
     index = torch.cuda.current_device()
     properties = torch.cuda.get_device_properties(index)
@@ -67,5 +66,9 @@ def device() -> Iterator[Finding]:
             f"{(total - free) / 2**30:.1f} GiB are in use by others",
             "nvidia-smi says by whom",
         )
-    if not torch.cuda.is_bf16_supported():
-        yield Finding("bf16", "bad", "this GPU has no bfloat16", "--precision fp32")
+    yield Finding("arithmetic", "good" if has_bf16("cuda")[0] else "note", _arithmetic("cuda"))
+
+
+def _arithmetic(device_type: str) -> str:
+    has, why = has_bf16(device_type)
+    return f"{why}: --precision auto is {'bf16' if has else 'fp32'}"

@@ -20,12 +20,14 @@ from PIL import Image
 
 from data_pipeline.beton import check_beton
 from data_pipeline.pack import PackConfig, pack
+from data_pipeline.strict_json import dump_json
 from trainer.config import DataConfig, RunConfig, to_json
 from trainer.errors import ConfigError
 from trainer.planner.census import Census, count_step
 from trainer.planner.contrast import contrast
 from trainer.planner.probe import Reading
 from trainer.planner.rates import Calibration, Gpu, Rates
+from trainer.precision import with_precision
 from trainer.telemetry import TelemetryConfig
 
 _STEPS = 5
@@ -48,6 +50,7 @@ def calibrate(config: RunConfig, known: bool, links: Gpu, rates: Rates | None = 
         ConfigError: the recipe does not run here; says what the process said.
     """
     device = _device(config)
+    config = with_precision(config, device)
     with tempfile.TemporaryDirectory(prefix="widebatch-plan-") as name:
         folder = Path(name)
         data = config.data.train if known else generate(folder, config.crop.size)
@@ -128,7 +131,7 @@ def _small_run(config: RunConfig, data: Path, out: Path, batch: int) -> RunConfi
 
 def _probe(config: RunConfig) -> Reading:
     environment = {k: v for k, v in os.environ.items() if k not in _LAUNCHER}
-    request = json.dumps({"config": to_json(config), "steps": _STEPS})
+    request = dump_json({"config": to_json(config), "steps": _STEPS})
     try:
         done = subprocess.run(
             [sys.executable, "-m", "trainer.planner.probe"],

@@ -4,6 +4,7 @@
 :func:`plan_from_json` carry it to files and back.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from trainer.planner.memory import Memory, Remedy, can_be_split, counted, memory
 from trainer.planner.rates import Rates, stated_loader_rate
 from trainer.planner.step_time import StepTime, step_time
 from trainer.planner.traffic import Flow, flows
+from trainer.precision import with_precision
 from trainer.strategy import refuse_unsupported
 
 __all__ = ["Images", "Plan", "images_of", "make_plan", "plan_from_json", "to_json"]
@@ -157,6 +159,10 @@ def make_plan(config: RunConfig, *, nodes: int, gpus: int, rates: Rates, images:
     for name, value in (("nodes", nodes), ("gpus", gpus)):
         if value < 1:
             raise ConfigError(f"--{name} must be 1 or more, got {value}")
+    # Without calibration the rates are those of a GPU of the list, all of which have bf16.
+    if config.precision == "auto" and rates.calibration is None:
+        config = dataclasses.replace(config, precision="bf16")
+    config = with_precision(config, rates.device)
     world_size = nodes * gpus
     run = plan_run(config, images.count, world_size)
     refuse_unsupported(config.strategy, config.precision, config.micro_batch, config.compile)
