@@ -5,7 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.evaluate_options import Report, Rows, add_file, add_method, head_rows, job_settings
+from launch.evaluate_options import (
+    Report,
+    Rows,
+    add_file,
+    add_method,
+    head_rows,
+    job_settings,
+    shown,
+)
 from trainer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -209,8 +217,8 @@ def table(report: Report) -> Rows:
     rows = [
         *head_rows(report),
         ("protocol", _protocol_line(report)),
-        ("train", f"{report['n_train']:,} of {data['train']['path']}{few}"),
-        ("test", f"{report['n_test']:,} of {data['test']['path']}"),
+        ("train", f"{report['n_train']:,} of {shown(data['train']['path'])}{few}"),
+        ("test", f"{report['n_test']:,} of {shown(data['test']['path'])}"),
         ("top-1", f"{100 * report['top1']:.2f} % of {report['num_classes']} classes"),
         (f"top-{top_n}", f"{100 * report['top5']:.2f} %"),
     ]

@@ -7,7 +7,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from launch.evaluate_options import Report, Rows, add_method, add_picture, head_rows, job_settings
+from launch.evaluate_options import (
+    Report,
+    Rows,
+    add_method,
+    add_picture,
+    head_rows,
+    job_settings,
+    shown,
+)
 
 _RETRIEVE = """\
 Show me more like these: the nearest images of each query by cosine similarity, as a list (--json)
@@ -179,12 +187,12 @@ def _duplicates(args: argparse.Namespace) -> Report | None:
 
 def _searched(report: Report) -> Rows:
     path = report["data"]["train"]["path"]
-    return [*head_rows(report), ("images", f"{report['n_train']:,} of {path}")]
+    return [*head_rows(report), ("images", f"{report['n_train']:,} of {shown(path)}")]
 
 
 def _retrieve_table(report: Report) -> Rows:
     asked = report["data"]["query"]["path"]
-    rows = [*_searched(report), ("queries", f"{report['n_query']:,} of {asked}")]
+    rows = [*_searched(report), ("queries", f"{report['n_query']:,} of {shown(asked)}")]
     if report["mean_average_precision"] is not None:
         rows.append(("mAP", f"{100 * report['mean_average_precision']:.2f} %"))
         rows += [

@@ -126,6 +126,11 @@ def job_settings(args: argparse.Namespace, *names: str) -> dict[str, Any]:
     }
 
 
+def shown(paths: str) -> str:
+    """Paths as they are seen from the working folder."""
+    return paths.replace(f"{Path.cwd()}/", "")
+
+
 def head_rows(report: Report) -> Rows:
     """The first lines of every table: which encoder."""
     encoder = report["encoder"]
@@ -135,6 +140,6 @@ def head_rows(report: Report) -> Rows:
     )
     crop = f"{report['preprocessing']['size']}-pixel crops"
     return [
-        ("encoder", f"{encoder['source']}{f', {where}' if where else ''}"),
+        ("encoder", f"{shown(encoder['source'])}{f', {where}' if where else ''}"),
         ("", f"{encoder['architecture']}{stem}, {encoder['feature_dim']} features, {crop}"),
     ]

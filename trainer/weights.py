@@ -156,8 +156,8 @@ def _from_run(run: Path, which: Which) -> LoadedEncoder:
     with weights.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     described = {
-        **_described(str(run), "run", encoder_config, encoder),
-        "weights_file": str(weights),
+        **_described(str(run.absolute()), "run", encoder_config, encoder),
+        "weights_file": str(weights.absolute()),
         "sha256": digest,
         "which": which,
         **{name: saved.get(name) for name in ("step", "epoch", "data_fingerprint")},
@@ -178,8 +178,8 @@ def _from_file(path: Path) -> LoadedEncoder:
     encoder = build_encoder(encoder_config)
     fill(encoder, parse_safetensors(data, path), str(path))
     described = {
-        **_described(str(path), "exported", encoder_config, encoder),
-        "weights_file": str(path),
+        **_described(str(path.absolute()), "exported", encoder_config, encoder),
+        "weights_file": str(path.absolute()),
         "sha256": digest,
         **{
             name: facts.get(name)
@@ -210,6 +210,7 @@ def _untrained(source: str) -> LoadedEncoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # as the run does before it builds its encoder
         encoder = build_encoder(encoder_config)
+    source = f"{_UNTRAINED}{path.absolute()}"
     described = {**_described(source, "untrained", encoder_config, encoder), "seed": seed}
     return LoadedEncoder(encoder.eval(), preprocessing, described)
 

@@ -102,7 +102,7 @@ class Job:
 def data_facts(info: BetonInfo) -> dict[str, Any]:
     """What identifies a file."""
     return {
-        "path": str(info.path),
+        "path": str(info.path.absolute()),
         "fingerprint": info.fingerprint,
         "num_samples": info.num_samples,
         "class_names": list(info.class_names),

@@ -15,6 +15,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.loader import LoaderConfig, eval_loader
 from trainer.errors import NumericalError
 from trainer.export.target import Features
+from trainer.run_data import run_data
 from trainer.weights import Preprocessing
 
 log = logging.getLogger(__name__)
@@ -103,11 +104,12 @@ def prove(
 
 
 def proof_images(
-    config: Mapping[str, Any], preprocessing: Preprocessing
+    run: Path, config: Mapping[str, Any], preprocessing: Preprocessing
 ) -> tuple[torch.Tensor, str]:
     """Images as the encoder sees them: the run's own where its data is still there, else digits.
 
     Args:
+        run: its folder.
         config: of the run.
         preprocessing: of the run.
 
@@ -120,12 +122,9 @@ def proof_images(
         ),
         seed=0,
     ).plain
-    data = config.get("data")
-    path = Path(str(data.get("train") if isinstance(data, Mapping) else None))
     try:
-        if path.is_file():
-            return plain(_first_crops(path, preprocessing)), str(path)
-        log.warning("%s is not there: the proof uses the embedded digits", path)
+        path = run_data(run, config, "train")
+        return plain(_first_crops(path, preprocessing)), str(path)
     except DataError as error:
         log.warning("%s; the proof uses the embedded digits", error)
     try:

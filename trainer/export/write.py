@@ -7,7 +7,6 @@ model card ``NAME.md``. Hugging Face's is a folder, in which they are ``widebatc
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from torch import nn
 
 from data_pipeline.atomic_file import AtomicFile
 from data_pipeline.errors import DataError
-from data_pipeline.strict_json import read_json_file
+from data_pipeline.strict_json import dump_json, read_json_file
 from trainer.checkpoint import load_encoder_state
 from trainer.encoders import EncoderConfig, build_encoder
 from trainer.errors import ConfigError
@@ -179,7 +178,7 @@ def _proven(
     source: _Source, target: Target, written: Path | bytes, name: str
 ) -> tuple[dict[str, Any], Proof]:
     """Load what was written into the library, compare, and say all that is known of it."""
-    images, image_source = proof_images(source.config, source.preprocessing)
+    images, image_source = proof_images(source.run, source.config, source.preprocessing)
     feature_dim = int(source.encoder.feature_dim)  # type: ignore[arg-type]
     proof = prove(
         source.encoder,
@@ -268,7 +267,7 @@ def _publish(weights: AtomicFile, description: AtomicFile, card: AtomicFile, out
 
 
 def _json(facts: Mapping[str, Any]) -> bytes:
-    return (json.dumps(facts, indent=1, allow_nan=False) + "\n").encode()
+    return (dump_json(facts, indent=1) + "\n").encode()
 
 
 def _facts(source: _Source, target: str) -> dict[str, Any]:
