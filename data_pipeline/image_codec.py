@@ -9,12 +9,15 @@ orientation of EXIF, TIFF or XMP       turned upright; FFCV's decoder does not l
 grey, palette, bilevel, YCbCr          RGB
 CMYK                                   RGB by Pillow's formula, no colour profile
 transparent                            laid on white
-16 bits per channel                    8 bits, scaled over the whole range
-several frames                         the first
+16 bits per channel                    8 bits, scaled over the whole range; left out where fewer
+                                       than ``min_levels`` levels remain
+several frames, pages                  the first
+more than three bands                  the first three, RGB, where a TIFF says that they are
 JPEG data with errors                  left out (``keep_damaged``: what Pillow makes of it)
 empty, truncated, not an image         left out
 more than ``max_pixels`` to hold       left out, undecoded; JPEGs that shrink are decoded scaled
-32-bit pixels, which have no range     left out
+signed, 32-bit, floating-point pixels  left out: they have no range
+bands and planes Pillow cannot read    left out, named
 named pipe, device, broken link        left out, never waited for
 =====================================  =============================================================
 
@@ -35,6 +38,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from data_pipeline import depth
 from data_pipeline.beton import JPEG_MODE, MAX_PIXELS, RAW_MODE
 from data_pipeline.jpeg import (
     JpegError,
@@ -73,6 +77,8 @@ class CodecConfig:
     """Images of which more pixels would have to be held are left out unread."""
     upright: bool = True
     """Turn images by the orientation they state; off keeps pixels as they are stored."""
+    min_levels: int = 64
+    """Images of more than 8 bits of which fewer levels would remain, and not all, are left out."""
     keep_damaged: bool = False
     """Keep what Pillow makes of JPEG data with errors instead of leaving the image out."""
 
@@ -87,7 +93,7 @@ class Stored:
     payload: bytes
     digest: bytes  # SHA-256 of the payload
     fate: str  # "passed through", "encoded as JPEG" or "stored raw"
-    changes: tuple[str, ...] = ()  # what was done to the pixels, for the manifest
+    changes: tuple[str, ...] = ()  # what was done to the pixels; behind ": " how much this one lost
 
 
 @dataclass(frozen=True)
@@ -141,6 +147,8 @@ class ImageCodec:
             header = read_jpeg_header(data)
         except JpegError as error:
             return self._convert_damaged(data, str(error))
+        if header.bits > 8:
+            raise _UnusableError(f"JPEG of {header.bits} bits a channel: save it as 16-bit PNG")
         if not self._decodes_scaled(data):
             self._check_size(header.height, header.width)
         if not header.common or header.components not in (1, 3):
@@ -166,20 +174,19 @@ class ImageCodec:
             try:
                 image = Image.open(BytesIO(data))
             except Image.UnidentifiedImageError:
-                raise _UnusableError("not an image") from None
+                raise _UnusableError(depth.unidentified(data)) from None
             except Image.DecompressionBombError:
                 raise self._too_many("far more pixels") from None
             with image:
                 if not self._decodes_scaled(data):
                     self._check_size(image.height, image.width)
-                return self._decode(image, changes)
+                if reason := depth.unusable(image):
+                    raise _UnusableError(reason)
+                changes += depth.parts_lost(image, data)
+                return self._decode(image, depth.bits_per_channel(image, data), changes)
 
-    def _decode(self, image: Image.Image, changes: list[str]) -> Stored:
-        is_a_jpeg = image.format in ("JPEG", "MPO")
-        # A JPEG's further frames (MPO) are thumbnails and depth maps: nobody misses them.
-        if not is_a_jpeg and getattr(image, "is_animated", False):
-            changes.append("first frame only")
-        if is_a_jpeg and self._config.max_side:
+    def _decode(self, image: Image.Image, bits: int, changes: list[str]) -> Stored:
+        if image.format in ("JPEG", "MPO") and self._config.max_side:
             # Twice the target leaves Lanczos its samples.
             scale = 2 * self._config.max_side / max(image.size)
             if scale < 1:
@@ -190,7 +197,32 @@ class ImageCodec:
         image.load()
         if orientation != 1 and self._config.upright:
             changes.append("turned upright")
-        return self._finish(image, changes, turn_to_do(image, orientation, self._config.upright))
+        turn = turn_to_do(image, orientation, self._config.upright)
+        if bits > 8:
+            image = self._to_eight_bits(image, bits, changes)
+        elif depth.has_unnamed_band(image):
+            image = image.convert("RGB")
+        return self._finish(image, changes, turn)
+
+    def _to_eight_bits(self, image: Image.Image, bits: int, changes: list[str]) -> Image.Image:
+        if image.mode.startswith("I"):
+            if "transparency" in image.info:
+                changes.append("transparency dropped")
+            image, had = depth.scaled_to_eight(image, bits)
+            kept = depth.levels(image)
+            share, lost = f"{kept} of {had} levels", kept < had
+        else:  # of colour Pillow gives the high bytes alone
+            if depth.has_unnamed_band(image):
+                image = image.convert("RGB")
+            kept = depth.levels(image)
+            share, lost = f"{kept} levels", True
+        if lost and kept < self._config.min_levels:
+            raise _UnusableError(
+                f"{bits}-bit pixels that would keep {share}, fewer than --min-levels "
+                f"{self._config.min_levels}: scale them to the whole range of {bits} bits"
+            )
+        changes.append(f"{bits} bits to 8: {share}")
+        return image
 
     def _decodes_scaled(self, data: bytes) -> bool:
         """Whether only the pixels that a smaller image needs have to be held."""
@@ -265,16 +297,9 @@ def _read_file(path: str) -> bytes:
 
 
 def _to_rgb(image: Image.Image, changes: list[str]) -> Image.Image:
-    """The image as RGB; says in ``changes`` what that took."""
+    """An image of eight bits a channel as RGB; says in ``changes`` what that took."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PPM", "PNG")):
-        # Pillow's own conversion clips at 255, so that all but the darkest pixels turn white.
-        changes += ["16 bits to 8", "grey to RGB"]
-        deep = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((deep * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise _UnusableError(f"32-bit pixels (mode {image.mode}) have no defined range")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         if rgba.getextrema()[3][0] < 255:  # some pixel is not opaque

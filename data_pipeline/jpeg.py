@@ -33,6 +33,7 @@ class JpegHeader:
     height: int  # pixels
     width: int  # pixels
     components: int  # 1 grey, 3 colour, 4 CMYK or YCCK
+    bits: int  # a channel
     common: bool  # 8 bits, Huffman coded DCT: what every decoder takes
 
 
@@ -117,7 +118,8 @@ def _parse_frame(marker: int, segment: bytes) -> JpegHeader:
     width = int.from_bytes(segment[3:5], "big")
     if not height or not width:
         raise JpegError(f"declares {width} x {height} pixels")
-    return JpegHeader(height, width, components, common=bits == 8 and marker in _DCT_FRAMES)
+    common = bits == 8 and marker in _DCT_FRAMES
+    return JpegHeader(height, width, components, bits, common)
 
 
 def soundness_check() -> tuple[str, Callable[[bytes, JpegHeader], str | None]]:

@@ -56,6 +56,7 @@ class PackConfig(CodecConfig):
             (self.max_side >= 0, f"max side {self.max_side}: use 0 (keep) or pixels"),
             (1 <= self.quality <= 100, f"quality {self.quality}: use 1 to 100"),
             (self.format in ("auto", "jpeg", "raw"), f"format {self.format}: auto, jpeg or raw"),
+            (0 <= self.min_levels <= 256, f"--min-levels {self.min_levels}: use 0 to 256"),
             (self.workers >= 0, f"{self.workers} workers: use 0 (all cores) or more"),
             (
                 1 <= self.max_pixels <= _MAX_PIXELS,
@@ -96,6 +97,7 @@ class _Tally:
     fates: Counter[str] = field(default_factory=Counter)
     changes: Counter[str] = field(default_factory=Counter)
     changed: dict[str, list[str]] = field(default_factory=dict)
+    lost: dict[str, dict[str, str]] = field(default_factory=dict)  # change -> image -> how much
     left_out: dict[int, str] = field(default_factory=dict)
 
 
@@ -253,10 +255,13 @@ def _leave_out(
 def _count(index: int, stored: Stored, label: int, images: Source, tally: _Tally) -> None:
     tally.fates[stored.fate] += 1
     tally.class_counts[label] += 1
-    for change in stored.changes:
+    for each in stored.changes:
+        change, _, lost = each.partition(": ")
         tally.changes[change] += 1
         if tally.changes[change] <= _LISTED:
             tally.changed.setdefault(change, []).append(images.name(index))
+            if lost:
+                tally.lost.setdefault(change, {})[images.name(index)] = lost
 
 
 def _passed_over(source: str, images: Source) -> DataError:
@@ -294,6 +299,7 @@ def _describe(images: Source, config: PackConfig, tally: _Tally) -> dict[str, An
         "left_out": [{"image": images.name(i), "reason": reason} for i, reason in names],
         "changed": {
             change: {"count": tally.changes[change], f"first_{_LISTED}": tally.changed[change]}
+            | ({"lost": tally.lost[change]} if change in tally.lost else {})
             for change in sorted(tally.changes)
         },
         "passed_over": {

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torchvision.datasets
-from PIL import Image
+from PIL import Image, ImageFile
 
 from data_pipeline.errors import DataError
 from data_pipeline.image_codec import LeftOut
@@ -165,8 +165,12 @@ class TorchvisionSource:
             return Sample(str(image), label)
         if not isinstance(image, Image.Image):
             raise DataError(f"torchvision:{self._name}: gives {type(image).__name__}, no images")
+        if isinstance(image, ImageFile.ImageFile) and image.filename:  # opened, and nothing else
+            return Sample(os.fsdecode(image.filename), label)
+        if image.mode not in ("L", "RGB"):
+            return Sample(LeftOut(f"pixels of mode {image.mode}: pack the set's files"), label)
         try:
-            pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
+            pixels = np.asarray(image)
         except Exception as error:  # opened lazily: decoding fails only here
             return Sample(LeftOut(f"cannot be decoded: {type(error).__name__}: {error}"), label)
         return Sample(pixels, label)

@@ -23,9 +23,10 @@ SRC is one of
 _EPILOG = """\
 JPEG files that need no change are stored as they are, grey ones too. Others: larger than
 --max-side: shrunk; turned by EXIF, XMP or TIFF: turned upright; grey (but for JPEG), palette, CMYK,
-16-bit: 8-bit RGB; transparent: on white; animated: first frame. What cannot be read (damaged,
-truncated, empty, no image, more than --max-pixels) is left out, counted, and listed in the
-manifest; --strict refuses instead.
+16-bit: 8-bit RGB; transparent: on white; animated, several pages: the first. The manifest says what
+each lost. Left out, counted, and listed in the manifest is what cannot be used: damaged, truncated,
+empty, no image, more than --max-pixels, fewer than --min-levels, signed, 32-bit or floating-point
+pixels, bands that are neither grey nor RGB. --strict refuses instead.
 The same images and settings give the same bytes, whatever the number of workers.
 """
 _SHOWN = 5  # images left out that are named on the terminal; the manifest lists all
@@ -62,6 +63,14 @@ def add_parser(subparsers: Any) -> None:
     add("--keep-damaged", action="store_true", help="keep what is left of JPEGs with errors")
     add("--as-stored", action="store_true", help="do not turn images by the orientation they state")
     add(
+        "--min-levels",
+        type=int,
+        default=64,
+        metavar="N",
+        help="leave out images of more than 8 bits that would keep fewer levels, such as 12-bit "
+        "pixels in 16-bit files; 0: none (64)",
+    )
+    add(
         "--max-pixels",
         type=int,
         default=1 << 26,
@@ -94,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
         labels=not args.no_labels,
         strict=args.strict,
         keep_damaged=args.keep_damaged,
+        min_levels=args.min_levels,
         upright=not args.as_stored,
         max_pixels=args.max_pixels,
         extensions=(*IMAGE_EXTENSIONS, *(e for e in more if e and e not in IMAGE_EXTENSIONS)),

@@ -1,5 +1,6 @@
 """Images of every odd kind, made in memory: what folders of real photographs hold."""
 
+import struct
 import zlib
 from io import BytesIO
 from pathlib import Path
@@ -67,6 +68,49 @@ def png(mode: str, height: int = 40, width: int = 60) -> bytes:
         deep = np.asarray(rgb.convert("L")).astype(np.uint16) * 257
         return encoded(Image.fromarray(deep), "PNG")
     return encoded(rgb.convert(mode), "PNG")
+
+
+def deep_png(pixels: npt.NDArray[np.uint16]) -> bytes:
+    """A PNG of 16 bits a channel: grey (H, W), RGB (H, W, 3) or RGBA (H, W, 4)."""
+    kind = {1: 0, 3: 2, 4: 6}[pixels[0, 0].size]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 16, kind, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+    )
+
+
+def tiff(
+    pixels: np.ndarray, *, photometric: int = 1, extra: tuple[int, ...] = (), planes: bool = False
+) -> bytes:
+    """An uncompressed TIFF of any number of bands and of any numbers: (H, W) or (H, W, bands)."""
+    height, width, *rest = pixels.shape
+    bands = rest[0] if rest else 1
+    if planes:
+        pixels = pixels.transpose(2, 0, 1)
+    data = pixels.astype(pixels.dtype.newbyteorder("<")).tobytes()
+    strips = bands if planes else 1
+    sizes = [len(data) // strips] * strips
+    tags = {
+        **{256: [width], 257: [height], 258: [8 * pixels.itemsize] * bands, 259: [1]},
+        **{262: [photometric], 273: [8 + i * sizes[0] for i in range(strips)], 277: [bands]},
+        **{278: [height], 279: sizes, 284: [2 if planes else 1], 338: list(extra)},
+        339: [{"u": 1, "i": 2, "f": 3}[pixels.dtype.kind]] * bands,
+    }
+    body, entries = bytearray(struct.pack("<2sHI", b"II", 42, 0) + data), b""
+    for tag, values in tags.items():
+        if not values:
+            continue
+        raw = struct.pack(f"<{len(values)}I", *values)
+        if len(values) > 1:
+            at = len(body)
+            body += raw
+            raw = struct.pack("<I", at)
+        entries += struct.pack("<HHI", tag, 4, len(values)) + raw
+    body[4:8] = struct.pack("<I", len(body))
+    return bytes(body) + struct.pack("<H", len(entries) // 12) + entries + bytes(4)
 
 
 def bomb_png() -> bytes:
