@@ -18,6 +18,7 @@ import torch
 
 from data_pipeline.atomic_file import write_atomically
 from trainer.config import RunConfig, RunPlan
+from trainer.encoders import is_torchvisions
 from trainer.recipes import RECIPES
 from trainer.settings import Setting, changed_from, settings
 
@@ -115,13 +116,20 @@ def _quoted(path: Path | None) -> str:
     return "LABELLED.beton" if path is None else shlex.quote(str(path.absolute()))
 
 
+def _export(config: RunConfig) -> str:
+    """A format that can hold the encoder, and a name for it."""
+    if is_torchvisions(config.encoder.name):
+        return "torchvision --out encoder.safetensors"
+    return "torch-export --out encoder.pt2"
+
+
 def _commands(config: RunConfig) -> str:
     out, train, test = map(_quoted, (config.out, config.data.train, config.data.test))
     words = command(config)
     lines = [
         f"widebatch evaluate knn {out} --data.train {train} --data.test {test}",
         f"widebatch evaluate linear {out} --data.train {train} --data.test {test}",
-        f"widebatch export {out} --format torchvision --out encoder.safetensors",
+        f"widebatch export {out} --format {_export(config)}",
         f"widebatch report {out}",
     ]
     said = "The first command goes on from the newest checkpoint, on any number of processes: put"

@@ -27,7 +27,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.strict_json import read_json_file
 from trainer.checkpoint import load_encoder_state
 from trainer.config import from_json
-from trainer.encoders import EncoderConfig, build_encoder
+from trainer.encoders import EncoderConfig, build_encoder, is_resnet
 from trainer.errors import CheckpointError, ConfigError
 from trainer.evaluation.features import default_resize
 from trainer.safetensors_file import parse_safetensors
@@ -235,7 +235,7 @@ def _described(source: str, kind: str, config: EncoderConfig, encoder: nn.Module
         "source": source,
         "kind": kind,
         "architecture": config.name,
-        "stem": config.stem,
+        **({"stem": config.stem} if is_resnet(config.name) else {}),
         "feature_dim": int(encoder.feature_dim),  # type: ignore[arg-type]
     }
 

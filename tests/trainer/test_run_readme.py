@@ -18,6 +18,7 @@ from tests.trainer.runs import (
     tiny_mocov3_config,
 )
 from trainer.config import RunConfig, plan_run, to_json
+from trainer.encoders import EncoderConfig
 from trainer.loop import Outcome, fit
 from trainer.objectives.moco import MoCoConfig
 from trainer.recipes import RECIPES
@@ -60,6 +61,14 @@ def test_a_run_that_no_recipe_leads_to_has_no_command() -> None:
     odd = tiny_config(Path("a"), Path("b"), objective=MoCoConfig(queue=40))
     assert command(odd) is None
     assert "Its settings were made in Python" in text_of(odd)
+
+
+def test_the_export_that_it_names_can_hold_the_encoder() -> None:
+    config = tiny_config(Path("a.beton"), Path("b"))
+    assert "--format torchvision --out encoder.safetensors" in text_of(config)
+    for encoder in (SMALL_ENCODER, EncoderConfig(name="resnet8", stem="cifar")):
+        other = dataclasses.replace(config, encoder=encoder)
+        assert "--format torch-export --out encoder.pt2" in text_of(other)
 
 
 def test_the_state_of_the_code_and_the_job_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

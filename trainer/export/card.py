@@ -10,6 +10,7 @@ from typing import Any
 
 from data_pipeline.errors import DataError
 from data_pipeline.strict_json import parse_json, read_json_file
+from trainer.encoders import is_resnet
 
 _UNKNOWN = "not recorded"
 
@@ -64,7 +65,8 @@ def _recipe(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     rows = {
         "objective": objective.get("name"),
         "temperature": objective.get("temperature"),
-        "encoder": f"{encoder.get('name')}, stem {encoder.get('stem')}",
+        "encoder": encoder.get("name"),
+        "stem": encoder.get("stem") if is_resnet(str(encoder.get("name"))) else "its own",
         "started from": facts.get("init_from") or "random weights",
         "global batch": config.get("batch"),
         "optimizer": optim.get("name"),
