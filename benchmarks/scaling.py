@@ -3,11 +3,11 @@
     python benchmarks/scaling.py --parts steps
     sudo .venv/bin/python benchmarks/scaling.py --parts bytes links
 
-- ``steps``: the training step of `digits-demo` on 1, 2 and 4 processes, by `widebatch pretrain`
-  under torchrun, as a user starts it. Weak scaling keeps each process's batch, strong scaling the
-  global one. Every process has one thread, and a run is held to as many cores as it has processes,
-  or a single one would have its loader beside it for nothing; with more processes than cores the
-  row says "oversubscribed". Data is embedded, nothing is downloaded.
+- ``steps``: the training step of `digits-demo` with ResNet-18 on 1, 2 and 4 processes, by
+  `widebatch pretrain` under torchrun, as a user starts it. Weak scaling keeps each process's batch,
+  strong scaling the global one. Every process has one thread, and a run is held to as many cores
+  as it has processes, or a single one would have its loader beside it for nothing; with more
+  processes than cores the row says "oversubscribed". Data is embedded, nothing is downloaded.
 - ``bytes``: what a process sends in the loss's forward and backward pass, counted at the network
   interface: ours beside a gather whose backward pass is a reduce-scatter or an all-reduce.
 - ``links``: how long these take over links of several rates and delays, and what our overlap hides.
@@ -86,6 +86,7 @@ def train(world: int, batch: int, data: Path, out: Path, steps: int) -> list[flo
     """Seconds of the steps of one run."""
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world))
     settings = {"data.train": data, "out": out, "batch": batch, "steps": steps, "device": "cpu"}
+    settings |= {"encoder.name": "resnet18", "encoder.stem": "imagenet"}
     settings |= {"telemetry.log-every": 1, "knn.every-epochs": 0, "loader.workers": 1}
     flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     held = ",".join(map(str, sorted(os.sched_getaffinity(0))[:world]))
@@ -189,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "links": measure_links,
     }
     titles = {
-        "steps": f"digits-demo, one thread a process, {cores()} cores",
+        "steps": f"digits-demo with ResNet-18, one thread a process, {cores()} cores",
         "bytes": f"sent by a process in a step of the loss, N = {options.rows}, D = {options.dim}",
         "links": f"the loss over links, N = {options.rows}, D = {options.dim}, one thread",
     }

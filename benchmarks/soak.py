@@ -94,6 +94,7 @@ def soak(folder: Path, minutes: float, processes: int) -> tuple[list[Look], list
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
         *("--nproc-per-node", str(processes), "-m", "launch", "pretrain", "digits-demo"),
+        *("--encoder.name", "resnet18", "--encoder.stem", "imagenet"),
         *("--data.train", str(data["train"]), "--data.test", str(data["test"])),
         *("--batch", "64", "--epochs", "100000", "--knn.every-epochs", "1"),
         *("--checkpoint.every-steps", "10", "--device", "cpu", "--out", str(folder / "run")),

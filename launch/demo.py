@@ -27,12 +27,12 @@ from launch.exit_codes import ExitCode
 _PROCESSES = 2
 _RECORD = "demo.json"  # what the folder's demo consists of, and whether it came to its end
 _PATIENCE = 60.0  # seconds that a stopped command has for its checkpoint
-_SOURCES = {
+SOURCES = {
     "raw pixels": "pixels:32",
     "untrained encoder": "untrained:{run}",
     "pretrained": "{run}",
 }
-_METHODS = {
+METHODS = {
     "10 labels per class, linear": ("linear", ["--labels-per-class", "10"]),
     "all labels, kNN": ("knn", []),
 }
@@ -103,7 +103,7 @@ def plan(out: Path, *, quick: bool) -> list[Step]:
     train, test, run = (str(out / name) for name in ("train.beton", "test.beton", "run"))
     data = ("--data.train", train, "--data.test", test)
     length = ("--batch", "64", "--steps", "4") if quick else ()
-    methods = dict(list(_METHODS.items())[: 1 if quick else None])
+    methods = dict(list(METHODS.items())[: 1 if quick else None])
     look = ("--max-images", "100") if quick else ()
     torchrun = ("torchrun", "--standalone", "--nproc-per-node", str(_PROCESSES), "-m", "launch")
     return [
@@ -126,15 +126,15 @@ def plan(out: Path, *, quick: bool) -> list[Step]:
                     *(*options, "--json", str(evaluation_file(out, method, name))),
                 )
                 for method, options in methods.values()
-                for name, source in _SOURCES.items()
+                for name, source in SOURCES.items()
             ),
         ),
         Step(
-            "Export the encoder for torchvision",
+            "Export the encoder: its computation and weights, which plain torch loads",
             (
                 (
-                    *("widebatch", "export", run, "--format", "torchvision"),
-                    *("--out", str(out / "encoder.safetensors"), "--force"),
+                    *("widebatch", "export", run, "--format", "torch-export"),
+                    *("--out", str(out / "encoder.pt2"), "--force"),
                 ),
             ),
         ),
@@ -265,8 +265,8 @@ def table(out: Path) -> list[str]:
     """Accuracies of the three sources by each method that was measured, and the margin."""
     found: dict[str, dict[str, float]] = {}
     test_images = 0
-    for title, (method, _) in _METHODS.items():
-        for name in _SOURCES:
+    for title, (method, _) in METHODS.items():
+        for name in SOURCES:
             path = evaluation_file(out, method, name)
             if path.is_file():
                 report = json.loads(path.read_text())
@@ -275,7 +275,7 @@ def table(out: Path) -> list[str]:
     titles = list(found)
     lines = ["Accuracy in % on digits that neither training nor the labels have seen:", ""]
     lines.append(" " * 20 + "".join(f"{title:>30}" for title in titles))
-    for name in _SOURCES:
+    for name in SOURCES:
         lines.append(f"{name:<20}" + "".join(f"{found[title][name]:>30.1f}" for title in titles))
     lines.append("")
     for title in titles:

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 # Names and one line each, so that listing them imports no torch; a test holds them to
 # trainer.recipes.
 RECIPES = {
-    "digits-demo": "embedded coloured digits, ResNet-18: minutes on two CPU cores",
+    "digits-demo": "embedded coloured digits, a small ResNet: minutes on two CPU cores",
     "simclr-cifar10-r18": "32-pixel images, ResNet-18 with the CIFAR stem, batch 512, 1000 epochs",
     "simclr-stl10-r18": "96-pixel images, ResNet-18, batch 512, 200 epochs",
     "simclr-r50": "SimCLR's canonical ImageNet run: ResNet-50, batch 4096, LARS, 100 epochs",

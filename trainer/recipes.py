@@ -246,7 +246,7 @@ def mocov3_cifar10_r18() -> RunConfig:
 
 
 def digits_demo() -> RunConfig:
-    """What `make demo` trains: the embedded coloured digits, ResNet-18, minutes on two CPU cores.
+    """What `make demo` trains: embedded coloured digits, a small ResNet, minutes on two CPU cores.
 
     Views disagree about colour, polarity, size and place, so what they share is the digit's shape:
     strong jitter, frequent grayscale and solarisation, no flips (a mirrored digit is none).
@@ -257,16 +257,16 @@ def digits_demo() -> RunConfig:
         data=_to_be_named(),
         out=Path("runs/digits-demo"),
         batch=128,
-        epochs=4,
-        precision="fp32",  # on two CPU cores bf16 is slower for a network this small
+        epochs=24,
+        precision="fp32",  # on CPU cores bf16 is slower for a network this small
         crop=CropConfig(size=32, scale=(0.3, 1.0)),
         augment=AugmentConfig(view1=view, view2=view),
-        encoder=EncoderConfig(name="resnet18", zero_init_residual=True),
+        encoder=EncoderConfig(name="resnet8x2", stem="cifar-stride2", zero_init_residual=True),
         head=HeadConfig(layers=2, hidden_dim=512, out_dim=128),
         objective=SimCLRConfig(temperature=0.2),
-        optim=OptimConfig(name="lars", base_lr=4.0, weight_decay=1e-6),
+        optim=OptimConfig(name="lars", base_lr=8.0, weight_decay=1e-6),
         schedule=ScheduleConfig(warmup_epochs=0.35),
-        knn=OnlineKnnConfig(every_epochs=2),
+        knn=OnlineKnnConfig(every_epochs=6),
     )
 
 

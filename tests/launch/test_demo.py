@@ -117,7 +117,7 @@ def test_the_quick_demo_makes_everything_it_names(tmp_path, capfd):
     assert demo.main(["--out", str(out), "--quick"]) == ExitCode.DONE
     shown = capfd.readouterr().out
     files = ["run/config.json", "run/metrics.jsonl", "report.html"]
-    files += ["encoder.safetensors", "encoder.json"]
+    files += ["encoder.pt2", "encoder.json"]
     names = ("curves", "accuracy", "views", "neighbours", "map", "overview")
     for name in [*files, *(f"figures/{name}.png" for name in names)]:
         assert (out / name).is_file(), name

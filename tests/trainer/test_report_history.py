@@ -121,7 +121,7 @@ def test_settings_as_the_recipe_has_them_are_no_difference():
     values = {name: to_json(getattr(recipe, name)) for name in vars(recipe) if name != "data"}
     assert changed({**values, "data": {"train": "x"}, "out": "elsewhere"}) == {}
     other = {**values, "optim": {**values["optim"], "base_lr": 2.0}, "seed": 3}
-    assert changed(other) == {"optim.base_lr": ("4", "2"), "seed": ("0", "3")}
+    assert changed(other) == {"optim.base_lr": ("8", "2"), "seed": ("0", "3")}
 
 
 def test_a_setting_that_an_old_run_did_not_know_is_no_difference():
