@@ -32,6 +32,7 @@ from data_pipeline.sources import IMAGE_EXTENSIONS, Source, open_source
 # Decoding and converting hold eight bytes a pixel: no more fit into this machine's memory.
 _MAX_PIXELS = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8
 _LISTED = 1000  # files named in the manifest for each kind of change
+_NAMED = 100_000  # samples of a set whose manifest names them all: it is read at every start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,6 +289,8 @@ def _describe(images: Source, config: PackConfig, tally: _Tally) -> dict[str, An
         del settings[name]
     counts, classes = tally.class_counts, images.class_names
     names = sorted(tally.left_out.items())
+    kept = [index for index in range(len(images)) if index not in tally.left_out]
+    are_files = images.description.get("kind") == "folder" and len(kept) <= _NAMED
     return {
         "count": sum(counts.values()),
         "unlabelled": counts[-1],
@@ -306,6 +309,7 @@ def _describe(images: Source, config: PackConfig, tally: _Tally) -> dict[str, An
             why: {"count": len(names), f"first_{_LISTED}": names[:_LISTED]}
             for why, names in sorted(images.passed_over.items())
         },
+        **({"images": [images.name(index) for index in kept]} if are_files else {}),
         "versions": {
             "widebatch": _own_version(),
             "python": platform.python_version(),

@@ -10,6 +10,7 @@ from data_pipeline.strict_json import dump_json
 from launch import cluster
 from launch.evaluate_labelled import add_finetune, add_knn, add_linear
 from launch.evaluate_looks import add_cluster, add_diagnose, add_duplicates, add_retrieve
+from launch.evaluate_options import complete
 from launch.exit_codes import ExitCode
 from trainer.errors import ConfigError
 
@@ -40,13 +41,21 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate, print a table, write the JSON. Other ranks than 0 print nothing."""
     cluster.export(cluster.discover(os.environ))
+    chosen = args.json is not None
+    complete(args)
     if args.json is not None and args.json.is_dir():
         raise ConfigError(f"--json {args.json}: is a folder; name a file")
     report = args.evaluate(args)
     if report is None:
         return ExitCode.DONE
     if args.json is not None:
-        _write_json(args.json, report)
+        try:
+            _write_json(args.json, report)
+        except OSError as error:
+            if chosen:
+                raise
+            args.json = None  # somebody else's run
+            report["notes"].append(f"the result is not kept: {error}; --json OUT.json keeps it")
     for name, text in args.table(report):
         print(f"{name:<9} {text}")
     for note in report["notes"]:

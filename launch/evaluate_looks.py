@@ -199,11 +199,16 @@ def _retrieve_table(report: Report) -> Rows:
             (f"recall@{k}", f"{100 * value:.2f} %") for k, value in report["recall_at"].items()
         ]
     for query in report["queries"][:5]:
-        nearest = ", ".join(
-            f"{each['sample']} ({each['similarity']:.3f})" for each in query["neighbours"][:5]
-        )
-        rows.append((f"#{query['sample']}", nearest))
+        rows.append((f"#{query['sample']}", query["file"] or ""))
+        rows += [
+            ("", f"{each['similarity']:.3f} {_called(each['sample'], each['file'])}")
+            for each in query["neighbours"][:5]
+        ]
     return rows
+
+
+def _called(sample: int, file: str | None) -> str:
+    return f"#{sample} {file or ''}".rstrip()
 
 
 def _cluster_table(report: Report) -> Rows:
@@ -244,8 +249,9 @@ def _duplicates_table(report: Report) -> Rows:
         rows += [
             (
                 "",
-                f"#{pair['samples'][0]} #{pair['samples'][1]}: similarity {pair['similarity']:.4f},"
-                f" pixels differ by {pair['pixel_difference']:.1f}",
+                f"{' and '.join(map(_called, pair['samples'], pair['files'] or (None, None)))}:"
+                f" similarity {pair['similarity']:.4f}, pixels differ by"
+                f" {pair['pixel_difference']:.1f}",
             )
             for pair in report[name][:3]
         ]

@@ -1,12 +1,24 @@
 """What all methods of ``widebatch evaluate`` ask for: the encoder, its images, where to compute."""
 
 import argparse
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.strict_json import read_json_file
+from trainer.errors import ConfigError
+from trainer.run_data import NoDataError, run_data
+
 Report = dict[str, Any]
 Rows = list[tuple[str, str]]
+
+# Options that do not change a result, and what is no option.
+_OF_NO_EFFECT = (
+    *("batch", "workers", "backend", "device", "picture", "pictured", "debug", "verbose"),
+    *("source", "method", "json", "run", "parser", "evaluate", "table"),
+)
+_LONGEST = 120  # letters of a file's name
 
 SOURCES = """\
 RUN_OR_WEIGHTS is one of
@@ -51,7 +63,12 @@ def add_method(
     )
     add = parser.add_argument
     add("source", metavar="RUN_OR_WEIGHTS", help="what to evaluate: see below")
-    add("--json", type=Path, metavar="OUT.json", help="write the result here, with its protocol")
+    add(
+        "--json",
+        type=Path,
+        metavar="OUT.json",
+        help="where the result goes, with its protocol (default a file in RUN/evaluation)",
+    )
     add(
         "--which",
         choices=("last", "best"),
@@ -96,15 +113,61 @@ def add_method(
         help="arithmetic of the encoder (default fp32)",
     )
     add_file(parser, "train", train)
-    parser.set_defaults(evaluate=evaluate, table=table)
+    parser.set_defaults(evaluate=evaluate, table=table, parser=parser)
     return parser
 
 
 def add_file(parser: argparse.ArgumentParser, name: str, text: str) -> None:
-    """A data file that has to be given, as ``--data.NAME``."""
-    parser.add_argument(
-        f"--data.{name}", dest=name, type=Path, required=True, metavar="FILE.beton", help=text
-    )
+    """A data file, as ``--data.NAME``; a run knows its own."""
+    text = f"{text} (default the run's)"
+    parser.add_argument(f"--data.{name}", dest=name, type=Path, metavar="FILE.beton", help=text)
+
+
+def complete(args: argparse.Namespace) -> None:
+    """Fill in what the run says where the command line does not: its data, a file for the result.
+
+    Raises:
+        ConfigError: a data file is not named, and no run has it.
+        DataError: the run's config.json or its data cannot be read.
+    """
+    run = run_of(args.source)
+    settings = {} if run is None else read_json_file(run / "config.json")
+    for name in ("train", "test"):
+        if getattr(args, name, Path()) is not None:
+            continue
+        if run is None:
+            raise ConfigError(
+                f"evaluate {args.method}: --data.{name} FILE.beton is missing, and {args.source}"
+                " is no run that names it"
+            )
+        try:
+            setattr(args, name, run_data(run, settings, name))
+        except NoDataError as error:
+            raise ConfigError(f"{run}: {error}; name the file by --data.{name}") from None
+    if args.json is None and run is not None:
+        args.json = run / "evaluation" / _file_name(args, settings.get("data"))
+
+
+def run_of(source: str) -> Path | None:
+    """The run that a source names, trained or untrained; None where it is no run."""
+    run = Path(source if Path(source).exists() else source.removeprefix("untrained:"))
+    return run if (run / "config.json").is_file() else None
+
+
+def _file_name(args: argparse.Namespace, data: object) -> str:
+    """Of the result: another one for each encoder, data and setting, the same for the same."""
+    words = [args.method]
+    if not Path(args.source).exists():
+        words.append("untrained")
+    for name, value in vars(args).items():
+        if name in _OF_NO_EFFECT or value == args.parser.get_default(name):
+            continue
+        usual = data.get(name) if isinstance(data, dict) else None
+        if isinstance(value, Path) and usual == str(value.absolute()):
+            continue
+        values = value if isinstance(value, list) else [value]
+        words += [name, *(v.stem if isinstance(v, Path) else str(v) for v in values)]
+    return re.sub(r"[^\w.]+", "-", "-".join(words))[:_LONGEST] + ".json"
 
 
 def add_picture(parser: argparse.ArgumentParser, what: str) -> None:

@@ -2,7 +2,12 @@
 
 import logging
 import os
+import shlex
+import shutil
+import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launch import cluster, restarts
 from launch.exit_codes import ExitCode, exit_code_for
@@ -11,6 +16,9 @@ from launch.nearest import unknown
 from launch.preemption import StopSignal
 from launch.settings_arguments import parse_settings
 from trainer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from trainer.config import RunConfig
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +96,38 @@ def _train(recipe: str, overrides: list[str], stop: StopSignal) -> ExitCode:
     config = parse_settings("pretrain", recipe, BUILDERS[recipe](), overrides)
     from trainer.loop import Outcome, fit  # Fabric takes seconds: after --help and wrong settings
 
-    if fit(config, stop) is Outcome.DONE:
-        return ExitCode.DONE
-    return ExitCode.PREEMPTED
+    if fit(config, stop) is not Outcome.DONE:
+        return ExitCode.PREEMPTED
+    if os.environ.get("RANK", "0") == "0":
+        print("\n".join(_conclusion(config)))
+    return ExitCode.DONE
+
+
+def _conclusion(config: "RunConfig") -> list[str]:
+    """What came of a run that has ended, and what to do with it, as a shell takes it."""
+    from trainer.run_list import read_run
+    from trainer.run_readme import next_commands
+
+    facts, out = read_run(config.out), shlex.quote(str(config.out))
+    if facts.step is None:
+        return [f"done, but {config.out} is {facts.state}: {facts.why}"]
+    lines = [
+        f"done      step {facts.step} of {facts.total_steps}",
+        f"saved     {config.out / 'checkpoints' / f'step-{facts.step:08d}'}",
+    ]
+    if facts.loss is not None:
+        lines[0] += f", loss {facts.loss:.4f}"
+    if facts.knn_top1 is not None and facts.knn_best_top1 is not None:
+        lines.append(f"kNN       {facts.knn_top1:.1%}, best {facts.knn_best_top1:.1%}")
+    return [*lines, "next", *(f"  {line}" for line in next_commands(config, out, _program()))]
+
+
+def _program() -> str:
+    """What a shell in this folder calls this program by."""
+    ours, found = Path(sys.executable).with_name("widebatch"), shutil.which("widebatch")
+    if found is not None and ours.exists() and Path(found).samefile(ours):
+        return "widebatch"
+    if not ours.exists():
+        return f"{shlex.quote(sys.executable)} -m launch"
+    below = ours.relative_to(Path.cwd()) if ours.is_relative_to(Path.cwd()) else ours
+    return shlex.quote(str(below))

@@ -41,7 +41,7 @@ _FILES = (
     ("restarts.json", "starts after failures, as the job script counts them"),
     ("prometheus-targets.json", "where Prometheus finds the run while it lasts, if it is served"),
     ("report.html", "what `widebatch report` makes of all this: one page, without network"),
-    ("evaluation/", "results of `widebatch evaluate --json`; the report shows them"),
+    ("evaluation/", "results of `widebatch evaluate`; the report shows them"),
     (".lock", "held by the one run that may write here"),
 )
 
@@ -112,26 +112,31 @@ def _absolute(setting: Setting) -> Setting:
     return Setting(setting.key, setting.flag, setting.value.absolute())
 
 
-def _quoted(path: Path | None) -> str:
-    return "LABELLED.beton" if path is None else shlex.quote(str(path.absolute()))
+def next_commands(config: RunConfig, out: str, program: str = "widebatch") -> list[str]:
+    """What to do with a run when it has ended: measure it, look at it, hand it on.
+
+    Args:
+        config: of the run.
+        out: its folder, as a shell takes it.
+        program: how a shell finds this one.
+    """
+    method = "diagnose" if config.data.test is None else "linear"  # the first needs no labels
+    known = is_torchvisions(config.encoder.name)
+    to, suffix = ("torchvision", "safetensors") if known else ("torch-export", "pt2")
+    return [
+        f"{program} evaluate {method} {out}",
+        f"{program} report {out}",
+        f"{program} export {out} --format {to} --out {out}/encoder.{suffix}",
+    ]
 
 
-def _export(config: RunConfig) -> str:
-    """A format that can hold the encoder, and a name for it."""
-    if is_torchvisions(config.encoder.name):
-        return "torchvision --out encoder.safetensors"
-    return "torch-export --out encoder.pt2"
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path.absolute()))
 
 
 def _commands(config: RunConfig) -> str:
-    out, train, test = map(_quoted, (config.out, config.data.train, config.data.test))
     words = command(config)
-    lines = [
-        f"widebatch evaluate knn {out} --data.train {train} --data.test {test}",
-        f"widebatch evaluate linear {out} --data.train {train} --data.test {test}",
-        f"widebatch export {out} --format {_export(config)}",
-        f"widebatch report {out}",
-    ]
+    lines = next_commands(config, _quoted(config.out))
     said = "The first command goes on from the newest checkpoint, on any number of processes: put"
     said += " `torchrun --nproc-per-node N -m launch` in the place of `widebatch` for N of them."
     if words is None:

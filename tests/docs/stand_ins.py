@@ -53,7 +53,8 @@ def finished_run(folder: Path) -> None:
     """``runs/photos``: a small ResNet-18's run over ``train.beton``."""
     packed(folder)
     (folder / "runs").mkdir()
-    save_run(folder / "runs" / "photos", folder / "train.beton", EncoderConfig(name="resnet18"))
+    train, test = folder / "train.beton", folder / "test.beton"
+    save_run(folder / "runs" / "photos", train, EncoderConfig(name="resnet18"), test=test)
 
 
 def trained_run(folder: Path) -> None:

@@ -30,7 +30,8 @@ def make_folder(folder: Path) -> Path:
     pack(str(images), folder / "flat.beton", PackConfig(labels=False), progress=False)
     (images / "class1").rename(images / "class9")
     pack(str(images), folder / "renamed.beton", PackConfig(), progress=False)
-    save_run(folder / "run", folder / "train.beton", RESNET18)  # at 32 pixels: milliseconds
+    train, test = folder / "train.beton", folder / "test.beton"
+    save_run(folder / "run", train, RESNET18, test=test)  # at 32 pixels: milliseconds
     assert main(["export", str(folder / "run"), "--out", str(folder / "r18.safetensors")]) == 0
     return folder
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from launch.__main__ import main
 from tests.dist import run_ranks
 from tests.launch.evaluated import (
     CLASSES,
+    READING,
     command,
     evaluate,
     main_on_a_rank,
@@ -36,6 +38,65 @@ def test_knn_writes_fractions_and_prints_percent(
     said = capsys.readouterr().out
     assert f"top-1     {100 * result['top1']:.2f} %" in said
     assert f"top-{CLASSES}     100.00 %" in said
+
+
+def test_a_run_knows_its_data_and_keeps_its_results(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, kept = folder / "run", folder / "run" / "evaluation"
+    few = [*READING, "--k", "5"]
+    named = evaluate(folder, "knn", str(run), "--k", "5")
+    assert main(["evaluate", "knn", str(run), *few]) == 0
+    assert f"written to {kept / 'knn-k-5.json'}" in capsys.readouterr().out
+    written = json.loads((kept / "knn-k-5.json").read_text())
+    assert (written["top1"], written["data"]) == (named["top1"], named["data"])
+    assert main(["evaluate", "diagnose", f"untrained:{run}", *READING, "--views-of", "4"]) == 0
+    assert (kept / "diagnose-untrained-views_of-4.json").exists()
+    other = ["--data.test", str(folder / "train.beton")]
+    assert (
+        main(["evaluate", "knn", str(run), *few, "--data.train", str(folder / "train.beton")]) == 0
+    )
+    assert main(["evaluate", "knn", str(run), *few, *other]) == 0
+    assert {path.name for path in kept.iterdir()} == {
+        "knn-k-5.json",
+        "knn-test-train-k-5.json",
+        "diagnose-untrained-views_of-4.json",
+    }
+
+
+def test_a_run_that_cannot_be_written_is_evaluated_all_the_same(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(folder / "run", run, ignore=shutil.ignore_patterns("evaluation"))
+    (run / "evaluation").touch()
+    assert main(["evaluate", "knn", str(run), *READING]) == 0
+    said = capsys.readouterr()
+    assert "top-1" in said.out and "written to" not in said.out
+    assert "note: the result is not kept: " in said.err
+    assert main(["evaluate", "knn", str(run), *READING, "--json", str(run / "x" / "y")]) == 0
+    assert main(["evaluate", "knn", str(run), *READING, "--json", str(run / "evaluation/y")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("r18.safetensors", "--data.train FILE.beton is missing, and "),
+        ("alone", "{folder}/alone: the run had no --data.test; name the file by --data.test"),
+        ("moved", "{folder}/gone.beton is not there any more; name the file by --data.train"),
+    ],
+)
+def test_data_that_no_run_names_has_to_be_named(
+    folder: Path, source: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, data in (
+        ("alone", {"train": str(folder / "train.beton"), "test": None}),
+        ("moved", {"train": str(folder / "gone.beton")}),
+    ):
+        (folder / name).mkdir(exist_ok=True)
+        (folder / name / "config.json").write_text(json.dumps({"data": data}))
+    assert main(["evaluate", "knn", str(folder / source)]) == 2
+    assert said.format(folder=folder) in error_line(capsys.readouterr().err)
 
 
 def test_several_k_stand_in_the_json_beside_the_first(

@@ -48,6 +48,10 @@ def test_samples_of_the_searched_file_find_others_of_their_kind(
     assert width > 7 * 96 and 2 * 96 < height < 3 * 96 + 60
     said = capsys.readouterr().out
     assert "mAP" in said and f"written to {picture}" in said
+    nearest = result["queries"][0]["neighbours"][0]
+    assert result["queries"][0]["file"] == "class0/0012.png"  # 20 of each class come in turn
+    assert nearest["file"].startswith(f"class{nearest['label']}/")
+    assert f"#{nearest['sample']} {nearest['file']}" in said
 
 
 def test_an_image_file_finds_itself_in_the_packed_folder(folder: Path) -> None:
@@ -58,6 +62,8 @@ def test_an_image_file_finds_itself_in_the_packed_folder(folder: Path) -> None:
     nearest = [query["neighbours"][0] for query in result["queries"]]
     assert [each["label"] for each in nearest] == [2, 0]  # in the order they were given
     assert all(each["similarity"] > 0.99 for each in nearest)
+    assert [each["file"] for each in nearest] == ["class2/0002.png", "class0/0000.png"]
+    assert [query["file"] for query in result["queries"]] == list(map(str, queries))
     assert [query["label"] for query in result["queries"]] == [-1, -1]
     assert result["mean_average_precision"] is None
     assert "not judged" in result["notes"][0]
@@ -135,8 +141,23 @@ def test_a_planted_duplicate_is_found_and_shown(folder: Path, tmp_path: Path) ->
     assert first["pixel_difference"] == 0.0
     assert sorted(first["labels"]) == [0, 1]  # a wrong label, found by the way
     assert first["samples"] in result["groups"]
+    assert first["files"] == ["class0/0000.png", "class1/zzz.png"]
+    assert first["files"] in result["group_files"]
     assert result["n_same_pixels"] == 1
     picture_size(picture)
+
+
+def test_samples_without_file_names_keep_their_numbers(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(folder / "train.beton", tmp_path / "alone.beton")
+    line = look(folder, "duplicates", "pixels:8", "--data.train", str(tmp_path / "alone.beton"))
+    result = report(folder, [*line, "--threshold", "0.1"])
+    first = result["duplicates"][0]
+    assert (first["files"], result["group_files"]) == (None, None)
+    said = capsys.readouterr()
+    assert "and #".join(f"{sample} " for sample in first["samples"]).strip() in said.out
+    assert "have their numbers and no file names" in said.err
 
 
 @pytest.mark.parametrize(

@@ -65,10 +65,12 @@ def test_a_run_that_no_recipe_leads_to_has_no_command() -> None:
 
 def test_the_export_that_it_names_can_hold_the_encoder() -> None:
     config = tiny_config(Path("a.beton"), Path("b"))
-    assert "--format torchvision --out encoder.safetensors" in text_of(config)
+    assert f"--format torchvision --out {config.out.absolute()}/encoder.safetensors" in text_of(
+        config
+    )
     for encoder in (SMALL_ENCODER, EncoderConfig(name="resnet8", stem="cifar")):
         other = dataclasses.replace(config, encoder=encoder)
-        assert "--format torch-export --out encoder.pt2" in text_of(other)
+        assert f"--format torch-export --out {config.out.absolute()}/encoder.pt2" in text_of(other)
 
 
 def test_the_state_of_the_code_and_the_job_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from data_pipeline.beton import BetonInfo, check_beton
 from trainer.errors import ConfigError
 from trainer.evaluation.features import Features
 from trainer.evaluation.job import Job, JobConfig, check_picture
+from trainer.evaluation.labelled_subset import names_or_why_not
 from trainer.evaluation.pairs import (
     Pairs,
     groups,
@@ -64,11 +65,12 @@ def duplicates(config: DuplicatesConfig) -> dict[str, Any] | None:
 
     Returns:
         JSON values on rank 0, ``None`` on the others: ``duplicates`` and ``false_negatives``, lists
-        of pairs (``samples``, ``labels``, ``similarity``, ``shared_neighbours``,
-        ``pixel_difference``: mean of 256 levels between the centre crops), the most alike first;
-        ``groups`` of duplicates; ``n_duplicates``, ``n_false_negatives``, how many there are;
-        ``n_same_pixels``, how many of the listed duplicates differ by less than 5 levels (others
-        may show one thing in two pictures, or tell of an encoder that sees little).
+        of pairs (``samples``, ``files`` below the packed folder where known, ``labels``,
+        ``similarity``, ``shared_neighbours``, ``pixel_difference``: mean of 256 levels between the
+        centre crops), the most alike first; ``groups`` of duplicates, and ``group_files``;
+        ``n_duplicates``, ``n_false_negatives``, how many there are; ``n_same_pixels``, how many of
+        the listed duplicates differ by less than 5 levels (others may show one thing in two
+        pictures, or tell of an encoder that sees little).
 
     Raises:
         ConfigError, CheckpointError, DataError, NumericalError: as
@@ -91,7 +93,11 @@ def duplicates(config: DuplicatesConfig) -> dict[str, Any] | None:
     alike = likely_classmates(found, config.threshold, config.least_shared)
     listed = [pairs.take(torch.arange(min(len(pairs), config.limit))) for pairs in (twice, alike)]
     crops = CropReader(config.train, job.preprocessing)
-    lists = [[_described(pair, features, crops) for pair in _each(pairs)] for pairs in listed]
+    names, unnamed = names_or_why_not(config.train)
+    lists = [
+        [_described(pair, features, crops, names) for pair in _each(pairs)] for pairs in listed
+    ]
+    together = groups(twice.samples_P2)[: config.limit]
     if config.picture is not None:
         _draw(config.picture, [each[: config.pictured] for each in lists], crops)
     return {
@@ -102,7 +108,8 @@ def duplicates(config: DuplicatesConfig) -> dict[str, Any] | None:
         "n_same_pixels": sum(pair["pixel_difference"] < _SAME_PIXELS for pair in lists[0]),
         "n_false_negatives": len(alike),
         "false_negatives_of_one_class": _same_label(alike, features),
-        "groups": groups(twice.samples_P2)[: config.limit],
+        "groups": together,
+        "group_files": names and [[names[sample] for sample in group] for group in together],
         "duplicates": lists[0],
         "false_negatives": lists[1],
         "settings": {
@@ -117,7 +124,7 @@ def duplicates(config: DuplicatesConfig) -> dict[str, Any] | None:
             false_negatives="below it, each among the other's neighbours, ranked by the share of "
             "neighbours in common",
         ),
-        "notes": list(_notes(config, info, twice, listed)),
+        "notes": [*_notes(config, info, twice, listed), *unnamed],
         **job.facts(train=info),
     }
 
@@ -128,12 +135,16 @@ def _each(pairs: Pairs) -> Iterator[tuple[list[int], float, float]]:
 
 
 def _described(
-    pair: tuple[list[int], float, float], features: Features, crops: CropReader
+    pair: tuple[list[int], float, float],
+    features: Features,
+    crops: CropReader,
+    names: list[str] | None,
 ) -> dict[str, Any]:
     samples, similarity, shared = pair
     first, second = crops.read(samples).astype(np.int16)
     return {
         "samples": samples,
+        "files": names and [names[sample] for sample in samples],
         "labels": features.labels_N[samples].tolist(),
         "similarity": similarity,
         "shared_neighbours": shared,

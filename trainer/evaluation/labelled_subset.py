@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.beton import read_sample_table
+from data_pipeline.beton import read_sample_table, sample_count
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import load_manifest, manifest_path
 from data_pipeline.order import IdArray
@@ -76,10 +76,17 @@ def read_list(path: Path, train: Path, images: Path | None = None) -> IdArray:
 def packed_names(train: Path, images: Path | None = None) -> list[str]:
     """Paths below the packed folder, in the order of the sample ids.
 
+    Args:
+        train: the .beton. Its manifest names the images of a set that is not too large.
+        images: the folder; None: the one that the manifest names, where it does not name images.
+
     Raises:
         DataError: there is no manifest, or the folder is not there or not as it was packed.
     """
     manifest = load_manifest(train) or {}
+    named = manifest.get("images")
+    if images is None and isinstance(named, list) and len(named) == sample_count(train):
+        return list(map(str, named))
     origin, settings = manifest.get("source"), manifest.get("settings")
     remedy = "give sample ids instead, or pack the folder again"
     if not (isinstance(origin, dict) and origin.get("kind") == "folder"):
@@ -99,6 +106,14 @@ def packed_names(train: Path, images: Path | None = None) -> list[str]:
             f"{folder}: its images are not those that {train} was packed from; {remedy}"
         )
     return [source.name(i) for i in kept]
+
+
+def names_or_why_not(path: Path) -> tuple[list[str] | None, list[str]]:
+    """:func:`packed_names` where they can be had; else a note that says why there are none."""
+    try:
+        return packed_names(path), []
+    except DataError as error:
+        return None, [f"samples of {path} have their numbers and no file names: {error}"]
 
 
 def _find(lines: Sequence[str], path: Path, names: Sequence[str], train: Path) -> list[int]:

@@ -18,6 +18,7 @@ from data_pipeline.pack import PackConfig, pack
 from data_pipeline.sources import IMAGE_EXTENSIONS
 from trainer.errors import ConfigError
 from trainer.evaluation.labelled_files import compare_labels
+from trainer.evaluation.labelled_subset import names_or_why_not
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Queries:
     """int64, in the numbers of the searched file's classes; -1: none."""
     remarks: tuple[str, ...]
     """What a reader of figures by labels ought to know."""
+    names: list[str] | None
+    """Their files, where that is known."""
 
 
 @contextlib.contextmanager
@@ -53,9 +56,11 @@ def open_queries(given: Sequence[Path], searched: BetonInfo) -> Iterator[Queries
         info = check_beton(path)
         labels = compare_labels(searched, info)
         some = [str(each.absolute()) for each in given[:3]]
-        some = [str(each.absolute()) for each in given[:3]]
         described = ", ".join(some + ["..."] * (len(given) > 3))
-        yield Queries(path, info, described, labels.test_M, labels.classes.remarks)
+        names = names_or_why_not(path)[0]
+        if path != given[0] and not given[0].is_dir():
+            names = list(map(str, given))
+        yield Queries(path, info, described, labels.test_M, labels.classes.remarks, names)
 
 
 def _packed(given: Sequence[Path], folder: Path) -> Path:

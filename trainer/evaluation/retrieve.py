@@ -11,6 +11,7 @@ from data_pipeline.beton import check_beton
 from trainer.errors import ConfigError
 from trainer.evaluation.features import Features
 from trainer.evaluation.job import Job, JobConfig, check_picture
+from trainer.evaluation.labelled_subset import names_or_why_not
 from trainer.evaluation.neighbours import nearest_rows
 from trainer.evaluation.pictures import Cell, CropReader, save_rows
 from trainer.evaluation.queries import Queries, open_queries
@@ -52,9 +53,10 @@ def retrieve(config: RetrieveConfig) -> dict[str, Any] | None:
 
     Returns:
         JSON values on rank 0, ``None`` on the others: ``queries`` (the first 10,000), each with
-        ``sample``, ``label`` and its ``neighbours`` (``sample``, ``similarity``, ``label``, the
-        nearest first); ``mean_average_precision``, ``recall_at`` and ``precision_at`` (fractions,
-        over ``n_judged`` queries) where labels allow, else ``None``.
+        ``sample``, ``label``, ``file`` where known, and its ``neighbours`` (``sample``,
+        ``similarity``, ``label``, ``file``, the nearest first); ``mean_average_precision``,
+        ``recall_at`` and ``precision_at`` (fractions, over ``n_judged`` queries) where labels
+        allow, else ``None``.
 
     Raises:
         ConfigError, CheckpointError, DataError, NumericalError: as
@@ -80,8 +82,13 @@ def retrieve(config: RetrieveConfig) -> dict[str, Any] | None:
             _draw(config.picture, asked, bank, some, crops, searched.class_names)
         facts = job.facts(train=searched, query=queries.info)
         facts["data"]["query"]["path"] = queries.described  # it may have been packed on the way
+        names, unnamed = names_or_why_not(config.train)
         report = _report(config, job, bank, asked, itself_M, answers)
-        report["notes"] += [] if own else queries.remarks
+        report["notes"] += [*([] if own else queries.remarks), *unnamed]
+        for query in report["queries"]:
+            query["file"] = queries.names and queries.names[query["sample"]]
+            for found in query["neighbours"]:
+                found["file"] = names and names[found["sample"]]
         return {**report, **facts}
 
 

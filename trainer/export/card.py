@@ -122,7 +122,7 @@ def _results(run: Path, metrics: list[dict[str, Any]], facts: Mapping[str, Any])
 
 
 def _evaluations(folder: Path, facts: Mapping[str, Any]) -> list[str]:
-    """What ``widebatch evaluate --json`` wrote of this very step."""
+    """What ``widebatch evaluate`` wrote of this very step."""
     lines = []
     for path in sorted(folder.glob("*.json")):
         try:

@@ -1,4 +1,4 @@
-"""What ``widebatch evaluate --json RUN/evaluation/NAME.json`` measured of a run."""
+"""What ``widebatch evaluate`` measured of a run, and left in RUN/evaluation."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -98,7 +98,7 @@ def _files(run: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def _none(run: Path) -> str:
-    return f"{run / 'evaluation'}: no evaluations; 'widebatch evaluate --json' writes them there"
+    return f"{run / 'evaluation'}: no evaluations; 'widebatch evaluate' writes them there"
 
 
 def _bar(report: dict[str, Any]) -> Bar:
