@@ -1,17 +1,20 @@
 # Every target sets up what it needs first (launch/setup.sh); later runs skip what is done.
 # On the command line: PYTHON=/path/to/python3.11, FFCV=no, SLURM=no, BROWSER=no, PYTEST_ARGS="-k lars".
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all bench docs lint clean
+.PHONY: help setup demo test test-all test-processors bench docs lint clean
 BIN := .venv/bin
 PYTEST_ARGS ?=
 BENCHMARKS ?= $(filter-out $(if $(wildcard /dev/nvidia0),,benchmarks/gpu.py), \
 	$(wildcard benchmarks/[a-z]*.py))
+# Sets of oneDNN's and ATen's kernels: those of lesser processors than this one, and its own.
+KERNELS := ONEDNN_MAX_CPU_ISA=AVX2 ONEDNN_MAX_CPU_ISA=AVX512_CORE ATEN_CPU_CAPABILITY=avx2 \
+	ONEDNN_MAX_CPU_ISA=DEFAULT
 SHELL_SCRIPTS := .ci/run launch/setup.sh $(wildcard slurm/*.sh)
 export PYTHON FFCV SLURM BROWSER
 without_slurm := $(if $(filter no,$(SLURM)), and not slurm)
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup:  ## install everything that running needs: .venv, and system packages for FFCV
 	@launch/setup.sh base
@@ -33,6 +36,11 @@ test-all: lint  ## lint, then every test: an hour and a half
 	@launch/setup.sh bench docs browser slurm
 	$(BIN)/python -m pytest --reliability=docs/reliability.md \
 		$(if $(without_slurm),-m "not slurm") $(PYTEST_ARGS)
+
+test-processors: setup  ## the tests whose numbers hang on the processor, with four sets of kernels
+	@for kernels in $(KERNELS); do echo "== $$kernels"; \
+		env $$kernels $(BIN)/python -m pytest --ignore=tests/peers \
+			-m "processors and not slow" $(PYTEST_ARGS) || exit 1; done
 
 bench: setup  ## measure us beside our peers
 	@launch/setup.sh bench

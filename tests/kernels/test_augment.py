@@ -177,6 +177,7 @@ def test_blur_equals_torchvision_up_to_the_widest_kernel_an_image_reflects(
         torch.testing.assert_close(blurred, theirs, rtol=0, atol=bound)
 
 
+@pytest.mark.processors
 @both
 @precisions
 def test_every_order_and_combination_equals_torchvision(implementation, dtype):
@@ -205,6 +206,7 @@ def test_operations_left_out_of_the_jitter_are_left_out(implementation, dtype):
     assert_same_as_torchvision(crops(len(table)), table, list(sigmas), implementation, dtype)
 
 
+@pytest.mark.processors
 def test_the_implementations_agree_to_the_last_digits_of_float64():
     table, _ = random_table(200)
     images = crops(200, 20, 23)

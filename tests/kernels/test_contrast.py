@@ -97,6 +97,7 @@ def test_the_queue_may_be_overwritten_before_backward() -> None:
     assert torch.equal(leaf.grad, expected)
 
 
+@pytest.mark.processors
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("temperature", [0.01, 0.2])
 def test_low_precision_and_temperature(dtype: torch.dtype, temperature: float) -> None:

@@ -109,6 +109,7 @@ def test_tiles_of_any_size_give_the_reference(batch: int, block_size: int) -> No
     assert torch.allclose(tiled_gradient, gradient, atol=1e-12, rtol=0)
 
 
+@pytest.mark.processors
 @pytest.mark.parametrize("temperature", [0.01, 0.02, 0.05, 0.1, 1.0])
 @pytest.mark.parametrize("block_size", [8, None])
 def test_float32_is_right_at_every_temperature(temperature: float, block_size: int | None) -> None:
@@ -119,6 +120,7 @@ def test_float32_is_right_at_every_temperature(temperature: float, block_size: i
     assert _relative(single_gradient - gradient, of=gradient) < 1e-4
 
 
+@pytest.mark.processors
 @pytest.mark.parametrize("temperature", [0.01, 0.05])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_stays_finite_at_low_temperature(
@@ -133,6 +135,7 @@ def test_half_precision_stays_finite_at_low_temperature(
     assert value == pytest.approx(exact, abs=1e-3)
 
 
+@pytest.mark.processors
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_gradient_is_within_a_percent(dtype: torch.dtype) -> None:
     z = _projections(256, dim=128).to(dtype)
@@ -145,6 +148,7 @@ def test_half_precision_gradient_is_within_a_percent(dtype: torch.dtype) -> None
     assert error <= 2 * _relative(same_dtype - exact, of=exact)
 
 
+@pytest.mark.processors
 def test_opposite_neighbours_lose_no_row_to_underflow() -> None:
     # Beside an identical pair (logits +100) stands a row whose logits are all near -100: a maximum
     # shared by a whole tile would turn its sum into log 0.
@@ -155,6 +159,7 @@ def test_opposite_neighbours_lose_no_row_to_underflow() -> None:
     assert bool(gradient.isfinite().all())
 
 
+@pytest.mark.processors
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_collapsed_projections_cost_the_log_of_the_other_rows(
     implementation: Implementation,
@@ -174,6 +179,7 @@ def test_a_zero_row_leaves_value_and_gradient_finite(implementation: Implementat
     assert bool(gradient.isfinite().all())
 
 
+@pytest.mark.processors
 @pytest.mark.parametrize("temperature", [0.1, 0.01])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

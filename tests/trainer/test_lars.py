@@ -103,6 +103,7 @@ def _state(optimizer: LARS, parameters: list[nn.Parameter]) -> list[torch.Tensor
     return [optimizer.state[p]["momentum_buffer"] for p in parameters]
 
 
+@pytest.mark.processors
 @pytest.mark.parametrize("layout", ["default", "channels_last"])
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("variant", VARIANTS)

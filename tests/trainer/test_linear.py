@@ -40,6 +40,7 @@ TRAIN, TEST = mixture(500, 1), mixture(200, 2)
 # --- logistic regression ---
 
 
+@pytest.mark.processors
 @pytest.mark.parametrize("c", [1e-3, 1.0, 30.0])
 def test_coefficients_and_accuracy_equal_scikit_learns(c: float) -> None:
     result = logistic_regression(TRAIN, TEST, LogisticConfig(c=c, gradient_tolerance=1e-7))
@@ -197,6 +198,7 @@ def probe_on_crops(rank: int, world_size: int) -> list[torch.Tensor]:
     return [result.classifier.weight.detach(), torch.tensor([result.top1, result.final_loss])]
 
 
+@pytest.mark.processors
 def test_crops_and_cached_features_train_the_same_classifier_on_any_number_of_processes() -> None:
     config = LinearConfig(batch_size=128, epochs=3, weight_decay=1e-2, seed=4)
     cached = linear_probe(unscaled(TRAIN), unscaled(TEST), config)
@@ -241,6 +243,7 @@ def test_equal_scores_go_to_the_lower_class() -> None:
 # --- many probes at once ---
 
 
+@pytest.mark.processors
 def test_each_of_many_probes_learns_what_it_learns_alone() -> None:
     train = unscaled(TRAIN)
     shared = LinearConfig(batch_size=128, epochs=4, seed=4)

@@ -132,6 +132,7 @@ def test_equals_one_process_to_rounding_in_float64(world_size: int) -> None:
         _assert_equal(got, want, atol=1e-12 if mean < 1 else 1e-8)
 
 
+@pytest.mark.processors
 def test_low_precision_inputs_are_as_good_as_native_ones() -> None:
     cases = [
         (kind, "affine", dtype, 0.3)
@@ -151,6 +152,7 @@ def test_low_precision_inputs_are_as_good_as_native_ones() -> None:
             _assert_equal(got, want, atol=3e-6, rtol=1e-6)
 
 
+@pytest.mark.processors
 def test_many_rows_are_summed_more_accurately_than_by_the_native_kernel() -> None:
     torch.manual_seed(0)
     x = torch.randn(16, 8, 64, 64).to(memory_format=torch.channels_last)
