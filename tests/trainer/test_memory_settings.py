@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.trainer.runs import metrics, pack_images, tiny_config, train_all
+from tests.trainer.runs import SMOOTH_RESNET, metrics, pack_images, smooth, tiny_config, train_all
 from tests.trainer.test_micro_batch import largest_difference
 from trainer.activation_checkpoint import checkpoint_blocks
 from trainer.encoders import EncoderConfig, build_encoder
@@ -61,7 +61,7 @@ def test_an_encoder_without_blocks_is_refused() -> None:
 @pytest.mark.slow
 def test_a_compiled_encoder_trains_as_an_eager_one(data: Path, tmp_path: Path) -> None:
     runs = [
-        tiny_config(data, tmp_path / str(on), steps=2, precision="fp32", compile=on)
+        smooth(tiny_config(data, tmp_path / str(on), steps=2, encoder=SMOOTH_RESNET, compile=on))
         for on in (False, True)
     ]
     train_all(1, [(config, 0) for config in runs], timeout=900)

@@ -13,6 +13,7 @@ from tests.trainer.runs import (
     SMALL_ENCODER,
     metrics,
     pack_images,
+    smooth,
     tiny_config,
     tiny_mocov2_config,
     tiny_mocov3_config,
@@ -58,6 +59,7 @@ def largest_difference(run: Path, other: Path) -> float:
     )
 
 
+@pytest.mark.processors
 @pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_pieces_train_as_the_whole_batch_does(data: Path, tmp_path: Path, world_size: int) -> None:
     """Every objective; pieces of 5 of 24 or of 12 images: the last one is smaller."""
@@ -75,11 +77,13 @@ def test_pieces_train_as_the_whole_batch_does(data: Path, tmp_path: Path, world_
         assert largest_difference(whole, pieces) < 1e-7, name
 
 
+@pytest.mark.processors
 def test_float32_is_within_a_hundred_thousandth(data: Path, tmp_path: Path) -> None:
     runs = [
         small("simclr", data, tmp_path / f"{size}", micro_batch=size, precision="fp32", steps=1)
         for size in (0, 7)
     ]
+    runs = [smooth(config) for config in runs]
     train_all(1, [(config, 0) for config in runs])
     (whole,), (pieces,) = (metrics(config.out) for config in runs)
     assert whole["loss"] == pytest.approx(pieces["loss"], rel=1e-5)

@@ -18,18 +18,14 @@ from tests.trainer.runs import (
     metrics,
     pack_images,
     samples,
+    smooth,
     tiny_config,
     tiny_mocov2_config,
     tiny_mocov3_config,
     train,
     train_all,
 )
-from tests.trainer.test_same_run import (
-    TOLERANCE_FP32,
-    TOLERANCE_FP64,
-    compare,
-    compare_trained,
-)
+from tests.trainer.test_same_run import TOLERANCE, compare, compare_trained
 from trainer.checkpoint import CheckpointConfig
 from trainer.config import RunConfig, from_json, to_json
 from trainer.export import export
@@ -39,10 +35,9 @@ from trainer.weights import load_encoder
 Config = Callable[..., RunConfig]
 CONFIGS: dict[str, Config] = {"v2": tiny_mocov2_config, "v3": tiny_mocov3_config}
 STEPS = 6  # one epoch of five and a step of the next
-TOLERANCES = {"fp32": TOLERANCE_FP32, "fp64": TOLERANCE_FP64}
 
 of_each_version = pytest.mark.parametrize("version", ["v2", "v3"])
-of_each_precision = pytest.mark.parametrize("precision", ["fp32", "fp64"])
+of_each_precision = pytest.mark.parametrize("precision", TOLERANCE)
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +46,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def small(version: str, data: Path, out: Path, **changes: Any) -> RunConfig:
-    """A run with a small encoder: a hundred times faster to train and to save than a ResNet."""
-    return CONFIGS[version](data, out, **{"encoder": SMALL_ENCODER, "steps": STEPS, **changes})
+    """A run of a small, smooth network: a hundred times faster to train and save than a ResNet."""
+    return smooth(CONFIGS[version](data, out, **{"steps": STEPS, **changes}))
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +60,7 @@ def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         finished = [
             small(version, data, folder / f"{version}-{precision}-w{w}", precision=precision)
             for version in CONFIGS
-            for precision in TOLERANCES
+            for precision in TOLERANCE
         ]
         finished.append(_shuffled(data, folder / f"shuffled-w{w}"))
         stopped = []
@@ -116,11 +111,12 @@ def assert_close_models(run: Path, other: Path, relative: float) -> None:
         assert off <= relative * max(1.0, value.abs().max().item()), f"{name} is off by {off}"
 
 
+@pytest.mark.processors
 @of_each_version
 @of_each_precision
 def test_two_processes_train_as_one_does(folder: Path, version: str, precision: str) -> None:
     folders = {w: folder / f"{version}-{precision}-w{w}" for w in (1, 2)}
-    compare_trained(folders, TOLERANCES[precision])
+    compare_trained(folders, TOLERANCE[precision])
     if precision == "fp64":
         assert_close_models(folders[1], folders[2], 1e-8)
 
@@ -128,7 +124,7 @@ def test_two_processes_train_as_one_does(folder: Path, version: str, precision: 
 def test_shuffled_keys_are_another_run_on_another_number_of_processes(folder: Path) -> None:
     """As the settings say; if this fails, the warning at the start is wrong."""
     with pytest.raises(AssertionError, match="loss off by"):
-        compare_trained({w: folder / f"shuffled-w{w}" for w in (1, 2)}, TOLERANCE_FP32)
+        compare_trained({w: folder / f"shuffled-w{w}" for w in (1, 2)}, TOLERANCE["fp32"])
 
 
 def test_every_step_moves_the_key_encoder_and_the_queue(folder: Path) -> None:
@@ -166,7 +162,9 @@ def test_ten_steps_on_one_two_and_four_processes(
         w: CONFIGS[version](data, tmp_path / f"w{w}", precision=precision, steps=10)
         for w in (1, 2, 4)
     }
-    compare(configs, TOLERANCES[precision])
+    if precision == "fp32":
+        configs = {w: smooth(config) for w, config in configs.items()}
+    compare(configs, TOLERANCE[precision])
     if precision == "fp64":
         assert_close_models(configs[1].out, configs[4].out, 1e-6)
 
@@ -185,7 +183,7 @@ def test_gone_on_with_on_another_number_of_processes(gone_on: Path, version: str
     again, straight = gone_on / f"{version}-again-w1", gone_on / f"{version}-fp32-w2"
     assert samples(again) == samples(straight)
     for mine, other in zip(metrics(again), metrics(straight), strict=True):
-        assert mine["loss"] == pytest.approx(other["loss"], rel=1e-4)
+        assert mine["loss"] == pytest.approx(other["loss"], rel=TOLERANCE["fp32"])
     assert_close_models(again, straight, 1e-3)
 
 

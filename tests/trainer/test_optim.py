@@ -99,7 +99,7 @@ def test_settings_reach_the_optimizer() -> None:
 def _network() -> nn.Module:
     torch.manual_seed(1)
     network = nn.Sequential(
-        nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)
+        nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.SiLU(), nn.Flatten(), nn.Linear(16, 2)
     )
     return network.to(memory_format=torch.channels_last)
 
@@ -140,6 +140,7 @@ def test_skipped_step_leaves_parameters_and_state_to_the_bit(name: str, before: 
     assert not _same_bits(network, _network())
 
 
+@pytest.mark.processors
 @pytest.mark.parametrize("name", ["sgd", "nesterov", "adamw"])
 def test_guarded_steps_equal_torchs_plain_optimizers(name: str) -> None:
     network, plain = _network(), _network()
