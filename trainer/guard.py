@@ -82,8 +82,8 @@ class NumericalGuard:
                 raise NonFiniteError(
                     f"step {record['step']}: gradients were not finite in {self.skipped_in_a_row}"
                     f" steps in a row (loss {record['loss']}){self._blame(record['step'])}; lower"
-                    " --optim.base-lr, or use --precision fp32. The newest checkpoint is from"
-                    " before"
+                    " --optim.base-lr, or use --precision fp32. The newest checkpoint, where"
+                    " there is one, is from before"
                 )
 
     def _note(self, record: Record) -> None:

@@ -63,7 +63,7 @@ class Point:
 
 def _config(batch: int) -> RunConfig:
     data = DataConfig(train=Path("ImageNet-1k"))
-    return dataclasses.replace(simclr_r50(), data=data, batch=batch)
+    return dataclasses.replace(simclr_r50(), data=data, batch=batch, precision="bf16")
 
 
 @cache
