@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from data_pipeline.cores import cores_alone
 from data_pipeline.pack import PackConfig, pack
 
 
@@ -73,7 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=Path)
     parser.add_argument("--count", type=int, default=4000)
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--workers", type=int, default=cores_alone())
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
 

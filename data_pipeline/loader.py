@@ -15,12 +15,11 @@ Shape suffixes: B samples of this process, V views, S side of a view.
 
 import logging
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +29,7 @@ import torch
 from data_pipeline.batch import Batch, Memory, Transfer
 from data_pipeline.batch_plan import CentreCrops, Plan, RandomCrops
 from data_pipeline.beton import BetonInfo, SampleTable, check_beton, read_sample_table
+from data_pipeline.cores import cores_alone
 from data_pipeline.damage import Damage, check_limit
 from data_pipeline.errors import DataError
 from data_pipeline.order import IdArray, Position, rank_slice
@@ -56,7 +56,7 @@ class LoaderConfig:
     backend: Backend = "auto"
     """What decodes: ffcv, torchvision, or ffcv where it can be used."""
     workers: int = 0
-    """Decoding threads; 0: this process's share of the cores it may run on."""
+    """Decoding threads; 0: this process's share of the cores, less 2 where it has a GPU."""
     prefetch: int = 2
     """Batches decoded ahead of the one in use."""
     max_reduction: Literal[1, 2, 4, 8] = 1
@@ -166,16 +166,15 @@ class _Source:
         self.substitutes = max_substitutes > 0
         self._damage: Damage | None = None
         self._warned = set(self.table.faults)
-        self.prefetch = config.prefetch
-        self.workers = config.workers or _share_of_cores()
+        self.config = replace(config, workers=config.workers or cores_alone())
         self.decoder = _open_decoder(Path(path), self.table, config)
         self.memory = Memory(keep=config.prefetch + 2)
         self._closed = False
-        self.pool = ThreadPoolExecutor(self.workers, thread_name_prefix="widebatch-decode")
+        self.pool = ThreadPoolExecutor(self.config.workers, thread_name_prefix="widebatch-decode")
 
     def chunks(self, count: int) -> list[slice]:
         """A batch's samples, in parts for the threads: two for each, so that none waits long."""
-        size = max(_LEAST_CHUNK, math.ceil(count / (2 * self.workers)))
+        size = max(_LEAST_CHUNK, math.ceil(count / (2 * self.config.workers)))
         return [slice(first, min(first + size, count)) for first in range(0, count, size)]
 
     def decode(
@@ -226,14 +225,6 @@ class _Source:
     def close(self) -> None:
         self._closed = True
         self.pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _share_of_cores() -> int:
-    """Cores this process may run on, divided by the processes that torchrun or we put beside it."""
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, cores // max(1, processes))
 
 
 def _open_decoder(path: Path, table: SampleTable, config: LoaderConfig) -> Decoder:
@@ -302,6 +293,7 @@ class _Batches:
     def __init__(self, source: _Source, device: torch.device | None) -> None:
         self._source, self._device = source, device
         self.info = source.info
+        self.config = source.config
         self.num_samples = source.info.num_samples
         self.faults = source.table.faults
         self.wait_seconds = 0.0
@@ -320,7 +312,7 @@ class _Batches:
         transfer = Transfer(self._device)
         try:
             while not self._source.closed:
-                while len(queue) <= self._source.prefetch:
+                while len(queue) <= self._source.config.prefetch:
                     made = next(pending, None)
                     if made is None:
                         break
@@ -350,6 +342,7 @@ class TrainLoader(_Batches):
 
     Attributes:
         info: what the file holds.
+        config: how it is read, by how many threads.
         num_samples: of the file, or how many of them are read.
         faults: samples that its tables damage, and how.
         steps_per_epoch: whole global batches in it.
@@ -412,6 +405,7 @@ class EvalLoader(_Batches):
 
     Attributes:
         info: what the file holds.
+        config: how it is read, by how many threads.
         num_samples: of the file, over all processes.
         faults: samples that its tables damage, and how.
         local_ids: ids of this process's shard.

@@ -21,6 +21,7 @@ import PIL
 from data_pipeline.atomic_file import AtomicFile
 from data_pipeline.beton import MAX_LABEL, sha256_of
 from data_pipeline.beton_writer import BetonWriter
+from data_pipeline.cores import cores_alone
 from data_pipeline.errors import DataError
 from data_pipeline.image_codec import CodecConfig, LeftOut, Stored
 from data_pipeline.jpeg import soundness_check
@@ -193,7 +194,7 @@ def _publish(beton: AtomicFile, manifest: AtomicFile, out: Path) -> None:
 def _write_images(
     images: Source, config: PackConfig, writer: BetonWriter, tally: _Tally, bar: Progress
 ) -> None:
-    workers = config.workers or len(os.sched_getaffinity(0))
+    workers = config.workers or cores_alone()
     # A process takes a third of a second to start: not for a handful of images.
     workers = max(1, min(workers, len(images) // CHUNK))
     codec = CodecConfig(**{name: getattr(config, name) for name in CodecConfig.__annotations__})

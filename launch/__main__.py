@@ -11,8 +11,9 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 
+from data_pipeline.cores import cores_alone, own_cores
 from launch import surroundings
 from launch.arguments import Parser
 from launch.exit_codes import ExitCode, exit_code_for, is_explained
@@ -35,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _configure_logging(verbose="--verbose" in words)
     surroundings.leave_out()
     words = [word for word in words if word not in ("--debug", "--verbose")]
+    _obey_quota(os.environ)
     try:
         _check_packages()
         return int(_run(words))
@@ -109,6 +111,12 @@ def _check_packages() -> None:
             f"{kernels.__file__} is another project's package named 'kernels'; install Widebatch in"
             " an environment of its own: make demo, then .venv/bin/widebatch"
         )
+
+
+def _obey_quota(environ: MutableMapping[str, str]) -> None:
+    """Tell torch, before it is imported, of a container's quota: it counts the container's CPUs."""
+    if cores_alone() < len(own_cores().cpus):
+        environ.setdefault("OMP_NUM_THREADS", str(cores_alone()))
 
 
 def _configure_logging(verbose: bool) -> None:

@@ -53,7 +53,13 @@ def add_parser(subparsers: Any) -> None:
         help="auto: JPEG files as they are, others up to 128 x 128 pixels raw (lossless), larger "
         "ones as JPEG; jpeg, raw: all so (raw reads faster and takes about ten times the space)",
     )
-    add("--workers", type=int, default=0, metavar="N", help="processes; 0: all cores")
+    add(
+        "--workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="processes; 0: one for each core that may be used",
+    )
     add("--no-labels", action="store_true", help="all images below SRC, without labels")
     add(
         "--strict",

@@ -43,8 +43,10 @@ PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "shelve", "mar
 WAITS = {"item", "tolist", "cpu", "numpy", "synchronize"}
 RANK_NAMES = {"rank", "global_rank", "local_rank", "is_global_zero", "is_rank_zero", "is_source"}
 COLLECTIVES = {
+    "agreed_share",
     "all_gather",
     "all_gather_into_tensor",
+    "all_gather_json",
     "all_gather_single",
     "all_gather_rows",
     "all_reduce",
@@ -65,6 +67,7 @@ COLLECTIVES = {
     "reduce_scatter",
     "reduce_scatter_tensor",
     "scatter",
+    "settle_threads",
     "total_norm",
     "whole",
     "whole_encoder",

@@ -22,6 +22,7 @@ from kernels.waiting import waiting
 
 __all__ = [
     "AgreedFlags",
+    "all_gather_json",
     "all_gather_rows",
     "broadcast_json",
     "collectives_entered",
@@ -58,6 +59,20 @@ def all_gather_rows(
         mine = torch.tensor([x.shape[0]], device=x.device)
         rows_per_rank = gather_rows(mine, group=group).tolist()
     return gather_rows(x, rows_per_rank, group)
+
+
+def all_gather_json(value: Any, group: Group = None) -> list[Any]:
+    """What every rank has, in rank order, by way of JSON (so tuples become lists everywhere).
+
+    Args:
+        value: anything that JSON holds, of any length.
+        group: the process group; ``None`` is the default group.
+    """
+    text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+    text = text.to(_device_of(group))
+    sizes = all_gather_rows(torch.tensor([len(text)], device=text.device), None, group).tolist()
+    texts = all_gather_rows(text, sizes, group).cpu().split(sizes)
+    return [json.loads(each.numpy().tobytes()) for each in texts]
 
 
 class AgreedFlags:
@@ -188,8 +203,7 @@ def _encode(value: Any) -> tuple[bytes | None, Exception | None]:
 
 def _broadcast_bytes(payload: bytes | None, src: int, group: Group) -> bytes | None:
     """Rank ``src``'s bytes, ``None`` when it has none; the other ranks bring ``None``."""
-    uses_gpu = "nccl" in dist.get_backend(group) and "gloo" not in dist.get_backend(group)
-    device = torch.device("cuda", torch.cuda.current_device()) if uses_gpu else torch.device("cpu")
+    device = _device_of(group)
     length = torch.tensor([_NOT_JSON if payload is None else len(payload)], device=device)
     with waiting("settings: broadcast"):
         dist.broadcast(length, src, group=group)
@@ -203,6 +217,14 @@ def _broadcast_bytes(payload: bytes | None, src: int, group: Group) -> bytes | N
     with waiting("settings: broadcast"):
         dist.broadcast(content, src, group=group)
     return content.cpu().numpy().tobytes()
+
+
+def _device_of(group: Group) -> torch.device:
+    """Where a tensor must be to travel from here."""
+    backend = dist.get_backend(group) if rank_and_size(group)[1] > 1 else "gloo"
+    if "nccl" in backend and "gloo" not in backend:
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
 
 
 def collectives_entered() -> int:

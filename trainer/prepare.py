@@ -22,6 +22,7 @@ from kernels.waiting import observe
 from trainer.announce import announce
 from trainer.checkpoint import Checkpoint, CheckpointSaver, CheckpointStore
 from trainer.config import RunConfig, RunPlan, plan_run
+from trainer.cores import settle_threads
 from trainer.distributed import release, shutdown
 from trainer.encoders import build_encoder, seed_stochastic_layers
 from trainer.gradient_buckets import has_gradient_buckets, settle_gradient_buckets
@@ -97,6 +98,7 @@ def prepare(config: RunConfig, joined: Fabric | None = None) -> Iterator[Run]:
         config = settled(config, fabric)
         models: list[nn.Module] = []
         stack.callback(lambda: release(*models))
+        reading = settle_threads(config.loader, fabric.device)
         tolerated = config.data.max_substitutes
         info = check_beton(config.data.train, max_damaged=tolerated)
         plan = plan_run(config, info.num_samples, fabric.world_size)
@@ -105,7 +107,7 @@ def prepare(config: RunConfig, joined: Fabric | None = None) -> Iterator[Run]:
         loader = train_loader(
             config.data.train,
             config.crop,
-            config.loader,
+            reading,
             views=Objective.views,
             seed=config.seed,
             batch_size=config.batch,
@@ -177,7 +179,7 @@ def _build(
             config.data.train,
             config.data.test,
             config.crop.size,
-            config.loader,
+            loader.config,
             fabric.global_rank,
             fabric.world_size,
             config.data.max_substitutes,

@@ -9,7 +9,6 @@ run replaces it.
 import contextlib
 import hashlib
 import ipaddress
-import json
 import logging
 import re
 import socket
@@ -17,13 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning_fabric import Fabric
 
 from data_pipeline.atomic_file import write_atomically
 from data_pipeline.strict_json import dump_json
-from kernels.ntxent.gather import gather_rows
 from kernels.waiting import waiting
+from trainer.distributed import all_gather_json
 from trainer.errors import ConfigError
 from trainer.prometheus import Prometheus, RunFacts
 from trainer.telemetry import TelemetryConfig
@@ -32,9 +30,6 @@ log = logging.getLogger(__name__)
 
 FILE = "prometheus-targets.json"
 """In a run's folder, where no other is set."""
-
-_ROW_BYTES = 1024  # of what a rank tells the others: three names and a message
-_MOST_LETTERS = 200  # of that message, each of up to 4 bytes
 
 
 @contextlib.contextmanager
@@ -65,7 +60,8 @@ def scraped(
         endpoint, mine = _listen(config, run, fabric)
         if endpoint is not None:
             stack.callback(endpoint.close)
-        rows = _tell_all(mine, fabric.device)
+        with waiting("scrape targets: all-gather"):
+            rows = all_gather_json(mine)
         errors = [row["error"] for row in rows if "error" in row]
         if errors:
             raise ConfigError(errors[0])
@@ -131,17 +127,8 @@ def _listen(
     try:
         endpoint = Prometheus(host, port, run if fabric.is_global_zero else None)
     except ConfigError as error:
-        return None, {**mine, "error": str(error)[:_MOST_LETTERS]}
+        return None, {**mine, "error": str(error)}
     return endpoint, {**mine, "target": address(host, port), "host": socket.gethostname()}
-
-
-def _tell_all(mine: dict[str, Any], device: torch.device) -> list[dict[str, Any]]:
-    """What every rank has to tell, in rank order. A collective."""
-    text = dump_json(mine, ensure_ascii=False).encode()
-    row = torch.tensor([list(text.ljust(_ROW_BYTES))], dtype=torch.uint8, device=device)
-    with waiting("scrape targets: all-gather"):
-        rows = gather_rows(row).tolist()
-    return [json.loads(bytes(row)) for row in rows]
 
 
 def _publish(path: Path, groups: list[dict[str, Any]]) -> None:

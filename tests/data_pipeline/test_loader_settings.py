@@ -1,6 +1,5 @@
 """What the loader cannot do is refused by name; without FFCV, torchvision takes its place."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline import ffcv_compat, loader
+from data_pipeline import ffcv_compat
 from data_pipeline.errors import DataError
 from data_pipeline.loader import LoaderConfig, eval_loader
 from data_pipeline.order import Position
@@ -84,12 +83,3 @@ print(len(next(source.starting_at(Position())).ids_B))
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.stdout.strip() == "4", done.stderr
-
-
-def test_the_share_of_the_cores_is_divided_among_a_hosts_processes(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
-    for processes, share in (("1", 12), ("4", 3), ("100", 1)):
-        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
-        assert loader._share_of_cores() == share

@@ -111,4 +111,4 @@ def test_a_batch_is_planned_once_however_many_parts_it_is_decoded_in(
     assert len(source._source.chunks(40)) == 5
     take(source, 1)
     assert set(asked) == {40}
-    assert len(asked) <= 1 + source._source.prefetch + 1  # the batches begun ahead
+    assert len(asked) <= 1 + source.config.prefetch + 1  # the batches begun ahead

@@ -1,11 +1,11 @@
 """A copy of a checkpoint's tensors in host memory, which training cannot change any more."""
 
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+from data_pipeline.cores import cores_alone
 from trainer.checkpoint.files import Tensors
 
 _ALIGNMENT = 64  # bytes: every dtype fits, and every tensor has its own cache lines
@@ -24,7 +24,7 @@ class HostCopy:
         self._layout: list[object] = []
         self._copies: list[torch.Tensor] = []
         self._arrived: torch.cuda.Event | None = None
-        self._count = min(_THREADS, len(os.sched_getaffinity(0)))
+        self._count = min(_THREADS, cores_alone())
         self._threads = ThreadPoolExecutor(self._count, thread_name_prefix="widebatch-copy")
 
     @torch.no_grad()

@@ -10,6 +10,7 @@ from data_pipeline.beton import check_beton
 from data_pipeline.loader import train_loader
 from data_pipeline.order import Position
 from trainer.config import RunConfig
+from trainer.cores import settle_threads
 from trainer.distributed import all_gather_rows, rank_and_size
 from trainer.doctor.finding import Finding
 from trainer.networks import build_objective
@@ -38,7 +39,7 @@ def data_file(path: Path) -> Iterator[Finding]:
 
 
 def keeps_up(config: RunConfig, device: torch.device) -> Iterator[Finding]:
-    """Images per second of this process's loader, and of its network."""
+    """Images per second of this process's loader, and of its network. A collective."""
     rank, size = rank_and_size()
     config = with_precision(config, device.type)
     info = check_beton(config.data.train)
@@ -48,7 +49,7 @@ def keeps_up(config: RunConfig, device: torch.device) -> Iterator[Finding]:
     loader = train_loader(
         config.data.train,
         config.crop,
-        config.loader,
+        settle_threads(config.loader, device),
         seed=config.seed,
         batch_size=images * size,
         rank=rank,

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 import torch
 from packaging.requirements import Requirement
 
+from data_pipeline.cores import decoding_threads, own_cores
 from data_pipeline.ffcv_compat import ffcv_problem
+from trainer.cores import agreed_share
 from trainer.doctor.finding import Finding
 from trainer.precision import has_bf16
 
@@ -49,10 +51,22 @@ def ffcv() -> Iterator[Finding]:
         )
 
 
+def cores(device: torch.device) -> Iterator[Finding]:
+    """This process's share of its machine's cores. A collective."""
+    mine, share = own_cores(), agreed_share()
+    threads = decoding_threads(share, device.type == "cuda")
+    quota = f", a quota of {min(mine.quotas.values()):g}" if mine.quotas else ""
+    said = (
+        f"{share} for this process, which may run on {len(mine.cpus)} of {os.cpu_count()} CPUs"
+        f"{quota}; {threads} decode images"
+    )
+    yield Finding("cores", "good", said)
+
+
 def device() -> Iterator[Finding]:
     """The GPU of this process, or what a CPU can do instead."""
     if not torch.cuda.is_available():
-        yield Finding("device", "note", f"no GPU; {os.cpu_count()} cores; {_arithmetic('cpu')}")
+        yield Finding("device", "note", f"no GPU; {_arithmetic('cpu')}")
         return
     index = torch.cuda.current_device()
     properties = torch.cuda.get_device_properties(index)

@@ -34,6 +34,7 @@ def examine(
         ("packages", environment.versions),
         ("ffcv", environment.ffcv),
         ("device", environment.device),
+        ("cores", partial(environment.cores, device)),
         ("bandwidth", partial(network.bandwidth, device, node)),
         ("clocks", partial(network.clocks, device)),
         ("folder", partial(folder.shared_folder, out)),

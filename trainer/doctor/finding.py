@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from data_pipeline.errors import DataError
-from trainer.distributed import broadcast_json, rank_and_size
+from trainer.distributed import all_gather_json
 from trainer.errors import ConfigError
 
 Verdict = Literal["good", "note", "bad"]
@@ -40,9 +40,9 @@ def examined(name: str, check: Check) -> list[Finding]:
 def of_all_ranks(mine: Sequence[Finding]) -> list[tuple[Finding, list[int]]]:
     """All ranks' findings, equal ones together, with the ranks that made them. A collective."""
     merged: dict[Finding, list[int]] = {}
-    for source in range(rank_and_size()[1]):
-        for values in broadcast_json([asdict(finding) for finding in mine], src=source):
-            merged.setdefault(Finding(**values), []).append(source)
+    for rank, found in enumerate(all_gather_json([asdict(finding) for finding in mine])):
+        for values in found:
+            merged.setdefault(Finding(**values), []).append(rank)
     return list(merged.items())
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from data_pipeline.augment import Augment, AugmentConfig, ViewConfig
 from data_pipeline.loader import LoaderConfig, TrainLoader, eval_loader, train_loader
 from data_pipeline.views import CropConfig
+from trainer.cores import settle_threads
 from trainer.distributed import shutdown
 from trainer.errors import ConfigError
 from trainer.evaluation.features import Features, extract_features, reduced_precision
@@ -63,6 +64,7 @@ class Session:
         if self.world_size > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
             self._joined = True
+        self.loader = settle_threads(self.loader, self.device)
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -1,0 +1,67 @@
+"""The processes of a run divide their machine: each decodes with its share of the cores."""
+
+import os
+from typing import Any
+
+import pytest
+import torch
+
+import launch.__main__ as command_line
+from data_pipeline import cores
+from data_pipeline.cores import Cores
+from data_pipeline.loader import LoaderConfig
+from tests.dist import run_ranks
+from trainer.cores import settle_threads
+from trainer.doctor import environment
+
+CPU = torch.device("cpu")
+
+
+def _settled(rank: int, world_size: int, sets: list[list[int]]) -> dict[str, Any]:
+    mine = Cores("here", sets[rank], {"pod": 6.0} if rank == 3 else {})
+    for module in ("data_pipeline.cores", "trainer.cores", "trainer.doctor.environment"):
+        pytest.MonkeyPatch().setattr(f"{module}.own_cores", lambda: mine)
+    os.environ.pop("OMP_NUM_THREADS")
+    torch.set_num_threads(len(mine.cpus))  # as torch does by itself
+    return {
+        "threads": settle_threads(LoaderConfig(), CPU).workers,
+        "beside a gpu": settle_threads(LoaderConfig(), torch.device("cuda")).workers,
+        "asked for": settle_threads(LoaderConfig(workers=7), CPU).workers,
+        "torch": torch.get_num_threads(),
+        "doctor": next(iter(environment.cores(CPU))).said,
+    }
+
+
+def test_processes_that_overlap_divide_what_they_share() -> None:
+    """Two are bound to four CPUs each; two may run on the same eight, one of them by a quota."""
+    sets = [[0, 1, 2, 3], [4, 5, 6, 7], *[list(range(8, 16))] * 2]
+    found = run_ranks(_settled, 4, sets)
+    assert [each["threads"] for each in found] == [4, 4, 4, 4]
+    assert [each["beside a gpu"] for each in found] == [2, 2, 2, 2]
+    assert [each["asked for"] for each in found] == [7, 7, 7, 7]
+    assert [each["torch"] for each in found] == [4, 4, 4, 4]
+    said = (
+        f"4 for this process, which may run on {{}} of {os.cpu_count()} CPUs{{}}; 4 decode images"
+    )
+    assert found[0]["doctor"] == said.format(4, "")
+    assert found[3]["doctor"] == said.format(8, ", a quota of 6")
+
+
+@pytest.mark.parametrize(
+    ("given", "set_to"), [({}, "2"), ({"OMP_NUM_THREADS": "5"}, "5")], ids=["default", "as asked"]
+)
+def test_the_command_line_tells_torch_of_a_containers_quota(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], set_to: str
+) -> None:
+    for module in (cores, command_line):
+        monkeypatch.setattr(module, "own_cores", lambda: Cores("here", range(64), {"pod": 2.5}))
+    command_line._obey_quota(given)
+    assert given == {"OMP_NUM_THREADS": set_to}
+
+
+def test_without_a_quota_torch_counts_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (cores, command_line):
+        monkeypatch.setattr(module, "own_cores", lambda: Cores("here", range(64), {}))
+    environ: dict[str, str] = {}
+    command_line._obey_quota(environ)
+    assert environ == {}
