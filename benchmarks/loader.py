@@ -8,6 +8,11 @@ table gives medians, and how far the slowest and fastest turn lie from them. Pro
 image is the figure to trust where other programs share the machine. Peers have persistent workers
 and decode each image once for both views.
 
+'lock' is what a loader's threads cost the main one, beside the cores: how long it waits to have
+Python's lock back each time that it lets go of it, as a training step does hundreds of times. The
+tables of 512 images a batch are of as many threads as there are cores, and of batches in many
+parts: 24 of 22 images each on 12 cores.
+
 What is not the same work: ours gives uint8 (B, V, H, W, C); PIL and torchvision uint8 (B, C, H, W)
 for each view; the row 'PIL, float' converts to float32 in [0, 1] as most training scripts do.
 Threads decode ours, processes the peers'.
@@ -19,7 +24,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +38,7 @@ from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms import v2
 
 from data_pipeline.beton import read_sample_table
+from data_pipeline.cores import cores_alone
 from data_pipeline.loader import LoaderConfig, TrainLoader, train_loader
 from data_pipeline.order import Position
 from data_pipeline.pack import PackConfig, pack
@@ -42,6 +48,9 @@ SIZE = 224  # pixels
 AHEAD = 4  # batches that peers read ahead: two for each of two workers, torch's default
 OURS, OURS_ONE, FALLBACK = "ours", "ours, one view", "ours, torchvision backend"
 PIL_FLOAT, PIL_UINT8, IO_V2 = "PIL, float", "PIL, uint8", "torchvision.io + v2"
+EVERY = (OURS, OURS_ONE, FALLBACK, PIL_FLOAT, PIL_UINT8, IO_V2)
+MANY = 512  # images of a batch in many parts
+RELEASES = 20  # of Python's lock, after each batch
 
 
 class TwoViews:
@@ -111,13 +120,14 @@ class Contestant:
         iterator = self.batches()
         for _ in range(AHEAD):
             next(iterator)
-        wall, cpu = time.perf_counter(), cpu_seconds()
+        wall, cpu, lock = time.perf_counter(), cpu_seconds(), 0.0
         for _ in range(count):
             next(iterator)
+            lock += lock_wait()
         wall, cpu = time.perf_counter() - wall, cpu_seconds() - cpu
         for _ in range(AHEAD):  # a peer's workers would go on into the next loader's turn
             next(iterator)
-        return Turn(count * batch / wall, 1e3 * cpu / (count * batch))
+        return Turn(count * batch / wall, 1e3 * cpu / (count * batch), 1e6 * lock / count)
 
 
 @dataclass
@@ -126,6 +136,15 @@ class Turn:
 
     rate: float  # images/s
     cpu: float  # milliseconds of processor time per image, workers included
+    lock: float  # microseconds until the main thread has Python's lock back
+
+
+def lock_wait() -> float:
+    """Seconds to let go of Python's lock and have it back, mean of some times."""
+    start = time.perf_counter()
+    for _ in range(RELEASES):
+        time.sleep(0)
+    return (time.perf_counter() - start) / RELEASES
 
 
 def cpu_seconds() -> float:
@@ -174,13 +193,18 @@ def unpack(path: Path, folder: Path) -> Path:
     return target.parent
 
 
-def contest(folder: Path, path: Path, options: argparse.Namespace) -> dict[str, list[Turn]]:
+def contest(
+    folder: Path, path: Path, options: argparse.Namespace, names: Sequence[str] = EVERY
+) -> dict[str, list[Turn]]:
     batch, workers, images = options.batch, options.workers, options.images
     contestants = [
-        Contestant(name, ours(path, name, workers, batch)) for name in (OURS, OURS_ONE, FALLBACK)
-    ] + [
-        Contestant(name, peer(folder, name, workers, batch, images))
-        for name in (PIL_FLOAT, PIL_UINT8, IO_V2)
+        Contestant(
+            name,
+            peer(folder, name, workers, batch, images)
+            if name in (PIL_FLOAT, PIL_UINT8, IO_V2)
+            else ours(path, name, workers, batch),
+        )
+        for name in names
     ]
     turns: dict[str, list[Turn]] = {one.name: [] for one in contestants}
     for number in range(options.repeats + 1):
@@ -197,20 +221,22 @@ def contest(folder: Path, path: Path, options: argparse.Namespace) -> dict[str, 
 def report(title: str, turns: dict[str, list[Turn]]) -> None:
     rates = {name: statistics.median(turn.rate for turn in own) for name, own in turns.items()}
     cpu = {name: statistics.median(turn.cpu for turn in own) for name, own in turns.items()}
-    print(f"\n{title}\n  {'':26}images/s    spread    ours is   CPU ms/image   ours is")
+    lock = {name: statistics.median(turn.lock for turn in own) for name, own in turns.items()}
+    print(f"\n{title}\n  {'':26}images/s    spread    ours is   CPU ms/image   ours is    lock")
     for name, own in turns.items():
         low = min(turn.rate for turn in own) / rates[name] - 1
         high = max(turn.rate for turn in own) / rates[name] - 1
         speed, work = rates[OURS] / rates[name], cpu[name] / cpu[OURS]
         print(
             f"  {name:26}{rates[name]:8.0f} {low:+5.0%}{high:+5.0%}   x {speed:5.2f}"
-            f"   {cpu[name]:10.2f}     x {work:5.2f}"
+            f"   {cpu[name]:10.2f}     x {work:5.2f}  {lock[name]:5.0f} us"
         )
-    print(
-        f"  two views take {rates[OURS_ONE] / rates[OURS]:.2f} x the time of one, "
-        f"{cpu[OURS] / cpu[OURS_ONE]:.2f} x the processor time",
-        flush=True,
-    )
+    if OURS_ONE in turns:
+        print(
+            f"  two views take {rates[OURS_ONE] / rates[OURS]:.2f} x the time of one, "
+            f"{cpu[OURS] / cpu[OURS_ONE]:.2f} x the processor time",
+            flush=True,
+        )
 
 
 def main() -> None:
@@ -223,6 +249,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--batch", type=int, default=64)
     options = parser.parse_args()
+    many = argparse.Namespace(**vars(options))
+    many.batch, many.workers, many.images = MANY, cores_alone(), max(options.images, 2 * MANY)
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -237,6 +265,10 @@ def main() -> None:
             path = scratch / f"{folder.name}.beton"
             pack(str(folder), path, PackConfig(format="jpeg"), progress=False)
             report(f"{title}, full size, {options.workers} workers", contest(folder, path, options))
+            report(
+                f"{title}, batches of {MANY}, {many.workers} workers",
+                contest(folder, path, many, (OURS, IO_V2)),
+            )
             if title == "Imagenette 224":
                 continue  # smaller than 256 already
             small = scratch / f"{folder.name}-256.beton"

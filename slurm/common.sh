@@ -60,9 +60,12 @@ pretrain() { # pretrain RECIPE [SETTING...]
   rm -rf "$endings"
   export WIDEBATCH_ENDINGS=$endings
 
-  # Since Slurm 22.05 srun does not take this from the header by itself.
-  export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
-  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SRUN_CPUS_PER_TASK} PYTHONUNBUFFERED=1
+  # Since Slurm 22.05 srun does not take this from the header by itself. Where the header has none,
+  # the tasks share what the job has; one CPU each would be all that they may run on.
+  if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then
+    export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SLURM_CPUS_PER_TASK}
+  fi
+  export PYTHONUNBUFFERED=1
   say "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)): $SLURM_NTASKS tasks on $SLURM_JOB_NODELIST, run folder $out"
 
   # -K: when one task dies, all end. Ranks, world size and the rendezvous address and port come from

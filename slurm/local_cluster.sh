@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A real Slurm cluster on this one machine, in seconds: to try job scripts on, and for the tests.
 #
-#   slurm/local_cluster.sh up [--install] [--nodes 4] [--cpus 96] [--gpus 8] [--mode netns|local]
+#   slurm/local_cluster.sh up [--install] [--nodes 4] [--cpus 96] [--gpus 8] [--mode netns|local] [--bind]
 #   slurm/local_cluster.sh down | status
 #   slurm/local_cluster.sh node-off N | node-on N      cut a node's power, give it back
 #
@@ -13,6 +13,8 @@
 # --mode netns  each node has its own network, host name, processes and /dev/shm, so that it can fail
 #               like a machine. Needs root; the default where it is allowed.
 # --mode local  all nodes share this machine's address, as any user.
+# --bind        Slurm binds tasks to CPUs, as most clusters do (task/affinity): each process sees a set
+#               of its own, of CPUs that are pretended (pretended_cpus.c).
 # CPUs and GPUs are numbers to schedule with, not to compute on: there may be more than this machine
 # has. Everything lives in WIDEBATCH_CLUSTER (default: a folder in TMPDIR); two folders, two clusters.
 set -euo pipefail
@@ -27,7 +29,7 @@ settle() {
   number=$1 port=$((7000 + $1 * 100)) net=198.18.$1 bridge=wbslurm$1
 }
 settle "$(cat "$dir/run/number" 2>/dev/null || echo $(($(printf %s "$dir" | cksum | cut -d ' ' -f 1) % 250 + 1)))"
-nodes=4 cpus=96 gpus=8 mode='' install=
+nodes=4 cpus=96 gpus=8 mode='' bind='' install=
 
 die() {
   printf 'local_cluster: %s\n' "$@" >&2
@@ -77,10 +79,19 @@ daemon() { env WIDEBATCH_DAEMON="$dir" "$@" </dev/null >>"$dir/log/daemons.log" 
 
 node_address() { if [ "$mode" = netns ]; then echo "$net.$((10 + $1)) $((port + 1))"; else echo "127.0.0.1 $((port + $1))"; fi; }
 
+pretended_cpus() { # pretended_cpus NODE: variables for its processes
+  [ -n "$bind" ] || return 0
+  echo "LD_PRELOAD=$dir/run/pretended_cpus.so"
+  echo "PRETENDED_CPUS=$cpus"
+  echo "PRETENDED_CPUS_IN=$dir/run/cpus/$1"
+}
+
 node_on() {
-  local node=$1 init='' parent
+  local node=$1 init='' parent pretended
+  readarray -t pretended < <(pretended_cpus "node$node")
+  [ -z "$bind" ] || pretended+=("HWLOC_SYNTHETIC=core:$cpus pu:1") # what slurmd takes the node for
   if [ "$mode" = local ]; then
-    daemon slurmd -N "node$node"
+    daemon "${pretended[@]}" slurmd -N "node$node"
     return
   fi
   ip link del "wb${number}n$node" 2>/dev/null || true
@@ -89,7 +100,7 @@ node_on() {
   # shellcheck disable=SC2016  # expanded inside
   WIDEBATCH_DAEMON=$dir setsid bash -c 'echo $$ >"$0"; exec "$@"' "$dir/run/unshare.$node" \
     unshare --net --uts --mount --pid --ipc --fork --mount-proc --kill-child \
-    env -i PATH="$PATH" SLURM_CONF="$SLURM_CONF" WIDEBATCH_DAEMON="$dir" bash -c '
+    env -i PATH="$PATH" SLURM_CONF="$SLURM_CONF" WIDEBATCH_DAEMON="$dir" "${pretended[@]}" bash -c '
       trap : TERM INT
       hostname "$1"
       mount --bind "$3/hosts" /etc/hosts
@@ -152,8 +163,8 @@ healthy() {
   for node in $(seq "$nodes"); do alive "$(pid_file "$node")" || return 1; done
   [ "$(count idle,mix,alloc,comp)" = "$nodes" ]
 }
-shape() { echo "$mode $nodes $cpus $gpus"; }
-read_shape() { [ -r "$dir/run/shape" ] && read -r mode nodes cpus gpus <"$dir/run/shape"; }
+shape() { echo "$mode $nodes $cpus $gpus $bind"; }
+read_shape() { [ -r "$dir/run/shape" ] && read -r mode nodes cpus gpus bind <"$dir/run/shape"; }
 exports() {
   echo "export SLURM_CONF=$SLURM_CONF"
   # Nodes that share an address have names that resolve nowhere.
@@ -171,6 +182,7 @@ need_programs() {
   command -v sbatch >/dev/null || missing+=' slurm-client'
   command -v munged >/dev/null || missing+=' munge'
   command -v ip >/dev/null || missing+=' iproute2'
+  [ -z "$bind" ] || command -v cc >/dev/null || missing+=' gcc libc6-dev'
   [ -n "$missing" ] || return 0
   [ -z "$install" ] || { "$(dirname "$self")/../launch/setup.sh" slurm >&2 && return; }
   die "missing:$missing. Install them as root (or: $self up --install):" \
@@ -186,6 +198,16 @@ pretend_gpus() { # Slurm wants a device file for each: copies of /dev/null, else
     return
   done
   echo "$dir/etc/gpu[0-$last]"
+}
+
+prepare_binding() { # what a node's pretended CPUs need, and a task to see those it is bound to
+  [ -n "$bind" ] || return 0
+  cc -shared -fPIC -O1 -o "$dir/run/pretended_cpus.so" "$(dirname "$self")/pretended_cpus.c"
+  local node
+  for node in $(seq "$nodes"); do mkdir -p "$dir/run/cpus/node$node"; done
+  # shellcheck disable=SC2016  # SLURMD_NODENAME is expanded in the task
+  pretended_cpus '$SLURMD_NODENAME' | sed 's/.*/echo "export &"/; 1i #!/bin/sh' >"$dir/etc/task_prolog"
+  chmod 755 "$dir/etc/task_prolog"
 }
 
 write_config() {
@@ -225,7 +247,8 @@ SlurmctldLogFile=$dir/log/slurmctld.log
 SlurmdLogFile=$dir/log/slurmd.%n.log
 MailProg=/bin/true
 ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
+TaskPlugin=task/${bind:-none}
+${bind:+TaskProlog=$dir/etc/task_prolog}
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 # There is no sacct without a database: how jobs ended is in this file.
@@ -282,6 +305,7 @@ up() {
   chmod 755 "$dir" "$dir/run"
   rm -f "$dir"/log/*
   settle_apart
+  prepare_binding
   write_config
   (umask 077 && head -c 1024 /dev/urandom >"$dir/run/munge.key")
   # --force: others may not enter the folder, and none of them is meant to
@@ -331,6 +355,7 @@ case $command in node-*) node=${1:-}; shift $(($# > 0)) ;; esac
 while [ $# -gt 0 ]; do
   case $1 in
     --install) install=yes ;;
+    --bind) bind=affinity ;;
     --nodes | --cpus | --gpus | --mode)
       [ -n "${2:-}" ] || die "$1 needs a value"
       printf -v "${1#--}" %s "$2"

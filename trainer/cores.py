@@ -34,7 +34,7 @@ def settle_threads(loader: LoaderConfig, device: torch.device) -> LoaderConfig:
         ``OMP_NUM_THREADS`` names another number than all that this process sees.
     """
     share = agreed_share()
-    if os.environ.get("OMP_NUM_THREADS") in (None, str(cores_alone())):
+    if os.environ.get("OMP_NUM_THREADS") in (None, "", str(cores_alone())):
         torch.set_num_threads(min(share, torch.get_num_threads()))
     workers = loader.workers or decoding_threads(share, device.type == "cuda")
     return replace(loader, workers=workers)

@@ -76,8 +76,22 @@ def test_settings_places_and_rendezvous_reach_every_task(
         environ = record["environ"]
         assert environ["SLURM_NTASKS"] == "4"
         assert environ["SLURM_STEP_TASKS_PER_NODE"] == "2(x2)"
-        assert environ["SLURM_CPUS_PER_TASK"] == "1"
+        assert environ["SLURM_CPUS_PER_TASK"] == environ["OMP_NUM_THREADS"] == "1"
         assert environ["CUDA_VISIBLE_DEVICES"] == "0,1"  # a task sees all GPUs of its node
+
+
+def test_a_header_without_cpus_per_task_pins_no_task_to_one_cpu(
+    cluster: Cluster, checkout: Path, submitted_from: Path
+) -> None:
+    script = checkout / "slurm" / "simclr_cifar10.sh"
+    lines = script.read_text().splitlines(keepends=True)
+    script.write_text("".join(line for line in lines if "--cpus-per-task" not in line))
+    environ = {"OMP_NUM_THREADS": ""}
+    job = cluster.submit(["--time=5", "--nodes=1"], script, environ=environ, cwd=submitted_from)
+    assert cluster.wait(job)["ExitCode"] == "0:0", log_of(submitted_from)
+    for record in starts(submitted_from / "runs" / "simclr-cifar10").values():
+        assert "SRUN_CPUS_PER_TASK" not in record["environ"]
+        assert record["environ"]["OMP_NUM_THREADS"] == ""
 
 
 def test_interrupted_job_requeues_and_goes_on_where_it_stopped(

@@ -1,0 +1,44 @@
+"""``decoding_threads.py FILE.beton FOLDER``: writes to FOLDER/RANK how many threads decode a batch.
+
+Finds its place and its share of the cores as ``widebatch pretrain`` does.
+"""
+
+import itertools
+import os
+import sys
+import threading
+import time
+from contextlib import closing
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from data_pipeline.loader import LoaderConfig, train_loader
+from data_pipeline.order import Position
+from data_pipeline.views import CropConfig
+from launch import cluster
+from trainer.cores import settle_threads
+
+
+def main(data: Path, folder: Path) -> None:
+    cluster.export(cluster.discover(os.environ))
+    if "RANK" in os.environ:
+        dist.init_process_group("gloo")
+    config = settle_threads(LoaderConfig(backend="torchvision"), torch.device("cpu"))
+    loader = train_loader(data, CropConfig(size=8), config, views=1, seed=0, batch_size=160)
+    decode, seen = loader._source.decoder.decode, set()
+
+    def noted(*arguments: object) -> None:
+        seen.add(threading.get_ident())
+        time.sleep(0.05)  # so that no thread does the work of two
+        decode(*arguments)  # type: ignore[arg-type]
+
+    loader._source.decoder.decode = noted  # type: ignore[method-assign]
+    with closing(loader):
+        list(itertools.islice(loader.starting_at(Position()), 2))
+    (folder / os.environ.get("RANK", "0")).write_text(str(len(seen)))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
