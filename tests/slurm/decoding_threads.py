@@ -1,4 +1,5 @@
-"""``decoding_threads.py FILE.beton FOLDER``: writes to FOLDER/RANK how many threads decode a batch.
+"""``decoding_threads.py FILE.beton FOLDER``: writes to FOLDER/RANK how many threads decode a batch,
+and how many CPUs the process sees.
 
 Finds its place and its share of the cores as ``widebatch pretrain`` does.
 """
@@ -7,13 +8,13 @@ import itertools
 import os
 import sys
 import threading
-import time
 from contextlib import closing
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
+from data_pipeline.cores import own_cores
 from data_pipeline.loader import LoaderConfig, train_loader
 from data_pipeline.order import Position
 from data_pipeline.views import CropConfig
@@ -28,16 +29,18 @@ def main(data: Path, folder: Path) -> None:
     config = settle_threads(LoaderConfig(backend="torchvision"), torch.device("cpu"))
     loader = train_loader(data, CropConfig(size=8), config, views=1, seed=0, batch_size=160)
     decode, seen = loader._source.decoder.decode, set()
+    together = threading.Barrier(loader.config.workers, timeout=60)
 
     def noted(*arguments: object) -> None:
-        seen.add(threading.get_ident())
-        time.sleep(0.05)  # so that no thread does the work of two
+        if threading.get_ident() not in seen:
+            seen.add(threading.get_ident())
+            together.wait()  # so that no thread does the work of two
         decode(*arguments)  # type: ignore[arg-type]
 
     loader._source.decoder.decode = noted  # type: ignore[method-assign]
     with closing(loader):
         list(itertools.islice(loader.starting_at(Position()), 2))
-    (folder / os.environ.get("RANK", "0")).write_text(str(len(seen)))
+    (folder / os.environ.get("RANK", "0")).write_text(f"{len(seen)} of {len(own_cores().cpus)}")
 
 
 if __name__ == "__main__":

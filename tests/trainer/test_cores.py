@@ -1,6 +1,8 @@
 """The processes of a run divide their machine: each decodes with its share of the cores."""
 
+import dataclasses
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import launch.__main__ as command_line
 from data_pipeline import cores
 from data_pipeline.cores import Cores
 from data_pipeline.loader import LoaderConfig
+from data_pipeline.views import CropConfig
 from tests.dist import run_ranks
 from trainer.cores import settle_threads
 from trainer.doctor import environment
@@ -35,7 +38,7 @@ def _settled(rank: int, world_size: int, sets: list[list[int]]) -> dict[str, Any
 def test_processes_that_overlap_divide_what_they_share() -> None:
     """Two are bound to four CPUs each; two may run on the same eight, one of them by a quota."""
     sets = [[0, 1, 2, 3], [4, 5, 6, 7], *[list(range(8, 16))] * 2]
-    found = run_ranks(_settled, 4, sets)
+    found = run_ranks(_settled, 4, sets, timeout=180)
     assert [each["threads"] for each in found] == [4, 4, 4, 4]
     assert [each["beside a gpu"] for each in found] == [2, 2, 2, 2]
     assert [each["asked for"] for each in found] == [7, 7, 7, 7]
@@ -45,6 +48,45 @@ def test_processes_that_overlap_divide_what_they_share() -> None:
     )
     assert found[0]["doctor"] == said.format(4, "")
     assert found[3]["doctor"] == said.format(8, ", a quota of 6")
+
+
+@pytest.fixture
+def three_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.cores.own_cores", lambda: Cores("here", [0, 1, 2], {}))
+
+
+@pytest.mark.usefixtures("three_cores")
+def test_every_loader_of_a_run_has_the_share_and_its_settings_stay_as_given(tmp_path: Path) -> None:
+    # Fabric takes seconds: not in the ranks of the test above.
+    from tests.trainer.runs import pack_images, tiny_config
+    from trainer.config import DataConfig
+    from trainer.prepare import prepare
+
+    data = pack_images(tmp_path, count=24)
+    loader = LoaderConfig(backend="torchvision")
+    config = tiny_config(data, tmp_path / "run", loader=loader)
+    config = dataclasses.replace(config, data=DataConfig(train=data, test=data))
+    with prepare(config) as run:
+        assert run.loader.config.workers == 3
+        assert run.knn is not None
+        assert run.knn._train.config.workers == run.knn._test.config.workers == 3
+        assert run.config.loader == loader
+
+
+@pytest.mark.usefixtures("three_cores")
+def test_every_loader_of_an_evaluation_has_the_share(tmp_path: Path) -> None:
+    from tests.trainer.runs import pack_images
+    from trainer.evaluation.session import Session
+    from trainer.weights import LoadedEncoder, Preprocessing
+
+    data = pack_images(tmp_path, count=24)
+    encoder = LoadedEncoder(torch.nn.Flatten(), Preprocessing(size=8, resize=8), {})
+    loader = LoaderConfig(backend="torchvision")
+    crop = CropConfig(size=8)
+    with Session(encoder, encoder.preprocessing, loader, device="cpu") as session:
+        assert session.loader.workers == 3
+        with session.augmented_crops(data, crop, 8) as (training, _):
+            assert training.config.workers == 3
 
 
 @pytest.mark.parametrize(
