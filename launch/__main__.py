@@ -22,6 +22,7 @@ _DESCRIPTION = """\
 Contrastive pretraining of image encoders with very large batches: the same run on any number of
 GPUs.
 """
+_OURS = ("launch", "trainer", "data_pipeline", "kernels")
 _EPILOG = """\
 Every command explains itself: widebatch COMMAND --help. Exit codes: 0 done, 1 failed, 2 wrong
 usage or bad input, 74 try again, 75 stopped by a signal with a checkpoint written.
@@ -128,10 +129,15 @@ def _configure_logging(verbose: bool) -> None:
         stream=sys.stderr,
         force=True,
     )
-    for library in ("lightning_fabric", "lightning", "numba", "matplotlib", "PIL", "torch"):
-        logging.getLogger(library).setLevel(logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_is_for_users)
     if verbose:
         logging.getLogger("kernels").setLevel(logging.DEBUG)
+
+
+def _is_for_users(record: logging.LogRecord) -> bool:
+    """Whether it is ours, or a warning: what other libraries note is for their developers."""
+    return record.levelno >= logging.WARNING or record.name.partition(".")[0] in _OURS
 
 
 def _report(error: BaseException, debug: bool) -> ExitCode:

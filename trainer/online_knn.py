@@ -16,7 +16,7 @@ from data_pipeline.beton import BetonInfo
 from data_pipeline.loader import EvalLoader, LoaderConfig, eval_loader
 from trainer.errors import ConfigError
 from trainer.evaluation.features import default_resize, extract_features
-from trainer.evaluation.knn import knn_classify
+from trainer.evaluation.knn import knn_classify, remark_on_k
 from trainer.evaluation.labelled_files import read_labels
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,8 @@ class OnlineKnn:
                     f"{info.path} has no labels for the online kNN; leave out --data.test"
                 )
         self._classes = read_labels(*infos, max_substitutes).classes
-        for remark in self._classes.remarks if rank == 0 else ():
+        crowded = remark_on_k(config.k, infos[0].num_samples, len(infos[0].class_names), "--knn.k")
+        for remark in (*self._classes.remarks, *crowded) if rank == 0 else ():
             log.warning("online kNN: %s", remark.removeprefix("warning: "))
 
     @property

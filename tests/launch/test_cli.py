@@ -214,6 +214,20 @@ def test_it_works_from_any_folder(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
 
 
+def test_what_other_libraries_note_is_not_said(capfd: pytest.CaptureFixture[str]) -> None:
+    code = (
+        "import logging; from launch.__main__ import _configure_logging;"
+        "_configure_logging(verbose=False);"
+        "logging.getLogger('onnx_ir.passes').info('Removed 182 unused nodes');"
+        "logging.getLogger('onnx_ir').warning('a warning');"
+        "logging.getLogger('trainer.loop').info('ours')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    said = capfd.readouterr().err
+    assert "unused nodes" not in said
+    assert "a warning" in said and "ours" in said
+
+
 def test_verbose_says_how_kernels_are_computed(capfd: pytest.CaptureFixture[str]) -> None:
     code = (
         "import sys; from launch.__main__ import _configure_logging;"

@@ -18,6 +18,7 @@ from trainer.prometheus import Prometheus
 from trainer.telemetry import (
     JsonLines,
     LogLines,
+    ProgressBar,
     Record,
     Telemetry,
     TelemetryConfig,
@@ -131,6 +132,18 @@ def test_log_lines_come_by_time_and_at_the_end(caplog: pytest.LogCaptureFixture)
     assert "kNN 50.0% (best 75.0%)" in caplog.text
     lines.read([record(30)])
     assert "step 30/30" in caplog.text
+
+
+def test_the_bar_has_room_for_all_it_says_in_80_columns() -> None:
+    bar = ProgressBar(31200, 0)
+    record = {"loss": 9.123456, "lr": 0.00123456, "images_per_second": 51234.5}
+    bar.read([{**record, "step": 1, "epoch": 0, "knn_top1": 0.5334}])
+    bar._bar.dynamic_ncols, bar._bar.ncols = None, 80
+    shown = str(bar._bar)
+    bar.close()
+    assert len(shown) <= 80
+    assert shown.startswith("1/31200 ")
+    assert shown.endswith("loss=9.123, lr=0.00123, img/s=51234, knn=53.3%")
 
 
 def test_tensorboard_events_can_be_read_back(tmp_path: Path) -> None:

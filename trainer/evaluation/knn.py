@@ -140,6 +140,17 @@ def knn_classify_each(
     ]
 
 
+def remark_on_k(k: int, num_train: int, num_classes: int, option: str) -> list[str]:
+    """A remark where more neighbours vote than a class has samples, else none."""
+    each = num_train // max(1, num_classes)
+    if not each < k <= num_train:
+        return []
+    return [
+        f"k {k} is more than the {each} training samples that a class has on average, so that most"
+        f" votes are for other classes: compare {option} {max(1, min(20, each // 2))}"
+    ]
+
+
 def _check(ks: Sequence[int], temperature: float, num_train: int) -> None:
     if not ks:
         raise ConfigError("give at least one k")

@@ -9,7 +9,7 @@ from data_pipeline.views import CropConfig
 from trainer.evaluation.evaluate_config import EvaluateConfig
 from trainer.evaluation.features import Features
 from trainer.evaluation.job import Job
-from trainer.evaluation.knn import knn_classify_each
+from trainer.evaluation.knn import knn_classify_each, remark_on_k
 from trainer.evaluation.linear import (
     LinearConfig,
     LinearResult,
@@ -69,6 +69,8 @@ def nearest_neighbours(
     ]
     measured = job.measured(k=[r.k for r in results], temperature=chosen.temperature)
     count = len(train.labels_N)
+    for result in results:
+        notes += remark_on_k(result.requested_k, count, num_classes, "--k")
     more = {"by_k": by_k}
     return Outcome("weighted-knn", first.top1, first.top5, count, settings, measured, notes, more)
 

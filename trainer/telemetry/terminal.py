@@ -35,7 +35,7 @@ class ProgressBar:
         return tqdm(
             total=self._total,
             initial=self._done,
-            unit="step",
+            bar_format="{n_fmt}/{total_fmt} {bar} {remaining}{postfix}",  # all in 80 columns
             ncols=None if has_width else 100,
             dynamic_ncols=has_width,
             file=sys.stderr,
