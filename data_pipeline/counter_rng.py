@@ -32,6 +32,9 @@ _M2 = np.uint64(MULTIPLIER_2)
 _S30, _S27, _S31 = np.uint64(30), np.uint64(27), np.uint64(31)
 
 
+SEEDS = range(-(1 << 63), 1 << 64)  # 64 bits, signed or not: what NumPy, torch and JSON files take
+
+
 class Stream(IntEnum):
     """What a number is drawn for. Numbers are part of the format of a run: never renumber."""
 

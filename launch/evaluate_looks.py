@@ -212,7 +212,7 @@ def _called(sample: int, file: str | None) -> str:
 
 
 def _cluster_table(report: Report) -> Rows:
-    sizes = report["sizes"]
+    sizes = [size for size in report["sizes"] if size]  # fewer than k where few images differ
     rows = [
         *_searched(report),
         ("clusters", f"{len(sizes)}, of {min(sizes):,} to {max(sizes):,} images"),

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 
 from data_pipeline.augment import AugmentConfig
+from data_pipeline.counter_rng import SEEDS
 from data_pipeline.damage import check_limit
 from data_pipeline.loader import LoaderConfig
 from data_pipeline.order import Position, global_batch_ids
@@ -130,6 +131,11 @@ class RunConfig:
     collapse: CollapseConfig = field(default_factory=CollapseConfig)
     recipe: tyro.conf.Suppress[str] = ""
     """Name of the recipe that the settings started from."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no random generator takes."""
+        if self.seed not in SEEDS:
+            raise ConfigError(f"--seed {self.seed}: choose {SEEDS[0]} to {SEEDS[-1]} (64 bits)")
 
 
 # What may differ between the run that wrote a checkpoint and the one that goes on from it: where

@@ -84,6 +84,12 @@ class OnlineKnn:
                 raise ConfigError(
                     f"{info.path} has no labels for the online kNN; leave out --data.test"
                 )
+        if config.k > infos[0].num_samples and rank == 0:
+            log.warning(
+                "online kNN: --knn.k %d is more than the %d training samples: all of them vote",
+                config.k,
+                infos[0].num_samples,
+            )
         self._classes = read_labels(*infos, max_substitutes).classes
         crowded = remark_on_k(config.k, infos[0].num_samples, len(infos[0].class_names), "--knn.k")
         for remark in (*self._classes.remarks, *crowded) if rank == 0 else ():

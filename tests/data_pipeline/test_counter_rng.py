@@ -17,7 +17,7 @@ from data_pipeline.counter_rng import (
 
 # The corners of what ids, seeds and epochs can be.
 IDS = np.array([0, 1, 2, 1_281_166, 2**31 - 1, 2**31, 2**40 + 3, 2**63 - 1], np.int64)
-RUNS = [(0, 0), (1, 0), (0, 1), (2**63 + 11, 2**40), (2**64 - 1, 999)]
+RUNS = [(0, 0), (-1, 0), (1, 0), (0, 1), (2**63 + 11, 2**40), (2**64 - 1, 999)]
 
 
 def test_the_hash_is_splitmix64() -> None:

@@ -102,6 +102,33 @@ def test_clusters_are_compared_with_the_classes(folder: Path) -> None:
     assert report(folder, line)["assignments"] == result["assignments"]
 
 
+def test_few_different_images_make_few_clusters(folder: Path, tmp_path: Path) -> None:
+    images = folder / "train" / "images" / "class0"
+    for number in range(10):
+        twin = images / ("0000.png" if number < 5 else "0003.png")
+        (tmp_path / "images").mkdir(exist_ok=True)
+        shutil.copyfile(twin, tmp_path / "images" / f"{number}.png")
+    packed = tmp_path / "twins.beton"
+    pack(str(tmp_path / "images"), packed, PackConfig(workers=1), progress=False)
+    line = look(folder, "cluster", "pixels:8", "--data.train", str(packed), "--k", "5")
+    result = report(folder, line)
+    assert (result["clusters"], result["measured"]["k"], result["settings"]["k"]) == (2, 2, 5)
+    assert "found 2 clusters of the 5 asked for" in " ".join(result["notes"])
+
+
+@pytest.mark.parametrize("method", ["retrieve", "duplicates"])
+def test_a_k_above_the_number_of_images_is_cut_and_said(folder: Path, method: str) -> None:
+    result = report(folder, look(folder, method, "pixels:8", "--k", "60"))
+    assert result["measured"]["k"] == 59
+    assert "--k 60 is more than the 59" in " ".join(result["notes"])
+
+
+def test_recall_among_more_than_there_are_is_left_out_and_said(folder: Path) -> None:
+    result = report(folder, look(folder, "retrieve", "pixels:8", "--recall-at", "1", "60"))
+    assert list(result["recall_at"]) == ["1"]
+    assert "--recall-at 60 is more than the 59 images" in result["notes"][0]
+
+
 def test_files_without_labels_are_clustered_and_diagnosed_too(folder: Path) -> None:
     flat = ["--data.train", str(folder / "flat.beton")]
     result = report(folder, look(folder, "cluster", "pixels:8", *flat, "--k", "2"))

@@ -82,9 +82,12 @@ def test_a_cluster_that_loses_all_its_samples_starts_anew() -> None:
     assert sorted(found.assigned_N.bincount(minlength=3).tolist()) == [1, 2, 2]
 
 
-def test_equal_samples_are_no_obstacle() -> None:
+def test_equal_samples_are_no_obstacle_and_no_cluster() -> None:
     found = k_means(torch.ones(6, 3), 3)
     assert found.inertia == 0.0
+    assert found.found == 1
+    assert k_means(torch.tensor([[0.0, 1.0], [1.0, 0.0]]).repeat(5, 1), 5).found == 2
+    assert k_means(blobs()[0], 5).found == 5
 
 
 @pytest.mark.parametrize("clusters", [0, 401])

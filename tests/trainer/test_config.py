@@ -11,6 +11,7 @@ from data_pipeline.views import CropConfig
 from trainer.config import DataConfig, RunConfig, differences, from_json, plan_run, to_json
 from trainer.encoders import EncoderConfig
 from trainer.errors import ConfigError
+from trainer.evaluation.job import JobConfig
 from trainer.recipes import RECIPES
 from trainer.watch.collapse import CollapseConfig
 
@@ -89,6 +90,14 @@ def test_a_batch_that_cannot_be_is_refused_with_those_that_can(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         plan_run(config(batch=batch), 1000, world_size)
+
+
+@pytest.mark.parametrize("seed", [1 << 64, -(1 << 63) - 1])
+def test_a_seed_beyond_64_bits_is_refused(seed: int) -> None:
+    with pytest.raises(ConfigError, match=f"--seed {seed}: choose -9223372036854775808 to"):
+        config(seed=seed)
+    with pytest.raises(ConfigError, match=f"--seed {seed}: choose"):
+        JobConfig(source="pixels:8", seed=seed)
 
 
 def test_views_of_a_size_that_the_encoder_does_not_take_are_refused() -> None:

@@ -50,8 +50,8 @@ def cluster(config: ClusterConfig) -> dict[str, Any] | None:
 
     Returns:
         JSON values on rank 0, ``None`` on the others: ``nmi``, ``ari`` and ``purity`` against the
-        labels (``None`` without labels), ``sizes``, ``inertia`` and ``assignments`` (a cluster for
-        each sample, of up to a million).
+        labels (``None`` without labels), ``clusters`` found, their ``sizes``, ``inertia`` and
+        ``assignments`` (a cluster for each sample, of up to a million).
 
     Raises:
         ConfigError, CheckpointError, DataError, NumericalError: as
@@ -92,17 +92,23 @@ def _report(
     if len(assigned_N) > _LISTED:
         notes.append(f"assignments are left out above {_LISTED} samples")
     clusters = len(found.centres_KF)
+    if found.found < clusters:
+        notes.append(
+            f"k-means found {found.found} clusters of the {clusters} asked for: no more of the "
+            "images differ in their features"
+        )
     return {
         "method": "cluster",
         "protocol": "k-means",
         **agreement,
         "n_train": len(assigned_N),
         "num_classes": len(labels_N.unique()) if info.has_label else None,
+        "clusters": found.found,
         "inertia": found.inertia,
         "sizes": assigned_N.bincount(minlength=clusters).tolist(),
         "settings": {"k": clusters, "restarts": config.restarts, "seed": config.seed},
         "measured": job.measured(
-            k=clusters,
+            k=found.found,
             features="scaled to length 1",
             start="k-means++",
             kept=f"the least inertia of {config.restarts} starts",

@@ -119,7 +119,7 @@ def duplicates(config: DuplicatesConfig) -> dict[str, Any] | None:
             "limit": config.limit,
         },
         "measured": job.measured(
-            k=config.k,
+            k=min(config.k, info.num_samples - 1),
             duplicates="cosine similarity at or above the threshold",
             false_negatives="below it, each among the other's neighbours, ranked by the share of "
             "neighbours in common",
@@ -170,6 +170,9 @@ def _notes(
             "tells few apart (see 'widebatch evaluate diagnose'); look at pixel_difference, or "
             "raise --threshold"
         )
+    if config.k >= info.num_samples:
+        others = info.num_samples - 1
+        yield f"--k {config.k} is more than the {others} other images: all of them are looked at"
     if any(len(pairs) == config.limit for pairs in listed):
         yield f"at most {config.limit} pairs of each kind are listed: see --limit"
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_pipeline.beton import BetonInfo
+from data_pipeline.counter_rng import SEEDS
 from data_pipeline.loader import LoaderConfig
 from trainer.errors import ConfigError
 from trainer.evaluation.session import Session
@@ -40,6 +41,8 @@ class JobConfig:
         """Refuse what contradicts itself."""
         if self.batch < 1:
             raise ConfigError(f"--batch {self.batch}: take at least 1 image")
+        if self.seed not in SEEDS:
+            raise ConfigError(f"--seed {self.seed}: choose {SEEDS[0]} to {SEEDS[-1]} (64 bits)")
 
 
 class Job:

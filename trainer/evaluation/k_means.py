@@ -34,6 +34,11 @@ class Clustering:
     """Whether the last iteration moved no sample."""
 
     @property
+    def found(self) -> int:
+        """Clusters that have samples: fewer than asked for where fewer samples differ."""
+        return len(self.assigned_N.unique())
+
+    @property
     def inertia(self) -> float:
         """Sum of the squared distances, what k-means makes small."""
         return float(self.distance_N.sum())

@@ -48,7 +48,7 @@ def rank_all(
         bank_labels_N: int64; -1: none, relevant to no query.
         asked_MF: features that ask.
         asked_labels_M: int64; -1: none, the query is left out.
-        ks: for recall and precision.
+        ks: for recall and precision; those above the number of images to be found are left out.
         itself_M: place of each query among those that are searched, -1 where it is not; it is not
             its own neighbour.
         device: where to compare.
@@ -58,7 +58,7 @@ def rank_all(
     """
     device = torch.device(device)
     counts, bank_labels_N = len(bank_NF), bank_labels_N.to(device)
-    ks = [k for k in ks if k <= counts]
+    ks = [k for k in ks if k <= counts - (itself_M is not None)]
     sums = torch.zeros(1 + 2 * len(ks), dtype=torch.float64, device=device)
     judged = 0
     rows = max(1, _BLOCK_PAIRS.get(device.type, 1 << 22) // counts)

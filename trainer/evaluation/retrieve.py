@@ -146,7 +146,16 @@ def _report(
         }
         for sample, label, found in zip(asked.ids_N.tolist(), asked.labels_N.tolist(), answers)
     ]
-    notes = []
+    others = len(bank.ids_N) - (itself_M is not None)
+    notes = [
+        f"{option} {k} is more than the {others} images that can be found: {what}"
+        for option, ks, what in (
+            ("--k", (config.k,), "all of them are listed"),
+            ("--recall-at", config.recall_at, "left out"),
+        )
+        for k in ks
+        if k > others
+    ]
     if len(queries) > _LISTED:
         notes.append(f"the neighbours of the first {_LISTED} of {len(queries)} queries are listed")
     if ranking is None:
@@ -166,7 +175,7 @@ def _report(
         "n_query": len(queries),
         "settings": {"k": config.k, "recall_at": list(config.recall_at), "similarity": "cosine"},
         "measured": job.measured(
-            k=config.k,
+            k=min(config.k, others),
             order="cosine similarity; of equal ones the first sample first",
             excluded="the query itself" if itself_M is not None else "nothing",
             recall="share of queries with an image of their class among the k nearest",
