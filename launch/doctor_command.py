@@ -11,6 +11,7 @@ from typing import Any
 
 from data_pipeline.strict_json import dump_json
 from launch import cluster
+from launch.evaluate_options import add_join_timeout
 from launch.exit_codes import ExitCode
 from launch.pretrain_command import RECIPES
 
@@ -55,6 +56,7 @@ def add_parser(subparsers: Any) -> None:
         "--out", type=Path, default=Path(), metavar="DIR", help="where runs will go (default .)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the findings here too")
+    add_join_timeout(parser)
     parser.add_argument(
         "--chaos",
         type=_duration,
@@ -78,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     from trainer.doctor.examine import examine
     from trainer.doctor.finding import table
 
-    findings = examine(args.recipe, args.data, args.out, place.node_rank)
+    findings = examine(args.recipe, args.data, args.out, place.node_rank, args.join_timeout)
     if place.rank == 0:
         print(table(findings, place.world_size))
         if args.json is not None:

@@ -112,9 +112,21 @@ def add_method(
         default="fp32",
         help="arithmetic of the encoder (default fp32)",
     )
+    add_join_timeout(parser)
     add_file(parser, "train", train)
     parser.set_defaults(evaluate=evaluate, table=table, parser=parser)
     return parser
+
+
+def add_join_timeout(parser: argparse.ArgumentParser) -> None:
+    """How long processes of one command wait for each other."""
+    parser.add_argument(
+        "--join-timeout",
+        type=float,
+        default=120.0,  # trainer.rendezvous.JOIN_TIMEOUT; a test holds it to that
+        metavar="SECONDS",
+        help="wait so long for the other processes (default 120; 0: for ever)",
+    )
 
 
 def add_file(parser: argparse.ArgumentParser, name: str, text: str) -> None:
@@ -184,7 +196,7 @@ def job_settings(args: argparse.Namespace, *names: str) -> dict[str, Any]:
 
     same = ("source", "which", "size", "resize", "batch", "device", "precision", "seed")
     return {
-        **{name: getattr(args, name) for name in (*same, *names)},
+        **{name: getattr(args, name) for name in (*same, "join_timeout", *names)},
         "loader": LoaderConfig(backend=args.backend, workers=args.workers),
     }
 

@@ -33,7 +33,7 @@ knn: every-epochs k temperature batch resize
 telemetry: log-every log-seconds [no-]tensorboard wandb prometheus-port prometheus-host
     prometheus-targets
 guard: on-repeat rollbacks
-watchdog: timeout patience warning
+watchdog: timeout patience warning join-timeout
 straggler: factor readings
 collapse: every-steps feature-std effective-rank measurements on-alarm
 """

@@ -71,7 +71,9 @@ def join(config: RunConfig) -> Iterator[Fabric]:
             build_encoder(config.encoder)
     refuse_missing(config.telemetry)
     refuse_unsupported(config.strategy, config.precision, config.micro_batch, config.compile)
-    fabric = launch_fabric(config.device, config.precision, config.strategy)
+    fabric = launch_fabric(
+        config.device, config.precision, config.strategy, config.watchdog.join_timeout
+    )
     with contextlib.ExitStack() as stack:
         stack.callback(shutdown)
         faults.arm_from(os.environ, fabric.global_rank)

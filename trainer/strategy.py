@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
-import torch.distributed as dist
 import tyro
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import ClusterEnvironment
 from lightning_fabric.plugins.precision import DoublePrecision, MixedPrecision, Precision
 from lightning_fabric.strategies import DDPStrategy, Strategy
 
-from trainer.errors import ConfigError, RankLostError
+from trainer.errors import ConfigError
+from trainer.rendezvous import JOIN_TIMEOUT, join
 
 PrecisionName = Literal["auto", "bf16", "fp32", "fp64"]
 StrategyName = Literal["ddp", "fsdp", "deepspeed-1", "deepspeed-2"]
@@ -168,6 +168,7 @@ def launch_fabric(
     device: Literal["auto", "cpu", "cuda"],
     precision: PrecisionName,
     config: StrategyConfig | None = None,
+    join_timeout: float = JOIN_TIMEOUT,
 ) -> Fabric:
     """Join the run's process group, if there is one, and choose this process's device.
 
@@ -175,11 +176,12 @@ def launch_fabric(
         device: ``auto`` takes this process's GPU where there is one.
         precision: arithmetic of the forward pass; ``auto``: fp32 until :func:`compute_in`.
         config: how training state is shared out, by default not at all.
+        join_timeout: seconds to wait for the other processes; 0: for ever.
 
     Raises:
         ConfigError: this process sees fewer GPUs than there are processes on its node, or the
             strategy's package is missing or another version.
-        RankLostError: the processes could not be connected.
+        RankLostError: the other processes did not come, or could not be connected.
     """
     # Fabric sets its logger to INFO when it is imported; what it says there we say ourselves.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
@@ -199,43 +201,10 @@ def launch_fabric(
         strategy=_strategy(config or StrategyConfig(), world_size, use_cuda),
         plugins=[_precision(precision, "cuda" if use_cuda else "cpu"), TorchEnvironment()],
     )
-    try:
-        _join_again("nccl" if use_cuda else "gloo")
-        fabric.launch()
-    except RuntimeError as error:
-        if world_size == 1:
-            raise
-        said = " ".join(str(error).split())
-        raise RankLostError(
-            f"the {world_size} processes of the run did not find each other: {said}; start the run"
-            " again, and if it stays, `widebatch doctor` under the same launcher examines the links"
-        ) from error
+    if TorchEnvironment.detect():  # Fabric takes a process group that is there
+        join("nccl" if use_cuda else "gloo", join_timeout, fabric.device if use_cuda else None)
+    fabric.launch()
     return fabric
-
-
-def _join_again(backend: str) -> None:
-    """Join the process group of an attempt that torchrun made after another one.
-
-    torchrun (2.14, one node) serves one store to all attempts, in which the addresses of the
-    attempt before still stand: who reads them first finds nobody there. So this attempt has keys
-    of its own. Fabric takes a process group that is there.
-    """
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    if attempt == "0" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return
-    if dist.is_initialized():
-        return
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    if backend == "nccl":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(host, port, world_size, is_master=False)
-    dist.init_process_group(
-        backend,
-        store=dist.PrefixStore(f"widebatch-attempt-{attempt}", store),
-        rank=rank,
-        world_size=world_size,
-    )
 
 
 def _strategy(config: StrategyConfig, world_size: int, use_cuda: bool) -> Strategy | str:

@@ -11,11 +11,12 @@ from trainer.distributed import shutdown
 from trainer.doctor import data, environment, folder, network, proof
 from trainer.doctor.finding import Check, Finding, examined, of_all_ranks
 from trainer.recipes import RECIPES
+from trainer.rendezvous import JOIN_TIMEOUT
 from trainer.strategy import launch_fabric
 
 
 def examine(
-    recipe: str, data_file: Path | None, out: Path, node: int
+    recipe: str, data_file: Path | None, out: Path, node: int, join_timeout: float = JOIN_TIMEOUT
 ) -> list[tuple[Finding, list[int]]]:
     """Join the process group and make every check. A collective.
 
@@ -24,11 +25,12 @@ def examine(
         data_file: a .beton to examine; none leaves data and loader out.
         out: folder that runs will be written to.
         node: number of this process's node.
+        join_timeout: seconds to wait for the other processes; 0: for ever.
 
     Returns:
         Every finding with the ranks that made it, equal on all ranks.
     """
-    fabric = launch_fabric("auto", "fp32")
+    fabric = launch_fabric("auto", "fp32", join_timeout=join_timeout)
     device = fabric.device
     checks: list[tuple[str, Check]] = [
         ("packages", environment.versions),

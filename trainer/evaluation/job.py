@@ -12,6 +12,7 @@ from data_pipeline.loader import LoaderConfig
 from trainer.errors import ConfigError
 from trainer.evaluation.session import Session
 from trainer.provenance import versions
+from trainer.rendezvous import JOIN_TIMEOUT
 from trainer.weights import LoadedEncoder, Which, load_encoder
 
 Precision = Literal["fp32", "bf16", "fp64"]
@@ -36,6 +37,8 @@ class JobConfig:
     """Arithmetic of the encoder; features are compared and probed in float32 or better."""
     seed: int = 0
     """Of everything that is chosen or drawn."""
+    join_timeout: float = JOIN_TIMEOUT
+    """Seconds to wait for the other processes; 0: for ever."""
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself."""
@@ -65,6 +68,7 @@ class Job:
             device=config.device,
             precision=config.precision,
             seed=config.seed,
+            join_timeout=config.join_timeout,
         )
 
     def measured(self, views: str | None = None, **facts: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from trainer.cores import settle_threads
 from trainer.distributed import shutdown
 from trainer.errors import ConfigError
 from trainer.evaluation.features import Features, extract_features, reduced_precision
+from trainer.rendezvous import JOIN_TIMEOUT, join
 from trainer.weights import LoadedEncoder, Preprocessing
 
 # Random crops and flips, nothing else: what a linear classifier is trained with.
@@ -36,6 +37,7 @@ class Session:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         precision: ``fp32``, ``bf16`` (autocast) or ``fp64``.
         seed: of random crops and flips.
+        join_timeout: seconds to wait for the other ranks; 0: for ever.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Session:
         device: str = "auto",
         precision: str = "fp32",
         seed: int = 0,
+        join_timeout: float = JOIN_TIMEOUT,
     ) -> None:
         self.preprocessing, self.loader, self.batch, self.seed = preprocessing, loader, batch, seed
         self.rank = int(os.environ.get("RANK", "0"))
@@ -58,11 +61,12 @@ class Session:
         self.encoder: nn.Module = loaded.encoder.to(self.device, self.dtype).to(
             memory_format=torch.channels_last
         )
-        self._joined = False
+        self._joined, self._join_timeout = False, join_timeout
 
     def __enter__(self) -> "Session":
         if self.world_size > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+            on_gpu = self.device.type == "cuda"
+            join("nccl" if on_gpu else "gloo", self._join_timeout, self.device if on_gpu else None)
             self._joined = True
         self.loader = settle_threads(self.loader, self.device)
         return self

@@ -26,6 +26,7 @@ from typing import TextIO
 from trainer.distributed import collectives_entered
 from trainer.errors import ConfigError, RankLostError
 from trainer.private_file import open_to_append
+from trainer.rendezvous import JOIN_TIMEOUT
 from trainer.watch import heartbeat
 from trainer.watch.heartbeat import Heartbeat
 from trainer.watch.phases import Phases, Place
@@ -56,9 +57,11 @@ class WatchdogConfig:
     """The same for the first step, which compiles kernels, for evaluations and checkpoints."""
     warning: float = 60.0
     """Seconds after which a warning says where the run stands."""
+    join_timeout: float = JOIN_TIMEOUT
+    """Seconds to wait at the start for the other processes; 0: for ever."""
 
     def __post_init__(self) -> None:
-        for name in ("timeout", "patience", "warning"):
+        for name in ("timeout", "patience", "warning", "join_timeout"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"watchdog.{name} must be a number from 0, in seconds")
 
@@ -92,6 +95,7 @@ class Watchdog:
         self._mine = heartbeat.own(rank)
         self._beating = threading.Lock()  # the main thread has the last word, and a last but one
         self._warned: Place | None = None
+        self._told: tuple[Place, int] | None = None
         self._write_failed = False
         self._closing, self._ending = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -180,6 +184,10 @@ class Watchdog:
         still, limit = time.monotonic() - place.since, self._limit()
         if still > limit:
             self._end(place, limit, stacks)
+        words = int(still / self._config.warning) if self._config.warning else 0
+        if place.patient and words and self._rank == 0 and self._told != (place, words):
+            self._told = (place, words)
+            log.info("%s for %.0f s: this may take long", _place(place), still)
         warn = self._config.warning * (limit / self._config.timeout if place.patient else 1)
         if 0 < warn < still and self._warned != place and self._reads:
             self._warned = place
