@@ -17,7 +17,7 @@ from pathlib import Path
 
 import tyro
 
-from launch.__main__ import _parser as command_parser
+from launch.command_line import _parser as command_parser
 from trainer.config import RunConfig
 from trainer.recipes import RECIPES
 

@@ -22,7 +22,7 @@ class ExitCode(IntEnum):
     RETRYABLE = 74
     """The surroundings failed (disk full, a process lost): the same command may succeed later."""
     PREEMPTED = 75
-    """Stopped by a signal with a checkpoint written: the same command goes on from there."""
+    """Stopped by a signal, with a checkpoint unless no step was made: the same command goes on."""
     INTERRUPTED = 130
     """Ctrl-C in a command that keeps no checkpoint."""
 

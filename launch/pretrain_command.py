@@ -13,7 +13,7 @@ from launch import cluster, restarts
 from launch.exit_codes import ExitCode, exit_code_for
 from launch.first_look import refuse_files, refuse_unknown, setting_flags
 from launch.nearest import unknown
-from launch.preemption import StopSignal
+from launch.preemption import EndAtOnce, StopSignal
 from launch.settings_arguments import parse_settings
 from trainer.errors import ConfigError
 
@@ -64,7 +64,15 @@ def main(arguments: Sequence[str]) -> ExitCode:
         return ExitCode.DONE if arguments else ExitCode.USAGE
     if recipe not in RECIPES:
         raise ConfigError(unknown("recipe", recipe, RECIPES))
-    stop = StopSignal().install()  # before the slow imports: a signal during them is not lost
+    overrides = list(arguments[1:])
+    if not {"-h", "--help"}.isdisjoint(overrides):
+        with EndAtOnce():
+            _settings(recipe, overrides)  # answers, and leaves by SystemExit
+    with StopSignal() as stop:  # before the slow imports: a signal during them is not lost
+        return _run(recipe, overrides, stop)
+
+
+def _run(recipe: str, overrides: list[str], stop: StopSignal) -> ExitCode:
     place = cluster.discover(os.environ)
     cluster.export(place)
     if place.rank:
@@ -74,9 +82,11 @@ def main(arguments: Sequence[str]) -> ExitCode:
         log.warning("the attempt before ended with %d: not trying again", hopeless)
         return hopeless
     try:
-        code = _train(recipe, list(arguments[1:]), stop)
-    except SystemExit as refused:  # tyro has answered --help
-        restarts.record(ExitCode.USAGE if refused.code else ExitCode.DONE)
+        code = _train(recipe, overrides, stop)
+    except KeyboardInterrupt:
+        code = ExitCode.PREEMPTED  # the signal came before the first step, and has been told
+    except SystemExit:  # tyro has said what is wrong
+        restarts.record(ExitCode.USAGE)
         raise
     except BaseException as error:
         restarts.record(exit_code_for(error))
@@ -88,12 +98,7 @@ def main(arguments: Sequence[str]) -> ExitCode:
 
 
 def _train(recipe: str, overrides: list[str], stop: StopSignal) -> ExitCode:
-    prog = f"widebatch pretrain {recipe}"
-    refuse_unknown(prog, overrides, setting_flags())
-    refuse_files(prog, overrides)
-    from trainer.recipes import RECIPES as BUILDERS
-
-    config = parse_settings("pretrain", recipe, BUILDERS[recipe](), overrides)
+    config = _settings(recipe, overrides)
     from trainer.loop import Outcome, fit  # Fabric takes seconds: after --help and wrong settings
 
     if fit(config, stop) is not Outcome.DONE:
@@ -131,3 +136,12 @@ def _program() -> str:
         return f"{shlex.quote(sys.executable)} -m launch"
     below = ours.relative_to(Path.cwd()) if ours.is_relative_to(Path.cwd()) else ours
     return shlex.quote(str(below))
+
+
+def _settings(recipe: str, overrides: list[str]) -> "RunConfig":
+    prog = f"widebatch pretrain {recipe}"
+    refuse_unknown(prog, overrides, setting_flags())
+    refuse_files(prog, overrides)
+    from trainer.recipes import RECIPES as BUILDERS
+
+    return parse_settings("pretrain", recipe, BUILDERS[recipe](), overrides)

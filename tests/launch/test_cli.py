@@ -1,5 +1,6 @@
 """What a user sees who types something wrong, or asks for help."""
 
+import re
 import shlex
 import subprocess
 import sys
@@ -230,10 +231,51 @@ def test_what_other_libraries_note_is_not_said(capfd: pytest.CaptureFixture[str]
 
 def test_verbose_says_how_kernels_are_computed(capfd: pytest.CaptureFixture[str]) -> None:
     code = (
-        "import sys; from launch.__main__ import _configure_logging;"
+        "import sys; from launch.command_line import _configure_logging;"
         "_configure_logging(verbose='--verbose' in sys.argv);"
         "from kernels.choice import record; record('ntxent', 'blocked', 'no GPU here')"
     )
     for flag, said in ((["--verbose"], True), ([], False)):
         subprocess.run([sys.executable, "-c", code, *flag], check=True)
         assert ("ntxent: blocked: no GPU here" in capfd.readouterr().err) is said
+
+
+def test_lines_stand_above_a_progress_bar_and_not_in_it() -> None:
+    code = (
+        "import logging, sys; from launch.command_line import _configure_logging;"
+        "_configure_logging(verbose=False); import tqdm;"
+        "bar = tqdm.tqdm(total=9, initial=5, ncols=40, file=sys.stderr);"
+        "logging.warning('a line'); bar.close()"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    lines = [each for each in re.split("[\r\n]+", result.stderr) if "line" in each]
+    assert len(lines) == 1 and "5/9" not in lines[0], result.stderr
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "words"),
+    [
+        ("argparse", "ArgumentParser.print_help", ["--help"]),
+        ("launch.pretrain_command", "refuse_files", ["pretrain", "simclr-r50", "--help"]),
+    ],
+)
+def test_ctrl_c_during_help_is_one_word(where: str, name: str, words: list[str]) -> None:
+    code = (
+        f"import os, signal, sys, {where}; from launch.__main__ import main;"
+        f"{where}.{name} = lambda *_: os.kill(os.getpid(), signal.SIGINT);"
+        f"sys.exit(main({words}))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (130, "interrupted\n"), result.stderr
+
+
+def test_ctrl_c_while_the_command_line_is_imported_is_one_word() -> None:
+    code = (
+        "import os, signal, sys; from importlib.abc import MetaPathFinder; "
+        "find = lambda self, name, *_: name == 'launch.command_line'"
+        " and os.kill(os.getpid(), signal.SIGINT);"
+        "sys.meta_path.insert(0, type('F', (MetaPathFinder,), {'find_spec': find})());"
+        "from launch.__main__ import main; sys.exit(main(['--help']))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (130, "interrupted\n"), result.stderr

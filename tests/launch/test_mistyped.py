@@ -99,7 +99,7 @@ def test_a_flag_without_its_group_is_meant_before_one_that_looks_alike() -> None
 
 
 def test_options_may_be_shortened_and_have_either_dash() -> None:
-    from launch.__main__ import _parser
+    from launch.command_line import _parser
     from launch.settings_arguments import parse_settings
     from trainer.recipes import RECIPES
 

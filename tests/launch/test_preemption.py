@@ -1,12 +1,16 @@
-"""Signals become a flag."""
+"""A signal ends a process at once, until there is something to save: then it becomes a flag."""
 
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 from collections.abc import Iterator
 
 import pytest
 
-from launch.preemption import HANDLED_SIGNALS, StopSignal
+from launch.exit_codes import ExitCode
+from launch.preemption import HANDLED_SIGNALS, EndAtOnce, StopSignal
 
 
 @pytest.fixture(autouse=True)
@@ -18,17 +22,86 @@ def _restore_handlers() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("number", HANDLED_SIGNALS)
-def test_a_signal_is_noted_and_the_process_goes_on(number: signal.Signals) -> None:
-    stop = StopSignal().install()
-    assert not stop()
-    os.kill(os.getpid(), number)
-    assert stop()
-    assert stop.name == number.name
-
-
-def test_further_signals_change_nothing() -> None:
-    """torchrun sends its workers a second one after the terminal's."""
-    stop = StopSignal().install()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+def test_a_signal_after_the_first_step_is_noted_and_the_process_goes_on(
+    number: signal.Signals, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with StopSignal() as stop:
+        assert not stop()
         os.kill(os.getpid(), number)
-    assert stop.name == "SIGINT"
+        assert stop()
+        assert stop.name == number.name
+    assert capfd.readouterr().err == f"{number.name}: a checkpoint follows at this step's end\n"
+
+
+@pytest.mark.parametrize("number", HANDLED_SIGNALS)
+def test_a_signal_before_the_first_step_ends_at_once(
+    number: signal.Signals, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(KeyboardInterrupt), StopSignal():
+        os.kill(os.getpid(), number)
+    said = f"{number.name} before a first step: nothing to save; the same command goes on\n"
+    assert capfd.readouterr().err == said
+
+
+def test_further_signals_do_not_lose_the_checkpoint_and_are_answered(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with StopSignal() as stop:
+        stop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        assert stop.name == "SIGINT"
+    first, *further = capfd.readouterr().err.splitlines()
+    assert first == "SIGINT: a checkpoint follows at this step's end"
+    assert [line.partition(":")[0] for line in further] == ["SIGTERM again", "SIGINT again"]
+    # torchrun sends its workers a second one after the terminal's; and one process speaks for all
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with StopSignal() as stop:
+        stop()
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert capfd.readouterr().err == "SIGINT: a checkpoint follows at this step's end\n"
+    monkeypatch.setenv("RANK", "1")
+    with StopSignal() as stop:
+        stop()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop()
+    assert not capfd.readouterr().err
+
+
+def test_handlers_are_those_of_before_where_no_signal_came() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with EndAtOnce():
+        assert signal.getsignal(signal.SIGINT) != before
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "code"),
+    [
+        ("EndAtOnce", signal.SIGINT, ExitCode.INTERRUPTED),
+        ("StopSignal", signal.SIGTERM, ExitCode.PREEMPTED),
+    ],
+)
+def test_a_process_in_native_code_ends_too(
+    kind: str, number: signal.Signals, code: ExitCode
+) -> None:
+    text = f"""
+        import ctypes
+        from threading import Timer
+        from launch.preemption import {kind}
+        with {kind}():
+            libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+            Timer(1.0, print, ["ready"], {{"flush": True}}).start()
+            libc.pthread_mutex_lock(mutex)
+            libc.pthread_mutex_lock(mutex)  # its own lock: for ever, and no signal ends it
+        """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(text)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout and process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        assert process.wait(60) == code
+    finally:
+        process.kill()

@@ -64,7 +64,7 @@ def _train(
 ) -> None:
     from trainer.loop import fit
 
-    stop = StopSignal().install()
+    stop = StopSignal().__enter__()  # to the process's end
     config = from_json(RunConfig, values)
     said = config.out.parent / f"said-{config.out.name}-{rank}"
     said.unlink(missing_ok=True)
@@ -74,7 +74,7 @@ def _train(
         spoil(rank)
     try:
         logging.info("ended: %s", fit(config, stop).value)
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         logging.info("ended: %s: %s", type(error).__name__, error)
         handler.flush()
-        os._exit(exit_code_for(error))
+        os._exit(stop.code if stop() else exit_code_for(error))

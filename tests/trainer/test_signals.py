@@ -85,23 +85,38 @@ def _signal_in(place: str, signals: list[int], rank: int) -> None:
     [
         ("step", [signal.SIGTERM], 1),
         pytest.param("save", [signal.SIGUSR1, signal.SIGTERM], 4, marks=pytest.mark.slow),
-        pytest.param("load", [signal.SIGTERM], 3, marks=pytest.mark.slow),
         pytest.param("evaluation", [signal.SIGUSR1], 5, marks=pytest.mark.slow),
         pytest.param("step", [signal.SIGTERM] * 2, 1, marks=pytest.mark.slow),
         pytest.param("save", [signal.SIGTERM], 4, marks=pytest.mark.slow),
-        pytest.param("load", [signal.SIGUSR1] * 2, 3, marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_ends_in_a_checkpoint_and_the_resumed_run_is_equal(
     data: Path, tmp_path: Path, undisturbed: Path, place: str, signals: list[int], last_step: int
 ) -> None:
-    """To one rank; in a load (of step 2) the step that follows is made, and saved."""
+    """To one rank."""
     config = config_for(data, tmp_path / "run")
-    if place == "load":
-        assert train(2, config, stop_at=2) == "stopped"
     said = train_with_faults(2, config, spoil=partial(_signal_in, place, list(map(int, signals))))
     assert all("ended: stopped" in (text or "") for text in said)
     assert metrics(config.out)[-1]["step"] == last_step
+    assert train(2, config) == "done"
+    assert_equal_runs(config.out, undisturbed)
+
+
+@pytest.mark.reliability(22)
+@pytest.mark.parametrize(
+    "signals",
+    [[signal.SIGTERM], pytest.param([signal.SIGUSR1] * 2, marks=pytest.mark.slow)],
+)
+def test_a_signal_in_a_load_ends_at_once_and_the_checkpoint_serves(
+    data: Path, tmp_path: Path, undisturbed: Path, signals: list[int]
+) -> None:
+    """To one rank, before its first step: nothing is to be saved, and the others lose it."""
+    config = config_for(data, tmp_path / "run")
+    assert train(2, config, stop_at=2) == "stopped"
+    exits = {0: int(ExitCode.RETRYABLE), 1: int(ExitCode.PREEMPTED)}
+    spoil = partial(_signal_in, "load", list(map(int, signals)))
+    train_with_faults(2, config, exits=exits, spoil=spoil)
+    assert metrics(config.out)[-1]["step"] == 2
     assert train(2, config) == "done"
     assert_equal_runs(config.out, undisturbed)
 
