@@ -45,6 +45,7 @@ from trainer.telemetry import (
     LogLines,
     ProgressBar,
     Reader,
+    StepCounter,
     Telemetry,
     TensorBoard,
 )
@@ -193,8 +194,11 @@ def _build(
     collapse = CollapseAlarm(config.collapse, judges=rank_zero)
     stragglers = Stragglers(config.straggler, phases, fabric.device, speaks=rank_zero)
     readers: list[Reader] = [collapse]
+    counters: list[StepCounter] = []
     if rank_zero:
-        readers += _readers(config, plan, done)
+        shown = _shown(config, plan, done)
+        counters.append(shown)
+        readers += [*_writers(config, done), shown]
     if endpoint is not None:
         endpoint.collapsed = lambda: collapse.alarm
         stragglers.tell = [endpoint]
@@ -228,6 +232,7 @@ def _build(
             readers,
             [substitutes, stragglers],
             [] if endpoint is None else [endpoint],
+            counters,
         ),
         knn=knn,
         samples=SampleLog(samples_path if rank_zero else None, done)
@@ -270,13 +275,15 @@ def _gradients(
     )
 
 
-def _readers(config: RunConfig, plan: RunPlan, done: int) -> list[Reader]:
+def _shown(config: RunConfig, plan: RunPlan, done: int) -> ProgressBar | LogLines:
+    if os.isatty(2):
+        return ProgressBar(plan.total_steps, done)
+    return LogLines(plan.total_steps, config.telemetry.log_seconds, done)
+
+
+def _writers(config: RunConfig, done: int) -> list[Reader]:
     watch = config.telemetry
     readers: list[Reader] = [JsonLines(config.out / "metrics.jsonl", keep_up_to=done)]
-    if os.isatty(2):
-        readers.append(ProgressBar(plan.total_steps, done))
-    else:
-        readers.append(LogLines(plan.total_steps, watch.log_seconds))
     if watch.tensorboard:
         readers.append(TensorBoard(config.out / "tensorboard", done))
     if watch.wandb is not None:

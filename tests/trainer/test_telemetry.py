@@ -123,6 +123,35 @@ def test_a_line_that_is_whole_but_for_its_end_is_kept(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["samples.jsonl"]
 
 
+def test_the_bar_moves_with_each_step_though_the_device_is_read_rarely(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bar = ProgressBar(total=30, done=4)
+    telemetry = Telemetry(TelemetryConfig(log_every=10), 16, [bar], step_counters=[bar])
+    for step in (5, 6, 7):
+        telemetry.step({"step": step, "lr": 0.1}, loss=torch.tensor(1.0))
+        telemetry.flush_if_due()
+        assert bar._bar.n == step
+    assert " 5/30 " in capsys.readouterr().err  # on the terminal with the first one
+    telemetry.close()
+    assert bar._bar.n == 7
+    assert " 7/30 " in capsys.readouterr().err
+
+
+def test_until_the_first_reading_log_lines_say_the_step_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    lines = LogLines(total=30, seconds=0, done=4)
+    lines.count()
+    lines.count()
+    assert [each.getMessage() for each in caplog.records] == ["step 5/30", "step 6/30"]
+    lines.read([record(5), record(6)])
+    caplog.clear()
+    lines.count()
+    assert not caplog.records
+
+
 def test_log_lines_come_by_time_and_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     lines = LogLines(total=30, seconds=3600)

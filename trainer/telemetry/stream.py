@@ -55,6 +55,13 @@ class Completer(Protocol):
         """Add it to the records, before they are read. A collective."""
 
 
+class StepCounter(Protocol):
+    """Is told of each step as it is done, before the device is read."""
+
+    def count(self) -> None:
+        """One more step."""
+
+
 class StepListener(Protocol):
     """Shows how long steps took."""
 
@@ -82,6 +89,7 @@ class Telemetry:
     completers: list[Completer] = field(default_factory=list)
     """The same on all ranks."""
     step_listeners: list[StepListener] = field(default_factory=list)
+    step_counters: list[StepCounter] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._pending: list[_Pending] = []
@@ -95,6 +103,8 @@ class Telemetry:
         took = None if self._step_began is None else now - self._step_began
         self._step_began = now
         self._pending.append(_Pending(record, tensors, took))
+        for counter in self.step_counters:
+            counter.count()
 
     def annotate(self, **values: Any) -> None:
         """Add values to the newest step's record, before it is flushed."""

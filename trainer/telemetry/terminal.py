@@ -36,13 +36,22 @@ class ProgressBar:
             total=self._total,
             initial=self._done,
             bar_format="{n_fmt}/{total_fmt} {bar} {remaining}{postfix}",  # all in 80 columns
+            miniters=1,  # else the bar stands still when steps become slower than they were
             ncols=None if has_width else 100,
             dynamic_ncols=has_width,
             file=sys.stderr,
         )
 
+    def count(self) -> None:
+        """Advance the bar; it appears with the first step, below what the run says before."""
+        self._done += 1
+        if self._bar is None:
+            self._bar = self._open()
+        else:
+            self._bar.update()
+
     def read(self, records: list[Record]) -> None:
-        """Advance the bar; it appears with the first records, below what the run says before."""
+        """Show the newest record beside the bar."""
         if self._bar is None:
             self._bar = self._open()
         for record in records:
@@ -56,8 +65,7 @@ class ProgressBar:
         }
         if self._knn:
             facts["knn"] = self._knn
-        self._bar.set_postfix(facts, refresh=False)
-        self._bar.update(len(records))
+        self._bar.set_postfix(facts)
 
     def close(self) -> None:
         """Leave the bar as it stands."""
@@ -66,12 +74,26 @@ class ProgressBar:
 
 
 class LogLines:
-    """One line per interval where there is no terminal."""
+    """One line per interval where there is no terminal.
 
-    def __init__(self, total: int, seconds: float) -> None:
-        self._total, self._seconds = total, seconds
+    Args:
+        total: steps of the run.
+        seconds: between two lines.
+        done: steps of it that earlier starts have made.
+    """
+
+    def __init__(self, total: int, seconds: float, done: int = 0) -> None:
+        self._total, self._seconds, self._done = total, seconds, done
         self._said = self._started = time.monotonic()
         self._steps = 0
+
+    def count(self) -> None:
+        """Say where the run is until the first reading of the device, which may take long."""
+        self._done += 1
+        now = time.monotonic()
+        if not self._steps and now - self._said >= self._seconds:
+            log.info("step %d/%d", self._done, self._total)
+            self._said = now
 
     def read(self, records: list[Record]) -> None:
         """Log the newest record if it is time, or it is the last, or it carries a kNN result."""
