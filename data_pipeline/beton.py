@@ -62,6 +62,8 @@ MAX_PIXELS = 1 << 26  # 64 megapixels, 192 MiB decoded: what a decoding thread m
 MAX_LABEL = (1 << 31) - 1
 SIGNATURE = b"widebatch/1\0"  # then the 32 bytes of the content digest, in the image's arguments
 
+_LONG_TO_READ = 1 << 30  # bytes: seconds, where the disk is slow
+
 _REMEDY = "pack it again with 'widebatch pack'"
 
 
@@ -159,8 +161,20 @@ def read_sample_table(path: Path | str, max_damaged: float = 0) -> SampleTable:
         return _read_table(path, file, max_damaged)[0]
 
 
-def sha256_of(file: BinaryIO, advance: Callable[[int], object] = lambda _: None) -> str:
-    """SHA-256 of a whole open file, hexadecimal; ``advance`` hears the bytes read so far."""
+def sha256_of(file: BinaryIO, advance: Callable[[int], object] | None = None) -> str:
+    """SHA-256 of a whole open file, hexadecimal.
+
+    Args:
+        file: a regular file.
+        advance: hears of bytes as they are read; by default rank 0 shows how far a long one is.
+    """
+    if advance is None:
+        from data_pipeline.progress import Progress
+
+        size = os.fstat(file.fileno()).st_size
+        shown = size >= _LONG_TO_READ and os.environ.get("RANK", "0") == "0"
+        with Progress("checking the data's content", size, "B", shown) as bar:
+            return sha256_of(file, bar.advance)
     digest, buffer = hashlib.sha256(), bytearray(1 << 22)
     file.seek(0)
     while count := file.readinto(buffer):  # type: ignore[attr-defined]

@@ -60,5 +60,7 @@ def announce(run: Run, resumed: bool) -> None:
             random_layers[0],
             len(random_layers) - 1,
         )
+    if run.config.compile:
+        log.info("compile   the first step compiles the encoder, which takes minutes (--compile)")
     if resumed:
         log.info("resumed   after step %d of %d", run.state.step, run.plan.total_steps)

@@ -94,7 +94,7 @@ def _pool(pid: int, threads: int) -> ThreadPoolExecutor:
 # or a run would not go on as it was. No ninf either: the solarise threshold may be infinite.
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"nnan"}}
 _inlined = njit(inline="always", **_OPTIONS)  # one function for the compiler: a fifth less time
-_compiled = compiled(**_OPTIONS)
+_compiled = compiled("the augmentation", **_OPTIONS)
 
 
 @_compiled

@@ -1,5 +1,7 @@
 """What is packed is what stock FFCV reads, and the check says what a sound file holds."""
 
+import hashlib
+import logging
 import os
 from io import BytesIO
 from pathlib import Path
@@ -168,3 +170,20 @@ def test_images_larger_than_a_page_lie_within_one(
     for (height, width), start, size in zip(sizes, table.offsets, table.sizes):
         assert data[start : start + size] == bytes([height % 251]) * (height * width * 3)
     assert not check_beton(path).has_label
+
+
+def test_a_long_checksum_shows_how_far_it_is(
+    packed: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    digest = hashlib.sha256(packed.read_bytes()).hexdigest()
+    with packed.open("rb") as file:
+        assert beton.sha256_of(file) == digest
+        assert not caplog.messages
+        monkeypatch.setattr(beton, "_LONG_TO_READ", 1)
+        assert beton.sha256_of(file) == digest
+        assert caplog.messages[-1].startswith("checking the data's content: ")
+        caplog.clear()
+        monkeypatch.setenv("RANK", "1")
+        assert beton.sha256_of(file) == digest
+        assert not caplog.messages

@@ -25,6 +25,7 @@ def double(folder: Path) -> int:
     if not path.exists():
         path.write_text(SOURCE)
     compiled._say.cache_clear()
+    compiled._announce.cache_clear()
     spec = importlib.util.spec_from_file_location("doubling", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -53,6 +54,19 @@ def test_code_is_kept_for_the_next_process(
     written = kept.stat().st_mtime_ns
     assert double(tmp_path) == 42
     assert kept.stat().st_mtime_ns == written
+    assert not said.messages
+
+
+def test_what_takes_long_to_compile_is_said_when_it_is_compiled(
+    tmp_path: Path, cache: Path, said: pytest.LogCaptureFixture
+) -> None:
+    long = SOURCE.replace("compiled(nogil", 'compiled("the doubling", nogil')
+    (tmp_path / "doubling.py").write_text(long)
+    assert double(tmp_path) == 42
+    (line,) = said.messages
+    assert line.startswith("compiling the doubling for this processor: once, some")
+    said.clear()
+    assert double(tmp_path) == 42
     assert not said.messages
 
 
