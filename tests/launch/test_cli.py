@@ -273,7 +273,7 @@ def test_ctrl_c_while_the_command_line_is_imported_is_one_word() -> None:
     code = (
         "import os, signal, sys; from importlib.abc import MetaPathFinder; "
         "find = lambda self, name, *_: name == 'launch.command_line'"
-        " and os.kill(os.getpid(), signal.SIGINT);"
+        " and os.kill(os.getpid(), signal.SIGINT) or None;"
         "sys.meta_path.insert(0, type('F', (MetaPathFinder,), {'find_spec': find})());"
         "from launch.__main__ import main; sys.exit(main(['--help']))"
     )
