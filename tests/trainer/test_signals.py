@@ -48,12 +48,13 @@ def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _signalled(
-    original: Callable[..., Any], signals: list[int], *arguments: Any, **named: Any
+    original: Callable[..., Any], signals: list[int], after: bool, *arguments: Any, **named: Any
 ) -> Any:
+    result = original(*arguments, **named) if after else None
     for number in signals:
         os.kill(os.getpid(), number)
     signals.clear()
-    return original(*arguments, **named)
+    return result if after else original(*arguments, **named)
 
 
 def _signal_in(place: str, signals: list[int], rank: int) -> None:
@@ -74,7 +75,8 @@ def _signal_in(place: str, signals: list[int], rank: int) -> None:
     original = getattr(owner, name)
 
     def signalled(*arguments: Any, **named: Any) -> Any:
-        return _signalled(original, signals, *arguments, **named)
+        # After a load, whose exchange the others have then made too: they wait in the next.
+        return _signalled(original, signals, place == "load", *arguments, **named)
 
     setattr(owner, name, signalled)
 
