@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-import launch.__main__ as command_line
 from data_pipeline import cores
 from data_pipeline.cores import Cores
 from data_pipeline.loader import LoaderConfig
 from data_pipeline.views import CropConfig
+from launch import command_line
 from tests.dist import run_ranks
 from trainer.cores import settle_threads
 from trainer.doctor import environment
