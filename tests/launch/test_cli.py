@@ -217,7 +217,7 @@ def test_it_works_from_any_folder(tmp_path: Path) -> None:
 
 def test_what_other_libraries_note_is_not_said(capfd: pytest.CaptureFixture[str]) -> None:
     code = (
-        "import logging; from launch.__main__ import _configure_logging;"
+        "import logging; from launch.command_line import _configure_logging;"
         "_configure_logging(verbose=False);"
         "logging.getLogger('onnx_ir.passes').info('Removed 182 unused nodes');"
         "logging.getLogger('onnx_ir').warning('a warning');"

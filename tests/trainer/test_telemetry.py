@@ -132,10 +132,10 @@ def test_the_bar_moves_with_each_step_though_the_device_is_read_rarely(
         telemetry.step({"step": step, "lr": 0.1}, loss=torch.tensor(1.0))
         telemetry.flush_if_due()
         assert bar._bar.n == step
-    assert " 5/30 " in capsys.readouterr().err  # on the terminal with the first one
+    assert "5/30 " in capsys.readouterr().err  # on the terminal with the first one
     telemetry.close()
     assert bar._bar.n == 7
-    assert " 7/30 " in capsys.readouterr().err
+    assert "7/30 " in capsys.readouterr().err
 
 
 def test_until_the_first_reading_log_lines_say_the_step_alone(
