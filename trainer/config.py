@@ -192,7 +192,7 @@ def plan_run(config: RunConfig, num_samples: int, world_size: int) -> RunPlan:
         ConfigError: the batch does not divide, exceeds the data, or leaves no negatives; the run
             has no step; the data set is too small.
     """
-    _refuse_non_finite(to_json(config))
+    _refuse_non_finite(config)
     batch = config.batch
     if batch < 2:
         raise ConfigError(f"--batch {batch}: a contrastive batch needs at least 2 images")
@@ -241,16 +241,16 @@ def lr_at(config: RunConfig, plan: RunPlan, step: int) -> float:
     return plan.peak_lr * factor
 
 
-def _refuse_non_finite(values: Any, name: str = "") -> None:
+def _refuse_non_finite(value: Any, name: str = "") -> None:
     """JSON, and so config.json, has no word for them."""
-    if isinstance(values, Mapping):
-        for key, value in values.items():
-            _refuse_non_finite(value, f"{name}.{key}" if name else key)
-    elif isinstance(values, list):
-        for value in values:
-            _refuse_non_finite(value, name)
-    elif isinstance(values, float) and not math.isfinite(values):
-        raise ConfigError(f"{name}={values}: must be a finite number")
+    if dataclasses.is_dataclass(value):
+        for each in dataclasses.fields(value):
+            _refuse_non_finite(getattr(value, each.name), f"{name}.{each.name}".lstrip("."))
+    elif isinstance(value, tuple):
+        for inner in value:
+            _refuse_non_finite(inner, name)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{name}={value}: must be a finite number")
 
 
 def absolute(config: T) -> T:
