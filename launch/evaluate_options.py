@@ -16,7 +16,7 @@ Rows = list[tuple[str, str]]
 # Options that do not change a result, and what is no option.
 _OF_NO_EFFECT = (
     *("batch", "workers", "backend", "device", "picture", "pictured", "debug", "verbose"),
-    *("source", "method", "json", "run", "parser", "evaluate", "table"),
+    *("source", "method", "json", "run", "parser", "evaluate", "table", "join_timeout"),
 )
 _LONGEST = 120  # letters of a file's name
 
