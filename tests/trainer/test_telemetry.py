@@ -166,6 +166,7 @@ def test_log_lines_come_by_time_and_at_the_end(caplog: pytest.LogCaptureFixture)
 def test_the_bar_has_room_for_all_it_says_in_80_columns() -> None:
     bar = ProgressBar(31200, 0)
     record = {"loss": 9.123456, "lr": 0.00123456, "images_per_second": 51234.5}
+    bar.count()
     bar.read([{**record, "step": 1, "epoch": 0, "knn_top1": 0.5334}])
     bar._bar.dynamic_ncols, bar._bar.ncols = None, 80
     shown = str(bar._bar)
