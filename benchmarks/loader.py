@@ -243,14 +243,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trashnet", type=Path, help="image folder, 320 x 240 pixels")
     parser.add_argument("--imagenette", type=Path, help="image folder, 224 x 224 pixels")
-    parser.add_argument("--generated", type=int, default=400, help="images; 0: none")
+    parser.add_argument("--generated", type=int, default=640, help="images; 0: none")
     parser.add_argument("--images", type=int, default=1024, help="timed per turn")
     parser.add_argument("--repeats", type=int, default=5, help="turns")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--batch", type=int, default=64)
     options = parser.parse_args()
     many = argparse.Namespace(**vars(options))
-    many.batch, many.workers, many.images = MANY, cores_alone(), max(options.images, 2 * MANY)
+    many.workers, many.images = cores_alone(), max(options.images, 2 * MANY)
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -265,8 +265,9 @@ def main() -> None:
             path = scratch / f"{folder.name}.beton"
             pack(str(folder), path, PackConfig(format="jpeg"), progress=False)
             report(f"{title}, full size, {options.workers} workers", contest(folder, path, options))
+            many.batch = min(MANY, len(read_sample_table(path).sizes))
             report(
-                f"{title}, batches of {MANY}, {many.workers} workers",
+                f"{title}, batches of {many.batch}, {many.workers} workers",
                 contest(folder, path, many, (OURS, IO_V2)),
             )
             if title == "Imagenette 224":
