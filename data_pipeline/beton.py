@@ -63,6 +63,8 @@ MAX_LABEL = (1 << 31) - 1
 SIGNATURE = b"widebatch/1\0"  # then the 32 bytes of the content digest, in the image's arguments
 
 _LONG_TO_READ = 1 << 30  # bytes: seconds, where the disk is slow
+_IDENTIFYING = 64  # images, evenly over a file
+_IDENTIFYING_BYTES = 1 << 16  # of each
 
 _REMEDY = "pack it again with 'widebatch pack'"
 
@@ -75,7 +77,8 @@ class BetonInfo:
     num_samples: int
     num_labelled: int  # samples with a label; the others say -1
     class_names: tuple[str, ...]  # empty where the manifest is missing or names none
-    fingerprint: str  # SHA-256 of the file, hexadecimal
+    fingerprint: str  # SHA-256 of the file, hexadecimal; empty where no manifest says it
+    identity: str  # see SampleTable
     max_height: int  # pixels
     max_width: int  # pixels
     num_bytes: int
@@ -97,6 +100,8 @@ class SampleTable:
     offsets: npt.NDArray[np.int64]  # bytes from the start of the file
     sizes: npt.NDArray[np.int64]  # bytes
     labels: npt.NDArray[np.int64]  # -1: no label
+    # SHA-256 of header, tables and some images: tells files apart without reading 140 GB.
+    identity: str
     # Sample id -> what is wrong with it. Its entries above are an empty JPEG of one pixel.
     faults: Mapping[int, str] = field(default_factory=dict)
 
@@ -114,33 +119,8 @@ def check_beton(path: Path | str, verify: bool = False, max_damaged: float = 0) 
         DataError: the file or its manifest cannot be used; names the sample where there is one.
     """
     path = Path(path)
-    with _opened(path) as file:
-        table, signature = _read_table(path, file, max_damaged)
-        manifest = read_manifest(path)
-        if manifest is not None:
-            _check_manifest(path, file, manifest, table, signature)
-        if verify:
-            _check_jpeg_headers(path, file, table)
-        if verify or manifest is None:
-            fingerprint = sha256_of(file)
-            if manifest is not None and fingerprint != manifest.sha256:
-                raise DataError(
-                    f"{path}: its content has changed since it was packed (SHA-256 differs from "
-                    f"the manifest's); copy it again or {_REMEDY}"
-                )
-        else:
-            fingerprint = manifest.sha256
-        return BetonInfo(
-            path=path,
-            num_samples=len(table.labels),
-            num_labelled=int((table.labels >= 0).sum()),
-            class_names=manifest.class_names if manifest else (),
-            fingerprint=fingerprint,
-            max_height=int(table.heights.max()),
-            max_width=int(table.widths.max()),
-            num_bytes=os.fstat(file.fileno()).st_size,
-            num_damaged=len(table.faults),
-        )
+    with opened(path) as file:
+        return read_beton(path, file, verify, max_damaged)[0]
 
 
 def sample_count(path: Path | str) -> int:
@@ -150,15 +130,48 @@ def sample_count(path: Path | str) -> int:
         DataError: there is no such file, or it is no .beton.
     """
     path = Path(path)
-    with _opened(path) as file:
+    with opened(path) as file:
         return _read_layout(path, file).num_samples
 
 
 def read_sample_table(path: Path | str, max_damaged: float = 0) -> SampleTable:
     """Where each sample lies, from a file checked as by :func:`check_beton` (manifest aside)."""
     path = Path(path)
-    with _opened(path) as file:
+    with opened(path) as file:
         return _read_table(path, file, max_damaged)[0]
+
+
+def read_beton(
+    path: Path, file: BinaryIO, verify: bool = False, max_damaged: float = 0
+) -> tuple[BetonInfo, SampleTable]:
+    """As :func:`check_beton` and :func:`read_sample_table`, for a file that is open."""
+    table, signature = _read_table(path, file, max_damaged)
+    manifest = read_manifest(path)
+    if manifest is not None:
+        _check_manifest(path, file, manifest, table, signature)
+    fingerprint = manifest.sha256 if manifest else ""
+    if verify:
+        _check_jpeg_headers(path, file, table)
+        content = sha256_of(file)
+        if manifest and content != fingerprint:
+            raise DataError(
+                f"{path}: its content has changed since it was packed (SHA-256 differs from "
+                f"the manifest's); copy it again or {_REMEDY}"
+            )
+        fingerprint = content
+    info = BetonInfo(
+        path=path,
+        num_samples=len(table.labels),
+        num_labelled=int((table.labels >= 0).sum()),
+        class_names=manifest.class_names if manifest else (),
+        fingerprint=fingerprint,
+        identity=table.identity,
+        max_height=int(table.heights.max()),
+        max_width=int(table.widths.max()),
+        num_bytes=os.fstat(file.fileno()).st_size,
+        num_damaged=len(table.faults),
+    )
+    return info, table
 
 
 def sha256_of(file: BinaryIO, advance: Callable[[int], object] | None = None) -> str:
@@ -184,7 +197,7 @@ def sha256_of(file: BinaryIO, advance: Callable[[int], object] | None = None) ->
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def opened(path: Path) -> Iterator[BinaryIO]:
     """The file, open; what the operating system refuses becomes a DataError."""
     if path.is_dir():
         words = ("widebatch", "pack", str(path), f"{path.resolve().name}.beton")
@@ -279,16 +292,35 @@ def _read_table(
     def where_sound(column: np.ndarray, otherwise: int) -> npt.NDArray[np.int64]:
         return np.where(sound_N, column, column.dtype.type(otherwise)).astype(np.int64)
 
+    offsets_N, sizes_N = where_sound(offsets, layout.data_start), where_sound(sizes, 0)
     table = SampleTable(
         modes=np.where(sound_N, images["mode"], np.uint8(JPEG_MODE)),
         heights=where_sound(images["height"], 1),
         widths=where_sound(images["width"], 1),
-        offsets=where_sound(offsets, layout.data_start),
-        sizes=where_sound(sizes, 0),
+        offsets=offsets_N,
+        sizes=sizes_N,
         labels=where_sound(labels, -1),
+        identity=_identity(file, (layout.fields, metadata, allocations), offsets_N, sizes_N),
         faults=damage.reasons,
     )
     return table, _content_digest(layout.fields, layout.columns["image"])
+
+
+def _identity(
+    file: BinaryIO,
+    tables: tuple[np.ndarray, ...],
+    offsets_N: npt.NDArray[np.int64],
+    sizes_N: npt.NDArray[np.int64],
+) -> str:
+    """See :class:`SampleTable`: a file may have the tables of another, raw pixels mostly do."""
+    digest = hashlib.sha256()
+    for table in tables:
+        digest.update(table.tobytes())
+    last = len(sizes_N) - 1
+    for sample in np.unique(np.linspace(0, last, _IDENTIFYING).astype(np.int64)):
+        file.seek(int(offsets_N[sample]))
+        digest.update(file.read(min(int(sizes_N[sample]), _IDENTIFYING_BYTES)))
+    return digest.hexdigest()
 
 
 def _column_of_field(path: Path, fields: np.ndarray) -> dict[str, str]:

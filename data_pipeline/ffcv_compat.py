@@ -1,7 +1,7 @@
 """Stock FFCV 1.0.2, made fit for use inside a training process. All contact with its flaws is here.
 
-What is used of FFCV: its reader of the file format, the calling convention of its decoders, and its
-binary, which links libjpeg-turbo. What is not: its ``Loader``. The threads of that hang for ever
+What is used of FFCV: its file format, the calling convention of its decoders, and its binary, which
+links libjpeg-turbo. What is not: its ``Loader``. The threads of that hang for ever
 when a stage raises, leak 36 MB at every ``break``, overwrite batches that the consumer still holds,
 need Numba's process-wide thread pool and compile for seconds in every process.
 ``data_pipeline.loader`` drives a stage that is compiled once per installation, from a plain thread
@@ -11,27 +11,22 @@ Mended here:
 
 * importing FFCV takes 4 s, all of it to compile a dictionary of two entries, sets torch's number of
   threads to 1 for the whole process and starts Numba's threads;
-* its memory manager builds Python sets for every sample, 1.3 GB for ImageNet: :func:`map_beton`
-  maps the file itself;
+* its memory manager builds Python sets for every sample, 1.3 GB for ImageNet, and maps the file:
+  :mod:`data_pipeline.open_beton` serves instead;
 * a missing library is reported as what it is.
 """
 
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numba
-import numpy as np
-import numpy.typing as npt
 import torch
 from llvmlite import binding as llvm  # type: ignore[import-untyped]
 from numba import types
 
-from data_pipeline.beton import SampleTable
 from data_pipeline.errors import DataError
 from data_pipeline.jpeg import turbo_complaint, turbo_library
 
@@ -53,6 +48,8 @@ SIGNATURES = {
     "tjPlaneHeight": _INT(_INT, _INT, _INT),
     # Handle, JPEG, size, pixels, width, bytes of a row, height, format, flags.
     "tjDecompress2": _INT(_POINTER, _POINTER, types.uint64, _POINTER, *[_INT] * 5),
+    # The C library's: descriptor, *target, bytes, offset.
+    "pread": types.int64(_INT, _POINTER, types.uint64, types.int64),
 }
 _PREFIX = "widebatch_"  # own names, so that no other library's symbol can stand in
 
@@ -109,7 +106,6 @@ def import_ffcv() -> Any:
     try:
         with _without_side_effects():
             import ffcv.fields.rgb_image
-            import ffcv.reader
     except (ImportError, OSError) as error:
         # OSError: its binary is there, but libturbojpeg, OpenCV or oneTBB is not.
         raise DataError(f"FFCV cannot be used here ({error}); {_REMEDY}") from error
@@ -123,23 +119,6 @@ def ffcv_problem() -> str | None:
     except DataError as error:
         return str(error)
     return None
-
-
-@dataclass(frozen=True)
-class MappedBeton:
-    """A checked .beton as decoders in FFCV's convention take it."""
-
-    metadata: npt.NDArray[Any]  # one record of FFCV's RGBImageField for each sample
-    # The file's bytes, and for each sample how many of them, from its data_ptr on, are its own.
-    storage_state: tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
-
-
-def map_beton(path: Path, table: SampleTable) -> MappedBeton:
-    """Map a file that ``check_beton`` has accepted; all processes share the page cache."""
-    reader = import_ffcv().reader.Reader(str(path))
-    column = list(reader.handlers).index("image")
-    content = np.memmap(path, np.uint8, mode="r")
-    return MappedBeton(reader.metadata[f"f{column}"], (content, table.sizes))
 
 
 def jpeg_complaint(data: bytes, height: int, width: int) -> str:

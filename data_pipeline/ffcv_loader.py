@@ -11,21 +11,21 @@ of an installation compiles for some seconds, later ones load in tenths.
 Shape suffixes: N samples, V views, S side.
 """
 
-from pathlib import Path
-
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.beton import JPEG_MODE, MAX_PIXELS, SampleTable
-from data_pipeline.ffcv_compat import bind_symbols, external, jpeg_complaint, map_beton
+from data_pipeline.beton import JPEG_MODE, MAX_PIXELS
+from data_pipeline.ffcv_compat import bind_symbols, external, jpeg_complaint
+from data_pipeline.open_beton import OpenBeton
 from data_pipeline.resample import crop, make_scratch, split_channels
 from data_pipeline.substitutes import Decoder
 from kernels.compiled import compiled
 
 _compiled = compiled(nogil=True, error_model="numpy")
 
-# What became of a sample: its planes are YCbCr or grey, or RGB, or it did not decode.
-_FINE, _FINE_RGB, _DAMAGED = 0, 1, 2
+# What became of a sample: its planes are YCbCr or grey, or RGB, or it did not decode, or the file
+# did not give its bytes.
+_FINE, _FINE_RGB, _DAMAGED, _UNREAD = 0, 1, 2, 3
 
 # TurboJPEG's colour spaces and its code for a picture without colour planes.
 _YCBCR, _GREY_COLOURS = 1, 2
@@ -36,6 +36,20 @@ _tj_init, _tj_destroy = external("tjInitDecompress"), external("tjDestroy")
 _tj_header, _tj_planes = external("tjDecompressHeader3"), external("tjDecompressToYUVPlanes")
 _tj_plane_width, _tj_plane_height = external("tjPlaneWidth"), external("tjPlaneHeight")
 _tj_pixels = external("tjDecompress2")
+_pread = external("pread")
+
+
+@_compiled
+def _read(descriptor, data, offset):  # type: ignore[no-untyped-def]
+    """Fill ``data`` from the file; whether it gave all of that."""
+    done = 0
+    while done < data.size:
+        target, left = np.int64(data.ctypes.data) + done, np.uint64(data.size - done)
+        count = _pread(descriptor, target, left, offset + done)
+        if count <= 0:
+            return False
+        done += count
+    return True
 
 
 @_compiled
@@ -122,23 +136,26 @@ def decode_views(batch_indices, storage, metadata, storage_state):  # type: igno
         batch_indices: int64 (N,), sample ids.
         storage: uint8 (N, V, S, S, 3) to fill; int64 (N, V, 4) boxes; uint8 (N,), set to what
             became of each sample; the greatest reduction while decoding; working memory.
-        metadata: records of FFCV's RGBImageField for the whole file.
-        storage_state: see :class:`data_pipeline.ffcv_compat.MappedBeton`.
+        metadata: of the whole file: modes, heights, widths.
+        storage_state: the file's descriptor; where each sample begins, and how many bytes it has.
     """
     out_NVSS3, boxes_NV4, status_N, limit, scratch = storage
-    content, sizes = storage_state
+    modes, heights, widths = metadata
+    descriptor, offsets, sizes = storage_state
     layout_4 = np.zeros(4, np.int64)
+    content = np.empty(max(0, sizes[batch_indices].max()) if len(batch_indices) else 0, np.uint8)
     for n in range(len(batch_indices)):
         sample = batch_indices[n]
         if sizes[sample] == 0:  # damaged in the tables: nothing that they say is to be followed
             status_N[n] = _DAMAGED
             continue
-        field = metadata[sample]
-        height, width = np.int64(field["height"]), np.int64(field["width"])
-        start = np.int64(field["data_ptr"])
-        data = content[start : start + sizes[sample]]
+        height, width = heights[sample], widths[sample]
+        data = content[: sizes[sample]]
+        if not _read(descriptor, data, offsets[sample]):
+            status_N[n] = _UNREAD
+            continue
         factor = 1
-        if field["mode"] == JPEG_MODE:
+        if modes[sample] == JPEG_MODE:
             factor = _reduction(boxes_NV4[n], out_NVSS3.shape[2], limit)
             # A handle keeps tables for pictures that bring none, and one that failed inside a
             # header fails at the next picture too: with one of its own, none depends on another.
@@ -164,8 +181,7 @@ class FfcvDecoder(Decoder):
     """Decodes samples of a .beton and cuts boxes out of them. Safe to call from several threads.
 
     Args:
-        path: the file, accepted by ``check_beton``.
-        table: where its samples lie.
+        file: whose samples these are.
         max_reduction: 1, 2, 4 or 8: how much smaller a JPEG may be decoded, in the frequency
             domain, where every box has pixels to spare.
 
@@ -173,11 +189,10 @@ class FfcvDecoder(Decoder):
         DataError: FFCV cannot be used here.
     """
 
-    def __init__(self, path: Path, table: SampleTable, max_reduction: int = 1) -> None:
+    def __init__(self, file: OpenBeton, max_reduction: int = 1) -> None:
         bind_symbols()
-        self.path, self.faults = path, table.faults
-        self._table, self._max_reduction = table, max_reduction
-        self._file = map_beton(path, table)
+        self.path, self.faults = file.path, file.table.faults
+        self._file, self._max_reduction = file, max_reduction
         # Compile or load now, on one thread, rather than in the first batch on all of them.
         nothing = np.empty((0, 1, 4), np.int64), np.empty((0, 1, 4, 4, 3), np.uint8)
         self.decode(np.empty(0, np.int64), *nothing)
@@ -189,7 +204,7 @@ class FfcvDecoder(Decoder):
         out_NVSS3: npt.NDArray[np.uint8],
     ) -> npt.NDArray[np.int64]:
         """As :meth:`data_pipeline.substitutes.Decoder.try_decode`."""
-        table, file = self._table, self._file
+        table = self._file.table
         status_N = np.full(len(ids_N), _DAMAGED, np.uint8)
         max_height = int(table.heights[ids_N].max(initial=1))
         max_width = int(table.widths[ids_N].max(initial=1))
@@ -200,11 +215,17 @@ class FfcvDecoder(Decoder):
             return np.flatnonzero([each.size for each in failed])
         scratch = make_scratch(out_NVSS3.shape[2], max_height, max_width)
         storage = (out_NVSS3, boxes_NV4, status_N, self._max_reduction, scratch)
-        decode_views(ids_N, storage, file.metadata, file.storage_state)
-        return np.flatnonzero(status_N == _DAMAGED)
+        metadata = (table.modes, table.heights, table.widths)
+        state = (np.int32(self._file.descriptor), table.offsets, table.sizes)
+        decode_views(ids_N, storage, metadata, state)
+        for n in np.flatnonzero(status_N == _UNREAD).tolist():
+            self._file.read(int(ids_N[n]))  # says what is wrong, or it was a moment's trouble
+            again = slice(n, n + 1)
+            if not self.try_decode(ids_N[again], boxes_NV4[again], out_NVSS3[again]).size:
+                status_N[n] = _FINE
+        return np.flatnonzero((status_N == _DAMAGED) | (status_N == _UNREAD))
 
     def complaint(self, sample: int) -> str:
         """What libjpeg-turbo says of a sample."""
-        table, start = self._table, int(self._table.offsets[sample])
-        data = self._file.storage_state[0][start : start + int(table.sizes[sample])].tobytes()
+        table, data = self._file.table, self._file.read(sample).tobytes()
         return jpeg_complaint(data, int(table.heights[sample]), int(table.widths[sample]))

@@ -18,7 +18,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -28,10 +28,10 @@ import torch
 
 from data_pipeline.batch import Batch, Memory, Transfer
 from data_pipeline.batch_plan import CentreCrops, Plan, RandomCrops
-from data_pipeline.beton import BetonInfo, SampleTable, check_beton, read_sample_table
 from data_pipeline.cores import cores_alone
 from data_pipeline.damage import Damage, check_limit
 from data_pipeline.errors import DataError
+from data_pipeline.open_beton import OpenBeton
 from data_pipeline.order import IdArray, Position, rank_slice
 from data_pipeline.substitutes import (
     BoxArray,
@@ -161,13 +161,13 @@ class _Source:
 
     def __init__(self, path: Path | str, config: LoaderConfig, max_substitutes: float) -> None:
         check_limit(max_substitutes, "max_substitutes")
-        self.info: BetonInfo = check_beton(path, max_damaged=max_substitutes)
-        self.table: SampleTable = read_sample_table(path, max_damaged=max_substitutes)
+        self.file = OpenBeton(path, max_substitutes)
+        self.info, self.table = self.file.info, self.file.table
         self.substitutes = max_substitutes > 0
         self._damage: Damage | None = None
         self._warned = set(self.table.faults)
         self.config = replace(config, workers=config.workers or cores_alone())
-        self.decoder = _open_decoder(Path(path), self.table, config)
+        self.decoder = _open_decoder(self.file, config)
         self.memory = Memory(keep=config.prefetch + 2)
         self._closed = False
         self.pool = ThreadPoolExecutor(self.config.workers, thread_name_prefix="widebatch-decode")
@@ -235,12 +235,12 @@ def _open_decoder(path: Path, table: SampleTable, config: LoaderConfig) -> Decod
         if problem is None:
             from data_pipeline.ffcv_loader import FfcvDecoder
 
-            return FfcvDecoder(path, table, config.max_reduction)
+            return FfcvDecoder(file, config.max_reduction)
         if config.backend == "ffcv":
             raise DataError(problem)
     from data_pipeline.torchvision_loader import TorchvisionDecoder
 
-    return TorchvisionDecoder(path, table)
+    return TorchvisionDecoder(file)
 
 
 class _Pending:
@@ -276,7 +276,12 @@ class _Pending:
         return all(part.done() for part in self._parts)
 
     def result(self) -> Batch:
-        """Wait for the batch; raises what decoding raised, of the first sample in the batch."""
+        """Wait for the batch; raises what decoding raised, of the first sample in the batch.
+
+        What was decoded while somebody wrote over the file is never handed out.
+        """
+        wait(self._parts)
+        self._source.file.check_unchanged()
         replaced = [substitute for part in self._parts for substitute in part.result()]
         ids = torch.from_numpy(self._planned.result()[0])
         return Batch(self._crops, ids, self._labels, self._position, tuple(replaced))

@@ -11,7 +11,6 @@ Shape suffixes: N samples, V views, S side.
 """
 
 import re
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +18,9 @@ import torch
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional as tv
 
-from data_pipeline.beton import JPEG_MODE, SampleTable
+from data_pipeline.beton import JPEG_MODE
 from data_pipeline.jpeg import JpegError, read_jpeg_header, soundness_check
+from data_pipeline.open_beton import OpenBeton
 from data_pipeline.substitutes import Decoder
 
 _SOURCE_LINE = re.compile(r"^decode_jpeg, \S+:\d+, ")  # where in torchvision it was noticed
@@ -31,17 +31,15 @@ class TorchvisionDecoder(Decoder):
     """Decodes samples of a .beton and cuts boxes out of them. Safe to call from several threads.
 
     Args:
-        path: the file, accepted by ``check_beton``.
-        table: where its samples lie.
+        file: whose samples these are.
     """
 
-    def __init__(self, path: Path, table: SampleTable) -> None:
-        self.path, self.faults, self._table = path, table.faults, table
-        self._bytes = np.memmap(path, np.uint8, mode="r")
+    def __init__(self, file: OpenBeton) -> None:
+        self.path, self.faults, self._file = file.path, file.table.faults, file
         name, self._libjpeg_complaint = soundness_check()
         # Pillow hears no more than torchvision does; asking it would be time for nothing.
         self._asks_libjpeg = name == "libjpeg-turbo"
-        self._verdicts = np.full(len(table.sizes), _UNKNOWN, np.uint8)
+        self._verdicts = np.full(len(file.table.sizes), _UNKNOWN, np.uint8)
 
     def try_decode(
         self,
@@ -78,14 +76,12 @@ class TorchvisionDecoder(Decoder):
         Raises:
             JpegError: it is damaged.
         """
-        table = self._table
+        table = self._file.table
         if sample in table.faults:
             raise JpegError(table.faults[sample])
         if self._verdicts[sample] == _DAMAGED:
             raise JpegError("found damaged before")
-        start = int(table.offsets[sample])
-        # A copy: torch takes no read-only memory.
-        data = np.array(self._bytes[start : start + int(table.sizes[sample])])
+        data = self._file.read(sample)
         shape = (int(table.heights[sample]), int(table.widths[sample]))
         if table.modes[sample] != JPEG_MODE:
             return torch.from_numpy(data).view(*shape, 3).permute(2, 0, 1).contiguous()

@@ -121,7 +121,7 @@ def prepare(config: RunConfig, joined: Fabric | None = None) -> Iterator[Run]:
         )
         stack.callback(loader.close)
         store = CheckpointStore(config.out / "checkpoints", config.checkpoint.keep)
-        checkpoint = agreed_checkpoint(config, plan, fabric, store, loader.info.fingerprint)
+        checkpoint, loader.info = agreed_checkpoint(config, plan, fabric, store, loader.info)
         phases = stack.enter_context(_watched(config, fabric))
         saver = CheckpointSaver(store, config.checkpoint, fabric.is_global_zero)
         stack.callback(saver.close)

@@ -191,6 +191,7 @@ class Run:
                 **asdict(self.state),
                 "epoch": self.state.step / self.plan.steps_per_epoch,
                 "data_fingerprint": self.loader.info.fingerprint,
+                "data_identity": self.loader.info.identity,
                 "data_stamp": self.data_stamp,
                 "world_size": self.plan.world_size,
             }

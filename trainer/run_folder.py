@@ -7,13 +7,15 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lightning_fabric import Fabric
 
-from data_pipeline.beton import sha256_of
+from data_pipeline.beton import BetonInfo, sha256_of
 from data_pipeline.errors import DataError
+from data_pipeline.progress import Progress
 from data_pipeline.strict_json import read_json_file
 from trainer.checkpoint import Checkpoint, CheckpointStore
 from trainer.config import (
@@ -86,23 +88,26 @@ def _clear(out: Path, made: list[Path]) -> None:
 
 
 def agreed_checkpoint(
-    config: RunConfig, plan: RunPlan, fabric: Fabric, store: CheckpointStore, fingerprint: str
-) -> Checkpoint | None:
-    """The checkpoint to go on from. Rank 0 decides for all, so that no rank starts elsewhere.
+    config: RunConfig, plan: RunPlan, fabric: Fabric, store: CheckpointStore, info: BetonInfo
+) -> tuple[Checkpoint | None, BetonInfo]:
+    """The checkpoint to go on from, and the data with its fingerprint.
 
-    What ``--resume force`` changes is said, setting by setting, and what it comes to.
+    Rank 0 decides for all, so that no rank starts elsewhere, and alone reads a file whose manifest
+    does not say the fingerprint. What ``--resume force`` changes is said, setting by setting, and
+    what it comes to.
     """
     verdict: dict[str, Any] = {}
     if fabric.is_global_zero:
         try:
             saved = _check_same_run(config)
             found = store.newest()
+            fingerprint = _fingerprint(config, found, info)
             if found is not None:
-                _check_same_data(config, found, fingerprint)
+                _check_same_data(config, found, fingerprint, hashed=not info.fingerprint)
                 _check_may_resume(config)
                 if config.resume == "force" and saved is not None:
                     _say_what_changes(saved, config, plan, found)
-            verdict = {"step": found.step if found else None}
+            verdict = {"step": found.step if found else None, "fingerprint": fingerprint}
         except CheckpointError as error:
             verdict = {"checkpoint_error": str(error)}
         except ConfigError as error:
@@ -112,7 +117,9 @@ def agreed_checkpoint(
         raise CheckpointError(verdict["checkpoint_error"])
     if "config_error" in verdict:
         raise ConfigError(verdict["config_error"])
-    return None if verdict["step"] is None else store.read(verdict["step"])
+    step = verdict["step"]
+    info = replace(info, fingerprint=verdict["fingerprint"])
+    return None if step is None else store.read(step), info
 
 
 def _check_may_resume(config: RunConfig) -> None:
@@ -172,7 +179,19 @@ def _say_what_changes(
             log.warning("--resume force: %s of step %d: %.4g -> %.4g", name, step + 1, was, now)
 
 
-def _check_same_data(config: RunConfig, found: Checkpoint, fingerprint: str) -> None:
+def _fingerprint(config: RunConfig, found: Checkpoint | None, info: BetonInfo) -> str:
+    """SHA-256 of the data: by its manifest, by a checkpoint of when it was as it is, or read."""
+    if info.fingerprint:
+        return info.fingerprint
+    path, state = config.data.train, found.state if found else {}
+    same = state.get("data_identity") == info.identity
+    if same and state.get("data_stamp") == data_stamp(path):
+        return str(state["data_fingerprint"])
+    log.info("%s: has no manifest: reading it whole, once, for the checksum", path)
+    return _sha256_of(path)
+
+
+def _check_same_data(config: RunConfig, found: Checkpoint, fingerprint: str, hashed: bool) -> None:
     """Without reading a terabyte at every start: only when the file may have changed."""
     path = config.data.train
     saved = found.state.get("data_fingerprint")
@@ -185,17 +204,21 @@ def _check_same_data(config: RunConfig, found: Checkpoint, fingerprint: str) -> 
             f"{path}: is not the data that {found.path} was trained on (fingerprint"
             f" {fingerprint[:12]}, then {str(saved)[:12]}); --resume force goes on with it anyway"
         )
-    if found.state.get("data_stamp") == data_stamp(path):
+    if hashed or found.state.get("data_stamp") == data_stamp(path):
         return
     log.info("%s: written to since the checkpoint, or another copy; checking its content", path)
-    with path.open("rb") as file:  # the fingerprint may be the manifest's word for other bytes
-        content = sha256_of(file)
+    content = _sha256_of(path)  # the fingerprint may be the manifest's word for other bytes
     if content != saved:
         raise ConfigError(
             f"{path}: its content has changed since {found.path} was trained on it (SHA-256"
             f" {content[:12]}, then {str(saved)[:12]}); copy it again, or --resume force goes on"
             " with it anyway"
         )
+
+
+def _sha256_of(path: Path) -> str:
+    with path.open("rb") as file, Progress("checksum", path.stat().st_size, "B") as bar:
+        return sha256_of(file, bar.advance)
 
 
 def data_stamp(path: Path) -> list[int]:

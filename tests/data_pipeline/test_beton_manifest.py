@@ -34,7 +34,7 @@ def test_a_manifest_beside_another_file_is_found_out(packed: Path, tmp_path: Pat
     with pytest.raises(DataError, match=r"describes another file than 1\.beton"):
         check_beton(first)
     manifest_path(first).unlink()
-    assert check_beton(first).fingerprint == check_beton(second).fingerprint
+    assert check_beton(first).identity == check_beton(second).identity
 
 
 def test_a_changed_pixel_is_found_by_verifying(packed: Path, tmp_path: Path) -> None:

@@ -141,6 +141,7 @@ def tables(folder: Path) -> Target:
 def samples(folder: Path) -> Target:
     """A whole .beton, images too: what the check lets through, both backends read to the end."""
     from data_pipeline.ffcv_loader import FfcvDecoder
+    from data_pipeline.open_beton import OpenBeton
     from data_pipeline.torchvision_loader import TorchvisionDecoder
     from data_pipeline.views import centre_crop_boxes
 
@@ -170,16 +171,16 @@ def samples(folder: Path) -> Target:
     def read(data: bytes) -> str:
         path.write_bytes(data)
         try:
-            check_beton(path, max_damaged=COUNT)
+            file = OpenBeton(path, max_damaged=COUNT)
         except DataError as error:
             return refusal(path, error)
-        found = read_sample_table(path, max_damaged=COUNT)
+        found = file.table
         ids = np.arange(len(found.sizes))
         if (found.heights * found.widths).max() > 1 << 22:
             ids = ids[:2]  # decoding megapixels 100,000 times is not what this is for
         boxes = centre_crop_boxes(found.heights[ids], found.widths[ids], 8, 8)
         outcomes = []
-        for decoder in (FfcvDecoder(path, found), TorchvisionDecoder(path, found)):
+        for decoder in (FfcvDecoder(file), TorchvisionDecoder(file)):
             out = np.empty((len(ids), 1, 8, 8, 3), np.uint8)
             failed = decoder.try_decode(ids, boxes, out).tolist()
             assert set(failed) >= set(found.faults) & set(ids.tolist())

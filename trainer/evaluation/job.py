@@ -110,7 +110,8 @@ def data_facts(info: BetonInfo) -> dict[str, Any]:
     """What identifies a file."""
     return {
         "path": str(info.path.absolute()),
-        "fingerprint": info.fingerprint,
+        "fingerprint": info.fingerprint or None,
+        "identity": info.identity,
         "num_samples": info.num_samples,
         "class_names": list(info.class_names),
     }

@@ -101,7 +101,7 @@ def _share_classes(
     train: BetonInfo, test: BetonInfo, labels_N: torch.Tensor, labels_M: torch.Tensor
 ) -> SharedClasses:
     same = torch.arange(max(len(test.class_names), int(labels_M.max()) + 1, 1))
-    if train.fingerprint == test.fingerprint:
+    if train.identity == test.identity:
         return SharedClasses(
             same,
             (

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from data_pipeline.atomic_file import write_atomically
-from data_pipeline.beton import read_sample_table
+from data_pipeline.open_beton import OpenBeton
 from data_pipeline.torchvision_loader import TorchvisionDecoder
 from data_pipeline.views import centre_crop_boxes
 from trainer.weights import Preprocessing
@@ -45,9 +45,8 @@ class CropReader:
     """
 
     def __init__(self, path: Path, how: Preprocessing) -> None:
-        # Once: the table has an entry for every sample of the file.
-        self._table, self._how = read_sample_table(path), how
-        self._decoder = TorchvisionDecoder(path, self._table)
+        self._file, self._how = OpenBeton(path), how
+        self._decoder = TorchvisionDecoder(self._file)
 
     def read(self, ids: Sequence[int]) -> Images:
         """(N, S, S, 3).
@@ -57,7 +56,7 @@ class CropReader:
         """
         ids_N, side = np.asarray(ids, np.int64), self._how.size
         crops = np.empty((len(ids_N), 1, side, side, 3), np.uint8)
-        heights_N, widths_N = self._table.heights[ids_N], self._table.widths[ids_N]
+        heights_N, widths_N = self._file.table.heights[ids_N], self._file.table.widths[ids_N]
         boxes = centre_crop_boxes(heights_N, widths_N, side, self._how.resize)
         self._decoder.decode(ids_N, boxes, crops)
         return crops[:, 0]

@@ -67,7 +67,7 @@ def retrieve(config: RetrieveConfig) -> dict[str, Any] | None:
     with job.session, open_queries(config.query or (config.train,), searched) as queries:
         indices = _indices(config.indices, queries)
         bank = job.session.features(config.train)
-        own = queries.info.fingerprint == searched.fingerprint
+        own = queries.info.identity == searched.identity
         asked = bank if own else job.session.features(queries.path)
         job.session.leave()  # a search takes seconds where features took minutes
         if job.session.rank:
