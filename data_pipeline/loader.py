@@ -227,7 +227,7 @@ class _Source:
         self.pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _open_decoder(path: Path, table: SampleTable, config: LoaderConfig) -> Decoder:
+def _open_decoder(file: OpenBeton, config: LoaderConfig) -> Decoder:
     if config.backend != "torchvision":
         from data_pipeline.ffcv_compat import ffcv_problem
 

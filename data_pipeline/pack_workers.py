@@ -189,7 +189,7 @@ def _start(config: CodecConfig) -> _Worker:
     with theirs, tempfile.TemporaryFile() as in_hand:
         descriptors = (theirs.fileno(), in_hand.fileno())
         process = subprocess.Popen(
-            [sys.executable, "-m", __name__, *map(str, descriptors)],
+            [sys.executable, "-P", "-m", __name__, *map(str, descriptors)],
             pass_fds=descriptors,
             stdin=subprocess.DEVNULL,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},

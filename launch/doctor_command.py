@@ -22,8 +22,9 @@ that loss, BatchNorm, LARS and queue give what one process gives. Start it as yo
 
   widebatch doctor                                    this machine
   widebatch doctor --distributed                      this machine, with a process per GPU (or two)
-  torchrun --nproc-per-node 8 -m launch doctor        all processes of a torchrun job
-  srun ... python -m launch doctor                    all processes of a Slurm job
+  torchrun --nproc-per-node 8 --no-python widebatch doctor
+                                                      all processes of a torchrun job
+  srun ... widebatch doctor                           all processes of a Slurm job
   widebatch doctor --chaos 10m                        small runs here, disturbed at random and held
                                                       to one that nobody disturbed
 
@@ -114,7 +115,9 @@ def _start_several() -> int:
     import torch
 
     processes = torch.cuda.device_count() or 2
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(processes), "-m", "launch", *sys.argv[1:]]
+    # -P: nothing of the working folder is taken for a module.
+    python = (sys.executable, "-P", "-m")
+    command = [*python, "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command += ["--no-python", *python, "launch", *sys.argv[1:]]
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
     return subprocess.run(command, check=False, env=environment).returncode

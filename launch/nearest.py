@@ -65,7 +65,7 @@ def unknown(what: str, word: str, names: Iterable[str], otherwise: str = "") -> 
     near = nearest(word, known)
     processes = word.replace("_", "-") in (*_GPUS, *_NODES)
     if processes and near not in ("--gpus", "--nodes"):
-        hint = "for N processes start with torchrun --nproc-per-node N -m launch"
+        hint = "for N processes start with torchrun --nproc-per-node N --no-python widebatch"
     elif near:
         hint = f"did you mean {near}?"
     else:

@@ -138,7 +138,7 @@ def _commands(config: RunConfig) -> str:
     words = command(config)
     lines = next_commands(config, _quoted(config.out))
     said = "The first command goes on from the newest checkpoint, on any number of processes: put"
-    said += " `torchrun --nproc-per-node N -m launch` in the place of `widebatch` for N of them."
+    said += " `torchrun --nproc-per-node N --no-python` before `widebatch` for N of them."
     if words is None:
         said = "Its settings were made in Python: the same call of `fit` goes on with it."
     else:

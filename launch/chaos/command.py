@@ -109,7 +109,7 @@ def chaos(
 def _pack(session: Session) -> None:
     target = session.folder / "digits.beton"
     subprocess.run(
-        [sys.executable, "-m", "launch", "pack", "embedded:digits:test", str(target)],
+        [sys.executable, "-P", "-m", "launch", "pack", "embedded:digits:test", str(target)],
         check=True,
         capture_output=True,
         timeout=session.patience,

@@ -77,7 +77,7 @@ def run_start(
         for rank in range(world_size):
             ranks.append(
                 subprocess.Popen(
-                    [sys.executable, "-m", "launch", *command],
+                    [sys.executable, "-P", "-m", "launch", *command],
                     env=_environment(rank, world_size, port, mark, disturbance),
                     stdin=subprocess.DEVNULL,
                     stdout=output,

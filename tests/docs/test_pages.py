@@ -88,7 +88,8 @@ def test_shown_lines_are_compared_but_for_numbers() -> None:
 
 def test_a_form_changes_what_it_names_and_nothing_else() -> None:
     assert form_of("widebatch --version", "install.md") == "widebatch --version"
-    assert "--nproc-per-node 2 " in form_of("torchrun --nproc-per-node 8 -m launch", "x.md")
+    torchrun = "torchrun --nproc-per-node 8 --no-python widebatch"
+    assert "--nproc-per-node 2 " in form_of(torchrun, "x.md")
 
 
 def test_a_shell_goes_on_where_the_last_one_was(tmp_path: Path) -> None:

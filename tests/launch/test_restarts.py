@@ -130,7 +130,8 @@ def test_torchrun_does_not_try_bad_input_again(tmp_path: Path) -> None:
     result = subprocess.run(
         [
             *[sys.executable, "-m", "torch.distributed.run", "--standalone"],
-            *["--nproc-per-node", "1", "--max-restarts", "1", "-m", "launch", "pretrain"],
+            *["--nproc-per-node", "1", "--max-restarts", "1", "--no-python"],
+            *[Path(sys.executable).with_name("widebatch"), "pretrain"],
             *["digits-demo", "--data.train", str(tmp_path / "missing.beton")],
             *["--out", str(tmp_path / "run"), "--device", "cpu"],
         ],

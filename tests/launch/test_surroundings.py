@@ -59,3 +59,25 @@ def test_names_that_the_terminal_cannot_show_are_written_escaped(
     done = python(code, folder, packed, PYTHONIOENCODING=encoding)
     assert done.returncode == 0, done.stderr
     assert rb"\udcff.beton: 2 images, 2 classes" in done.stdout
+
+
+@pytest.mark.slow
+def test_files_of_the_working_folder_named_as_ours_are_not_taken_for_ours(tmp_path: Path) -> None:
+    """Under torchrun in the documented form, and in the programs that we start ourselves."""
+    for name in ("launch.py", "trainer.py", "data_pipeline.py", "numpy.py", "kernels/__init__.py"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("raise SystemExit('not ours')\n")
+    Image.new("RGB", (40, 40)).save(tmp_path / "1.png")
+    scripts = Path(sys.executable).parent
+    command = [scripts / "torchrun", "--standalone", "--nproc-per-node", "1", "--no-python"]
+    command += [scripts / "widebatch", "pack", ".", "x.beton", "--workers", "2"]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "x.beton").exists()

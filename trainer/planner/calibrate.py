@@ -134,7 +134,7 @@ def _probe(config: RunConfig) -> Reading:
     request = dump_json({"config": to_json(config), "steps": _STEPS})
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "trainer.planner.probe"],
+            [sys.executable, "-P", "-m", "trainer.planner.probe"],
             input=request,
             capture_output=True,
             text=True,
