@@ -19,7 +19,8 @@ def announce(run: Run, resumed: bool) -> None:
     facts = {
         "num_samples": run.plan.num_samples,
         "data_fingerprint": info.fingerprint,
-        "test_fingerprint": run.knn.test.fingerprint if run.knn is not None else None,
+        "data_identity": info.identity,
+        "test_identity": run.knn.test.identity if run.knn is not None else None,
         "class_names": list(info.class_names),
         "steps_per_epoch": run.plan.steps_per_epoch,
         "total_steps": run.plan.total_steps,

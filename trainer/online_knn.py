@@ -104,7 +104,7 @@ class OnlineKnn:
     def identity(self) -> str:
         """Equal where figures can be compared: both files' contents, and how they are looked at."""
         chosen = self.config
-        prints = [loader.info.fingerprint[:16] for loader in (self._train, self._test)]
+        prints = [loader.info.identity[:16] for loader in (self._train, self._test)]
         return f"{' '.join(prints)} {chosen.k} {chosen.temperature} {chosen.resize}"
 
     def evaluate(

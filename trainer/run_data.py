@@ -8,7 +8,7 @@ from typing import Any
 from data_pipeline.beton import check_beton
 from data_pipeline.errors import DataError
 
-_FINGERPRINTS = {"train": "data_fingerprint", "test": "test_fingerprint"}
+_IDENTITIES = {"train": "data_identity", "test": "test_identity"}
 
 
 class NoDataError(DataError):
@@ -35,8 +35,8 @@ def run_data(run: Path, settings: Mapping[str, Any], name: str) -> Path:
             break
     else:
         raise NoDataError(f"{stored} is not there any more")
-    known = _part(settings, "run").get(_FINGERPRINTS[name])
-    if isinstance(known, str) and check_beton(path).fingerprint != known:
+    known = _part(settings, "run").get(_IDENTITIES[name])
+    if isinstance(known, str) and check_beton(path).identity != known:
         raise NoDataError(f"{path} is another file than the run's --data.{name} was")
     return path
 
