@@ -15,7 +15,6 @@ from lightning_fabric import Fabric
 
 from data_pipeline.beton import BetonInfo, sha256_of
 from data_pipeline.errors import DataError
-from data_pipeline.progress import Progress
 from data_pipeline.strict_json import read_json_file
 from trainer.checkpoint import Checkpoint, CheckpointStore
 from trainer.config import (
@@ -217,8 +216,8 @@ def _check_same_data(config: RunConfig, found: Checkpoint, fingerprint: str, has
 
 
 def _sha256_of(path: Path) -> str:
-    with path.open("rb") as file, Progress("checksum", path.stat().st_size, "B") as bar:
-        return sha256_of(file, bar.advance)
+    with path.open("rb") as file:
+        return sha256_of(file)
 
 
 def data_stamp(path: Path) -> list[int]:
