@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import time
 import urllib.error
 import urllib.request
@@ -210,3 +211,12 @@ def test_lost_numbers_end_the_run_with_the_step_named() -> None:
     assert guard.skipped_in_a_row == 1
     with pytest.raises(NumericalError, match="step 6: gradients were not finite in 3 steps"):
         guard.read([record(5, skipped=1), record(6, skipped=1)])
+
+
+def test_tensorboard_writes_to_a_folder_whose_name_is_no_text(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    board = TensorBoard(folder, 0)
+    board.read([{"step": 1, "loss": 0.5}])
+    board.close()
+    (events,) = folder.iterdir()
+    assert b"loss" in events.read_bytes()

@@ -62,7 +62,12 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._writer = SummaryWriter(str(directory), purge_step=done + 1 if done else None)
+        # TensorBoard takes names in UTF-8 alone, and an open folder has such a name on Linux.
+        self._folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        name = str(directory)
+        if name.encode("utf-8", "replace").decode() != name:
+            name = f"/proc/self/fd/{self._folder}"
+        self._writer = SummaryWriter(name, purge_step=done + 1 if done else None)
         for events in directory.glob("events.*"):
             events.chmod(0o600)
 
@@ -77,3 +82,4 @@ class TensorBoard:
     def close(self) -> None:
         """Flush and close."""
         self._writer.close()
+        os.close(self._folder)
