@@ -1,8 +1,9 @@
-"""Who am I: torchrun, Slurm or one process.
+"""Who am I: torchrun, ``--devices``, Slurm or one process.
 
 Whatever started this process, the rest of the program reads torch's own variables (``RANK``,
 ``WORLD_SIZE``, ``LOCAL_RANK``, ``LOCAL_WORLD_SIZE``, ``GROUP_RANK``, ``MASTER_ADDR``,
-``MASTER_PORT``). torchrun sets them; under ``srun`` they are derived here from Slurm's.
+``MASTER_PORT``). torchrun and ``--devices`` set them; under ``srun`` they are derived here from
+Slurm's.
 """
 
 import os
@@ -14,7 +15,7 @@ from typing import Literal
 
 from trainer.errors import ConfigError
 
-_FIRST_PORT, _PORTS = 20_000, 12_000  # below 32,768, where Linux starts to hand out ports itself
+PORTS = range(20_000, 32_000)  # below 32,768, where Linux starts to hand out ports itself
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def _from_slurm(environ: Mapping[str, str]) -> Cluster:
         environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_NODELIST") or "127.0.0.1"
     )
     # Jobs that share a node must not share a port; every task of a step finds the same one.
-    derived_port = _FIRST_PORT + (job * 7 + step) % _PORTS
+    derived_port = PORTS[(job * 7 + step) % len(PORTS)]
     return Cluster(
         "slurm",
         rank=_integer(environ, "SLURM_PROCID"),

@@ -16,10 +16,10 @@ from collections.abc import MutableMapping, Sequence
 from typing import TextIO
 
 from data_pipeline.cores import cores_alone, own_cores
-from launch import surroundings
+from launch import devices, surroundings
 from launch.arguments import Parser
 from launch.exit_codes import ExitCode, exit_code_for, is_explained
-from launch.preemption import EndAtOnce
+from launch.preemption import EndAtOnce, say
 
 _DESCRIPTION = """\
 Contrastive pretraining of image encoders with very large batches: the same run on any number of
@@ -35,13 +35,16 @@ usage or bad input, 74 try again, 75 stopped by a signal with a checkpoint writt
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit status."""
     surroundings.make_printable()
-    debug = "--debug" in arguments
-    _configure_logging(verbose="--verbose" in arguments)
+    everywhere = [word for word in arguments if word in ("--debug", "--verbose")]
+    debug = "--debug" in everywhere
+    _configure_logging(verbose="--verbose" in everywhere)
     surroundings.leave_out()
-    words = [word for word in arguments if word not in ("--debug", "--verbose")]
     _obey_quota(os.environ)
     try:
         _check_packages()
+        words, processes = devices.taken_out([w for w in arguments if w not in everywhere])
+        if processes > 1:
+            return devices.start([*everywhere, *words], processes)
         return int(_run(words))
     except SystemExit as stop:  # argparse and tyro end the process themselves
         return stop.code if isinstance(stop.code, int) else int(ExitCode.USAGE)
@@ -153,13 +156,16 @@ class _AboveBars(logging.StreamHandler[TextIO]):
 
 
 def _report(error: BaseException, debug: bool) -> ExitCode:
+    code = exit_code_for(error)
+    if code is ExitCode.USAGE and not devices.speaks():
+        return code
     alone = os.environ.get("WORLD_SIZE", "1") in ("", "1")
     rank = "" if alone else f"[rank {os.environ.get('RANK')}] "
     if debug or not (is_explained(error) or isinstance(error, ImportError)):
         traceback.print_exception(error)
     if isinstance(error, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr)
+        say("interrupted")
     else:
         message = " ".join(str(error).split()) or type(error).__name__
         print(f"{rank}widebatch: error: {message}", file=sys.stderr, flush=True)
-    return exit_code_for(error)
+    return code

@@ -48,7 +48,7 @@ def all_commands(parser: argparse.ArgumentParser) -> list[Command]:
     """Every command, those of ``parser`` and the recipes with their settings."""
     top = _of_parser(parser, "")
     recipes = {
-        "pretrain": _of_recipes("pretrain", ()),
+        "pretrain": _of_recipes("pretrain", (Option(("--devices",)),)),
         "plan": _of_recipes("plan", _plan_options()),
     }
     below = tuple(recipes.get(command.path, command) for command in top.below)

@@ -105,7 +105,7 @@ def plan(out: Path, *, quick: bool) -> list[Step]:
     length = ("--batch", "64", "--steps", "4") if quick else ()
     methods = dict(list(METHODS.items())[: 1 if quick else None])
     look = ("--max-images", "100") if quick else ()
-    torchrun = ("torchrun", "--standalone", "--nproc-per-node", str(_PROCESSES), "--no-python")
+    here = ("--devices", str(_PROCESSES))
     return [
         Step(
             "Pack the embedded digits, in random colours and places: to learn from, and held out",
@@ -116,7 +116,7 @@ def plan(out: Path, *, quick: bool) -> list[Step]:
         ),
         Step(
             f"Pretrain on {_PROCESSES} processes, without labels: the longest part",
-            ((*torchrun, "widebatch", "pretrain", "digits-demo", *data, "--out", run, *length),),
+            (("widebatch", "pretrain", "digits-demo", *data, "--out", run, *length, *here),),
         ),
         Step(
             "Measure on held-out digits, beside raw pixels and the same network untrained",
@@ -217,9 +217,7 @@ def run_command(command: Sequence[str]) -> int:
     we wait until it has written its checkpoint and ended its own processes.
     """
     program = Path(sys.executable).parent / command[0]
-    # Two processes on two cores: a thread each. torchrun looks for widebatch on the path.
-    path = os.pathsep.join((str(program.parent), os.environ.get("PATH", os.defpath)))
-    environ = {"OMP_NUM_THREADS": "1", **os.environ, "PATH": path}
+    environ = {"OMP_NUM_THREADS": "1", **os.environ}  # two processes on two cores: a thread each
     with subprocess.Popen([str(program), *command[1:]], env=environ) as process:
         try:
             return process.wait()

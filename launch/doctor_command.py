@@ -3,17 +3,17 @@
 import argparse
 import logging
 import os
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.strict_json import dump_json
 from launch import cluster
+from launch.devices import add_option
 from launch.evaluate_options import add_join_timeout
 from launch.exit_codes import ExitCode
 from launch.pretrain_command import RECIPES
+from trainer.errors import ConfigError
 
 _DESCRIPTION = """\
 Examine this machine or cluster for pretraining: versions, FFCV, GPUs, bandwidth between nodes,
@@ -21,9 +21,7 @@ clocks, the shared folder, the data file, the loader's rate; and prove, on these
 that loss, BatchNorm, LARS and queue give what one process gives. Start it as you start a run:
 
   widebatch doctor                                    this machine
-  widebatch doctor --distributed                      this machine, with a process per GPU (or two)
-  torchrun --nproc-per-node 8 --no-python widebatch doctor
-                                                      all processes of a torchrun job
+  widebatch doctor --devices 8                        this machine, with a process for each GPU
   srun ... widebatch doctor                           all processes of a Slurm job
   widebatch doctor --chaos 10m                        small runs here, disturbed at random and held
                                                       to one that nobody disturbed
@@ -41,10 +39,9 @@ def add_parser(subparsers: Any) -> None:
         help="examine machine, cluster and data before a run",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # of --devices
     )
-    parser.add_argument(
-        "--distributed", action="store_true", help="start several processes here, if alone"
-    )
+    add_option(parser)
     parser.add_argument("--data", type=Path, metavar="FILE.beton", help="data file to examine")
     parser.add_argument(
         "--recipe",
@@ -70,11 +67,11 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Examine, print the table, and say by the exit code whether anything is bad."""
+    place = cluster.discover(os.environ)
+    if args.chaos is not None and place.world_size > 1:
+        raise ConfigError("--chaos starts its processes itself: call it once, without --devices")
     if args.chaos is not None:
         return _chaos(args)
-    place = cluster.discover(os.environ)
-    if args.distributed and place.launcher == "single":
-        return _start_several()
     cluster.export(place)
     if place.rank:
         logging.getLogger().setLevel(logging.WARNING)
@@ -109,15 +106,3 @@ def _chaos(args: argparse.Namespace) -> int:
     if args.json is not None:
         args.json.write_text(dump_json({"seed": args.seed, "problems": problems}, indent=1) + "\n")
     return ExitCode.FATAL if problems else ExitCode.DONE
-
-
-def _start_several() -> int:
-    import torch
-
-    processes = torch.cuda.device_count() or 2
-    # -P: nothing of the working folder is taken for a module.
-    python = (sys.executable, "-P", "-m")
-    command = [*python, "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command += ["--no-python", *python, "launch", *sys.argv[1:]]
-    environment = {"OMP_NUM_THREADS": "1", **os.environ}
-    return subprocess.run(command, check=False, env=environment).returncode

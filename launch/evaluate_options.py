@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.strict_json import read_json_file
+from launch.devices import add_option
 from trainer.errors import ConfigError
 from trainer.run_data import NoDataError, run_data
 
@@ -17,6 +18,7 @@ Rows = list[tuple[str, str]]
 _OF_NO_EFFECT = (
     *("batch", "workers", "backend", "device", "picture", "pictured", "debug", "verbose"),
     *("source", "method", "json", "run", "parser", "evaluate", "table", "join_timeout"),
+    "devices",
 )
 _LONGEST = 120  # letters of a file's name
 
@@ -29,7 +31,8 @@ RUN_OR_WEIGHTS is one of
                      (untrained:FILE.safetensors too): what training is to be compared with
   pixels:SIZE        no encoder: the image itself at SIZE x SIZE pixels, normalised as ImageNet's
 
-Under torchrun or srun the processes share the work; the result is the same on any number.
+Several processes (--devices N, torchrun, srun) share the work; the result is the same on any
+number.
 """
 
 
@@ -112,6 +115,7 @@ def add_method(
         default="fp32",
         help="arithmetic of the encoder (default fp32)",
     )
+    add_option(parser)
     add_join_timeout(parser)
     add_file(parser, "train", train)
     parser.set_defaults(evaluate=evaluate, table=table, parser=parser)

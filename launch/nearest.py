@@ -32,10 +32,13 @@ _ELSEWHERE = {
     ("--wandb", "--project"): ("--telemetry.wandb",),
 }
 _OURS = {name: ours for names, ours in _ELSEWHERE.items() for name in names}
-# These mean processes, which a launcher starts; `plan`, which starts none, has two of them.
-_GPUS = ("--gpus", "--gpu", "--devices", "--ngpus", "--num-gpus", "--nproc", "--nproc-per-node")
+# These mean processes: of this machine, or of several, which a launcher starts; `plan` plans them.
+_GPUS = (
+    *("--gpus", "--gpu", "--devices", "--ngpus", "--num-gpus", "--gpus-per-node"),
+    *("--nproc", "--nproc-per-node", "--num-processes", "--world-size"),
+)
 _NODES = ("--nodes", "--nnodes", "--num-nodes")
-_OURS |= dict.fromkeys(_GPUS, ("--gpus",)) | dict.fromkeys(_NODES, ("--nodes",))
+_OURS |= dict.fromkeys(_GPUS, ("--gpus", "--devices")) | dict.fromkeys(_NODES, ("--nodes",))
 
 
 def nearest(word: str, names: Iterable[str]) -> str | None:
@@ -63,9 +66,8 @@ def unknown(what: str, word: str, names: Iterable[str], otherwise: str = "") -> 
     """
     known = list(names)
     near = nearest(word, known)
-    processes = word.replace("_", "-") in (*_GPUS, *_NODES)
-    if processes and near not in ("--gpus", "--nodes"):
-        hint = "for N processes start with torchrun --nproc-per-node N --no-python widebatch"
+    if word.replace("_", "-") in _NODES and near != "--nodes":
+        hint = "several nodes are started by Slurm or torchrun: docs/many-gpus.md"
     elif near:
         hint = f"did you mean {near}?"
     else:

@@ -52,6 +52,7 @@ class EndAtOnce:
         signal.set_wakeup_fd(self._pipe, warn_on_full_buffer=False)
         os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
         threading.Thread(target=self._watch, args=(reading,), name="signals", daemon=True).start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED_SIGNALS)  # launch.devices blocked them
         return self
 
     def __exit__(
@@ -125,13 +126,13 @@ class StopSignal(EndAtOnce):
         name = signal.Signals(number).name
         if not self._saves:
             if self._name is None:
-                _say(f"{name} before a first step: nothing to save; the same command goes on")
+                say(f"{name} before a first step: nothing to save; the same command goes on")
             super()._handle(number, frame)
         elif self._name is None:
             self._name = name
-            _say(f"{name}: a checkpoint follows at this step's end")
+            say(f"{name}: a checkpoint follows at this step's end")
         elif not _by_torchrun():
-            _say(f"{name} again: the checkpoint is on its way; Ctrl-\\ ends at once, without it")
+            say(f"{name} again: the checkpoint is on its way; Ctrl-\\ ends at once, without it")
 
     def _end(self) -> None:
         restarts.record(self.code)
@@ -142,11 +143,9 @@ def _by_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     """One line, where a progress bar may stand; rank 0 alone, for a terminal signals all ranks."""
     if os.environ.get("RANK", "0") == "0":
         line = f"\r\x1b[K{text}\n" if os.isatty(2) else f"{text}\n"
         with contextlib.suppress(OSError):  # the terminal is gone: SIGHUP's companions
-            os.write(
-                2, line.encode()
-            )  # safe in a handler; print could re-enter a half-finished one
+            os.write(2, line.encode())  # safe in a handler; print could re-enter itself

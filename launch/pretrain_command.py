@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch import cluster, restarts
+from launch import cluster, devices, restarts
 from launch.exit_codes import ExitCode, exit_code_for
 from launch.first_look import refuse_files, refuse_unknown, setting_flags
 from launch.nearest import unknown
@@ -49,7 +49,7 @@ every setting of a recipe with its unit and default:
   widebatch pretrain RECIPE --help
 
 several processes (the numbers do not depend on how many):
-  torchrun --nproc-per-node 8 --no-python widebatch pretrain RECIPE ...
+  widebatch pretrain RECIPE --devices 8 ...
   sbatch slurm/simclr_r50.sh ...
 """
 
@@ -68,8 +68,11 @@ def main(arguments: Sequence[str]) -> ExitCode:
     if not {"-h", "--help"}.isdisjoint(overrides):
         with EndAtOnce():
             _settings(recipe, overrides)  # answers, and leaves by SystemExit
-    with StopSignal() as stop:  # before the slow imports: a signal during them is not lost
-        return _run(recipe, overrides, stop)
+    try:
+        with StopSignal() as stop:  # before the slow imports: a signal during them is not lost
+            return _run(recipe, overrides, stop)
+    except KeyboardInterrupt:  # a signal that was waiting for this, or came before the settings
+        return ExitCode.PREEMPTED
 
 
 def _run(recipe: str, overrides: list[str], stop: StopSignal) -> ExitCode:
@@ -140,8 +143,9 @@ def _program() -> str:
 
 def _settings(recipe: str, overrides: list[str]) -> "RunConfig":
     prog = f"widebatch pretrain {recipe}"
-    refuse_unknown(prog, overrides, setting_flags())
+    refuse_unknown(prog, overrides, setting_flags(), ["--devices"])
     refuse_files(prog, overrides)
     from trainer.recipes import RECIPES as BUILDERS
 
-    return parse_settings("pretrain", recipe, BUILDERS[recipe](), overrides)
+    text = f"--devices N: {devices.HELP}"
+    return parse_settings("pretrain", recipe, BUILDERS[recipe](), overrides, text=text)

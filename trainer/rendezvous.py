@@ -191,6 +191,6 @@ class _Meeting:
             names += ["SLURM_STEP_ID", "SLURM_PROCID"]
         return (
             f"none of the other {self.size - 1} processes came to {self._place} within {seconds:g}"
-            " s: start all of them with torchrun or srun; if this process is to run alone, first"
-            f" `unset {' '.join(names)}`"
+            " s: start all of them with --devices, torchrun or srun; if this process is to run"
+            f" alone, first `unset {' '.join(names)}`"
         )

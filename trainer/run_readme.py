@@ -137,8 +137,8 @@ def _quoted(path: Path) -> str:
 def _commands(config: RunConfig) -> str:
     words = command(config)
     lines = next_commands(config, _quoted(config.out))
-    said = "The first command goes on from the newest checkpoint, on any number of processes: put"
-    said += " `torchrun --nproc-per-node N --no-python` before `widebatch` for N of them."
+    said = "The first command goes on from the newest checkpoint, on any number of processes:"
+    said += " `--devices N` makes them N."
     if words is None:
         said = "Its settings were made in Python: the same call of `fit` goes on with it."
     else:

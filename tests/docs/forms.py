@@ -50,7 +50,7 @@ FORMS = (
         "a ResNet-50 takes a minute to start with on two cores",
     ),
     Form(
-        r"--(nproc-per-node|ntasks-per-node) 8",
+        r"--(devices|nproc-per-node|ntasks-per-node) 8",
         r"--\1 2",
         "2 processes on the CPU stand for 8 GPUs",
     ),
