@@ -89,6 +89,11 @@ def write_atomically(path: Path, content: bytes, *, private: bool = False) -> No
         atomic.publish()
 
 
+def as_utf8(text: str) -> bytes:
+    r"""Text for a person as UTF-8; what a file's name has that is none becomes ``\udce9``."""
+    return text.encode(errors="backslashreplace")
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable.
 

@@ -48,7 +48,7 @@ class Progress:
         scale, unit = (1e6, "MB") if self._unit == "B" else (1, self._unit)
         _log.info(
             f"{self._title}: {self._done / scale:.0f} of {self._total / scale:.0f} {unit}, "
-            f"{rate / scale:.0f}/s, {left:.0f} s left"
+            f"{rate / scale:.0f} {unit}/s, {left:.0f} s left"
         )
 
     def __enter__(self) -> "Progress":

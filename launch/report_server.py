@@ -6,6 +6,8 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from data_pipeline.atomic_file import as_utf8
+
 HOST = "127.0.0.1"
 _PATIENCE = 20.0  # seconds for a client to send its request, and to take the answer
 
@@ -57,7 +59,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.path.split("?", 1)[0] != "/":
             self._answer(HTTPStatus.NOT_FOUND, b"the report is at /\n")
         else:
-            body = self.server.page().encode()
+            body = as_utf8(self.server.page())
             version = f'"{_version(body)}"'
             if self.headers.get("If-None-Match") == version:
                 self._answer(HTTPStatus.NOT_MODIFIED, b"", ETag=version)

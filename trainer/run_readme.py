@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from data_pipeline.atomic_file import write_atomically
+from data_pipeline.atomic_file import as_utf8, write_atomically
 from trainer.config import RunConfig, RunPlan
 from trainer.encoders import is_torchvisions
 from trainer.recipes import RECIPES
@@ -65,7 +65,7 @@ def write_readme(
     text = readme(config, plan, device, versions, steps_done)
     path = config.out / "README.md"
     try:
-        write_atomically(path, text.encode(), private=True)
+        write_atomically(path, as_utf8(text), private=True)
     except OSError as error:  # nobody stops a run for its description
         log.warning("%s: cannot be written (%s)", path, error.strerror)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shlex
 import stat
 from pathlib import Path
@@ -22,6 +23,7 @@ from trainer.encoders import EncoderConfig
 from trainer.loop import Outcome, fit
 from trainer.objectives.moco import MoCoConfig
 from trainer.recipes import RECIPES
+from trainer.report.page import write_page
 from trainer.run_readme import command, readme, write_readme
 
 VERSIONS = {"widebatch": "0.1.0", "commit": "abc+changes", "python": "3.11.7"}
@@ -108,3 +110,16 @@ def test_a_run_writes_it_at_every_start(tmp_path: Path, monkeypatch: pytest.Monk
     assert json.loads((tmp_path / "run" / "config.json").read_text())["run"]["world_size"] == 1
     named = {line.split("`")[1].split("/")[0] for line in text.splitlines() if line[:3] == "- `"}
     assert {entry.name for entry in path.parent.iterdir()} <= {*named, "README.md"}
+
+
+def test_a_folder_whose_name_is_no_text_gets_its_readme(tmp_path: Path) -> None:
+    out = tmp_path / os.fsdecode(b"caf\xe9")
+    out.mkdir()
+    config = tiny_config(out / "a.beton", out)
+    write_readme(config, plan_run(config, 48, 1), torch.device("cpu"), VERSIONS, 0)
+    assert "caf\\udce9/a.beton" in (out / "README.md").read_text()
+
+
+def test_a_page_names_what_is_no_text(tmp_path: Path) -> None:
+    write_page(tmp_path / "report.html", os.fsdecode(b"<p>caf\xe9</p>"))
+    assert (tmp_path / "report.html").read_text() == "<p>caf\\udce9</p>"

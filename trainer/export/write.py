@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from data_pipeline.atomic_file import AtomicFile
+from data_pipeline.atomic_file import AtomicFile, as_utf8
 from data_pipeline.errors import DataError
 from data_pipeline.strict_json import dump_json, read_json_file
 from trainer.checkpoint import load_encoder_state
@@ -152,7 +152,7 @@ def _write_file(source: _Source, target: Target, out: Path, card: Path, force: b
         facts, proof = _proven(source, target, written, out.name)
         facts["sha256"] = hashlib.sha256(written).hexdigest()
         _put(description, _json(facts))
-        _put(text, model_card(source.run, source.config, facts).encode())
+        _put(text, as_utf8(model_card(source.run, source.config, facts)))
         _check_target(type(target), out, card, force)
         _publish(weights, description, text, out)
     return Exported(
@@ -167,7 +167,7 @@ def _write_folder(source: _Source, target: Target, out: Path, card: Path, force:
         facts, proof = _proven(source, target, atomic.folder, out.name)
         facts["sha256"] = {name: hashlib.sha256(files[name]).hexdigest() for name in files}
         text = model_card(source.run, source.config, facts)
-        atomic.write({_DESCRIPTION: _json(facts), _CARD: text.encode()})
+        atomic.write({_DESCRIPTION: _json(facts), _CARD: as_utf8(text)})
         _check_target(type(target), out, card, force)
         atomic.publish()
     count, size = len(source.tensors), len(files[_MODEL])

@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_pipeline.atomic_file import write_atomically
+from data_pipeline.atomic_file import as_utf8, write_atomically
 from trainer.report.contents import Contents
 from trainer.report.html import Html, join, tag, text
 from trainer.report.sections import Section, sections
@@ -67,7 +67,7 @@ def page(runs: Sequence[Contents], *, live_seconds: float = 0.0) -> str:
 def write_page(path: Path, content: str) -> None:
     """Write a page, whole or not at all; its folder is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, content.encode())
+    write_atomically(path, as_utf8(content))
 
 
 def _header(

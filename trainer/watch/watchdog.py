@@ -23,6 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
+from data_pipeline.atomic_file import as_utf8
 from trainer.distributed import collectives_entered
 from trainer.errors import ConfigError, RankLostError
 from trainer.private_file import open_to_append
@@ -255,7 +256,7 @@ class Watchdog:
             f"[rank {self._rank}] widebatch: error: hung at {line}; stacks of all ranks are in"
             f" {self._stacks}; start the run again and it goes on from its checkpoint\n"
         )
-        os.write(2, text.encode())
+        os.write(2, as_utf8(text))
 
     def _look_at_others(self, most: int) -> Looks:
         """Two looks, with time for another word of all between them.
