@@ -66,12 +66,12 @@ def join(config: RunConfig) -> Iterator[Fabric]:
         ConfigError: settings do not go together or with the data; a GPU or a library is missing.
         DataError: the data is no .beton.
     """
+    refuse_missing(config.telemetry)
+    refuse_unsupported(config.strategy, config.precision, config.micro_batch, config.compile)
     plan_run(config, sample_count(config.data.train), int(os.environ.get("WORLD_SIZE", "1")))
     if ":" not in config.encoder.name:  # a model of the user's may not go without memory
         with torch.device("meta"):
             build_encoder(config.encoder)
-    refuse_missing(config.telemetry)
-    refuse_unsupported(config.strategy, config.precision, config.micro_batch, config.compile)
     fabric = launch_fabric(
         config.device, config.precision, config.strategy, config.watchdog.join_timeout
     )

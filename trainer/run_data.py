@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.beton import check_beton
 from data_pipeline.errors import DataError
 
 _IDENTITIES = {"train": "data_identity", "test": "test_identity"}
@@ -27,6 +26,8 @@ def run_data(run: Path, settings: Mapping[str, Any], name: str) -> Path:
         NoDataError: it had none, it is not there any more, or another file is.
         DataError: the file is damaged.
     """
+    from data_pipeline.beton import check_beton  # NumPy: not for every command's --help
+
     stored = _part(settings, "data").get(name)
     if not isinstance(stored, str) or not stored:
         raise NoDataError(f"the run had no --data.{name}")

@@ -272,8 +272,6 @@ def test_ctrl_c_during_help_is_one_word(where: str, name: str, words: list[str])
 def test_ctrl_c_while_the_command_line_is_imported_is_one_word() -> None:
     code = (
         "import os, signal, sys; from importlib.abc import MetaPathFinder; "
-        # A job in the background is started with the signal ignored.
-        "signal.signal(signal.SIGINT, signal.default_int_handler); "
         "find = lambda self, name, *_: name == 'launch.command_line'"
         " and os.kill(os.getpid(), signal.SIGINT) or None;"
         "sys.meta_path.insert(0, type('F', (MetaPathFinder,), {'find_spec': find})());"

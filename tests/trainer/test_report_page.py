@@ -176,7 +176,7 @@ def test_runs_are_compared_in_the_same_axes(tmp_path):
     told = {
         re.sub("<.*?>", "", name): re.findall(r"<bdi>(.*?)</bdi>", cells) for name, cells in rows
     }
-    assert told["encoder.name"] == ["resnet18", "resnet50"]
+    assert told["encoder.name"] == ["resnet8x2", "resnet50"]
     assert told["steps left out"] == ["0", "1"]
     assert told["online kNN, last and best"] == ["50.0 %, 50.0 %"] * 2
 

@@ -124,7 +124,9 @@ def test_what_is_forced_is_said_and_what_it_comes_to(
     faster = dataclasses.replace(smaller, optim=OptimConfig(name="sgd", base_lr=4.0), batch=12)
     caplog.clear()
     fit(dataclasses.replace(faster, resume="force"))
-    said = [record.getMessage() for record in caplog.records if "force" in record.getMessage()]
+    said = [
+        record.getMessage() for record in caplog.records if "--resume force" in record.getMessage()
+    ]
     assert said == [
         "--resume force: micro_batch: 12 -> 8",
         "--resume force: batch: 24 -> 12",
