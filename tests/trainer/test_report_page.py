@@ -1,8 +1,10 @@
 """The page: whole in one file, safe whatever a run calls itself, and the same for the same run."""
 
 import base64
+import errno
 import hashlib
 import json
+import os
 import re
 from html.parser import HTMLParser
 
@@ -191,11 +193,16 @@ def test_what_happened_is_marked_at_its_step(tmp_path):
     assert 'class="mark substitute"' in source
 
 
-def test_a_failed_write_keeps_the_previous_page(tmp_path):
+def test_a_failed_write_keeps_the_previous_page(tmp_path, monkeypatch):
     path = tmp_path / "deep" / "page.html"
     write_page(path, "first")
-    with pytest.raises(UnicodeEncodeError):
-        write_page(path, "\ud800")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_page(path, "second")
     assert path.read_text() == "first"
     assert list(path.parent.iterdir()) == [path]
 
