@@ -111,6 +111,11 @@ def test_the_status_is_that_of_the_first_that_failed(
     assert "Traceback" not in said
 
 
+def test_of_those_who_failed_at_once_the_cause_counts_before_what_followed_from_it() -> None:
+    assert devices._first_failed([None, 75, 74, 1]) == ExitCode.FATAL
+    assert devices._first_failed([None, 75, 0, 130]) is None
+
+
 def test_a_rank_that_is_killed_is_named(started: "list[subprocess.Popen[str]]") -> None:
     start(started, *of_ranks("deaf", "killed"))
     said, _ = started[0].communicate(timeout=LIMIT)
