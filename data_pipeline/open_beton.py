@@ -1,7 +1,7 @@
 """A checked .beton that stays open while samples are read from it, and is watched meanwhile.
 
-Samples are read, not mapped: what is cut off under a mapping kills the process by a bus error, on
-a network file system a moment's fault does, and a read costs less than a mapping's page faults.
+Samples are read, not mapped: what is cut off under a mapping kills the process by a bus error, and
+on a network file system a moment's fault does.
 """
 
 import logging
