@@ -2,9 +2,11 @@
 
 import argparse
 import functools
+from pathlib import Path
 from typing import Any
 
 from launch.exit_codes import ExitCode
+from launch.pretrain_command import RECIPES
 
 _SHELLS = ("bash", "zsh", "fish")
 _DESCRIPTION = """\
@@ -34,13 +36,47 @@ def add_parser(subparsers: Any, whole: argparse.ArgumentParser) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("shell", choices=_SHELLS, metavar="SHELL", help="bash, zsh or fish")
-    parser.set_defaults(run=functools.partial(run, whole))
+    parser.set_defaults(run=functools.partial(run, whole, subparsers))
 
 
-def run(whole: argparse.ArgumentParser, args: argparse.Namespace) -> int:
-    """Print the script."""
-    from launch.completion import all_commands
-    from launch.completion_scripts import WRITERS
+def run(whole: argparse.ArgumentParser, subparsers: Any, args: argparse.Namespace) -> int:
+    """Print the script, which shtab makes of the parsers."""
+    import shtab
 
-    print(WRITERS[args.shell](all_commands(whole)), end="")
+    from launch import devices, plan_command
+
+    own = argparse.ArgumentParser(add_help=False)
+    devices.add_option(own)
+    _add_recipes(subparsers.choices["pretrain"], own)
+    _add_recipes(subparsers.choices["plan"], plan_command.command_parser())
+    _name_files(whole)
+    print(shtab.complete(whole, args.shell))
     return ExitCode.DONE
+
+
+def _add_recipes(command: argparse.ArgumentParser, own: argparse.ArgumentParser) -> None:
+    """Add each recipe as a sub-command, with its settings and the command's own options."""
+    from trainer.recipes import RECIPES as BUILDERS
+    from trainer.settings import settings
+
+    recipes = command.add_subparsers(metavar="RECIPE")
+    for recipe, summary in RECIPES.items():
+        parser = recipes.add_parser(recipe, help=summary, parents=[own])
+        for setting in settings(BUILDERS[recipe]()):
+            if setting.is_switch:
+                parser.add_argument(*setting.flags, action="store_true")
+            else:
+                kind = Path if setting.is_path else str
+                parser.add_argument(setting.flag, type=kind, choices=setting.choices or None)
+
+
+def _name_files(parser: argparse.ArgumentParser) -> None:
+    """Tell shtab which words name files: paths, and whatever is no option."""
+    import shtab
+
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                _name_files(command)
+        elif not action.choices and (action.type is Path or not action.option_strings):
+            action.complete = shtab.FILE  # type: ignore[attr-defined]

@@ -14,17 +14,16 @@ from launch.nearest import unknown
 from launch.pretrain_command import RECIPES
 from launch.settings_arguments import parse_settings
 from trainer.errors import ConfigError
+from trainer.planner.rates import GPUS, Gpu, Rates
 
 if TYPE_CHECKING:
     from trainer.config import RunConfig
-    from trainer.planner.rates import Gpu, Rates
-
-GPUS = ("a100-40g", "a100-80g", "h100-80g", "h200-141g", "b200-180g")  # a test holds them to ours
 
 _DESCRIPTION = """\
 Say whether a run fits a cluster, what to change if not, what it sends, how long it takes and what
 bounds it. The networks are counted without data or GPU; times are from stated rates, or from this
-machine's with --calibrate. All settings of `widebatch pretrain RECIPE` can be given too.
+machine's with --calibrate. All settings of `widebatch pretrain RECIPE` can be given too, and
+`widebatch pretrain --help` lists the recipes.
 """
 _EPILOG = """\
 examples:
@@ -43,7 +42,7 @@ def main(arguments: Sequence[str]) -> ExitCode:
     recipe = arguments[0]
     if recipe not in RECIPES:
         raise ConfigError(unknown("recipe", recipe, RECIPES))
-    args, overrides = parser.parse_known_args(arguments)
+    args, overrides = parser.parse_known_args(arguments[1:])
     own = [option for action in parser._actions for option in action.option_strings]
     refuse_unknown(f"widebatch plan {recipe}", overrides, setting_flags(), own)
     _check(args)
@@ -63,8 +62,9 @@ def command_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         add_help=False,  # --help after a recipe is for its settings
     )
-    parser.add_argument("recipe", metavar="RECIPE", help="as `widebatch pretrain` lists them")
-    parser.add_argument("--gpu", metavar="NAME", help=f"one of {', '.join(GPUS)}")
+    parser.add_argument(
+        "--gpu", choices=tuple(GPUS), metavar="NAME", help=f"one of {', '.join(GPUS)}"
+    )
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="machines (default 1)")
     parser.add_argument(
         "--gpus", type=int, default=1, metavar="N", help="GPUs, or processes, of each (default 1)"
@@ -141,10 +141,8 @@ def _plan(args: argparse.Namespace, config: "RunConfig", known: bool) -> ExitCod
     return ExitCode.DONE
 
 
-def _rates(args: argparse.Namespace, config: "RunConfig", known: bool) -> "Rates":
-    from trainer.planner.rates import Rates, gpu_named
-
-    gpu = _changed(gpu_named(args.gpu or "a100-80g"), args)
+def _rates(args: argparse.Namespace, config: "RunConfig", known: bool) -> Rates:
+    gpu = _changed(GPUS[args.gpu or "a100-80g"], args)
     given = {"loader_rate": args.loader_rate, "cores": args.cores}
     if args.link_gbps:
         given["link_bytes"] = args.link_gbps * 1e9 / 8
@@ -157,7 +155,7 @@ def _rates(args: argparse.Namespace, config: "RunConfig", known: bool) -> "Rates
     return calibrate(config, known, gpu, rates)
 
 
-def _changed(gpu: "Gpu", args: argparse.Namespace) -> "Gpu":
+def _changed(gpu: Gpu, args: argparse.Namespace) -> Gpu:
     given = {
         "nvlink": args.nvlink_gbs and args.nvlink_gbs * 1e9,
         "memory": args.gpu_memory_gib and args.gpu_memory_gib * 2**30,

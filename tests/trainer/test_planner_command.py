@@ -7,13 +7,11 @@ from pathlib import Path
 import pytest
 
 from launch.__main__ import main
-from launch.plan_command import GPUS as OFFERED_GPUS
 from tests.said import error_line
 from tests.trainer.plans import rates
 from tests.trainer.runs import pack_images, tiny_config
 from trainer.errors import ConfigError
 from trainer.planner.plan import images_of, make_plan, plan_from_json, plan_to_json
-from trainer.planner.rates import GPUS
 from trainer.recipes import RECIPES
 
 # --- refusals -----------------------------------------------------------------------------------
@@ -115,7 +113,3 @@ def test_images_come_from_the_file_where_there_is_one(tmp_path: Path) -> None:
     nameless = dataclasses.replace(config, recipe="")
     with pytest.raises(ConfigError, match="--images"):
         images_of(nameless, known=False)
-
-
-def test_the_front_door_knows_the_same_gpus() -> None:
-    assert tuple(GPUS) == OFFERED_GPUS

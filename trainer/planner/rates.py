@@ -5,10 +5,7 @@ them. **Nothing here was measured on a GPU**: a plan says which of its rates are
 replace any of them, and ``--calibrate`` (:mod:`trainer.planner.calibrate`) replaces most.
 """
 
-import difflib
 from dataclasses import dataclass
-
-from trainer.errors import ConfigError
 
 GIB = 2**30
 
@@ -118,19 +115,6 @@ class Rates:
     def memory(self) -> float:
         """Bytes of a process's device, all that is there."""
         return self.calibration.memory if self.calibration else self.gpu.memory
-
-
-def gpu_named(name: str) -> Gpu:
-    """The GPU of this name.
-
-    Raises:
-        ConfigError: there is none; names the nearest, and all.
-    """
-    if name in GPUS:
-        return GPUS[name]
-    near = difflib.get_close_matches(name.lower(), GPUS, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise ConfigError(f"--gpu {name}: {hint}it is one of {', '.join(GPUS)}")
 
 
 # Nanoseconds of a core for each pixel decoded and for each pixel of a crop, and for an image's
