@@ -119,6 +119,14 @@ def test_neither_the_environment_nor_the_command_line_is_saved(run: Path) -> Non
         assert path.name not in ("wandb-metadata.json", "requirements.txt", "output.log"), path
 
 
+def _services() -> list[int]:
+    """W&B's processes that this one has started and that still run."""
+    command = ["ps", "--ppid", str(os.getpid()), "-o", "pid=,stat=,comm="]
+    lines = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+    listed = [line.split() for line in lines]
+    return [int(pid) for pid, state, name in listed if name == "wandb-core" and state[0] != "Z"]
+
+
 @pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
 def test_its_process_may_die_or_hang(
     fault: signal.Signals,
@@ -128,42 +136,27 @@ def test_its_process_may_die_or_hang(
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     (tmp_path / "config.json").write_text("{}")
-    metrics_file = tmp_path / "metrics.jsonl"
-    metrics_file.write_text('{"step": 1, "loss": 1.0}\n')
     reader = WeightsAndBiases("proj", tmp_path, patience=5)
-    reader.read([{"step": 1}])
-    assert reader._sender is not None
+    reader.read([{"step": 1, "loss": 1.0}])
     while not (tmp_path / "wandb" / "widebatch.json").exists():  # then it has begun
-        assert reader._sender.poll() is None, (tmp_path / "wandb" / "sender.log").read_text()
+        assert reader._sender.is_alive(), caplog.text
         time.sleep(0.1)
-    listed = subprocess.run(
-        ["pgrep", "-P", str(reader._sender.pid)], capture_output=True, text=True, check=True
-    )
-    own = listed.stdout.split()
-    try:
-        for pid in own:
-            os.kill(int(pid), fault)
-        with metrics_file.open("a") as file:
-            file.write('{"step": 2, "loss": 1.0}\n')
-        reader.close()
-    finally:
-        if fault == signal.SIGSTOP:
-            for pid in own:
-                os.kill(int(pid), signal.SIGKILL)
+    (own,) = _services()
+    os.kill(own, fault)
+    reader.read([{"step": 2, "loss": 1.0}])
+    reader.close()
     assert caplog.text.count("W&B gets no more records") == 1
+    assert not _services()
 
 
 def test_a_full_disk_stops_it_and_not_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    lines = (json.dumps({"step": n, "loss": 1 / n, "lr": 0.1}) + "\n" for n in range(1, 4001))
-    (tmp_path / "metrics.jsonl").write_text("".join(lines))
     with small_tmpfs(tmp_path / "disk", 200 << 10) as disk:
         (disk / "config.json").write_text("{}")
-        (disk / "metrics.jsonl").symlink_to(tmp_path / "metrics.jsonl")
         reader = WeightsAndBiases("proj", disk, patience=60)
-        reader.read([{"step": 1}])
+        reader.read([{"step": step, "loss": 1 / step, "lr": 0.1} for step in range(1, 4001)])
         reader.close()
     assert caplog.text.count("W&B gets no more records") == 1
     assert "No space left on device" in caplog.text

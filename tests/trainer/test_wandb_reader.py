@@ -3,10 +3,15 @@
 What the real library gets is in tests/peers/test_wandb.py.
 """
 
+import contextlib
 import importlib.util
-import os
+import sys
+import threading
 import time
+import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,24 +23,24 @@ from trainer.errors import ConfigError
 from trainer.telemetry import TelemetryConfig, wandb_reader
 from trainer.telemetry.wandb_reader import WeightsAndBiases, refuse_missing
 
-# Stands in for the library: what `import wandb` gives the sender.
-HANGS = "import time; time.sleep(600)"
-REFUSES = "def init(**_): raise RuntimeError('no key\\nand more')\nSettings = dict"
-DIES = "import os; os._exit(9)"
+
+@contextlib.contextmanager
+def reader_of(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, log: Callable[..., None]
+) -> Iterator[WeightsAndBiases]:
+    """Of a run whose W&B does ``log`` with a record."""
+    library = types.SimpleNamespace(
+        Settings=dict,
+        setup=lambda settings: None,
+        init=lambda **_: types.SimpleNamespace(log=log, finish=lambda: None),
+        teardown=lambda: None,
+    )
+    monkeypatch.setitem(sys.modules, "wandb", library)
+    (folder / "config.json").write_text("{}")
+    yield WeightsAndBiases("project", folder, patience=2)
 
 
-def start(folder: Path, library: str, monkeypatch: pytest.MonkeyPatch) -> WeightsAndBiases:
-    (folder / "library").mkdir()
-    (folder / "library" / "wandb.py").write_text(library)
-    monkeypatch.setenv("PYTHONPATH", str(folder / "library"))
-    run = folder / "run"
-    run.mkdir()
-    (run / "config.json").write_text("{}")
-    (run / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
-    return WeightsAndBiases("project", run, patience=2)
-
-
-def test_it_is_off_unless_asked_for_and_only_the_sender_imports_it() -> None:
+def test_it_is_off_unless_asked_for_and_only_its_thread_imports_it() -> None:
     assert TelemetryConfig().wandb is None
     refuse_missing(TelemetryConfig())
     importing = {
@@ -43,7 +48,8 @@ def test_it_is_off_unless_asked_for_and_only_the_sender_imports_it() -> None:
         for file in FILES
         if "import wandb" in file.read_text() or "from wandb" in file.read_text()
     }
-    assert importing == {"trainer/wandb_sender.py"}
+    assert importing == {"trainer/telemetry/wandb_reader.py"}
+    assert "\nimport wandb" not in (ROOT / "trainer/telemetry/wandb_reader.py").read_text()
 
 
 def test_asked_for_and_not_installed_is_one_line(
@@ -64,45 +70,54 @@ def test_asked_for_and_not_installed_is_one_line(
         refuse_missing(TelemetryConfig(wandb="/"))
 
 
+def refuse(*_: Any, **__: Any) -> None:
+    raise RuntimeError("no key\nand more")
+
+
 @pytest.mark.parametrize(
-    ("library", "why"),
+    ("does", "why"),
     [
-        (REFUSES, "ended with status 1 (RuntimeError: no key)"),
-        (DIES, "ended with status 9"),
-        (HANGS, "did not end within 2 s"),
+        (refuse, "records: RuntimeError: no key;"),
+        (lambda *_, **__: threading.Event().wait(), "records: it did not end within 2 s;"),
     ],
-    ids=["refuses", "dies", "hangs"],
+    ids=["refuses", "hangs"],
 )
-def test_what_goes_wrong_is_logged_once_and_nothing_is_left(
-    library: str,
+def test_what_goes_wrong_is_logged_once_and_holds_nothing_up(
+    does: Callable[..., None],
     why: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    reader = start(tmp_path, library, monkeypatch)
-    reader.read([{"step": 1}])
-    sender = reader._sender
-    assert sender is not None
-    if library != HANGS:
-        sender.wait(timeout=60)
-    began = time.monotonic()
-    for step in range(2, 10):
-        reader.read([{"step": step}])
-    assert time.monotonic() - began < 1  # whatever the sender does
-    reader.close()
+    with reader_of(tmp_path, monkeypatch, does) as reader:
+        began = time.monotonic()
+        for step in range(1, 10):
+            reader.read([{"step": step, "loss": 1.0}])
+        assert time.monotonic() - began < 1  # whatever the thread does
+        reader.close()
+    assert time.monotonic() - began < 10
     assert caplog.text.count("W&B gets no more records") == 1
     assert why in caplog.text
-    with pytest.raises(ProcessLookupError):
-        os.kill(sender.pid, 0)
+
+
+def test_records_that_it_does_not_take_do_not_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(wandb_reader, "_MOST_WAITING", 10)
+    with reader_of(tmp_path, monkeypatch, lambda *_, **__: threading.Event().wait()) as reader:
+        for step in range(1, 100):
+            reader.read([{"step": step, "loss": 1.0}])
+        assert reader._waiting.qsize() == 10
+        reader.close()
+    assert caplog.text.count("W&B gets no more records") == 1
 
 
 def test_a_disk_that_takes_no_file_is_logged_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    reader = start(tmp_path, HANGS, monkeypatch)
-    (tmp_path / "run" / "wandb").touch()
-    reader.read([{"step": 1}])
-    reader.read([{"step": 2}])
-    reader.close()
+    with reader_of(tmp_path, monkeypatch, lambda *_, **__: None) as reader:
+        (tmp_path / "wandb").touch()
+        reader.read([{"step": 1}])
+        reader.read([{"step": 2}])
+        reader.close()
     assert caplog.text.count("W&B gets no more records") == 1

@@ -1,24 +1,45 @@
 """Weights & Biases, where it is installed and asked for: the records of the run, and nothing else.
 
-W&B brings a process, threads, hooks on exit and often a network along. None of it gets into the
-training process: :mod:`trainer.wandb_sender` runs as a program of its own, reads what
-``metrics.jsonl`` gets, and sends it. What goes wrong there is logged once, and training goes on.
+W&B sends them by a process of its own, but waits for that one without a limit of time: as it
+begins, takes records and ends. So it is a thread that waits, and training goes on whatever W&B
+does. ``WANDB_MODE=offline``, ``WANDB_API_KEY`` and the rest are W&B's own and work as usual; it
+never asks, as there is nobody to answer.
 """
 
+import contextlib
 import importlib.util
 import logging
 import os
-import subprocess
-import sys
+import queue
+import secrets
+import signal
+import threading
 from pathlib import Path
+from typing import Any
 
+from data_pipeline.atomic_file import write_atomically
+from data_pipeline.strict_json import dump_json, read_json_file
 from trainer.errors import ConfigError
 from trainer.telemetry.stream import Record, TelemetryConfig
 
 log = logging.getLogger(__name__)
 
-_ROOT = Path(__file__).resolve().parents[2]
-_PATIENCE = 90.0  # seconds that W&B has to send the rest at the end of a run
+_PATIENCE = 90.0  # seconds that W&B has to begin, and to send the rest at the end of a run
+_MOST_WAITING = 4096  # lists of records that W&B has not taken
+
+# Its defaults would save the command line, the host, the commit, all packages and what is printed,
+# and a button in the browser would send SIGINT.
+_RECORDS_ALONE = {
+    "console": "off",
+    "disable_code": True,
+    "disable_git": True,
+    "silent": True,
+    "stop_fn": lambda: None,
+    "x_disable_machine_info": True,
+    "x_disable_meta": True,
+    "x_disable_stats": True,
+    "x_save_requirements": False,
+}
 
 
 def refuse_missing(config: TelemetryConfig) -> None:
@@ -40,83 +61,94 @@ def refuse_missing(config: TelemetryConfig) -> None:
 
 
 class WeightsAndBiases:
-    """Keeps the sender alongside the run.
+    """Sends records; what goes wrong is logged once.
 
     Args:
         project: PROJECT, or ENTITY/PROJECT.
-        out: the run's folder; config.json and metrics.jsonl are in it when records come.
-        patience: seconds that the sender has to end when the run does.
+        out: the run's folder; config.json is in it when records come.
+        patience: seconds to begin and to end.
     """
 
     def __init__(self, project: str, out: Path, patience: float = _PATIENCE) -> None:
         self._project, self._out, self._patience = project, out, patience
-        self._sender: subprocess.Popen[bytes] | None = None
+        self._waiting: queue.Queue[list[Record] | None] = queue.Queue(_MOST_WAITING)
+        self._sender = threading.Thread(target=self._send, name="wandb", daemon=True)
         self._given_up = False
 
     def read(self, records: list[Record]) -> None:
-        """Start the sender with the first records; later, see that it is there."""
+        """Hand the records over."""
         if self._given_up:
             return
-        if self._sender is None:
-            self._start()
-        elif self._sender.poll() is not None:
-            self._give_up(f"its sender ended with status {self._sender.returncode}")
+        if self._sender.ident is None:
+            self._sender.start()
+        try:
+            self._waiting.put_nowait(records)
+        except queue.Full:
+            self._give_up("it takes none")
 
     def close(self) -> None:
-        """Let the sender send the rest, for as long as that is worth waiting for."""
-        if self._sender is None:
+        """Let W&B send the rest, for as long as that is worth waiting for."""
+        if self._sender.ident is None:
             return
-        if not self._given_up:
-            try:
-                # Its standard input is open as long as the run lives, and this word says that the
-                # run has come to an end of its own.
-                self._sender.communicate(b"closed\n", timeout=self._patience)
-            except subprocess.TimeoutExpired:
-                self._give_up(f"its sender did not end within {self._patience:g} s")
-            else:
-                if self._sender.returncode:
-                    self._give_up(f"its sender ended with status {self._sender.returncode}")
-        self._sender.kill()  # W&B's own process ends with the one that it was started from
-        self._sender.wait()
+        with contextlib.suppress(queue.Full):
+            self._waiting.put_nowait(None)
+        self._sender.join(0 if self._given_up else self._patience)
+        if self._sender.is_alive():
+            self._give_up(f"it did not end within {self._patience:g} s")
+            _kill_service()
+            self._sender.join(1)
 
-    @property
-    def _log_path(self) -> Path:
-        return self._out / "wandb" / "sender.log"
-
-    def _start(self) -> None:
-        # -P: no file of the folder that the run was started in is taken for a module.
-        command = [sys.executable, "-P", "-m", "trainer.wandb_sender"]
-        command += [str(self._out.resolve()), self._project]
-        paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    def _send(self) -> None:
         try:
-            self._log_path.parent.mkdir(mode=0o700, exist_ok=True)
-            said = os.open(self._log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            import wandb
+
             try:
-                self._sender = subprocess.Popen(
-                    command,
-                    stdin=subprocess.PIPE,
-                    stdout=said,
-                    stderr=said,
-                    start_new_session=True,  # Ctrl-C is for the run, which then closes the sender
-                    env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-                )
+                self._send_all(wandb)
             finally:
-                os.close(said)
-        except OSError as error:
-            self._give_up(f"its sender could not be started: {error}")
+                wandb.teardown()  # here, and not as the interpreter exits
+        except Exception as error:  # whatever W&B has met with: one line for the log of the run
+            self._give_up(f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}")
+
+    def _send_all(self, wandb: Any) -> None:
+        # Which run of W&B this is, and the last step that it has and cannot take back.
+        path, known = self._out / "wandb" / "widebatch.json", {}
+        with contextlib.suppress(FileNotFoundError):
+            known = read_json_file(path)
+        known.setdefault("id", secrets.token_hex(8))
+        entity, _, name = self._project.strip("/").rpartition("/")
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        limits = {"init_timeout": self._patience, "finish_timeout": self._patience}
+        wandb.setup(wandb.Settings(**limits, finish_timeout_raises=True, **_RECORDS_ALONE))
+        run = wandb.init(
+            entity=entity or None,
+            project=name,
+            id=known["id"],
+            resume="allow",
+            name=self._out.name,
+            dir=str(self._out),
+            config=read_json_file(self._out / "config.json"),
+        )
+        while (records := self._waiting.get()) is not None:
+            for record in records:
+                if record["step"] > known.get("step", 0):
+                    known["step"] = record["step"]
+                    numbers = {n: v for n, v in record.items() if isinstance(v, int | float)}
+                    run.log(numbers, step=numbers.pop("step"))
+            write_atomically(path, dump_json(known).encode(), private=True)
+        run.finish()
 
     def _give_up(self, why: str) -> None:
-        self._given_up = True
-        log.warning(
-            "W&B gets no more records: %s%s; the run goes on, and metrics.jsonl has them all",
-            why,
-            self._last_words(),
-        )
+        if not self._given_up:
+            self._given_up = True
+            log.warning(
+                "W&B gets no more records: %s; the run goes on, and metrics.jsonl has them all", why
+            )
 
-    def _last_words(self) -> str:
-        try:
-            lines = self._log_path.read_text(errors="replace").split("\n")
-        except OSError:
-            return ""
-        words = [line.strip() for line in lines if line.strip()]
-        return f" ({words[-1]})" if words else ""
+
+def _kill_service() -> None:
+    """End W&B's process, which it would wait for when this one exits."""
+    for children in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # it has ended since
+            for pid in children.read_text().split():
+                if Path(f"/proc/{pid}/comm").read_text().startswith("wandb"):
+                    os.kill(int(pid), signal.SIGKILL)
