@@ -110,9 +110,6 @@ FORMS = (
 )
 
 NOT_RUN = (
-    NotRun(
-        r"--chaos 10m$", "takes ten minutes by its very name; tests/launch/test_chaos.py runs it"
-    ),
     NotRun(r"^apt-get ", "changes the system; tests/launch/test_setup.py reads what setup.sh runs"),
 )
 

@@ -1,6 +1,5 @@
 """Chaos: what it draws, what it takes for a broken promise, and that runs stand it."""
 
-import argparse
 import json
 import random
 import signal
@@ -9,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from data_pipeline import faults
-from launch.chaos import command
-from launch.chaos.disturbances import draw
-from launch.chaos.processes import Ended
-from launch.doctor_command import _duration
+from tests.chaos import run
+from tests.chaos.disturbances import draw
+from tests.chaos.processes import Ended
 
 
 def test_a_seed_draws_the_same_disturbances() -> None:
@@ -62,14 +60,14 @@ def _run_folder(folder: Path, loss: float = 1.0, weights: bytes = b"w") -> Path:
 
 
 def test_another_number_another_byte_and_a_leftover_are_each_a_problem(tmp_path: Path) -> None:
-    session = command.Session(tmp_path, 2, random.Random(0), 2, 1.0)
+    session = run.Session(tmp_path, 2, random.Random(0), 2, 1.0)
     expected = _run_folder(tmp_path / "expected")
-    command._compare(session, _run_folder(tmp_path / "same"), expected)
+    run._compare(session, _run_folder(tmp_path / "same"), expected)
     assert session.problems == []
     other = _run_folder(tmp_path / "other", loss=1.0001, weights=b"x")
     (other / "checkpoints" / ".writing-step-00000004").mkdir()
     (other / "samples.jsonl").unlink()
-    command._compare(session, other, expected)
+    run._compare(session, other, expected)
     text = "\n".join(session.problems)
     assert "other: its metrics differ" in text
     assert "other: its checkpoint differ" in text
@@ -77,19 +75,12 @@ def test_another_number_another_byte_and_a_leftover_are_each_a_problem(tmp_path:
     assert ".writing-step-00000004" in text
 
 
-def test_a_time_has_a_unit() -> None:
-    assert (_duration("90s"), _duration("10m"), _duration("2h")) == (90, 600, 7200)
-    for wrong in ("10", "m", "-5m", "ten minutes"):
-        with pytest.raises(argparse.ArgumentTypeError, match="write 90s, 10m or 1h"):
-            _duration(wrong)
-
-
 @pytest.mark.slow
 @pytest.mark.reliability(29)
 @pytest.mark.timeout(3000)
 def test_runs_stand_minutes_of_chaos(tmp_path: Path) -> None:
-    """`widebatch doctor --chaos 30m` is the same for longer."""
+    """`python -m tests.chaos.run --minutes 30` is the same for longer."""
     lines: list[str] = []
-    problems = command.chaos(240, seed=5, world_size=2, folder=tmp_path / "chaos", say=lines.append)
+    problems = run.chaos(240, seed=5, world_size=2, folder=tmp_path / "chaos", say=lines.append)
     assert problems == [], "\n".join(lines)
     assert any("-9" in line for line in lines), "nothing was killed"

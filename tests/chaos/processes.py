@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.chaos.disturbances import PAUSE, Disturbance
 from launch.exit_codes import ExitCode
+from tests.chaos.disturbances import PAUSE, Disturbance
 
 MARK = "WIDEBATCH_CHAOS"
 """In the environment of every process that chaos starts: by it they are found again."""

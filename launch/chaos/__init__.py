@@ -1,1 +1,0 @@
-"""``widebatch doctor --chaos``: real runs, disturbed at random, held to an undisturbed one."""

@@ -1,0 +1,1 @@
+"""Real runs, disturbed at random, held to an undisturbed one."""
