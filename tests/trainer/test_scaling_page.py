@@ -16,11 +16,11 @@ import torch
 import torch.distributed as dist
 
 from tests.dist import run_ranks
-from trainer.planner.scaling import bytes_tables, loss_table, point, strong_table, weak_table
+from tests.trainer.scaling_tables import bytes_tables, loss_table, point, strong_table, weak_table
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "scaling.md"
-REMEDY = "docs/scaling.md: put in what `python -m trainer.planner.scaling` prints"
+REMEDY = "docs/scaling.md: put in what `python -m tests.trainer.scaling_tables` prints"
 ROWS, DIM = 48, 128
 
 

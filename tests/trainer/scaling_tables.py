@@ -1,7 +1,7 @@
 """What a step of SimCLR costs on 8 to 1,024 GPUs, by the planner's counts and stated rates.
 
-``python -m trainer.planner.scaling`` prints the tables of ``docs/scaling.md``: bytes by part and
-link, strong scaling (the global batch stays) and weak scaling (a GPU's batch stays). Nothing in
+``python -m tests.trainer.scaling_tables`` prints the tables of ``docs/scaling.md``: bytes by part
+and link, strong scaling (the global batch stays) and weak scaling (a GPU's batch stays). Nothing in
 them was measured. They are those of ``widebatch plan simclr-r50 --gpu h100-80g``, which also takes
 other recipes, GPUs, links and batches.
 """
