@@ -25,12 +25,10 @@ _SETS = ("AMX", "AVX512_BF16", "AVX512F", "AVX2")  # widest first
 
 def run(command: Sequence[str]) -> tuple[float, float]:
     """Seconds on the clock and of processors that a command takes."""
-    program = Path(sys.executable).parent / command[0]
+    program = Path(sys.executable).with_name("widebatch")
     started, used = time.monotonic(), os.times()
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
-    done = subprocess.run(
-        [str(program), *command[1:]], env=environment, capture_output=True, text=True
-    )
+    done = subprocess.run([program, *command], env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}: status {done.returncode}\n{done.stderr}")
     now = os.times()
@@ -43,14 +41,13 @@ def run(command: Sequence[str]) -> tuple[float, float]:
 def measure(out: Path, seed: int) -> dict[str, float]:
     """Accuracies in % and times of one seed."""
     out.mkdir()
-    packing, training, measuring = demo.plan(out, quick=False)[:3]
-    for command in packing.commands:
-        run(command)
-    clock, processors = run((*training.commands[0], "--seed", str(seed)))
-    (out / "run" / "evaluation").mkdir(exist_ok=True)
-    for command in measuring.commands:
-        run(command)
-    values = {"minutes": clock / 60, "processor minutes": processors / 60}
+    values = {}
+    for command in demo.plan(out, quick=False):
+        if command[0] == "pretrain":
+            clock, processors = run((*command, "--seed", str(seed)))
+            values |= {"minutes": clock / 60, "processor minutes": processors / 60}
+        elif command[0] in ("pack", "evaluate"):
+            run(command)
     for title, (method, _) in demo.METHODS.items():
         for source in demo.SOURCES:
             report = json.loads(demo.evaluation_file(out, method, source).read_text())
