@@ -1,10 +1,18 @@
 """A file that appears whole under its name, or not at all."""
 
 import contextlib
+import errno
 import os
 import secrets
 from pathlib import Path
 from typing import BinaryIO
+
+
+_WHY_NOT = {
+    errno.EACCES: "this user may not write here; choose another folder",
+    errno.EROFS: "read-only; choose another folder",
+    errno.ENOENT: "no such folder; make it first",
+}
 
 
 class AtomicFile:
@@ -26,7 +34,11 @@ class AtomicFile:
         if descriptor is None:
             self._temporary = self._temporary_name()
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            descriptor = os.open(self._temporary, flags, 0o666)
+            try:
+                descriptor = os.open(self._temporary, flags, 0o666)
+            except OSError as error:  # which would name a file that nobody knows
+                why = _WHY_NOT.get(error.errno or 0, error.strerror)
+                raise type(error)(error.errno, why, str(folder)) from error
         self.file: BinaryIO = os.fdopen(descriptor, "w+b", buffering=1 << 20)
 
     def _temporary_name(self) -> Path:

@@ -73,8 +73,16 @@ def open_source(
     kind, _, rest = source.partition(":")
     if kind == "embedded":
         return EmbeddedSource(rest)
-    if kind != "torchvision" and Path(source).exists():
-        return FolderSource(Path(source), labels=labels, extensions=extensions)
+    folder = Path(source)
+    if kind != "torchvision" and folder.exists():
+        return FolderSource(folder, labels=labels, extensions=extensions)
+    if kind != "torchvision" and len(folder.parts) > 1:
+        beside = [f.name for f in folder.parent.glob("*") if f.is_dir()]
+        near = difflib.get_close_matches(folder.name, beside, n=3)
+        hint = (
+            f"; did you mean {' or '.join(str(folder.parent / n) for n in near)}?" if near else ""
+        )
+        raise DataError(f"{source}: no such folder{hint}")
 
     from data_pipeline import torchvision_source
 

@@ -20,7 +20,7 @@ List the runs in folders, the newest first:
   running    a process of it lives
   finished   its last step is done and saved
   stopped    the same command goes on from its newest checkpoint
-  failed     it ended by an error, or before its first checkpoint; the reason is named
+  failed     it ended by an error, or was killed before its first checkpoint; the reason is named
   unknown    nothing says whether it goes on, as where its node is out of reach
   damaged    a file of it cannot be read; the reason is named
 

@@ -132,6 +132,9 @@ make_venv() {
   if [ "$python" = "$venv/bin/python" ]; then # about to be deleted: whose was it?
     python=$("$python" -c 'import sys; print(sys.base_prefix, "bin/python%d.%d" % sys.version_info[:2], sep="/")')
   fi
+  # --clear would empty the folder that a link leads to, which is somebody's environment.
+  [ ! -L "$venv" ] || die "$venv is a link to $(readlink -f "$venv"), which is not this checkout's:" \
+    "delete the link, and run the same command again."
   say "$("$python" -V), $python: making .venv"
   "$python" -m venv --clear "$venv" >&2 || die "Could not make $venv with $python."
   is_ready || die "$venv is not an environment of its own after $python -m venv; delete it and try again."

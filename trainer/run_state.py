@@ -74,7 +74,8 @@ def _ended(
         )
     killed = any(not beat.ended for beat in beats.values())
     if saved is None:
-        return State("failed", f"{'killed' if killed else 'ended'} before its first checkpoint")
+        status = "failed" if killed else "stopped"
+        return State(status, f"{'killed' if killed else 'ended'} before its first checkpoint")
     lost = f", {step - saved} steps to repeat" if step > saved else ""
     return State("stopped", f"killed{lost}" if killed else "")
 

@@ -188,9 +188,14 @@ def launch_fabric(
     use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if use_cuda and not torch.cuda.is_available():
+        raise ConfigError(
+            "--device cuda, and torch sees no GPU here: leave it out, or see that 'nvidia-smi' lists"
+            " one and that CUDA_VISIBLE_DEVICES does not hide it"
+        )
     if use_cuda and torch.cuda.device_count() < local_world_size:
         raise ConfigError(
-            f"{local_world_size} processes share this node but each sees"
+            f"{local_world_size} processes share this node, and each sees"
             f" {torch.cuda.device_count()} GPUs: start one process per GPU, and let every process"
             " see all of them (Slurm: --gpus-per-node, not --gpus-per-task)"
         )

@@ -147,6 +147,9 @@ def test_other_extensions_can_be_named(tmp_path: Path) -> None:
 def test_an_unknown_source_says_what_it_might_be(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"neither a folder nor .* did you mean cifar100"):
         opened("cifar1000")
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(DataError, match=r"photso: no such folder; did you mean .*/photos\?"):
+        opened(tmp_path / "photso")
     with pytest.raises(DataError, match="no data set of this name; did you mean stl10"):
         opened("torchvision:STL11")
 

@@ -204,3 +204,18 @@ def test_interrupted_packages_are_installed_again(venv: Path) -> None:
     assert set(result.stdout.split()) == {"tyro", "tqdm", "absl_py", "MarkupSafe", "kornia"}
     left = {path.name for path in site.glob("*.dist-info")}
     assert left == {"numpy-1.0.dist-info", "somebody_elses-1.0.dist-info"}
+
+
+def test_a_linked_environment_is_left_alone(tmp_path: Path) -> None:
+    """``python -m venv --clear`` would empty the folder that the link leads to."""
+    checkout, other = tmp_path / "checkout", tmp_path / "other"
+    (checkout / "launch").mkdir(parents=True)
+    shutil.copy(ROOT / "launch" / "setup.sh", checkout / "launch")
+    other.mkdir()
+    (other / "mine").touch()
+    (checkout / ".venv").symlink_to(other)
+    command = ["bash", "-c", "source launch/setup.sh; make_venv"]
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert f"is a link to {other}" in done.stderr
+    assert (other / "mine").exists()

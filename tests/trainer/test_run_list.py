@@ -93,6 +93,7 @@ def test_states_are_told_by_the_traces_of_processes(tmp_path: Path) -> None:
             ("failed", "killed before its first checkpoint"),
             {"saved": None, "beats": (GONE,)},
         ),
+        ("at once", ("stopped", "ended before its first checkpoint"), {"saved": None}),
         ("error", ("failed", "NumericalError on rank 0 at step 7"), {"beats": (ended, lost)}),
         ("why", ("failed", "ConfigError on rank 0 at step 7: --k: too large"), {"beats": (said,)}),
         (

@@ -41,7 +41,10 @@ def load_encoder_state(run: Path, best: bool = False) -> tuple[Tensors, dict[str
     else:
         checkpoint = store.newest()
     if checkpoint is None:
-        raise CheckpointError(f"{run}: no checkpoint yet; wait for the first, or stop the run once")
+        raise CheckpointError(
+            f"{run}: no checkpoint yet; the first comes at an epoch's end, or where the run is stopped"
+            " after a step"
+        )
     prefix = "encoder."
     tensors = {
         name.removeprefix(prefix): value

@@ -80,6 +80,8 @@ def read_evaluations(run: Path) -> tuple[list[Bar], float]:
     """
     reports = []
     for path, report in _files(run):
+        if "top1" not in report:  # of what is measured without labels
+            continue
         try:
             reports.append((_bar(report), int(report["num_classes"])))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
