@@ -7,7 +7,6 @@ import secrets
 from pathlib import Path
 from typing import BinaryIO
 
-
 _WHY_NOT = {
     errno.EACCES: "this user may not write here; choose another folder",
     errno.EROFS: "read-only; choose another folder",

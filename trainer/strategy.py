@@ -190,8 +190,8 @@ def launch_fabric(
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if use_cuda and not torch.cuda.is_available():
         raise ConfigError(
-            "--device cuda, and torch sees no GPU here: leave it out, or see that 'nvidia-smi' lists"
-            " one and that CUDA_VISIBLE_DEVICES does not hide it"
+            "--device cuda, and torch sees no GPU here: leave it out, or see that 'nvidia-smi'"
+            " lists one and that CUDA_VISIBLE_DEVICES does not hide it"
         )
     if use_cuda and torch.cuda.device_count() < local_world_size:
         raise ConfigError(

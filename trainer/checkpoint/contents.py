@@ -42,8 +42,8 @@ def load_encoder_state(run: Path, best: bool = False) -> tuple[Tensors, dict[str
         checkpoint = store.newest()
     if checkpoint is None:
         raise CheckpointError(
-            f"{run}: no checkpoint yet; the first comes at an epoch's end, or where the run is stopped"
-            " after a step"
+            f"{run}: no checkpoint yet; the first comes at an epoch's end, or where the run is"
+            " stopped after a step"
         )
     prefix = "encoder."
     tensors = {
