@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from data_pipeline.strict_json import dump_json
 from launch.arguments import Parser
 from launch.exit_codes import ExitCode
-from launch.first_look import refuse_unknown, setting_flags
 from launch.nearest import unknown
 from launch.pretrain_command import RECIPES
 from launch.settings_arguments import parse_settings
@@ -44,9 +43,8 @@ def main(arguments: Sequence[str]) -> ExitCode:
         raise ConfigError(unknown("recipe", recipe, RECIPES))
     args, overrides = parser.parse_known_args(arguments[1:])
     own = [option for action in parser._actions for option in action.option_strings]
-    refuse_unknown(f"widebatch plan {recipe}", overrides, setting_flags(), own)
-    _check(args)
     config, known = _config(recipe, overrides, own)
+    _check(args)
     return _plan(args, config, known)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from launch import cluster, devices, restarts
 from launch.exit_codes import ExitCode, exit_code_for
-from launch.first_look import refuse_files, refuse_unknown, setting_flags
+from launch.first_look import refuse_files
 from launch.nearest import unknown
 from launch.preemption import EndAtOnce, StopSignal
 from launch.settings_arguments import parse_settings
@@ -142,10 +142,10 @@ def _program() -> str:
 
 
 def _settings(recipe: str, overrides: list[str]) -> "RunConfig":
-    prog = f"widebatch pretrain {recipe}"
-    refuse_unknown(prog, overrides, setting_flags(), ["--devices"])
-    refuse_files(prog, overrides)
+    refuse_files(f"widebatch pretrain {recipe}", overrides)
     from trainer.recipes import RECIPES as BUILDERS
 
     text = f"--devices N: {devices.HELP}"
-    return parse_settings("pretrain", recipe, BUILDERS[recipe](), overrides, text=text)
+    return parse_settings(
+        "pretrain", recipe, BUILDERS[recipe](), overrides, other_options=["--devices"], text=text
+    )

@@ -3,21 +3,18 @@
 tyro tells errors in boxes of many lines; here they become one line, as everywhere else.
 """
 
-import contextlib
 import dataclasses
 import inspect
-import io
-import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from launch.first_look import given, refuse_unknown
+from launch.nearest import unknown
 from trainer.errors import ConfigError
 
 if TYPE_CHECKING:
-    from trainer.config import RunConfig
+    from tyro._errors import ParseErrorEvent
 
-_FRAME = "╭╮╰╯│─ \t"
+    from trainer.config import RunConfig
 
 
 def parse_settings(
@@ -46,57 +43,60 @@ def parse_settings(
         SystemExit: ``--help`` has been answered.
     """
     import tyro
+    from tyro._errors import on_parse_error
 
     from trainer.config import RunConfig
     from trainer.encoders import for_family
     from trainer.recipes import RECIPES
+    from trainer.settings import settings
 
     prog = f"widebatch {command} {recipe}"
-    _check_flags(prog, default, words, other_options)
     about = inspect.cleandoc(RECIPES[recipe].__doc__ or "")
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            config = tyro.cli(
-                RunConfig,
-                prog=prog,
-                description=f"{about}\n\n{text}" if text else about,
-                default=default,
-                args=list(words),
-            )
-    except SystemExit as stop:
-        if stop.code:
-            line = _one_line(said.getvalue())
-            raise ConfigError(f"{line}; see '{prog} --help'") from None
-        raise
-    sys.stderr.write(said.getvalue())  # warnings, if any
+    options = [flag for setting in settings(default) for flag in setting.flags]
+
+    def refuse(event: "ParseErrorEvent") -> None:
+        raise ConfigError(_one_line(event, [*options, *other_options], f"see '{prog} --help'"))
+
+    with on_parse_error(refuse):
+        config = tyro.cli(
+            RunConfig,
+            prog=prog,
+            description=f"{about}\n\n{text}" if text else about,
+            default=default,
+            args=list(words),
+        )
     return dataclasses.replace(config, encoder=for_family(config.encoder, default.encoder))
 
 
-def _check_flags(
-    prog: str, default: "RunConfig", words: Sequence[str], other_options: Iterable[str]
-) -> None:
-    from trainer.settings import settings
+def _one_line(event: "ParseErrorEvent", options: Iterable[str], help_words: str) -> str:
+    """What tyro found wrong, and what to do.
 
-    found = settings(default)
-    refuse_unknown(prog, words, [f for setting in found for f in setting.flags], other_options)
-    if {"-h", "--help"} & set(words):
-        return
-    for setting in found:
-        if setting.required and setting.flag not in given(words):
-            kind = "FILE" if setting.is_path else "VALUE"
-            raise ConfigError(f"{setting.flag} {kind} is required; see '{prog} --help'")
+    Args:
+        event: what was found.
+        options: those that there are, of which a mistyped one may mean one.
+        help_words: where to look.
+    """
+    from tyro import _errors as errors
+
+    if isinstance(event, errors.InvalidChoice):
+        return f"{event.argument.display_name()}: {unknown('value', event.value, event.choices)}"
+    if isinstance(event, errors.BadValue):
+        return f"{_named(event.argument, ' takes')}; {help_words}"
+    if isinstance(event, errors.InstantiationFailure):
+        if event.argument is None:  # our own refusal of values that do not go together
+            return event.message
+        return f"{_named(event.argument, ' takes')}: {event.message.splitlines()[0]}; {help_words}"
+    words = vars(event).get("tokens") or vars(event).get("unrecognized_tokens") or []
+    mistyped = [word.partition("=")[0] for word in words if word.startswith("-")]
+    if mistyped:
+        return unknown("option", mistyped[0], options, help_words)
+    if isinstance(event, errors.MissingArgs):
+        names = [_named(each.arg) for each in event.missing_arguments]
+        return f"{', '.join(names)} is required; {help_words}"
+    return f"unexpected {' '.join(words)!r}; {help_words}"
 
 
-def _one_line(box: str) -> str:
-    """What stands in a box above its first rule, on one line."""
-    parts: list[str] = []
-    for line in box.splitlines():
-        inner = line.strip(_FRAME)
-        if line.startswith("╭"):
-            parts = []
-        elif not inner and parts:
-            break
-        elif inner:
-            parts.append(inner)
-    return " ".join(parts).rstrip(". ")
+def _named(argument: Any, takes: str = "") -> str:
+    """An option with its kind of value; the kind alone of a word that follows no option."""
+    kind = argument.lowered.metavar
+    return kind if argument.is_positional() else f"{argument.display_name()}{takes} {kind}"

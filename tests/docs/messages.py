@@ -23,7 +23,6 @@ FOREIGN = {
 COMPOSED = {
     "unknown recipe ...": 'unknown("recipe"',
     "unknown option ...": 'unknown("option"',
-    "unknown setting ...": 'unknown("setting"',
 }
 
 _HOLE = "\0"

@@ -11,7 +11,6 @@ import pytest
 from data_pipeline.beton import sample_count
 from data_pipeline.errors import DataError
 from launch.__main__ import main
-from launch.first_look import setting_flags
 from tests.said import error_line
 from tests.trainer.runs import pack_images
 
@@ -47,16 +46,15 @@ def test_help_answers_without_loading_torch(arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data.train", "x.beton", "--lr", "0.1"], "did you mean --optim.base-lr?"),
         (["--data.train", "x.beton"], "x.beton: no such file"),
         ([], "--data.train FILE is required"),
         (["--data.train", "{data}", "--data.test", "{folder}"], "pack it first: widebatch pack "),
         (["--data.train", __file__], "test_cli.py: not a .beton"),
         (["--data.train", "{data}", "--out", "{data}/run"], "exists and is no folder"),
     ],
-    ids=["setting", "no file", "nothing", "folder", "no .beton", "out"],
+    ids=["no file", "nothing", "folder", "no .beton", "out"],
 )
-def test_wrong_words_and_files_are_told_without_loading_torch(
+def test_wrong_files_are_told_without_loading_torch(
     data: Path, arguments: list[str], message: str
 ) -> None:
     filled = [word.format(data=data, folder=data.parent) for word in arguments]
@@ -76,14 +74,6 @@ def _without_torch(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60
     )
-
-
-def test_the_settings_of_the_first_look_are_the_recipes_own() -> None:
-    from trainer.recipes import RECIPES as BUILDERS
-    from trainer.settings import settings
-
-    found = [flag for b in BUILDERS.values() for s in settings(b()) for flag in s.flags]
-    assert sorted(setting_flags()) == sorted(set(found))
 
 
 def test_the_command_that_packs_a_folder_can_be_pasted(tmp_path: Path) -> None:
