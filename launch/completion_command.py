@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from launch.exit_codes import ExitCode
-from launch.pretrain_command import RECIPES
 
 _SHELLS = ("bash", "zsh", "fish")
 _DESCRIPTION = """\
@@ -56,13 +55,13 @@ def run(whole: argparse.ArgumentParser, subparsers: Any, args: argparse.Namespac
 
 def _add_recipes(command: argparse.ArgumentParser, own: argparse.ArgumentParser) -> None:
     """Add each recipe as a sub-command, with its settings and the command's own options."""
-    from trainer.recipes import RECIPES as BUILDERS
+    from trainer.recipes import RECIPES
     from trainer.settings import settings
 
     recipes = command.add_subparsers(metavar="RECIPE")
-    for recipe, summary in RECIPES.items():
-        parser = recipes.add_parser(recipe, help=summary, parents=[own])
-        for setting in settings(BUILDERS[recipe]()):
+    for recipe, build in RECIPES.items():
+        parser = recipes.add_parser(recipe, help=recipe, parents=[own])
+        for setting in settings(build()):
             if setting.is_switch:
                 parser.add_argument(*setting.flags, action="store_true")
             else:

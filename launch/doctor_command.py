@@ -12,7 +12,7 @@ from launch import cluster
 from launch.devices import add_option
 from launch.evaluate_options import add_join_timeout
 from launch.exit_codes import ExitCode
-from launch.pretrain_command import RECIPES
+from launch.recipe_list import recipes
 
 _DESCRIPTION = """\
 Examine this machine or cluster for pretraining: versions, FFCV, GPUs, bandwidth between nodes,
@@ -41,7 +41,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--recipe",
         default="simclr-r50",
-        choices=sorted(RECIPES),
+        choices=sorted(recipes()),
         metavar="RECIPE",
         help="whose network the loader must keep up with (default simclr-r50)",
     )

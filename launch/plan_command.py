@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from data_pipeline.strict_json import dump_json
 from launch.arguments import Parser
 from launch.exit_codes import ExitCode
-from launch.nearest import unknown
-from launch.pretrain_command import RECIPES
+from launch.recipe_list import check_recipe
 from launch.settings_arguments import parse_settings
 from trainer.errors import ConfigError
 from trainer.planner.rates import GPUS, Gpu, Rates
@@ -39,8 +38,7 @@ def main(arguments: Sequence[str]) -> ExitCode:
         parser.print_help()
         return ExitCode.DONE if arguments else ExitCode.USAGE
     recipe = arguments[0]
-    if recipe not in RECIPES:
-        raise ConfigError(unknown("recipe", recipe, RECIPES))
+    check_recipe(recipe)
     args, overrides = parser.parse_known_args(arguments[1:])
     own = [option for action in parser._actions for option in action.option_strings]
     config, known = _config(recipe, overrides, own)
@@ -118,10 +116,10 @@ def _config(recipe: str, overrides: list[str], own_options: list[str]) -> "tuple
     from pathlib import Path
 
     from trainer.config import DataConfig
-    from trainer.recipes import RECIPES as BUILDERS
+    from trainer.recipes import RECIPES
 
     unnamed = Path("its data set")
-    default = dataclasses.replace(BUILDERS[recipe](), data=DataConfig(train=unnamed))
+    default = dataclasses.replace(RECIPES[recipe](), data=DataConfig(train=unnamed))
     config = parse_settings(
         "plan", recipe, default, overrides, other_options=own_options, text=_DESCRIPTION
     )

@@ -12,30 +12,14 @@ from typing import TYPE_CHECKING
 from launch import cluster, devices, restarts
 from launch.exit_codes import ExitCode, exit_code_for
 from launch.first_look import refuse_files
-from launch.nearest import unknown
 from launch.preemption import EndAtOnce, StopSignal
+from launch.recipe_list import check_recipe, recipes
 from launch.settings_arguments import parse_settings
-from trainer.errors import ConfigError
 
 if TYPE_CHECKING:
     from trainer.config import RunConfig
 
 log = logging.getLogger(__name__)
-
-# Names and one line each, so that listing them imports no torch; a test holds them to
-# trainer.recipes.
-RECIPES = {
-    "digits-demo": "embedded coloured digits, a small ResNet: minutes on two CPU cores",
-    "simclr-cifar10-r18": "32-pixel images, ResNet-18 with the CIFAR stem, batch 512, 1000 epochs",
-    "simclr-stl10-r18": "96-pixel images, ResNet-18, batch 512, 200 epochs",
-    "simclr-r50": "SimCLR's canonical ImageNet run: ResNet-50, batch 4096, LARS, 100 epochs",
-    "simclr-v2-r50": "the same with SimCLR v2's three-layer head, 800 epochs",
-    "mocov1-r50": "MoCo v1 on ImageNet: ResNet-50, a queue, batch 256, SGD, 200 epochs",
-    "mocov2-r50": "MoCo v2 on ImageNet: a deeper head and a cosine, 200 epochs",
-    "mocov3-r50": "MoCo v3 on ImageNet: a predictor and no queue, batch 4096, LARS, 100 epochs",
-    "mocov2-cifar10-r18": "32-pixel images, MoCo v2, ResNet-18, batch 512, 800 epochs",
-    "mocov3-cifar10-r18": "32-pixel images, MoCo v3, ResNet-18, batch 512, 1000 epochs",
-}
 
 _USAGE = """\
 usage: widebatch pretrain RECIPE --data.train FILE.beton [--batch N] [--out RUN] [settings]
@@ -58,12 +42,11 @@ def main(arguments: Sequence[str]) -> ExitCode:
     """Run the command; ``arguments`` are those after ``pretrain``."""
     recipe = arguments[0] if arguments else "--help"
     if recipe in ("-h", "--help"):
-        width = max(map(len, RECIPES))
-        rows = (f"  {name:<{width}}  {what}" for name, what in RECIPES.items())
+        width = max(map(len, recipes()))
+        rows = (f"  {name:<{width}}  {what}" for name, what in recipes().items())
         print(_USAGE.format(recipes="\n".join(rows)), end="")
         return ExitCode.DONE if arguments else ExitCode.USAGE
-    if recipe not in RECIPES:
-        raise ConfigError(unknown("recipe", recipe, RECIPES))
+    check_recipe(recipe)
     overrides = list(arguments[1:])
     if not {"-h", "--help"}.isdisjoint(overrides):
         with EndAtOnce():
@@ -143,9 +126,9 @@ def _program() -> str:
 
 def _settings(recipe: str, overrides: list[str]) -> "RunConfig":
     refuse_files(f"widebatch pretrain {recipe}", overrides)
-    from trainer.recipes import RECIPES as BUILDERS
+    from trainer.recipes import RECIPES
 
     text = f"--devices N: {devices.HELP}"
     return parse_settings(
-        "pretrain", recipe, BUILDERS[recipe](), overrides, other_options=["--devices"], text=text
+        "pretrain", recipe, RECIPES[recipe](), overrides, other_options=["--devices"], text=text
     )

@@ -6,9 +6,8 @@ from types import ModuleType
 
 import pytest
 
-from launch.pretrain_command import RECIPES
 from tests.docs.pages import DOCS
-from trainer.recipes import RECIPES as BUILDERS
+from trainer.recipes import RECIPES
 from trainer.settings import settings
 
 
@@ -25,7 +24,7 @@ def reference() -> ModuleType:
 def test_settings_are_those_of_the_recipes(reference: ModuleType) -> None:
     page = reference.settings_page()
     on_page = {flag for line in re.findall(r"^`(--.*)`$", page, re.M) for flag in flags_in(line)}
-    wanted = {f for build in BUILDERS.values() for s in settings(build()) for f in s.flags}
+    wanted = {f for build in RECIPES.values() for s in settings(build()) for f in s.flags}
     assert on_page == wanted
     assert len(wanted) > 100
 
@@ -44,7 +43,7 @@ def test_every_setting_is_explained(reference: ModuleType) -> None:
 
 def test_values_of_a_recipe_are_its_own(reference: ModuleType) -> None:
     page = reference.recipes_page()
-    for name, build in BUILDERS.items():
+    for name, build in RECIPES.items():
         section = page.split(f"\n## {name}\n")[1].split("\n## ")[0]
         assert f"| `--batch` | `{build().batch}` |" in section
         assert f"| `--optim.base-lr` | `{build().optim.base_lr}` |" in section

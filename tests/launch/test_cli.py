@@ -86,12 +86,13 @@ def test_the_command_that_packs_a_folder_can_be_pasted(tmp_path: Path) -> None:
 
 
 def test_the_list_of_recipes_is_the_trainers() -> None:
-    from launch.pretrain_command import RECIPES
-    from trainer.recipes import RECIPES as BUILDERS
+    from launch.recipe_list import recipes
+    from trainer.recipes import RECIPES
 
-    assert set(RECIPES) == set(BUILDERS)
-    for name, build in BUILDERS.items():
+    assert set(recipes()) == set(RECIPES)
+    for name, build in RECIPES.items():
         assert build().recipe == name
+        assert build.__doc__ is not None and build.__doc__.startswith(recipes()[name])
 
 
 def test_help_of_a_recipe_explains_settings_with_defaults(
@@ -113,7 +114,7 @@ def test_help_of_a_recipe_explains_settings_with_defaults(
         ([], "COMMAND"),
         (["pertain"], "pertain"),
         (["pretrain", "simclr-r5"], "did you mean simclr-r50?"),
-        (["pretrain", "nonsense"], "choose from digits-demo"),
+        (["pretrain", "nonsense"], "choose from simclr-r50"),
         (["pretrain", "simclr-r50", "--data.train", "none.beton"], "none.beton"),
         (["pretrain", "simclr-r50", "--data.train", __file__], "test_cli.py"),
         (["evaluate", "knn", "nowhere", "--data.train", "a", "--data.test", "b"], "nowhere"),

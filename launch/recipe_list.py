@@ -1,0 +1,31 @@
+"""The recipes' names, and the first line that each says of itself, without importing torch."""
+
+import ast
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+
+import trainer
+from launch.nearest import unknown
+from trainer.errors import ConfigError
+
+
+@functools.cache
+def recipes() -> Mapping[str, str]:
+    """Names in the order of their file, which is read and not run: that would take seconds."""
+    found = {}
+    for node in ast.parse(Path(trainer.__path__[0], "recipes.py").read_text()).body:
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            first = (ast.get_docstring(node) or "").partition("\n")[0]
+            found[node.name.replace("_", "-")] = first.rstrip(".")
+    return found
+
+
+def check_recipe(name: str) -> None:
+    """Refuse a recipe that there is not.
+
+    Raises:
+        ConfigError: names the nearest.
+    """
+    if name not in recipes():
+        raise ConfigError(unknown("recipe", name, recipes()))
