@@ -11,13 +11,16 @@ from collections.abc import Sequence
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
+    words = sys.argv[1:] if arguments is None else arguments
     try:
         from launch import command_line
 
-        return command_line.run(sys.argv[1:] if arguments is None else arguments)
+        code = command_line.run(words)
     except KeyboardInterrupt:  # before a command has begun, or while its end is told
         os.write(2, b"interrupted\n")
-        return 130  # launch.exit_codes.ExitCode.INTERRUPTED
+        code = 130  # launch.exit_codes.ExitCode.INTERRUPTED
+    command = next((word for word in words if not word.startswith("-")), "")
+    return 75 if (command, code) == ("pretrain", 130) else code  # ExitCode.PREEMPTED
 
 
 if __name__ == "__main__":

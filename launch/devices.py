@@ -32,6 +32,7 @@ _VOICE = "WIDEBATCH_VOICE"  # the descriptor of a pipe with a single byte in it
 _GRACE = 20.0  # seconds that the others have to end by themselves when one has failed
 _LOOK = 0.1  # seconds between two looks
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_BY_SIGNAL = tuple(-number for number in HANDLED_SIGNALS)
 _WELL = (ExitCode.DONE, ExitCode.PREEMPTED, ExitCode.INTERRUPTED)
 
 
@@ -81,6 +82,8 @@ def start(words: Sequence[str], processes: int) -> int:
         for rank in range(processes):
             place = cluster.Cluster("torchrun", rank, processes, rank, processes, master_port=port)
             children.append(_child(words, place, voice))
+        for number in signal.sigpending():  # to those that were started after it came
+            _tell(children, number)
         return _wait(children)
     finally:
         for child in children:
@@ -134,21 +137,28 @@ def _child(words: Sequence[str], place: cluster.Cluster, voice: int) -> "subproc
 
 def _wait(children: "Sequence[subprocess.Popen[bytes]]") -> int:
     failed: int | None = None
+    stopping = False
     deadline = float("inf")
     codes = [child.poll() for child in children]
     while None in codes:
         told = signal.sigtimedwait(HANDLED_SIGNALS, _LOOK)
         if told is not None and told.si_code <= 0:  # else the terminal's, which all have had
-            for child in children:
-                child.send_signal(told.si_signo)
+            _tell(children, told.si_signo)
         if time.monotonic() > deadline:
-            for child in children:
-                child.kill()
+            _tell(children, signal.SIGKILL)
         codes = [child.poll() for child in children]
+        stopping = stopping or told is not None or bool(signal.sigpending())
+        if stopping:  # those that it killed had not begun to listen, or were ending
+            codes = [ExitCode.INTERRUPTED if code in _BY_SIGNAL else code for code in codes]
         if failed is None:
             failed = _first_failed(codes)
             deadline = deadline if failed is None else time.monotonic() + _GRACE
     return max(code or 0 for code in codes) if failed is None else failed
+
+
+def _tell(children: "Sequence[subprocess.Popen[bytes]]", number: int) -> None:
+    for child in children:
+        child.send_signal(number)
 
 
 def _first_failed(codes: Sequence[int | None]) -> int | None:

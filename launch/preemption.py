@@ -47,6 +47,7 @@ class EndAtOnce:
         if threading.current_thread() is not threading.main_thread():
             return self  # no signal comes here
         self._before = {number: signal.signal(number, self._handle) for number in self.signals}
+        atexit.register(self._hear_no_more)
         reading, self._pipe = os.pipe()
         os.set_blocking(self._pipe, False)
         signal.set_wakeup_fd(self._pipe, warn_on_full_buffer=False)
@@ -62,11 +63,15 @@ class EndAtOnce:
         trace: TracebackType | None,
     ) -> None:
         self._stop_watching()
-        for number, handler in self._before.items():
-            if self._name is None:
+        if self._name is None:
+            for number, handler in self._before.items():
                 signal.signal(number, handler)
-            else:  # a further Ctrl-C shall not change the status while the interpreter ends
-                atexit.register(signal.signal, number, signal.SIG_IGN)
+
+    def _hear_no_more(self) -> None:
+        """A further Ctrl-C shall not change the status while the interpreter ends."""
+        if self._name is not None:  # also where it came before `with` had begun
+            for number in self.signals:
+                signal.signal(number, signal.SIG_IGN)
 
     def _stop_watching(self) -> None:
         if self._pipe is not None:

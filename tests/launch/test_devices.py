@@ -183,6 +183,43 @@ def test_signals_wait_until_a_rank_knows_what_to_do(
     assert started[0].returncode == ExitCode.PREEMPTED and "Traceback" not in said, said
 
 
+def test_ctrl_c_reaches_those_that_are_started_after_it() -> None:
+    late = "def port(): print('ready', flush=True); time.sleep(1); return 29500\n"
+    late = f"import time\n{late}{START.replace('sys.exit', 'devices._free_port = port; sys.exit')}"
+    terminal, theirs = pty.openpty()
+    with subprocess.Popen(
+        (sys.executable, "-c", late, RANK, "wait", "wait"),
+        preexec_fn=lambda: os.login_tty(theirs),
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+    ) as process:
+        try:
+            os.close(theirs)
+            read(terminal, "ready")
+            os.write(terminal, b"\x03")
+            assert process.wait(LIMIT) == ExitCode.PREEMPTED
+        finally:
+            process.kill()
+            os.close(terminal)
+
+
+def test_ranks_that_end_by_the_signal_itself_were_stopped(
+    started: "list[subprocess.Popen[str]]",
+) -> None:
+    """As one is, whose interpreter has put its handlers away."""
+    mortal = """
+import os, signal
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+os.write(1, b"ready\\n")
+signal.pause()
+"""
+    start(started, sys.executable, "-c", START, mortal, "", "")
+    wait_until_ready(started[0])
+    os.killpg(started[0].pid, signal.SIGINT)
+    said, _ = started[0].communicate(timeout=LIMIT)
+    assert (started[0].returncode, said) == (ExitCode.INTERRUPTED, "")
+
+
 def test_none_outlives_the_one_that_started_them(
     started: "list[subprocess.Popen[str]]",
 ) -> None:

@@ -1,10 +1,13 @@
 """Schedulers act on these numbers."""
 
 import errno
+from typing import NoReturn
 
 import pytest
 
 from data_pipeline.errors import DataError
+from launch import command_line
+from launch.__main__ import main
 from launch.exit_codes import ExitCode, exit_code_for, is_explained
 from trainer.errors import CheckpointError, ConfigError, NumericalError, RankLostError
 
@@ -38,6 +41,29 @@ def test_the_numbers_never_change() -> None:
 )
 def test_every_error_has_its_code(error: BaseException, code: ExitCode) -> None:
     assert exit_code_for(error) is code
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--verbose", "pretrain", "simclr-r50", "--devices", "2"], ExitCode.PREEMPTED),
+        (["evaluate", "knn", "pretrain"], ExitCode.INTERRUPTED),
+    ],
+)
+@pytest.mark.parametrize("where", ["run", "_check_packages"])
+def test_ctrl_c_before_a_command_has_begun_has_the_commands_code(
+    words: list[str],
+    code: ExitCode,
+    where: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command_line, where, interrupt)
+    assert main(words) == code
+    assert capfd.readouterr().err == "interrupted\n"
 
 
 def test_a_defect_of_the_program_shows_its_traceback() -> None:

@@ -105,3 +105,26 @@ def test_a_process_in_native_code_ends_too(
         assert process.wait(60) == code
     finally:
         process.kill()
+
+
+@pytest.mark.parametrize("first", ["", "signal.pthread_sigmask(signal.SIG_BLOCK, [2]); kill()"])
+def test_a_further_signal_while_the_interpreter_ends_changes_no_status(first: str) -> None:
+    """Also where the one before had waited for the handlers: it comes before ``with``'s body."""
+    text = f"""
+        import os, signal, sys
+        from functools import partial
+        from launch.preemption import StopSignal
+        kill = partial(os.kill, os.getpid(), signal.SIGINT)
+        class Last:
+            def __del__(self, kill=kill):  # Python has put its handlers away by then
+                kill()
+        sys.last = Last()
+        {first}
+        try:
+            with StopSignal():
+                kill()
+        except KeyboardInterrupt:
+            sys.exit(75)
+        """
+    process = subprocess.run([sys.executable, "-c", textwrap.dedent(text)], timeout=60)
+    assert process.returncode == ExitCode.PREEMPTED
