@@ -269,7 +269,7 @@ def test_what_cannot_be_evaluated_gets_one_line_and_exit_code_2(
     ("words", "message"),
     [
         (["--protocol", "canonical", "--labels-per-class", "2"], "--protocol cached or logistic"),
-        (["--protocol", "cached", "--base-lr", "1e30"], "lower base LR"),
+        (["--protocol", "cached", "--base-lr", "1e30"], "lower --base-lr"),
         (["--c", "-1"], "C=-1"),
         (["--epochs", "0"], "epochs=0"),
         (["--protocol", "cached", "--base-lr", "1", "2"], "--base-lr: several values"),

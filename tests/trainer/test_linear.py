@@ -1,6 +1,5 @@
 import dataclasses
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -19,9 +18,10 @@ from trainer.evaluation.linear import (
     SIMCLR_IMAGENET,
     LinearConfig,
     linear_probe,
-    linear_probe_on_crops,
+    train_linear,
 )
 from trainer.evaluation.logistic import LogisticConfig, logistic_regression
+from trainer.evaluation.supervised import Batches
 from trainer.evaluation.sweep import sweep_probe
 
 
@@ -157,44 +157,25 @@ def test_the_probe_follows_simclrs_recipe() -> None:
 
 def test_a_set_smaller_than_the_batch_is_one_batch() -> None:
     result = linear_probe(unscaled(TRAIN), unscaled(TEST), LinearConfig(epochs=3))
-    assert (result.batch_size, result.steps) == (500, 3)
+    assert (result.config.batch_size, result.steps) == (500, 3)
 
 
 def test_a_diverging_probe_is_refused_with_a_remedy() -> None:
-    with pytest.raises(ConfigError, match="lower base LR"):
+    with pytest.raises(ConfigError, match="lower --base-lr"):
         linear_probe(TRAIN, TEST, LinearConfig(base_lr=1e30, epochs=3))
 
 
-@dataclass
-class CropsOfFeatures:
-    """A batch whose crops are the features themselves."""
-
-    crops_BVHWC: torch.Tensor  # noqa: N815
-    ids_B: torch.Tensor  # noqa: N815
-    labels_B: torch.Tensor  # noqa: N815
-    position: Position
-
-
 def probe_on_crops(rank: int, world_size: int) -> list[torch.Tensor]:
-    train, config = unscaled(TRAIN), LinearConfig(epochs=3, weight_decay=1e-2, seed=4)
+    train, config = unscaled(TRAIN), LinearConfig(batch_size=128, epochs=3, weight_decay=1e-2)
 
-    def batches():  # type: ignore[no-untyped-def]
-        for step in range(10**6):
-            position = Position(*divmod(step, 500 // 128))
-            ids = global_batch_ids(config.seed, position, 128, 500)
-            ids = torch.from_numpy(ids[rank_slice(128, rank, world_size)])
-            yield CropsOfFeatures(train.features_NF[ids], ids, train.labels_N[ids], position)
+    def batches() -> Batches:
+        for step in range(3 * (500 // 128)):
+            ids = global_batch_ids(4, Position(*divmod(step, 500 // 128)), 128, 500)
+            ids_B = torch.from_numpy(ids[rank_slice(128, rank, world_size)])
+            yield train.features_NF[ids_B], train.labels_N[ids_B]
 
-    result = linear_probe_on_crops(
-        lambda crops, ids, epoch: crops,
-        batches(),
-        500 // 128,
-        128,
-        unscaled(TEST),
-        4,
-        config,
-        world_size=world_size,
-    )
+    test, together = unscaled(TEST), world_size > 1
+    result = train_linear(batches(), 500 // 128, test, 4, config, together=together)
     return [result.classifier.weight.detach(), torch.tensor([result.top1, result.final_loss])]
 
 
@@ -295,4 +276,4 @@ def test_a_sweep_of_which_nothing_is_left_is_refused_with_a_remedy() -> None:
 def test_the_preset_of_imagenet_has_the_published_values() -> None:
     preset = SIMCLR_IMAGENET
     assert (preset.epochs, preset.batch_size, preset.weight_decay) == (90, 4096, 1e-6)
-    assert preset.peak_lr(preset.batch_size) == pytest.approx(1.6)
+    assert preset.peak_lr == pytest.approx(1.6)

@@ -9,6 +9,7 @@ Shape suffixes: N samples, B samples of a block, F features, V views (2).
 """
 
 import dataclasses
+import itertools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch
 
 from data_pipeline.augment import AugmentConfig
 from data_pipeline.beton import check_beton
-from data_pipeline.order import Position, permute
+from data_pipeline.order import permute
 from data_pipeline.strict_json import read_json_file
 from data_pipeline.views import CropConfig
 from trainer.config import from_json
@@ -124,16 +125,13 @@ def _view_cosines(
     config: DiagnoseConfig, job: Job, crop: CropConfig, augment: AugmentConfig, batch: int
 ) -> tuple[float, float, int]:
     """Mean cosines of two views of one image and of two images; how many images."""
-    crops = job.session.random_crops(
-        config.train, crop, batch, views=(augment.view1, augment.view2), alone=True
-    )
-    pairs: list[tuple[torch.Tensor, ...]] = []
-    with crops as (loader, encode):
-        steps = min(loader.steps_per_epoch, -(-config.views_of // batch))
-        for _, each in zip(range(steps), loader.starting_at(Position(0, 0))):
-            features = encode(each.crops_BVHWC.to(job.session.device), each.ids_B, 0).double()
-            pairs.append(torch.nn.functional.normalize(features, dim=1).cpu().chunk(2))
-    first_NF, second_NF = (torch.cat(views)[: config.views_of] for views in zip(*pairs))
+    session, found = job.session, []
+    views = augment.view1, augment.view2
+    with session.augmented(config.train, crop, batch, views, alone=True) as (steps, batches):
+        for images, _ in itertools.islice(batches, min(steps, -(-config.views_of // batch))):
+            features = session.encode(images).double()
+            found.append(torch.nn.functional.normalize(features, dim=1).cpu().chunk(2))
+    first_NF, second_NF = (torch.cat(views)[: config.views_of] for views in zip(*found))
     count = len(first_NF)
     same = float((first_NF * second_NF).sum())
     every = float(first_NF.sum(dim=0) @ second_NF.sum(dim=0))

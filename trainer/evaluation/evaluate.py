@@ -45,17 +45,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | None:
         outcome = _run(config, job, infos, labels)
     if job.session.rank or outcome is None:
         return None
-    values = dataclasses.asdict(outcome)
-    more = values.pop("more")
-    return {
-        "method": config.method,
-        **values,
-        **more,
-        "n_test": infos[1].num_samples,
-        "num_classes": class_count(*labels[:2]),
-        "notes": [*labels.classes.remarks, *outcome.notes],
-        **job.facts(train=infos[0], test=infos[1]),
-    }
+    return outcome.report(config.method, job, infos, labels)
 
 
 def _run(

@@ -39,6 +39,13 @@ class Features(NamedTuple):
         """The rows at ``indices``."""
         return Features(self.features_NF[indices], self.labels_N[indices], self.ids_N[indices])
 
+    def blocks(
+        self, rows: int, device: torch.device
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Features and labels of at most ``rows`` samples at a time, on ``device``."""
+        for features_BF, labels_B in zip(self.features_NF.split(rows), self.labels_N.split(rows)):
+            yield features_BF.to(device), labels_B.to(device)
+
 
 def default_resize(size: int) -> int:
     """Shorter side to resize to for a centre crop of ``size``: the usual 256 for 224.

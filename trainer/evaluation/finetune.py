@@ -10,15 +10,18 @@ import numpy as np
 import torch
 
 from data_pipeline.beton import BetonInfo, check_beton
-from data_pipeline.order import IdArray, Position
+from data_pipeline.order import IdArray
 from data_pipeline.views import CropConfig
-from trainer.encoders import stochastic_layers
+from trainer.encoders import seed_stochastic_layers, stochastic_layers
 from trainer.errors import ConfigError
-from trainer.evaluation.classifier import TuningConfig, build_classifier, load_head, tune
+from trainer.evaluation.classifier import TuningConfig, build_classifier, load_head
 from trainer.evaluation.job import Job, JobConfig
 from trainer.evaluation.labelled_files import read_labels
 from trainer.evaluation.labelled_subset import balanced_share, read_list
 from trainer.evaluation.labels import accuracy, class_count, count_hits
+from trainer.evaluation.protocols import Outcome
+from trainer.evaluation.session import Session
+from trainer.evaluation.supervised import Batches, fit
 
 _FEW = 0.05  # share of labels below which SimCLR trains for 60 epochs instead of 30
 
@@ -78,47 +81,40 @@ def finetune(config: FinetuneConfig) -> dict[str, Any] | None:
         head,
         config.head_layers,
     )
-    with job.session:
-        epochs = config.tuning.epochs or (60 if len(ids) < _FEW * infos[0].num_samples else 30)
-        final_loss, batch_size, steps = _train(config, job, model, ids, epochs)
-        logits = job.session.features(config.test, model)
-        reached = accuracy(count_hits(logits.features_NF, labels.test_M), len(labels.test_M))
-    if job.session.rank:
-        return None
+    session, count = job.session, len(ids)
     tuning = dataclasses.replace(
-        config.tuning, seed=config.seed, batch_size=batch_size, epochs=epochs
+        config.tuning,
+        seed=config.seed,
+        batch_size=min(config.tuning.batch_size, count),
+        epochs=config.tuning.epochs or (60 if count < _FEW * infos[0].num_samples else 30),
     )
-    crop = f"training: random crops and flips; test: {job.measured()['views']}"
-    return {
-        "method": "finetune",
-        "protocol": "finetune",
-        "top1": reached.top1,
-        "top5": reached.top5,
-        "n_train": len(ids),
-        "n_test": infos[1].num_samples,
-        "num_classes": class_count(*labels[:2]),
-        "settings": {
-            "optimizer": "SGD, Nesterov momentum; cosine to 0 per step, no warm-up",
-            **dataclasses.asdict(tuning),
-            "peak_lr": tuning.peak_lr(batch_size),
-            "steps": steps,
-            "final_loss": final_loss,
-            "labels": config.labels
-            if config.label_list is None
-            else str(config.label_list.absolute()),
+    with session:
+        steps, final_loss = _tune(config.train, session, model, ids, tuning)
+        logits = session.features(config.test, model)
+        reached = accuracy(count_hits(logits.features_NF, labels.test_M), len(labels.test_M))
+    if session.rank:
+        return None
+    listed = config.label_list
+    outcome = Outcome(
+        "finetune",
+        *reached,
+        n_train=count,
+        settings={
+            **tuning.report(steps, final_loss),
+            "labels": config.labels if listed is None else str(listed.absolute()),
             "head_layers": config.head_layers,
         },
-        "measured": job.measured(
-            crop,
+        measured=job.measured(
+            f"training: random crops and flips; test: {job.measured()['views']}",
             trained=_trained(config.head_layers),
-            labelled=f"{len(ids)} of {infos[0].num_samples} samples",
-            chosen="listed" if config.label_list else f"class-balanced, seed {config.seed}",
+            labelled=f"{count} of {infos[0].num_samples} samples",
+            chosen="listed" if listed else f"class-balanced, seed {config.seed}",
             batch_norm="statistics of the global batch",
         ),
-        "labelled_ids": ids.tolist(),
-        "notes": [*labels.classes.remarks, *_notes(job, infos[0], labels.train_N.numpy(), ids)],
-        **job.facts(train=infos[0], test=infos[1]),
-    }
+        notes=[*_notes(job, infos[0], labels.train_N.numpy(), ids)],
+        more={"labelled_ids": ids.tolist()},
+    )
+    return outcome.report("finetune", job, infos, labels)
 
 
 def _trained(head_layers: int) -> str:
@@ -134,28 +130,28 @@ def _labelled(config: FinetuneConfig, labels_N: IdArray) -> IdArray:
     return balanced_share(labels_N, config.labels, config.seed)
 
 
-def _train(
-    config: FinetuneConfig, job: Job, model: torch.nn.Module, ids: IdArray, epochs: int
-) -> tuple[float, int, int]:
-    """Final loss, samples of a step, steps. A collective."""
-    session = job.session
-    batch_size = min(config.tuning.batch_size, len(ids))
-    crop = CropConfig(size=job.preprocessing.size)
-    tuning = dataclasses.replace(config.tuning, seed=config.seed)
-    with session.augmented_crops(config.train, crop, batch_size, only=ids) as (loader, augment):
-        loss = tune(
+def _tune(
+    path: Path, session: Session, model: torch.nn.Module, ids: IdArray, tuning: TuningConfig
+) -> tuple[int, float]:
+    """Steps, and the mean loss of the last epoch. A collective."""
+    crop = CropConfig(size=session.preprocessing.size)
+    with session.augmented(path, crop, tuning.batch_size, only=ids) as (steps, batches):
+
+        def seeded() -> Batches:
+            for step, batch in enumerate(batches):
+                seed_stochastic_layers(tuning.seed, step, session.rank)
+                yield batch
+
+        loss = fit(
             model,
-            loader.starting_at(Position(0, 0)),
-            augment,
-            loader.steps_per_epoch,
-            batch_size,
-            epochs,
             tuning,
-            device=session.device,
+            seeded(),
+            steps,
             autocast_dtype=session.autocast,
+            together=session.world_size > 1,
             progress=session.rank == 0,
         )
-        return loss, batch_size, loader.steps_per_epoch * epochs
+        return steps * (tuning.epochs or 0), loss
 
 
 def _notes(job: Job, info: BetonInfo, labels_N: IdArray, ids: IdArray) -> Iterator[str]:

@@ -13,7 +13,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.manifest import load_manifest, manifest_path
 from data_pipeline.order import IdArray
 from data_pipeline.sources import IMAGE_EXTENSIONS, FolderSource
-from trainer.evaluation.labels import draw_of_class
+from trainer.evaluation.labels import draw_by_class
 
 _MOST_BYTES = 1 << 30  # of a list
 
@@ -27,13 +27,8 @@ def balanced_share(labels_N: IdArray, fraction: float, seed: int) -> IdArray:
     """
     if fraction == 1:
         return np.arange(len(labels_N))
-    classes = np.unique(labels_N)
-    each = max(1, round(fraction * len(labels_N) / len(classes)))
-    chosen = []
-    for label in classes.tolist():
-        members = np.flatnonzero(labels_N == label)
-        chosen.append(draw_of_class(members, min(each, len(members)), label, seed))
-    return np.sort(np.concatenate(chosen))
+    each = max(1, round(fraction * len(labels_N) / len(np.unique(labels_N))))
+    return draw_by_class(labels_N, lambda members: min(each, members), seed)
 
 
 def read_list(path: Path, train: Path, images: Path | None = None) -> IdArray:

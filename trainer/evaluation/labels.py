@@ -3,6 +3,7 @@
 Shape suffixes: N samples, C classes, B rows of a block.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 from data_pipeline.errors import DataError
 from data_pipeline.order import IdArray, permute
+from trainer.evaluation.features import Features
 
 
 class Accuracy(NamedTuple):
@@ -37,32 +39,35 @@ def class_count(*labels: torch.Tensor) -> int:
     return 1 + max(int(labels_N.max()) for labels_N in labels)
 
 
-def few_per_class(labels_N: torch.Tensor, per_class: int, seed: int) -> torch.Tensor:
-    """Choose ``per_class`` samples of every class that occurs: int64 indices, ascending.
+def draw_by_class(labels_N: IdArray, count: Callable[[int], int], seed: int) -> IdArray:
+    """Of every class as many samples as ``count`` says of its size: indices, ascending.
 
-    A pure function of the labels' order, ``per_class`` and ``seed``; with one seed, a smaller
-    budget is a subset of a larger one, so curves over the budget are comparable.
+    A pure function of the labels' order, the counts and ``seed``; with one seed, fewer of a class
+    are a subset of more, so curves over a budget are comparable.
+    """
+    chosen = []
+    for label in np.unique(labels_N).tolist():
+        members = np.flatnonzero(labels_N == label)
+        # The class takes the place of the epoch: every class has its own permutation.
+        places = permute(seed, label, np.arange(count(len(members))), len(members))
+        chosen.append(members[places])
+    return np.sort(np.concatenate(chosen))
+
+
+def few_per_class(labels_N: torch.Tensor, per_class: int, seed: int) -> torch.Tensor:
+    """Choose ``per_class`` samples of every class that occurs, by :func:`draw_by_class`.
 
     Raises:
         DataError: a class has fewer samples than asked for.
     """
-    labels = labels_N.cpu().numpy()
-    chosen = []
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        if len(members) < per_class:
+    classes, counts = np.unique(labels_N.cpu().numpy(), return_counts=True)
+    for label, members in zip(classes, counts):
+        if members < per_class:
             raise DataError(
-                f"class {label} has {len(members)} labelled samples, fewer than the "
-                f"{per_class} asked for per class: ask for at most {_smallest_class(labels)}"
+                f"class {label} has {members} labelled samples, fewer than the "
+                f"{per_class} asked for per class: ask for at most {counts.min()}"
             )
-        chosen.append(draw_of_class(members, per_class, int(label), seed))
-    return torch.from_numpy(np.sort(np.concatenate(chosen)))
-
-
-def draw_of_class(members: IdArray, count: int, label: int, seed: int) -> IdArray:
-    """``count`` of the samples of class ``label``; fewer are a subset of more."""
-    # The class takes the place of the epoch: every class has its own permutation.
-    return members[permute(seed, label, np.arange(count), len(members))]
+    return torch.from_numpy(draw_by_class(labels_N.cpu().numpy(), lambda _: per_class, seed))
 
 
 def hold_out(
@@ -74,12 +79,9 @@ def hold_out(
     class with one sample is kept.
     """
     labels = labels_N.cpu().numpy()
-    held = np.zeros(len(labels), dtype=bool)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
-        held[draw_of_class(members, count, int(label), seed)] = True
-    return torch.from_numpy(np.flatnonzero(~held)), torch.from_numpy(np.flatnonzero(held))
+    held = draw_by_class(labels, lambda n: min(max(round(fraction * n), 1), n - 1), seed)
+    kept = np.setdiff1d(np.arange(len(labels)), held)
+    return torch.from_numpy(kept), torch.from_numpy(held)
 
 
 def count_hits(
@@ -103,6 +105,15 @@ def accuracy(hits: torch.Tensor, num_samples: int) -> Accuracy:
     return Accuracy(top1 / num_samples, top5 / num_samples)
 
 
-def _smallest_class(labels: np.ndarray) -> int:
-    counts = np.bincount(labels)
-    return int(counts[counts > 0].min())
+@torch.no_grad()
+def accuracy_of(
+    scores: Callable[[torch.Tensor], torch.Tensor],
+    data: Features,
+    device: torch.device,
+    rows: int = 8192,
+) -> Accuracy:
+    """Of ``scores``, which takes so many ``rows`` of features at a time and gives (B, C)."""
+    hits = torch.zeros(2, dtype=torch.int64, device=device)
+    for features_BF, labels_B in data.blocks(rows, device):
+        hits += count_hits(scores(features_BF), labels_B)
+    return accuracy(hits, len(data.labels_N))

@@ -16,7 +16,7 @@ from torch import nn
 from data_pipeline.errors import DataError
 from trainer.errors import ConfigError
 from trainer.evaluation.features import Features
-from trainer.evaluation.labels import Accuracy, accuracy, class_count, count_hits, hold_out
+from trainer.evaluation.labels import Accuracy, accuracy_of, class_count, hold_out
 
 STRENGTHS = tuple(10.0**exponent for exponent in range(-5, 3))
 """Of C, tried in this order."""
@@ -143,7 +143,7 @@ class _Problem:
     def __init__(self, x_NF: torch.Tensor, labels_N: torch.Tensor, classes: int, c: float) -> None:
         self.x_NF, self.labels_N = x_NF, labels_N
         self.decay = 1 / (c * len(labels_N))
-        self.rows = max(1, _BLOCK_BYTES // (8 * (x_NF.shape[1] + 2 * classes)))
+        self.rows = _rows(x_NF.shape[1], classes)
         self.largest_gradient = float("inf")
 
     @torch.no_grad()
@@ -213,22 +213,20 @@ def _choose_strength(
     return STRENGTHS[place], len(held)
 
 
-def _blocks(model: LogisticModel, data: Features) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Row blocks of features and labels, small enough for float64 on the model's device."""
-    rows = max(1, _BLOCK_BYTES // (8 * (data.features_NF.shape[1] + 2 * len(model.bias_C))))
-    return list(zip(data.features_NF.split(rows), data.labels_N.split(rows)))
+def _rows(width: int, classes: int) -> int:
+    """Of a block, which is to be small enough in float64."""
+    return max(1, _BLOCK_BYTES // (8 * (width + 2 * classes)))
 
 
 def _accuracy(model: LogisticModel, test: Features) -> Accuracy:
-    hits = torch.zeros(2, dtype=torch.int64, device=model.bias_C.device)
-    for features_BF, labels_B in _blocks(model, test):
-        hits += count_hits(model.logits(features_BF), labels_B.to(hits.device))
-    return accuracy(hits, len(test.labels_N))
+    classes, width = model.weight_CF.shape
+    return accuracy_of(model.logits, test, model.bias_C.device, _rows(width, classes))
 
 
 def _log_likelihood(model: LogisticModel, data: Features) -> float:
+    classes, width = model.weight_CF.shape
     total = torch.zeros((), dtype=torch.float64, device=model.bias_C.device)
-    for features_BF, labels_B in _blocks(model, data):
-        logits = model.logits(features_BF)
-        total -= nn.functional.cross_entropy(logits, labels_B.to(logits.device), reduction="sum")
+    for features_BF, labels_B in data.blocks(_rows(width, classes), total.device):
+        logits_BC = model.logits(features_BF)
+        total -= nn.functional.cross_entropy(logits_BC, labels_B, reduction="sum")
     return total.item()

@@ -4,20 +4,19 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from data_pipeline.order import Position
+from data_pipeline.beton import BetonInfo
 from data_pipeline.views import CropConfig
 from trainer.evaluation.evaluate_config import EvaluateConfig
 from trainer.evaluation.features import Features
 from trainer.evaluation.job import Job
 from trainer.evaluation.knn import knn_classify_each, remark_on_k
-from trainer.evaluation.linear import (
-    LinearConfig,
-    LinearResult,
-    linear_probe,
-    linear_probe_on_crops,
-)
+from trainer.evaluation.labelled_files import Labels
+from trainer.evaluation.labels import class_count
+from trainer.evaluation.linear import LinearResult, limited, linear_probe, train_linear
 from trainer.evaluation.logistic import logistic_regression
 from trainer.evaluation.sweep import sweep_probe
+
+_CENTRE = "centre crop, not scaled"
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,22 @@ class Outcome:
     measured: dict[str, Any]
     notes: list[str] = field(default_factory=list)
     more: dict[str, Any] = field(default_factory=dict)
+
+    def report(
+        self, method: str, job: Job, infos: tuple[BetonInfo, BetonInfo], labels: Labels
+    ) -> dict[str, Any]:
+        """JSON values; for the keys see :func:`trainer.evaluation.evaluate.evaluate`."""
+        values = dataclasses.asdict(self)
+        more = values.pop("more")
+        return {
+            "method": method,
+            **values,
+            **more,
+            "n_test": infos[1].num_samples,
+            "num_classes": class_count(*labels[:2]),
+            "notes": [*labels.classes.remarks, *self.notes],
+            **job.facts(train=infos[0], test=infos[1]),
+        }
 
 
 def nearest_neighbours(
@@ -109,49 +124,35 @@ def logistic(config: EvaluateConfig, job: Job, train: Features, test: Features) 
 def cached(config: EvaluateConfig, job: Job, train: Features, test: Features) -> Outcome:
     """A linear classifier by SGD on cached features."""
     chosen = dataclasses.replace(config.linear, seed=config.seed)
-    device = job.session.device
-    result = linear_probe(train, test, chosen, device=device, progress=True)
-    settings = _linear_settings(config, chosen, result, "centre crop, not scaled")
+    result = linear_probe(train, test, chosen, device=job.session.device, progress=True)
     measured = job.measured(classifier="linear, SGD")
-    return Outcome("cached", result.top1, result.top5, len(train.labels_N), settings, measured)
+    return _linear("cached", config, result, len(train.labels_N), _CENTRE, measured)
 
 
 def sweep(config: EvaluateConfig, job: Job, train: Features, test: Features) -> Outcome:
     """As :func:`cached`, with the rate and decay that do best on held-out training samples."""
-    shared = dataclasses.replace(config.linear, seed=config.seed)
     found = sweep_probe(
         train,
         test,
-        shared,
+        dataclasses.replace(config.linear, seed=config.seed),
         config.base_lrs,
         config.weight_decays,
         device=job.session.device,
         progress=True,
     )
-    result = found.probe
-    settings = {
-        **_linear_settings(config, found.config, result, "centre crop, not scaled"),
-        "chosen_on_samples": found.chosen_on,
-    }
     measured = job.measured(
         classifier="linear, SGD; rate and decay chosen on held-out training samples"
     )
-    ends = {min(config.base_lrs), max(config.base_lrs)}
-    edge = (
-        f"the best learning rate, {found.config.base_lr:g}, is at the end of those tried: try "
-        "beyond it with --base-lr"
-    )
-    at_an_end = len(ends) > 1 and found.config.base_lr in ends
-    return Outcome(
-        "sweep",
-        result.top1,
-        result.top5,
-        len(train.labels_N),
-        settings,
-        measured,
-        [edge] if at_an_end else [],
-        {"trials": [dataclasses.asdict(trial) for trial in found.trials]},
-    )
+    outcome = _linear("sweep", config, found.probe, len(train.labels_N), _CENTRE, measured)
+    outcome.settings["chosen_on_samples"] = found.chosen_on
+    outcome.more["trials"] = [dataclasses.asdict(trial) for trial in found.trials]
+    best, ends = found.probe.config.base_lr, {min(config.base_lrs), max(config.base_lrs)}
+    if len(ends) > 1 and best in ends:
+        outcome.notes.append(
+            f"the best learning rate, {best:g}, is at the end of those tried: try beyond it with "
+            "--base-lr"
+        )
+    return outcome
 
 
 def canonical(
@@ -159,50 +160,47 @@ def canonical(
 ) -> Outcome:
     """A linear classifier by SGD on fresh crops in every epoch. A collective."""
     session = job.session
-    chosen = dataclasses.replace(config.linear, seed=config.seed)
+    chosen = limited(dataclasses.replace(config.linear, seed=config.seed), num_train)
     crop = CropConfig(size=session.preprocessing.size)
-    batch_size = min(chosen.batch_size, num_train)
-    with session.random_crops(config.train, crop, batch_size) as (loader, encode):
-        result = linear_probe_on_crops(
-            encode,
-            loader.starting_at(Position(0, 0)),
-            loader.steps_per_epoch,
-            batch_size,
+    with session.augmented(config.train, crop, chosen.batch_size) as (steps, batches):
+        result = train_linear(
+            ((session.encode(images), labels_B) for images, labels_B in batches),
+            steps,
             test,
             num_classes,
             chosen,
             device=session.device,
-            world_size=session.world_size,
+            together=session.world_size > 1,
             progress=session.rank == 0,
         )
     features = f"crops of {crop.scale[0]:g} to {crop.scale[1]:g} of the area, flips; new each epoch"
-    settings = _linear_settings(config, chosen, result, features)
     views = f"training: {features}; test: {job.measured()['views']}"
     measured = job.measured(views, classifier="linear, SGD")
-    notes = []
+    outcome = _linear("canonical", config, result, num_train, features, measured)
     if config.preset is not None:
-        settings["preset"] = measured["preset"] = config.preset
-        if result.batch_size < chosen.batch_size:
-            notes.append(
-                f"preset {config.preset} has steps of {chosen.batch_size} images: the "
+        outcome.settings["preset"] = measured["preset"] = config.preset
+        if chosen.batch_size < config.linear.batch_size:
+            outcome.notes.append(
+                f"preset {config.preset} has steps of {config.linear.batch_size} images: the "
                 f"{num_train} training samples are fewer"
             )
-    return Outcome("canonical", result.top1, result.top5, num_train, settings, measured, notes)
+    return outcome
 
 
-def _linear_settings(
-    config: EvaluateConfig, chosen: LinearConfig, result: LinearResult, features: str
-) -> dict[str, Any]:
-    return {
-        "optimizer": "SGD, Nesterov momentum; cosine to 0 per step, no warm-up",
-        **dataclasses.asdict(chosen),
-        "batch_size": result.batch_size,
-        "peak_lr": chosen.peak_lr(result.batch_size),
-        "steps": result.steps,
-        "final_loss": result.final_loss,
+def _linear(
+    protocol: str,
+    config: EvaluateConfig,
+    result: LinearResult,
+    num_train: int,
+    features: str,
+    measured: dict[str, Any],
+) -> Outcome:
+    settings = {
+        **result.config.report(result.steps, result.final_loss),
         "features": features,
         **_label_budget(config),
     }
+    return Outcome(protocol, result.top1, result.top5, num_train, settings, measured)
 
 
 def _label_budget(config: EvaluateConfig) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +12,14 @@ import torch.distributed as dist
 from torch import nn
 
 from data_pipeline.augment import Augment, AugmentConfig, ViewConfig
-from data_pipeline.loader import LoaderConfig, TrainLoader, eval_loader, train_loader
+from data_pipeline.loader import LoaderConfig, eval_loader, train_loader
+from data_pipeline.order import Position
 from data_pipeline.views import CropConfig
 from trainer.cores import settle_threads
 from trainer.distributed import shutdown
 from trainer.errors import ConfigError
 from trainer.evaluation.features import Features, extract_features, reduced_precision
+from trainer.evaluation.supervised import Batches
 from trainer.rendezvous import JOIN_TIMEOUT, join
 from trainer.weights import LoadedEncoder, Preprocessing
 
@@ -107,35 +109,15 @@ class Session:
                 progress=f"features of {path.name}" if self.rank == 0 else None,
             )
 
-    @contextlib.contextmanager
-    def random_crops(
-        self,
-        path: Path,
-        crop: CropConfig,
-        batch_size: int,
-        views: tuple[ViewConfig, ...] = (FLIP,),
-        alone: bool = False,
-    ) -> Iterator[tuple[TrainLoader, Callable[..., torch.Tensor]]]:
-        """A loader of this rank's share of global batches, and the encoder for its batches.
-
-        The encoder takes (crops (B, V, H, W, 3), ids (B,), epoch), augments them, and returns
-        features (V * B, F) in float32, view after view, without gradient. For the arguments see
-        :meth:`augmented_crops`.
-        """
-        crops = self.augmented_crops(path, crop, batch_size, views, alone=alone)
-        with crops as (loader, augment):
-
-            @torch.no_grad()
-            def encode(crops: torch.Tensor, ids_B: torch.Tensor, epoch: int) -> torch.Tensor:
-                images = augment(crops, ids_B, epoch)
-                with reduced_precision(self.device, self.autocast):
-                    features: torch.Tensor = self.encoder(images)
-                return features.float()
-
-            yield loader, encode
+    @torch.no_grad()
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Features (B, F) of images, float32, in evaluation mode."""
+        with reduced_precision(self.device, self.autocast):
+            features: torch.Tensor = self.encoder(images)
+        return features.float()
 
     @contextlib.contextmanager
-    def augmented_crops(
+    def augmented(
         self,
         path: Path,
         crop: CropConfig,
@@ -144,8 +126,10 @@ class Session:
         *,
         alone: bool = False,
         only: npt.NDArray[np.int64] | None = None,
-    ) -> Iterator[tuple[TrainLoader, Augment]]:
-        """A loader of this rank's share of global batches, and what makes images of its crops.
+    ) -> Iterator[tuple[int, Batches]]:
+        """Steps of an epoch, and endless batches: this rank's share of augmented random crops.
+
+        Images are (V * B, 3, H, W) on the device, view after view; labels (B,).
 
         Args:
             path: the file.
@@ -175,8 +159,16 @@ class Session:
             world_size=world_size,
             only=only,
         )
+        augment = self._augment(view1=views[0], view2=views[-1])
+
+        def batches() -> Batches:
+            for batch in loader.starting_at(Position(0, 0)):
+                crops = batch.crops_BVHWC.to(self.device, non_blocking=True)
+                images = augment(crops, batch.ids_B, batch.position.epoch)
+                yield images, batch.labels_B.to(self.device)
+
         with contextlib.closing(loader):
-            yield loader, self._augment(view1=views[0], view2=views[-1])
+            yield loader.steps_per_epoch, batches()
 
     def _augment(self, **views: ViewConfig) -> Augment:
         chosen = self.preprocessing

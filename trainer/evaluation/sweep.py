@@ -10,12 +10,10 @@ Shape suffixes: H classifiers, C classes, P = H * C, N samples, B batch, F featu
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from trainer.errors import ConfigError
 from trainer.evaluation.features import Features
@@ -24,9 +22,10 @@ from trainer.evaluation.linear import (
     LinearConfig,
     LinearResult,
     cached_batches,
+    limited,
     linear_probe,
 )
-from trainer.schedule import half_cosine
+from trainer.evaluation.supervised import pace
 
 _HELD_OUT = 0.1  # of the training samples
 _TEST_BYTES = 256 << 20  # of logits at once
@@ -133,20 +132,18 @@ def train_heads(
     progress: bool = False,
 ) -> Heads:
     """Train a classifier for each of ``configs``, which differ in rate and decay only."""
+    configs = [limited(config, len(train.labels_N)) for config in configs]
     device, shared = torch.device(device), configs[0]
-    batch_size = min(shared.batch_size, len(train.labels_N))
     heads, width = len(configs), train.features_NF.shape[1]
     weight_HCF = torch.zeros(heads, num_classes, width, device=device)
     trained = Heads(weight_HCF, torch.zeros(heads, num_classes, device=device))
     parameters = (trained.weight_HCF, trained.bias_HC)
     velocities = [torch.zeros_like(parameter) for parameter in parameters]
-    rate_H = torch.tensor([each.peak_lr(batch_size) for each in configs], device=device)
+    rate_H = torch.tensor([each.peak_lr for each in configs], device=device)
     decay_H = torch.tensor([each.weight_decay for each in configs], device=device)
-    total = shared.epochs * (len(train.labels_N) // batch_size)
-    batches = cached_batches(train, shared, batch_size, device)
-    bar = tqdm(batches, "sweep", total, leave=False, disable=None if progress else True)
-    for step, (features_BF, labels_B) in enumerate(bar):
-        cosine = half_cosine(step / total)
+    total = shared.epochs * (len(train.labels_N) // shared.batch_size)
+    paced = pace(cached_batches(train, shared, device), total, "sweep", progress)
+    for cosine, (features_BF, labels_B) in paced:
         gradients = _gradients(trained, features_BF.float(), labels_B)
         for parameter, velocity, gradient in zip(parameters, velocities, gradients):
             ones = (1,) * (parameter.dim() - 1)
@@ -170,11 +167,12 @@ def _gradients(
 
 @torch.no_grad()
 def _judge(heads: Heads, held: Features, configs: list[LinearConfig]) -> list[Trial]:
-    count = len(configs)
-    hits_H = torch.zeros(count, dtype=torch.int64, device=heads.bias_HC.device)
-    loss_H = torch.zeros(count, dtype=torch.float64, device=hits_H.device)
-    for features_BF, labels_B in _blocks(heads, held):
-        logits_BHC = heads.logits(features_BF)
+    count, device = len(configs), heads.bias_HC.device
+    hits_H = torch.zeros(count, dtype=torch.int64, device=device)
+    loss_H = torch.zeros(count, dtype=torch.float64, device=device)
+    rows = max(1, _TEST_BYTES // (4 * heads.bias_HC.numel()))  # so many that their logits fit
+    for features_BF, labels_B in held.blocks(rows, device):
+        logits_BHC = heads.logits(features_BF.float())
         hits_H += (logits_BHC.argmax(dim=2) == labels_B[:, None]).sum(dim=0)
         labels_BH = labels_B[:, None].expand(-1, count)
         loss_BH = nn.functional.cross_entropy(
@@ -187,11 +185,3 @@ def _judge(heads: Heads, held: Features, configs: list[LinearConfig]) -> list[Tr
         top1 = hits / len(held.ids_N) if sound else 0.0
         trials.append(Trial(config.base_lr, config.weight_decay, top1, loss if sound else None))
     return trials
-
-
-def _blocks(heads: Heads, data: Features) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Rows on the heads' device, so many that their logits fit."""
-    rows = max(1, _TEST_BYTES // (4 * heads.bias_HC.numel()))
-    device = heads.bias_HC.device
-    for features_BF, labels_B in zip(data.features_NF.split(rows), data.labels_N.split(rows)):
-        yield features_BF.to(device).float(), labels_B.to(device)
