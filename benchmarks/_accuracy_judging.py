@@ -8,9 +8,9 @@ from torch import nn
 from data_pipeline.augment import Augment, AugmentConfig
 from data_pipeline.loader import LoaderConfig
 from trainer.evaluation.features import Features
+from trainer.evaluation.job import Job, JobConfig
 from trainer.evaluation.knn import knn_classify
 from trainer.evaluation.logistic import LogisticConfig, logistic_regression
-from trainer.evaluation.session import Session
 from trainer.weights import LoadedEncoder, Preprocessing
 
 # Its penalty is not searched for: at 50,000 images and some hundred features it hardly matters.
@@ -22,15 +22,10 @@ PARTS = 48  # forward passes that they take
 def judge(encoder: nn.Module, budget: Budget) -> dict[str, float]:
     """Test accuracies, fractions of 1, of a frozen encoder: the product's own evaluation."""
     loaded = LoadedEncoder(encoder.eval(), Preprocessing(size=SIDE, resize=SIDE), {})
-    session = Session(
-        loaded,
-        loaded.preprocessing,
-        LoaderConfig(workers=budget.workers),
-        device="cpu",
-        precision=budget.precision,
-    )
-    with session:
-        train, test = session.features(budget.train), session.features(budget.test)
+    loader = LoaderConfig(workers=budget.workers)
+    config = JobConfig(source="", loader=loader, device="cpu", precision=budget.precision)
+    with Job(config, loaded) as job:
+        train, test = job.features(budget.train), job.features(budget.test)
     linear = logistic_regression(train, test, LOGISTIC)
     return {"knn": _knn(train, test), "linear": linear.top1}
 

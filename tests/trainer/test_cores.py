@@ -10,7 +10,7 @@ import torch
 
 from data_pipeline import cores
 from data_pipeline.cores import Cores
-from data_pipeline.loader import LoaderConfig
+from data_pipeline.loader import LoaderConfig, TrainLoader, train_loader
 from data_pipeline.views import CropConfig
 from launch import command_line
 from tests.dist import run_ranks
@@ -74,19 +74,29 @@ def test_every_loader_of_a_run_has_the_share_and_its_settings_stay_as_given(tmp_
 
 
 @pytest.mark.usefixtures("three_cores")
-def test_every_loader_of_an_evaluation_has_the_share(tmp_path: Path) -> None:
+def test_every_loader_of_an_evaluation_has_the_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from tests.trainer.runs import pack_images
-    from trainer.evaluation.session import Session
+    from trainer.evaluation import job
     from trainer.weights import LoadedEncoder, Preprocessing
 
     data = pack_images(tmp_path, count=24)
     encoder = LoadedEncoder(torch.nn.Flatten(), Preprocessing(size=8, resize=8), {})
     loader = LoaderConfig(backend="torchvision")
     crop = CropConfig(size=8)
-    with Session(encoder, encoder.preprocessing, loader, device="cpu") as session:
-        assert session.loader.workers == 3
-        with session.augmented_crops(data, crop, 8) as (training, _):
-            assert training.config.workers == 3
+    given: list[LoaderConfig] = []
+
+    def spy(path: Path, crop: CropConfig, config: LoaderConfig, **more: Any) -> TrainLoader:
+        given.append(config)
+        return train_loader(path, crop, config, **more)
+
+    monkeypatch.setattr(job, "train_loader", spy)
+    config = job.JobConfig(source="", loader=loader, device="cpu")
+    with job.Job(config, encoder) as opened:
+        assert opened.loader.workers == 3
+        with opened.augmented(data, crop, 8):
+            assert [each.workers for each in given] == [3]
 
 
 @pytest.mark.parametrize(

@@ -38,10 +38,7 @@ class ClusterConfig(JobConfig):
     def __post_init__(self) -> None:
         """Refuse what contradicts itself."""
         super().__post_init__()
-        for name in ("k", "restarts", "pictured"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"--{name} {value}: take at least 1")
+        self.at_least(1, "k", "restarts", "pictured")
         check_picture(self.picture)
 
 
@@ -60,13 +57,13 @@ def cluster(config: ClusterConfig) -> dict[str, Any] | None:
     job, info = Job(config), check_beton(config.train)
     if config.k is None and not info.has_label:
         raise ConfigError(f"{config.train} has no labels to count classes by: give --k")
-    with job.session:
-        features = job.session.features(config.train)
-        job.session.leave()
-        if job.session.rank:
+    with job:
+        features = job.features(config.train)
+        job.leave()
+        if job.rank:
             return None
         count = config.k or len(features.labels_N.unique())
-        device = job.session.device
+        device = job.device
         unit_NF = unit_rows(features.features_NF, device)
         found = k_means(unit_NF, count, seed=config.seed, restarts=config.restarts, device=device)
     if config.picture is not None:

@@ -48,9 +48,7 @@ class DiagnoseConfig(JobConfig):
     def __post_init__(self) -> None:
         """Refuse what contradicts itself."""
         super().__post_init__()
-        for name, value in (("--pairs-of", self.pairs_of), ("--views-of", self.views_of)):
-            if value < 2:
-                raise ConfigError(f"{name} {value}: take at least 2 samples")
+        self.at_least(2, "pairs_of", "views_of")
 
 
 def diagnose(config: DiagnoseConfig) -> dict[str, Any] | None:
@@ -69,16 +67,15 @@ def diagnose(config: DiagnoseConfig) -> dict[str, Any] | None:
     job, info = Job(config), check_beton(config.train)
     if info.num_samples < 2:
         raise ConfigError(f"{config.train} has one sample: two are the least to compare")
-    session = job.session
-    with session:
-        features_NF = session.features(config.train).features_NF
-        session.leave()
-        if session.rank:
+    with job:
+        features_NF = job.features(config.train).features_NF
+        job.leave()
+        if job.rank:
             return None
         crop, augment, whose = _views_of(config, job)
         batch = min(config.batch, config.views_of, info.num_samples)
         positive, negative, compared = _view_cosines(config, job, crop, augment, batch)
-        device = session.device
+        device = job.device
         std, rank = spectrum(features_NF, device)
         spread_N = permute(config.seed, 0, np.arange(info.num_samples), info.num_samples)
         chosen = torch.from_numpy(np.sort(spread_N[: config.pairs_of]))
@@ -125,11 +122,10 @@ def _view_cosines(
     config: DiagnoseConfig, job: Job, crop: CropConfig, augment: AugmentConfig, batch: int
 ) -> tuple[float, float, int]:
     """Mean cosines of two views of one image and of two images; how many images."""
-    session, found = job.session, []
-    views = augment.view1, augment.view2
-    with session.augmented(config.train, crop, batch, views, alone=True) as (steps, batches):
+    found, views = [], (augment.view1, augment.view2)
+    with job.augmented(config.train, crop, batch, views, alone=True) as (steps, batches):
         for images, _ in itertools.islice(batches, min(steps, -(-config.views_of // batch))):
-            features = session.encode(images).double()
+            features = job.encode(images).double()
             found.append(torch.nn.functional.normalize(features, dim=1).cpu().chunk(2))
     first_NF, second_NF = (torch.cat(views)[: config.views_of] for views in zip(*found))
     count = len(first_NF)

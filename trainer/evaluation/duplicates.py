@@ -50,9 +50,7 @@ class DuplicatesConfig(JobConfig):
     def __post_init__(self) -> None:
         """Refuse what contradicts itself."""
         super().__post_init__()
-        for name in ("k", "limit", "pictured"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name} {getattr(self, name)}: take at least 1")
+        self.at_least(1, "k", "limit", "pictured")
         for name in ("threshold", "least_shared"):
             if not 0 < getattr(self, name) <= 1:
                 option = "--" + name.replace("_", "-")
@@ -77,17 +75,16 @@ def duplicates(config: DuplicatesConfig) -> dict[str, Any] | None:
             :func:`trainer.evaluation.evaluate.evaluate`.
     """
     job, info = Job(config), check_beton(config.train)
-    session = job.session
-    with session:
-        features = session.features(config.train)
+    with job:
+        features = job.features(config.train)
         found = neighbourhoods(
             features.features_NF,
             config.k,
-            device=session.device,
-            rank=session.rank,
-            world_size=session.world_size,
+            device=job.device,
+            rank=job.rank,
+            world_size=job.world_size,
         )
-    if session.rank:
+    if job.rank:
         return None
     twice = near_identical(found, config.threshold)
     alike = likely_classmates(found, config.threshold, config.least_shared)

@@ -41,9 +41,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | None:
     labels = read_labels(*infos)
     if config.labels_per_class is not None:
         few_per_class(labels.train_N, config.labels_per_class, config.seed)  # is it possible?
-    with job.session:
+    with job:
         outcome = _run(config, job, infos, labels)
-    if job.session.rank or outcome is None:
+    if job.rank or outcome is None:
         return None
     return outcome.report(config.method, job, infos, labels)
 
@@ -55,17 +55,17 @@ def _run(
     labels: Labels,
 ) -> Outcome | None:
     """The protocol's outcome on rank 0; on other ranks an equal one or ``None``."""
-    session, num_classes = job.session, class_count(*labels[:2])
-    test = session.features(config.test)._replace(labels_N=labels.test_M)
+    num_classes = class_count(*labels[:2])
+    test = job.features(config.test)._replace(labels_N=labels.test_M)
     if config.method == "linear" and config.protocol == "canonical":
         return protocols.canonical(config, job, infos[0].num_samples, test, num_classes)
-    train = session.features(config.train)
+    train = job.features(config.train)
     if config.labels_per_class is not None:
         train = train.take(few_per_class(train.labels_N, config.labels_per_class, config.seed))
     if config.method == "knn":
         return protocols.nearest_neighbours(config, job, train, test, num_classes)
-    session.leave()  # other ranks need not wait for what rank 0 does alone
-    if session.rank:
+    job.leave()  # other ranks need not wait for what rank 0 does alone
+    if job.rank:
         return None
     protocol, reason = _choose_protocol(config, train, num_classes)
     probes = {

@@ -50,11 +50,9 @@ class EvaluateConfig(JobConfig):
     def __post_init__(self) -> None:
         """Refuse what contradicts itself."""
         super().__post_init__()
-        if self.labels_per_class is None:
-            return
-        if self.labels_per_class < 1:
-            raise ConfigError(f"--labels-per-class {self.labels_per_class}: take at least 1")
-        if self.method == "linear" and self.protocol == "canonical":
+        self.at_least(1, "labels_per_class")
+        canonical = self.method == "linear" and self.protocol == "canonical"
+        if canonical and self.labels_per_class is not None:
             raise ConfigError(
                 "--labels-per-class goes with cached features: use --protocol cached or logistic"
             )

@@ -20,7 +20,6 @@ from trainer.evaluation.labelled_files import read_labels
 from trainer.evaluation.labelled_subset import balanced_share, read_list
 from trainer.evaluation.labels import accuracy, class_count, count_hits
 from trainer.evaluation.protocols import Outcome
-from trainer.evaluation.session import Session
 from trainer.evaluation.supervised import Batches, fit
 
 _FEW = 0.05  # share of labels below which SimCLR trains for 60 epochs instead of 30
@@ -51,8 +50,7 @@ class FinetuneConfig(JobConfig):
             raise ConfigError(f"--labels {self.labels:g}: choose above 0, at most 1 (0.01: 1 %)")
         if self.label_list is not None and self.labels != 1:
             raise ConfigError("--labels and --label-list exclude each other: give one")
-        if self.head_layers < 0:
-            raise ConfigError(f"--head-layers {self.head_layers}: take 0 or more")
+        self.at_least(0, "head_layers")
 
 
 def finetune(config: FinetuneConfig) -> dict[str, Any] | None:
@@ -75,24 +73,24 @@ def finetune(config: FinetuneConfig) -> dict[str, Any] | None:
     ids = _labelled(config, labels.train_N.numpy())
     head = load_head(job.loaded) if config.head_layers else None
     model = build_classifier(
-        job.session.encoder,
+        job.encoder,
         int(job.loaded.description["feature_dim"]),
         class_count(*labels[:2]),
         head,
         config.head_layers,
     )
-    session, count = job.session, len(ids)
+    count = len(ids)
     tuning = dataclasses.replace(
         config.tuning,
         seed=config.seed,
         batch_size=min(config.tuning.batch_size, count),
         epochs=config.tuning.epochs or (60 if count < _FEW * infos[0].num_samples else 30),
     )
-    with session:
-        steps, final_loss = _tune(config.train, session, model, ids, tuning)
-        logits = session.features(config.test, model)
+    with job:
+        steps, final_loss = _tune(config.train, job, model, ids, tuning)
+        logits = job.features(config.test, model)
         reached = accuracy(count_hits(logits.features_NF, labels.test_M), len(labels.test_M))
-    if session.rank:
+    if job.rank:
         return None
     listed = config.label_list
     outcome = Outcome(
@@ -131,15 +129,15 @@ def _labelled(config: FinetuneConfig, labels_N: IdArray) -> IdArray:
 
 
 def _tune(
-    path: Path, session: Session, model: torch.nn.Module, ids: IdArray, tuning: TuningConfig
+    path: Path, job: Job, model: torch.nn.Module, ids: IdArray, tuning: TuningConfig
 ) -> tuple[int, float]:
     """Steps, and the mean loss of the last epoch. A collective."""
-    crop = CropConfig(size=session.preprocessing.size)
-    with session.augmented(path, crop, tuning.batch_size, only=ids) as (steps, batches):
+    crop = CropConfig(size=job.preprocessing.size)
+    with job.augmented(path, crop, tuning.batch_size, only=ids) as (steps, batches):
 
         def seeded() -> Batches:
             for step, batch in enumerate(batches):
-                seed_stochastic_layers(tuning.seed, step, session.rank)
+                seed_stochastic_layers(tuning.seed, step, job.rank)
                 yield batch
 
         loss = fit(
@@ -147,9 +145,9 @@ def _tune(
             tuning,
             seeded(),
             steps,
-            autocast_dtype=session.autocast,
-            together=session.world_size > 1,
-            progress=session.rank == 0,
+            autocast_dtype=job.autocast,
+            together=job.world_size > 1,
+            progress=job.rank == 0,
         )
         return steps * (tuning.epochs or 0), loss
 
@@ -159,7 +157,7 @@ def _notes(job: Job, info: BetonInfo, labels_N: IdArray, ids: IdArray) -> Iterat
     counts = counts[np.unique(labels_N)]
     if len(ids) < info.num_samples and counts.min() < counts.max():
         yield f"classes have {counts.min()} to {counts.max()} labelled samples: not balanced"
-    random = stochastic_layers(job.session.encoder)
+    random = stochastic_layers(job.encoder)
     if random:
         yield (
             f"{random[0]} draws random numbers while training: the result differs a little with "

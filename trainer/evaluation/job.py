@@ -1,19 +1,37 @@
 """What all evaluations share: which encoder, on which images, how; and what a report says of it."""
 
+import contextlib
 import dataclasses
+import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from data_pipeline.augment import Augment, AugmentConfig, ViewConfig
 from data_pipeline.beton import BetonInfo
 from data_pipeline.counter_rng import SEEDS
-from data_pipeline.loader import LoaderConfig
+from data_pipeline.loader import LoaderConfig, eval_loader, train_loader
+from data_pipeline.order import Position
+from data_pipeline.views import CropConfig
+from trainer.cores import settle_threads
+from trainer.distributed import shutdown
 from trainer.errors import ConfigError
-from trainer.evaluation.session import Session
+from trainer.evaluation.features import Features, extract_features, reduced_precision
+from trainer.evaluation.supervised import Batches
 from trainer.provenance import versions
-from trainer.rendezvous import JOIN_TIMEOUT
+from trainer.rendezvous import JOIN_TIMEOUT, join
 from trainer.weights import LoadedEncoder, Which, load_encoder
+
+# Random crops and flips, nothing else: what a classifier is trained with.
+FLIP = ViewConfig(jitter=0.0, grayscale=0.0, blur=0.0)
 
 Precision = Literal["fp32", "bf16", "fp64"]
 
@@ -42,34 +60,158 @@ class JobConfig:
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself."""
-        if self.batch < 1:
-            raise ConfigError(f"--batch {self.batch}: take at least 1 image")
+        self.at_least(1, "batch")
         if self.seed not in SEEDS:
             raise ConfigError(f"--seed {self.seed}: choose {SEEDS[0]} to {SEEDS[-1]} (64 bits)")
 
+    def at_least(self, least: int, *names: str) -> None:
+        """Refuse settings that are, or hold, smaller numbers."""
+        for name in names:
+            value = getattr(self, name)
+            for number in value if isinstance(value, tuple) else (value,):
+                if number is not None and number < least:
+                    option = "--" + name.replace("_", "-")
+                    raise ConfigError(f"{option} {number}: take at least {least}")
+
 
 class Job:
-    """A loaded encoder in its :class:`Session`, and the clock.
+    """An encoder on its device, and the clock; a context in which all processes work together.
+
+    Args:
+        config: of the job.
+        loaded: the encoder; None: the one that ``config`` names.
 
     Raises:
         ConfigError, CheckpointError, DataError: as :func:`trainer.weights.load_encoder`; the device
             or the crop is impossible.
     """
 
-    def __init__(self, config: JobConfig) -> None:
+    def __init__(self, config: JobConfig, loaded: LoadedEncoder | None = None) -> None:
         self.config, self._started = config, time.monotonic()
-        self.loaded: LoadedEncoder = load_encoder(config.source, config.which)
+        self.loaded = load_encoder(config.source, config.which) if loaded is None else loaded
         self.preprocessing = self.loaded.preprocessing.resized(config.size, config.resize)
-        self.session = Session(
-            self.loaded,
-            self.preprocessing,
-            config.loader,
-            batch=config.batch,
-            device=config.device,
-            precision=config.precision,
-            seed=config.seed,
-            join_timeout=config.join_timeout,
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.device, self.loader, self._joined = choose_device(config.device), config.loader, False
+        self.autocast = torch.bfloat16 if config.precision == "bf16" else None
+        self.dtype = torch.float64 if config.precision == "fp64" else torch.float32
+        self.encoder: nn.Module = self.loaded.encoder.to(self.device, self.dtype).to(
+            memory_format=torch.channels_last
         )
+
+    def __enter__(self) -> "Job":
+        if self.world_size > 1 and not dist.is_initialized():
+            on_gpu = self.device.type == "cuda"
+            join(
+                "nccl" if on_gpu else "gloo",
+                self.config.join_timeout,
+                self.device if on_gpu else None,
+            )
+            self._joined = True
+        self.loader = settle_threads(self.loader, self.device)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """Leave the process group, all ranks together; what follows is each rank's own."""
+        if self._joined:
+            self._joined = False
+            shutdown()
+
+    def features(self, path: Path, model: nn.Module | None = None) -> Features:
+        """Features of the centre crops of all samples of a file, on every rank. A collective.
+
+        Args:
+            path: the file.
+            model: on the job's device, in the encoder's place.
+        """
+        chosen = self.preprocessing
+        loader = eval_loader(
+            path,
+            chosen.size,
+            chosen.resize,
+            self.loader,
+            batch_size=self.config.batch,
+            rank=self.rank,
+            world_size=self.world_size,
+        )
+        with contextlib.closing(loader):
+            return extract_features(
+                self.encoder if model is None else model,
+                loader,
+                self._augment(),
+                self.device,
+                self.autocast,
+                progress=f"features of {path.name}" if self.rank == 0 else None,
+            )
+
+    @torch.no_grad()
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Features (B, F) of images, float32, in evaluation mode."""
+        with reduced_precision(self.device, self.autocast):
+            features: torch.Tensor = self.encoder(images)
+        return features.float()
+
+    @contextlib.contextmanager
+    def augmented(
+        self,
+        path: Path,
+        crop: CropConfig,
+        batch_size: int,
+        views: tuple[ViewConfig, ...] = (FLIP,),
+        *,
+        alone: bool = False,
+        only: npt.NDArray[np.int64] | None = None,
+    ) -> Iterator[tuple[int, Batches]]:
+        """Steps of an epoch, and endless batches: this rank's share of augmented random crops.
+
+        Images are (V * B, 3, H, W) on the device, view after view; labels (B,).
+
+        Args:
+            path: the file.
+            crop: of each view.
+            batch_size: samples of the global batch.
+            views: how each of one or two views is augmented; flips alone by default.
+            alone: give this process the whole batch.
+            only: samples to read; None: all.
+
+        Raises:
+            ConfigError: the batch does not divide by the processes.
+        """
+        rank, world_size = (0, 1) if alone else (self.rank, self.world_size)
+        if batch_size % world_size:
+            raise ConfigError(
+                f"a batch of {batch_size} does not divide by {world_size} processes; "
+                f"take {batch_size - batch_size % world_size}"
+            )
+        loader = train_loader(
+            path,
+            crop,
+            self.loader,
+            views=len(views),
+            seed=self.config.seed,
+            batch_size=batch_size,
+            rank=rank,
+            world_size=world_size,
+            only=only,
+        )
+        augment = self._augment(view1=views[0], view2=views[-1])
+
+        def batches() -> Batches:
+            for batch in loader.starting_at(Position(0, 0)):
+                crops = batch.crops_BVHWC.to(self.device, non_blocking=True)
+                images = augment(crops, batch.ids_B, batch.position.epoch)
+                yield images, batch.labels_B.to(self.device)
+
+        with contextlib.closing(loader):
+            yield loader.steps_per_epoch, batches()
+
+    def _augment(self, **views: ViewConfig) -> Augment:
+        chosen = self.preprocessing
+        normalized = {"normalize": chosen.normalize, "mean": chosen.mean, "std": chosen.std}
+        return Augment(AugmentConfig(**normalized, **views), self.config.seed, self.dtype)  # type: ignore[arg-type]
 
     def measured(self, views: str | None = None, **facts: Any) -> dict[str, Any]:
         """The protocol in words and numbers: JSON values.
@@ -99,8 +241,8 @@ class Job:
             "preprocessing": dataclasses.asdict(self.preprocessing),
             "data": {name: data_facts(info) for name, info in files.items()},
             "precision": self.config.precision,
-            "device": str(self.session.device),
-            "processes": self.session.world_size,
+            "device": str(self.device),
+            "processes": self.world_size,
             "seconds": round(time.monotonic() - self._started, 2),
             "versions": versions(),
         }
@@ -125,3 +267,25 @@ def check_picture(path: Path | None) -> None:
     """
     if path is not None and (path.is_dir() or path.suffix.lower() != ".png"):
         raise ConfigError(f"--picture {path}: name a file that ends in .png")
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``; with several processes a node, one GPU each.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    gpus = torch.cuda.device_count()
+    if name == "auto":
+        name = "cuda" if gpus else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    kind, _, number = name.partition(":")
+    if kind != "cuda" or (number and not number.isdecimal()):
+        raise ConfigError(f"--device {name}: choose auto, cpu, cuda or cuda:N")
+    index = int(number or os.environ.get("LOCAL_RANK", "0"))
+    if index >= gpus:
+        raise ConfigError(f"--device {name}: this machine shows {gpus} GPUs; choose cpu or auto")
+    device = torch.device("cuda", index)
+    torch.cuda.set_device(device)
+    return device

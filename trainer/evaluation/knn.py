@@ -14,6 +14,7 @@ a test block, T columns of a training block.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -49,7 +50,6 @@ class KnnResult:
     num_classes: int
 
 
-@torch.no_grad()
 def knn_classify(
     train_NF: torch.Tensor,
     train_labels_N: torch.Tensor,
@@ -58,46 +58,11 @@ def knn_classify(
     k: int = 200,
     temperature: float = 0.07,
     num_classes: int | None = None,
-    *,
-    block: tuple[int, int] | None = None,
-    device: torch.device | str | None = None,
-    rank: int = 0,
-    world_size: int = 1,
+    **where: Any,
 ) -> KnnResult:
-    """Classify test features by their nearest training features.
-
-    Args:
-        train_NF: features of any float dtype on any device; compared in float32.
-        train_labels_N: int64, from 0.
-        test_MF: as ``train_NF``.
-        test_labels_M: int64, from 0.
-        k: neighbours; all training samples where there are fewer.
-        temperature: of the votes, above 0.
-        num_classes: at least the largest label of either set plus one, which is the default.
-        block: (test rows, training rows) compared at once. Memory beside the features is about
-            20 bytes for each pair of a block and ``8 k`` bytes for each test sample.
-        device: where to compare; by default where ``train_NF`` lies.
-        rank: with ``world_size`` above 1, this process's number. All ranks hold the same features
-            and must call; they share the test blocks and get the same result as one process.
-        world_size: number of processes that call.
-
-    Raises:
-        ConfigError: ``k`` or ``temperature`` is out of range.
-        DataError: a set is empty or not labelled.
-    """
-    return knn_classify_each(
-        train_NF,
-        train_labels_N,
-        test_MF,
-        test_labels_M,
-        (k,),
-        temperature,
-        num_classes,
-        block=block,
-        device=device,
-        rank=rank,
-        world_size=world_size,
-    )[0]
+    """:func:`knn_classify_each` for one ``k``."""
+    tables = train_NF, train_labels_N, test_MF, test_labels_M
+    return knn_classify_each(*tables, (k,), temperature, num_classes, **where)[0]
 
 
 @torch.no_grad()
@@ -115,7 +80,27 @@ def knn_classify_each(
     rank: int = 0,
     world_size: int = 1,
 ) -> list[KnnResult]:
-    """:func:`knn_classify` for every ``k`` of ``ks``, in their order, by one search."""
+    """Classify test features by their nearest training features, for every ``k`` by one search.
+
+    Args:
+        train_NF: features of any float dtype on any device; compared in float32.
+        train_labels_N: int64, from 0.
+        test_MF: as ``train_NF``.
+        test_labels_M: int64, from 0.
+        ks: numbers of neighbours; all training samples where there are fewer.
+        temperature: of the votes, above 0.
+        num_classes: at least the largest label of either set plus one, which is the default.
+        block: (test rows, training rows) compared at once. Memory beside the features is about
+            20 bytes for each pair of a block and ``8 k`` bytes for each test sample.
+        device: where to compare; by default where ``train_NF`` lies.
+        rank: with ``world_size`` above 1, this process's number. All ranks hold the same features
+            and must call; they share the test blocks and get the same result as one process.
+        world_size: number of processes that call.
+
+    Raises:
+        ConfigError: a ``k`` or ``temperature`` is out of range.
+        DataError: a set is empty or not labelled.
+    """
     _check(ks, temperature, len(train_NF))
     num_classes = max(num_classes or 0, class_count(train_labels_N, test_labels_M))
     device = torch.device(device) if device is not None else train_NF.device

@@ -62,9 +62,9 @@ def nearest_neighbours(
         chosen.k,
         chosen.temperature,
         num_classes,
-        device=job.session.device,
-        rank=job.session.rank,
-        world_size=job.session.world_size,
+        device=job.device,
+        rank=job.rank,
+        world_size=job.world_size,
     )
     first = results[0]
     settings = {
@@ -93,7 +93,7 @@ def nearest_neighbours(
 def logistic(config: EvaluateConfig, job: Job, train: Features, test: Features) -> Outcome:
     """Full-batch logistic regression on cached features; C is chosen unless it is given."""
     chosen = dataclasses.replace(config.logistic, seed=config.seed)
-    result = logistic_regression(train, test, chosen, device=job.session.device)
+    result = logistic_regression(train, test, chosen, device=job.device)
     notes = []
     if not result.converged:
         notes.append(
@@ -124,7 +124,7 @@ def logistic(config: EvaluateConfig, job: Job, train: Features, test: Features) 
 def cached(config: EvaluateConfig, job: Job, train: Features, test: Features) -> Outcome:
     """A linear classifier by SGD on cached features."""
     chosen = dataclasses.replace(config.linear, seed=config.seed)
-    result = linear_probe(train, test, chosen, device=job.session.device, progress=True)
+    result = linear_probe(train, test, chosen, device=job.device, progress=True)
     measured = job.measured(classifier="linear, SGD")
     return _linear("cached", config, result, len(train.labels_N), _CENTRE, measured)
 
@@ -137,7 +137,7 @@ def sweep(config: EvaluateConfig, job: Job, train: Features, test: Features) -> 
         dataclasses.replace(config.linear, seed=config.seed),
         config.base_lrs,
         config.weight_decays,
-        device=job.session.device,
+        device=job.device,
         progress=True,
     )
     measured = job.measured(
@@ -159,19 +159,18 @@ def canonical(
     config: EvaluateConfig, job: Job, num_train: int, test: Features, num_classes: int
 ) -> Outcome:
     """A linear classifier by SGD on fresh crops in every epoch. A collective."""
-    session = job.session
     chosen = limited(dataclasses.replace(config.linear, seed=config.seed), num_train)
-    crop = CropConfig(size=session.preprocessing.size)
-    with session.augmented(config.train, crop, chosen.batch_size) as (steps, batches):
+    crop = CropConfig(size=job.preprocessing.size)
+    with job.augmented(config.train, crop, chosen.batch_size) as (steps, batches):
         result = train_linear(
-            ((session.encode(images), labels_B) for images, labels_B in batches),
+            ((job.encode(images), labels_B) for images, labels_B in batches),
             steps,
             test,
             num_classes,
             chosen,
-            device=session.device,
-            together=session.world_size > 1,
-            progress=session.rank == 0,
+            device=job.device,
+            together=job.world_size > 1,
+            progress=job.rank == 0,
         )
     features = f"crops of {crop.scale[0]:g} to {crop.scale[1]:g} of the area, flips; new each epoch"
     views = f"training: {features}; test: {job.measured()['views']}"

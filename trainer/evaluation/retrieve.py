@@ -40,11 +40,7 @@ class RetrieveConfig(JobConfig):
     def __post_init__(self) -> None:
         """Refuse what contradicts itself."""
         super().__post_init__()
-        for name in ("k", "pictured"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name} {getattr(self, name)}: take at least 1")
-        if any(k < 1 for k in self.recall_at):
-            raise ConfigError(f"--recall-at {min(self.recall_at)}: take at least 1")
+        self.at_least(1, "k", "recall_at", "pictured")
         check_picture(self.picture)
 
 
@@ -64,17 +60,17 @@ def retrieve(config: RetrieveConfig) -> dict[str, Any] | None:
     """
     job = Job(config)
     searched = check_beton(config.train)
-    with job.session, open_queries(config.query or (config.train,), searched) as queries:
+    with job, open_queries(config.query or (config.train,), searched) as queries:
         indices = _indices(config.indices, queries)
-        bank = job.session.features(config.train)
+        bank = job.features(config.train)
         own = queries.info.identity == searched.identity
-        asked = bank if own else job.session.features(queries.path)
-        job.session.leave()  # a search takes seconds where features took minutes
-        if job.session.rank:
+        asked = bank if own else job.features(queries.path)
+        job.leave()  # a search takes seconds where features took minutes
+        if job.rank:
             return None
         asked = asked._replace(labels_N=queries.labels_M).take(indices)
         itself_M = indices if own else None
-        answers = _nearest(bank, asked, config.k, itself_M, job.session.device)
+        answers = _nearest(bank, asked, config.k, itself_M, job.device)
         if config.picture is not None:
             how = job.preprocessing
             crops = CropReader(queries.path, how), CropReader(config.train, how)
@@ -132,7 +128,7 @@ def _report(
         asked.labels_N,
         config.recall_at,
         itself_M=itself_M,
-        device=job.session.device,
+        device=job.device,
     )
     labels = bank.labels_N.tolist()
     queries = [

@@ -11,7 +11,7 @@ from data_pipeline.augment import Augment, AugmentConfig
 from data_pipeline.loader import Batch
 from data_pipeline.order import Position
 from trainer.evaluation.features import extract_features
-from trainer.evaluation.session import choose_device
+from trainer.evaluation.job import choose_device
 from trainer.figures import Images
 from trainer.report.options import MissingError
 from trainer.weights import LoadedEncoder

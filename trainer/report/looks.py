@@ -18,8 +18,8 @@ import torch
 from data_pipeline.beton import check_beton
 from data_pipeline.errors import DataError
 from trainer.errors import CheckpointError, ConfigError, NumericalError
+from trainer.evaluation.job import choose_device
 from trainer.evaluation.labelled_files import compare_labels
-from trainer.evaluation.session import choose_device
 from trainer.figures import Images
 from trainer.report.embedding import features_of, nearest, project
 from trainer.report.evaluations import KINDS
