@@ -20,7 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.write(2, b"interrupted\n")
         code = 130  # launch.exit_codes.ExitCode.INTERRUPTED
     command = next((word for word in words if not word.startswith("-")), "")
-    return 75 if (command, code) == ("pretrain", 130) else code  # ExitCode.PREEMPTED
+    if (command, code) == ("pretrain", 130) and not {"-h", "--help"} & set(words):
+        return 75  # ExitCode.PREEMPTED
+    return code
 
 
 if __name__ == "__main__":

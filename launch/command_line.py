@@ -20,6 +20,7 @@ from launch import devices, surroundings
 from launch.arguments import Parser
 from launch.exit_codes import ExitCode, exit_code_for, is_explained
 from launch.preemption import EndAtOnce, say
+from trainer.errors import ConfigError
 
 _DESCRIPTION = """\
 Contrastive pretraining of image encoders with very large batches: the same run on any number of
@@ -42,6 +43,7 @@ def run(arguments: Sequence[str]) -> int:
     _obey_quota(os.environ)
     try:
         _check_packages()
+        _refuse_empty(arguments)
         words, processes = devices.taken_out([w for w in arguments if w not in everywhere])
         if processes > 1:
             return devices.start([*everywhere, *words], processes)
@@ -118,6 +120,15 @@ def _check_packages() -> None:
             f"{kernels.__file__} is another project's package named 'kernels'; install Widebatch in"
             " an environment of its own: make demo, then .venv/bin/widebatch"
         )
+
+
+def _refuse_empty(words: Sequence[str]) -> None:
+    """Refuse a word without a letter: as a path it would be the working folder."""
+    for before, word in zip(("", *words), words):
+        name, equals, value = word.partition("=")
+        if not word or (name.startswith("--") and equals and not value):
+            name = name or (before if before.startswith("-") else f"the word after '{before}'")
+            raise ConfigError(f"{name} is empty; was a variable of the shell not set?")
 
 
 def _obey_quota(environ: MutableMapping[str, str]) -> None:

@@ -70,6 +70,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["report", "run", "--max-imags", "5"], "did you mean --max-images?"),
         (["runs", "--jsno"], "did you mean --json?"),
         (["completion", "fihs"], "did you mean fish?"),
+        (["pretrain", *R50, "--out", ""], "--out is empty; was a variable of the shell not set?"),
+        (["pretrain", *R50, "--data.test="], "--data.test is empty"),
+        (["report", ""], "the word after 'report' is empty"),
     ],
     ids=lambda value: " ".join(value)[-45:] if isinstance(value, list) else "",
 )
