@@ -55,7 +55,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _run(words: list[str]) -> int:
-    # tyro reads the settings of `pretrain` and `plan`: argparse must not see them.
+    # tyro reads the settings of `pretrain`, `plan` and `evaluate`: argparse must not see them.
     if words and words[0] == "pretrain":
         from launch import pretrain_command
 
@@ -65,6 +65,11 @@ def _run(words: list[str]) -> int:
             from launch import plan_command
 
             return plan_command.main(words[1:])
+        if words[:1] == ["evaluate"] and words[1:2]:
+            from launch import evaluate_command
+
+            if words[1] in evaluate_command.METHODS:
+                return evaluate_command.run(words[1], words[2:])
         args = _parser().parse_args(words)
         result: int = args.run(args)
         return result

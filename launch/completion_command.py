@@ -42,40 +42,48 @@ def run(whole: argparse.ArgumentParser, subparsers: Any, args: argparse.Namespac
     """Print the script, which shtab makes of the parsers."""
     import shtab
 
-    from launch import devices, plan_command
+    from launch import devices, evaluate_command, plan_command
+    from trainer.recipes import RECIPES
 
     own = argparse.ArgumentParser(add_help=False)
     devices.add_option(own)
-    _add_recipes(subparsers.choices["pretrain"], own)
-    _add_recipes(subparsers.choices["plan"], plan_command.command_parser())
+    for command, options in (("pretrain", own), ("plan", plan_command.command_parser())):
+        recipes = subparsers.choices[command].add_subparsers(metavar="RECIPE")
+        for recipe, build in RECIPES.items():
+            _add_settings(recipes.add_parser(recipe, help=recipe, parents=[options]), build())
+    for name, parser in _below(subparsers.choices["evaluate"]).items():
+        devices.add_option(parser)
+        parser.add_argument("source")
+        _add_settings(parser, evaluate_command.METHODS[name].default())
     _name_files(whole)
     print(shtab.complete(whole, args.shell))
     return ExitCode.DONE
 
 
-def _add_recipes(command: argparse.ArgumentParser, own: argparse.ArgumentParser) -> None:
-    """Add each recipe as a sub-command, with its settings and the command's own options."""
-    from trainer.recipes import RECIPES
+def _add_settings(parser: argparse.ArgumentParser, config: Any) -> None:
+    """Add the settings of a configuration, which else tyro reads."""
     from trainer.settings import settings
 
-    recipes = command.add_subparsers(metavar="RECIPE")
-    for recipe, build in RECIPES.items():
-        parser = recipes.add_parser(recipe, help=recipe, parents=[own])
-        for setting in settings(build()):
-            if setting.is_switch:
-                parser.add_argument(*setting.flags, action="store_true")
-            else:
-                kind = Path if setting.is_path else str
-                parser.add_argument(setting.flag, type=kind, choices=setting.choices or None)
+    for setting in settings(config):
+        if setting.is_switch:
+            parser.add_argument(*setting.flags, action="store_true")
+        else:
+            kind = Path if setting.is_path else str
+            parser.add_argument(setting.flag, type=kind, choices=setting.choices or None)
+
+
+def _below(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The parsers of its sub-commands."""
+    actions = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    return {name: below for action in actions for name, below in action.choices.items()}
 
 
 def _name_files(parser: argparse.ArgumentParser) -> None:
     """Tell shtab which words name files: paths, and whatever is no option."""
     import shtab
 
+    for below in _below(parser).values():
+        _name_files(below)
     for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for command in action.choices.values():
-                _name_files(command)
-        elif not action.choices and (action.type is Path or not action.option_strings):
+        if not action.choices and (action.type is Path or not action.option_strings):
             action.complete = shtab.FILE  # type: ignore[attr-defined]

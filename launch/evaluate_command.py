@@ -1,69 +1,192 @@
 """``widebatch evaluate METHOD``: what an encoder's features are worth, and what they show."""
 
-import argparse
+import dataclasses
+import importlib
+import inspect
 import os
+import re
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from data_pipeline.strict_json import dump_json
+from data_pipeline.strict_json import dump_json, read_json_file
 from launch import cluster
-from launch.evaluate_labelled import add_finetune, add_knn, add_linear
-from launch.evaluate_looks import add_cluster, add_diagnose, add_duplicates, add_retrieve
-from launch.evaluate_options import complete
+from launch import evaluate_tables as tables
 from launch.exit_codes import ExitCode
+from launch.settings_arguments import parse
 from trainer.errors import ConfigError
+from trainer.run_data import NoDataError, run_data
 
-_METHODS = (
-    add_knn,
-    add_linear,
-    add_finetune,
-    add_retrieve,
-    add_cluster,
-    add_diagnose,
-    add_duplicates,
+if TYPE_CHECKING:
+    from trainer.evaluation.job import JobConfig
+
+
+class Method(NamedTuple):
+    """What is measured or looked at."""
+
+    summary: str
+    module: str
+    """Of ``trainer.evaluation``; its function of the same name gives the report, or None on other
+    ranks than 0. It imports torch."""
+    config: str
+    """The class of the method's settings, in this module."""
+    table: Callable[[tables.Report], tables.Rows]
+    """Gives a report's lines for a person."""
+
+    def default(self) -> "JobConfig":
+        """The settings that the command line changes."""
+        import tyro
+
+        kind = getattr(self._imported(), self.config)
+        data = {f.name: THE_RUNS for f in dataclasses.fields(kind) if f.name in ("train", "test")}
+        config: JobConfig = kind(source=tyro.MISSING, **data)
+        return config
+
+    def report(self, config: "JobConfig") -> tables.Report | None:
+        """Evaluate."""
+        found: tables.Report | None = getattr(self._imported(), self.module)(config)
+        return found
+
+    def _imported(self) -> Any:
+        return importlib.import_module(f"trainer.evaluation.{self.module}")
+
+
+METHODS = {
+    "knn": Method("weighted nearest neighbours", "evaluate", "KnnConfig", tables.labelled),
+    "linear": Method("linear probe", "evaluate", "ProbeConfig", tables.labelled),
+    "finetune": Method(
+        "train on with few labels or many", "finetune", "FinetuneConfig", tables.labelled
+    ),
+    "retrieve": Method("more images like these", "retrieve", "RetrieveConfig", tables.retrieve),
+    "cluster": Method("k-means, NMI and ARI", "cluster", "ClusterConfig", tables.cluster),
+    "diagnose": Method(
+        "collapse, spread: no labels needed", "diagnose", "DiagnoseConfig", tables.diagnose
+    ),
+    "duplicates": Method(
+        "duplicates and false negatives", "duplicates", "DuplicatesConfig", tables.duplicates
+    ),
+}
+THE_RUNS = Path("from-the-run")
+_SOURCES = """\
+RUN_OR_WEIGHTS is one of
+  RUN                folder of a pretraining run: its newest checkpoint (--which best: the one with
+                     the best online kNN)
+  FILE.safetensors   what `widebatch export` wrote, with its JSON beside it
+  untrained:RUN      the same architecture with the random weights that the run started from
+                     (untrained:FILE.safetensors too): what training is to be compared with
+  pixels:SIZE        no encoder: the image itself at SIZE x SIZE pixels, normalised as ImageNet's
+
+Several processes share the work (--devices N starts N of this machine, one for each GPU; torchrun,
+srun); the result is the same on any number.
+"""
+# Settings that do not change a result.
+_OF_NO_EFFECT = (
+    *("batch", "loader.workers", "loader.backend", "loader.prefetch", "device", "join_timeout"),
+    *("json", "picture", "pictured"),
 )
+_LONGEST = 120  # letters of a file's name
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add ``evaluate`` and its methods to the command line."""
+    """Add ``evaluate`` and its methods to the command line; their settings are tyro's to read."""
     parser = subparsers.add_parser(
         "evaluate",
         help="measure an encoder by labels, look through its eyes",
         description="Each method states its protocol in its JSON, under 'measured'.",
     )
-    methods = parser.add_subparsers(title="methods", dest="method", metavar="METHOD", required=True)
-    for add in _METHODS:
-        add(methods)
-    parser.set_defaults(run=run)
+    methods = parser.add_subparsers(title="methods", metavar="METHOD", required=True)
+    for name, method in METHODS.items():
+        methods.add_parser(name, help=method.summary, add_help=False)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Evaluate, print a table, write the JSON. Other ranks than 0 print nothing."""
+def run(name: str, words: Sequence[str]) -> ExitCode:
+    """Evaluate by the method of this name, print a table, write the JSON.
+
+    Other ranks than 0 print nothing.
+    """
+    method = METHODS[name]
+    default = method.default()
+    given = parse(
+        f"widebatch evaluate {name}",
+        default,
+        words,
+        text=f"{inspect.getdoc(type(default))}\n\n{_SOURCES}",
+        other_options=["--devices"],
+    )
     cluster.export(cluster.discover(os.environ))
-    chosen = args.json is not None
-    complete(args)
-    if args.json is not None and args.json.is_dir():
-        raise ConfigError(f"--json {args.json}: is a folder; name a file")
-    report = args.evaluate(args)
+    config = _completed(name, default, given)
+    report = method.report(config)
     if report is None:
         return ExitCode.DONE
-    if args.json is not None:
+    written = [config.json, getattr(config, "picture", None)]
+    if config.json is not None:
         try:
-            _write_json(args.json, report)
+            _write_json(config.json, report)
         except OSError as error:
-            if chosen:
+            if given.json is not None:
                 raise
-            args.json = None  # somebody else's run
+            del written[0]  # somebody else's run
             report["notes"].append(f"the result is not kept: {error}; --json OUT.json keeps it")
-    for name, text in args.table(report):
-        print(f"{name:<9} {text}")
+    for title, text in method.table(report):
+        print(f"{title:<9} {text}")
     for note in report["notes"]:
         print(f"note: {note}", file=sys.stderr)
-    for path in (args.json, getattr(args, "picture", None)):
-        if path is not None:
-            print(f"written to {path}")
+    for path in filter(None, written):
+        print(f"written to {path}")
     return ExitCode.DONE
+
+
+def _completed(method: str, default: "JobConfig", config: "JobConfig") -> "JobConfig":
+    """Fill in what the run says where the command line does not: its data, a file for the result.
+
+    Raises:
+        ConfigError: a data file is not named, and no run has it.
+        DataError: the run's config.json or its data cannot be read.
+    """
+    run = run_of(config.source)
+    settings = {} if run is None else read_json_file(run / "config.json")
+    found: dict[str, Any] = {}
+    for name in ("train", "test"):
+        if getattr(config, name, None) != THE_RUNS:
+            continue
+        if run is None:
+            raise ConfigError(
+                f"evaluate {method}: --data.{name} FILE.beton is missing, and {config.source}"
+                " is no run that names it"
+            )
+        try:
+            found[name] = run_data(run, settings, name)
+        except NoDataError as error:
+            raise ConfigError(f"{run}: {error}; name the file by --data.{name}") from None
+    if config.json is None and run is not None:
+        found["json"] = run / "evaluation" / _file_name(method, default, config, settings)
+    return dataclasses.replace(config, **found)
+
+
+def run_of(source: str) -> Path | None:
+    """The run that a source names, trained or untrained; None where it is no run."""
+    run = Path(source if Path(source).exists() else source.removeprefix("untrained:"))
+    return run if (run / "config.json").is_file() else None
+
+
+def _file_name(method: str, default: "JobConfig", config: "JobConfig", settings: Any) -> str:
+    """Of the result: another one for each encoder, data and setting, the same for the same."""
+    from trainer.settings import changed_from
+
+    words, data = [method], settings.get("data")
+    if not Path(config.source).exists():
+        words.append("untrained")
+    for setting in changed_from(default, config):
+        usual = data.get(setting.key) if isinstance(data, dict) else None
+        value = setting.value
+        if setting.key in _OF_NO_EFFECT or (
+            isinstance(value, Path) and usual == str(value.absolute())
+        ):
+            continue
+        values = value if isinstance(value, tuple) else (value,)
+        words += [setting.key, *(v.stem if isinstance(v, Path) else str(v) for v in values)]
+    return re.sub(r"[^\w.]+", "-", "-".join(words))[:_LONGEST] + ".json"
 
 
 def _write_json(path: Path, report: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The settings of ``pretrain`` and ``plan``: read by tyro, which makes them from the dataclasses.
+"""The settings of a run or an evaluation: read by tyro, which makes them from the dataclasses.
 
 tyro tells errors in boxes of many lines; here they become one line, as everywhere else.
 """
@@ -6,7 +6,7 @@ tyro tells errors in boxes of many lines; here they become one line, as everywhe
 import dataclasses
 import inspect
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from launch.nearest import unknown
 from trainer.errors import ConfigError
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from tyro._errors import ParseErrorEvent
 
     from trainer.config import RunConfig
+
+T = TypeVar("T")
 
 
 def parse_settings(
@@ -39,33 +41,48 @@ def parse_settings(
         text: about the command, for ``--help``.
 
     Raises:
+        ConfigError, SystemExit: as :func:`parse`.
+    """
+    from trainer.encoders import for_family
+    from trainer.recipes import RECIPES
+
+    about = inspect.cleandoc(RECIPES[recipe].__doc__ or "")
+    text = f"{about}\n\n{text}" if text else about
+    prog = f"widebatch {command} {recipe}"
+    config = parse(prog, default, words, text=text, other_options=other_options)
+    return dataclasses.replace(config, encoder=for_family(config.encoder, default.encoder))
+
+
+def parse(
+    prog: str, default: T, words: Sequence[str], *, text: str, other_options: Iterable[str] = ()
+) -> T:
+    """A configuration with the settings of the command line.
+
+    Args:
+        prog: the words that stand before them.
+        default: the configuration that they change, a dataclass.
+        words: of the command line.
+        text: for ``--help``.
+        other_options: that there are besides, which a mistyped word may mean.
+
+    Raises:
         ConfigError: a setting that there is not, or a value that it cannot have.
         SystemExit: ``--help`` has been answered.
     """
     import tyro
     from tyro._errors import on_parse_error
 
-    from trainer.config import RunConfig
-    from trainer.encoders import for_family
-    from trainer.recipes import RECIPES
     from trainer.settings import settings
 
-    prog = f"widebatch {command} {recipe}"
-    about = inspect.cleandoc(RECIPES[recipe].__doc__ or "")
     options = [flag for setting in settings(default) for flag in setting.flags]
 
     def refuse(event: "ParseErrorEvent") -> None:
         raise ConfigError(_one_line(event, [*options, *other_options], f"see '{prog} --help'"))
 
     with on_parse_error(refuse):
-        config = tyro.cli(
-            RunConfig,
-            prog=prog,
-            description=f"{about}\n\n{text}" if text else about,
-            default=default,
-            args=list(words),
+        return tyro.cli(
+            type(default), prog=prog, description=text, default=default, args=list(words)
         )
-    return dataclasses.replace(config, encoder=for_family(config.encoder, default.encoder))
 
 
 def _one_line(event: "ParseErrorEvent", options: Iterable[str], help_words: str) -> str:

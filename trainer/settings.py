@@ -5,7 +5,6 @@ is for what tyro does not say: which flags there are, and which words give a con
 """
 
 import dataclasses
-import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,8 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-
-from trainer.config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ class Setting:
         return [self.flag, *map(str, values)]
 
 
-def settings(config: RunConfig) -> list[Setting]:
+def settings(config: Any) -> list[Setting]:
     """All settings of ``config`` that the command line has, in its order.
 
     Those of the objective are the ones of this configuration's objective.
@@ -63,7 +60,7 @@ def settings(config: RunConfig) -> list[Setting]:
     return list(_walk(config, "", ""))
 
 
-def changed_from(base: RunConfig, config: RunConfig) -> list[Setting]:
+def changed_from(base: Any, config: Any) -> list[Setting]:
     """Settings of ``config`` that ``base`` does not have, or has with another value."""
     values = {setting.key: setting.value for setting in settings(base)}
     missing = object()
@@ -80,7 +77,7 @@ def _walk(part: Any, keys: str, flags: str) -> Iterator[Setting]:
         if dataclasses.is_dataclass(value):
             yield from _walk(value, f"{key}.", f"{flags}{flag}." if flag else flags)
         else:
-            kinds = typing.get_args(hint) if _is_union(hint) else (hint,)
+            kinds = (hint, *typing.get_args(hint))  # of a union or a tuple
             choices = [c for kind in kinds for c in _choices(kind)]
             yield Setting(key, f"--{flags}{flag}", value, tuple(choices), Path in kinds)
 
@@ -91,11 +88,8 @@ def _named(hint: Any, name: str) -> tuple[Any, str, bool]:
         return hint, name, True
     inner, *notes = typing.get_args(hint)
     given = [note.name for note in notes if getattr(note, "name", None) is not None]
-    return inner, given[0] if given else name, tyro.conf.Suppress not in notes
-
-
-def _is_union(hint: Any) -> bool:
-    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+    shown = tyro.conf.Suppress not in notes and tyro.conf.Positional not in notes
+    return inner, given[0] if given else name, shown
 
 
 def _choices(hint: Any) -> tuple[str, ...]:

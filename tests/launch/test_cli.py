@@ -29,7 +29,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["pretrain", "--help"],
         ["plan", "--help"],
         ["evaluate", "--help"],
-        ["evaluate", "knn", "--help"],
         ["export", "--help"],
         ["report", "--help"],
         ["runs", "--help"],

@@ -247,6 +247,7 @@ def test_testing_on_the_training_file_is_remarked(
         (["--labels-per-class", "21"], "ask for at most 20"),
         (["--labels-per-class", "0"], "at least 1"),
         (["--k", "0"], "k=0"),
+        (["--k"], "--k: name at least one"),
         (["--temperature", "0"], "temperature=0"),
         (["--size", "64", "--resize", "32"], "--resize must be at least --size"),
         (["--batch", "0"], "--batch 0"),

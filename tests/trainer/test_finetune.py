@@ -18,7 +18,7 @@ from tests.trainer.saved_runs import save_run
 from trainer.checkpoint import CheckpointStore
 from trainer.encoders import HeadConfig, build_encoder, build_head
 from trainer.errors import CheckpointError, ConfigError
-from trainer.evaluation.classifier import TuningConfig, build_classifier, load_head
+from trainer.evaluation.classifier import build_classifier, load_head
 from trainer.evaluation.finetune import FinetuneConfig, finetune
 from trainer.evaluation.labelled_subset import balanced_share, packed_names, read_list
 from trainer.weights import load_encoder
@@ -42,7 +42,9 @@ def config(folder: Path, **changes: object) -> FinetuneConfig:
         loader=LOADER,
         device="cpu",
         precision="fp64",
-        tuning=TuningConfig(epochs=4, batch_size=24, base_lr=0.5),
+        epochs=4,
+        tuning_batch=24,
+        base_lr=0.5,
     )
     return dataclasses.replace(given, **changes)  # type: ignore[arg-type]
 
@@ -186,7 +188,7 @@ def test_a_runs_own_head_comes_with_its_encoder_and_is_tuned(folder: Path, tmp_p
 
 
 def test_fine_tuning_learns_and_its_json_says_how(folder: Path) -> None:
-    result = finetune(config(folder, tuning=TuningConfig(epochs=12, batch_size=24, base_lr=0.5)))
+    result = finetune(config(folder, epochs=12))
     assert result is not None
     assert result["top1"] > 0.6  # by chance a third
     assert result["settings"]["final_loss"] < 0.9 * np.log(3)
@@ -197,7 +199,7 @@ def test_fine_tuning_learns_and_its_json_says_how(folder: Path) -> None:
 
 
 def test_few_labels_train_longer_on_exactly_those_samples(folder: Path) -> None:
-    few = config(folder, labels=0.04, tuning=TuningConfig(batch_size=24), seed=3)
+    few = config(folder, labels=0.04, epochs=None, base_lr=0.05, seed=3)
     result = finetune(few)
     assert result is not None
     assert result["n_train"] == len(result["labelled_ids"]) == 3
@@ -224,7 +226,7 @@ def test_two_processes_tune_to_the_result_of_one(folder: Path) -> None:
         ({"labels": 0.5, "label_list": Path("x")}, "exclude each other"),
         ({"head_layers": -1}, "--head-layers -1"),
         ({"source": "pixels:8"}, "nothing to train"),
-        ({"tuning": TuningConfig(base_lr=1e30, epochs=2, batch_size=24)}, "lower --base-lr"),
+        ({"base_lr": 1e30, "epochs": 2}, "lower --base-lr"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

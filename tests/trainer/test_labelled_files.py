@@ -17,7 +17,7 @@ from tests.trainer.runs import SMALL_ENCODER, metrics, tiny_config, train
 from tests.trainer.saved_runs import saved_run
 from trainer.config import DataConfig
 from trainer.evaluation.evaluate import evaluate
-from trainer.evaluation.evaluate_config import EvaluateConfig, KnnConfig
+from trainer.evaluation.evaluate_config import KnnConfig, ProbeConfig
 from trainer.evaluation.finetune import FinetuneConfig, finetune
 from trainer.evaluation.retrieve import RetrieveConfig, retrieve
 from trainer.online_knn import OnlineKnn, OnlineKnnConfig
@@ -47,7 +47,7 @@ def without_names(beton: Path) -> Path:
 
 
 def top1(train: Path, test: Path) -> float:
-    config = EvaluateConfig(**PIXELS, method="knn", train=train, test=test, knn=KnnConfig(k=(5,)))
+    config = KnnConfig(**PIXELS, train=train, test=test, k=(5,))
     report = evaluate(config)
     assert report is not None
     return float(report["top1"])
@@ -70,7 +70,7 @@ def test_classes_are_compared_by_name_where_their_numbers_differ(tmp_path: Path)
 
 def test_a_linear_probe_and_a_fine_tuning_learn_the_classes_by_name(tmp_path: Path) -> None:
     abc, ac = colours(tmp_path / "abc", "a", "b", "c"), colours(tmp_path / "ac", "a", "c", seed=1)
-    probed = evaluate(EvaluateConfig(**PIXELS, method="linear", train=abc, test=ac))
+    probed = evaluate(ProbeConfig(**PIXELS, train=abc, test=ac))
     assert probed is not None
     assert probed["protocol"] == "logistic"
     assert probed["top1"] == 1.0

@@ -9,7 +9,7 @@ import threading
 import pytest
 import torch.distributed as dist
 
-from launch.evaluate_command import add_parser
+from launch.doctor_command import add_parser
 from launch.exit_codes import ExitCode, exit_code_for
 from tests.dist import run_ranks
 from trainer import rendezvous
@@ -129,5 +129,5 @@ def test_the_command_line_states_the_trainers_own_patience() -> None:
 
     parser = argparse.ArgumentParser()
     add_parser(parser.add_subparsers())
-    args = parser.parse_args(["evaluate", "cluster", "run", "--data.train", "x.beton"])
+    args = parser.parse_args(["doctor"])
     assert args.join_timeout == JOIN_TIMEOUT

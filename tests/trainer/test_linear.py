@@ -1,5 +1,6 @@
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from data_pipeline.order import Position, global_batch_ids, rank_slice
 from tests.dist import run_ranks
 from trainer.errors import ConfigError
 from trainer.evaluation import logistic, sweep
+from trainer.evaluation.evaluate_config import ProbeConfig, preset_config
 from trainer.evaluation.features import Features
 from trainer.evaluation.labels import count_hits, few_per_class, hold_out
 from trainer.evaluation.linear import (
@@ -277,3 +279,14 @@ def test_the_preset_of_imagenet_has_the_published_values() -> None:
     preset = SIMCLR_IMAGENET
     assert (preset.epochs, preset.batch_size, preset.weight_decay) == (90, 4096, 1e-6)
     assert preset.peak_lr == pytest.approx(1.6)
+
+
+def test_a_preset_says_everything_and_bears_no_other_word() -> None:
+    files = {name: Path(f"{name}.beton") for name in ("train", "test")}
+    config = ProbeConfig(source="run", **files, preset="simclr-imagenet", seed=4)
+    full = preset_config(config)
+    assert (full.protocol, full.size, full.resize) == ("canonical", 224, 256)
+    assert full.linear() == dataclasses.replace(SIMCLR_IMAGENET, seed=4)
+    for words in ({"base_lr": (0.2,)}, {"c": 1.0}, {"size": 96}, {"protocol": "cached"}):
+        with pytest.raises(ConfigError, match=r"--preset simclr-imagenet .*leave "):
+            preset_config(dataclasses.replace(config, **words))

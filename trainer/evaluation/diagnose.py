@@ -12,7 +12,6 @@ import dataclasses
 import itertools
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from data_pipeline.strict_json import read_json_file
 from data_pipeline.views import CropConfig
 from trainer.config import from_json
 from trainer.errors import ConfigError
-from trainer.evaluation.job import Job, JobConfig
+from trainer.evaluation.job import Job, JobConfig, TrainFile
 from trainer.evaluation.neighbours import full_float32, unit_rows
 from trainer.watch.collapse import figures
 from trainer.weights import run_of
@@ -36,10 +35,15 @@ _ROWS = 1024  # of a block
 
 @dataclass(frozen=True, kw_only=True)
 class DiagnoseConfig(JobConfig):
-    """How much to look at."""
+    """What features tell of themselves, without labels.
 
-    train: Path
-    """.beton file, labelled or not."""
+    Alignment of two augmented views and uniformity (Wang & Isola 2020), effective rank (RankMe) and
+    feature standard deviation, which both fall when a network collapses. They order encoders of one
+    architecture and data set, and say little elsewhere.
+    """
+
+    train: TrainFile
+    """Images that are looked at, labelled or not."""
     pairs_of: int = 10_000
     """Samples of which all pairs are compared for the uniformity."""
     views_of: int = 2048

@@ -13,7 +13,7 @@ import torch
 from data_pipeline.beton import BetonInfo, check_beton
 from trainer.errors import ConfigError
 from trainer.evaluation.features import Features
-from trainer.evaluation.job import Job, JobConfig, check_picture
+from trainer.evaluation.job import Job, JobConfig, TrainFile, check_picture
 from trainer.evaluation.labelled_subset import names_or_why_not
 from trainer.evaluation.pairs import (
     Pairs,
@@ -31,10 +31,15 @@ _SAME_PIXELS = 5.0  # of 256 levels, mean difference: what storing a JPEG anew c
 
 @dataclass(frozen=True, kw_only=True)
 class DuplicatesConfig(JobConfig):
-    """What counts."""
+    """Finds, by features, images that are in a data set twice, and likely false negatives.
 
-    train: Path
-    """.beton file, labelled or not."""
+    These are pairs that a contrastive loss wrongly pushes apart: each among the other's nearest,
+    with neighbours in common. Told as lists (--json) and a picture. The JSON says how far the
+    pixels of each pair differ.
+    """
+
+    train: TrainFile
+    """Images that are looked through, labelled or not."""
     threshold: float = 0.98
     """Cosine similarity from which on two images are near-identical."""
     k: int = 10
@@ -44,6 +49,7 @@ class DuplicatesConfig(JobConfig):
     limit: int = 1000
     """Pairs of each kind that are listed."""
     picture: Path | None = None
+    """OUT.png to draw the most alike pairs of both kinds in."""
     pictured: int = 10
     """Pairs of each kind in the picture."""
 

@@ -9,7 +9,12 @@ from typing import Any
 
 from data_pipeline.beton import BetonInfo, check_beton
 from trainer.evaluation import protocols
-from trainer.evaluation.evaluate_config import EvaluateConfig, Protocol, preset_config
+from trainer.evaluation.evaluate_config import (
+    KnnConfig,
+    ProbeConfig,
+    Protocol,
+    preset_config,
+)
 from trainer.evaluation.features import Features
 from trainer.evaluation.job import Job
 from trainer.evaluation.labelled_files import Labels, read_labels
@@ -20,7 +25,7 @@ from trainer.evaluation.protocols import Outcome
 _LOGISTIC_WORK = 5e8
 
 
-def evaluate(config: EvaluateConfig) -> dict[str, Any] | None:
+def evaluate(config: KnnConfig | ProbeConfig) -> dict[str, Any] | None:
     """Run one evaluation. A collective where several processes were started.
 
     Returns:
@@ -35,7 +40,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | None:
         DataError, CheckpointError: a file is missing, damaged or not labelled.
         NumericalError: the encoder's features are not finite.
     """
-    config = preset_config(config)
+    if isinstance(config, ProbeConfig):
+        config = preset_config(config)
     job = Job(config)
     infos = check_beton(config.train), check_beton(config.test)
     labels = read_labels(*infos)
@@ -49,7 +55,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | None:
 
 
 def _run(
-    config: EvaluateConfig,
+    config: KnnConfig | ProbeConfig,
     job: Job,
     infos: tuple[BetonInfo, BetonInfo],
     labels: Labels,
@@ -57,12 +63,12 @@ def _run(
     """The protocol's outcome on rank 0; on other ranks an equal one or ``None``."""
     num_classes = class_count(*labels[:2])
     test = job.features(config.test)._replace(labels_N=labels.test_M)
-    if config.method == "linear" and config.protocol == "canonical":
+    if isinstance(config, ProbeConfig) and config.protocol == "canonical":
         return protocols.canonical(config, job, infos[0].num_samples, test, num_classes)
     train = job.features(config.train)
     if config.labels_per_class is not None:
         train = train.take(few_per_class(train.labels_N, config.labels_per_class, config.seed))
-    if config.method == "knn":
+    if isinstance(config, KnnConfig):
         return protocols.nearest_neighbours(config, job, train, test, num_classes)
     job.leave()  # other ranks need not wait for what rank 0 does alone
     if job.rank:
@@ -79,7 +85,7 @@ def _run(
 
 
 def _choose_protocol(
-    config: EvaluateConfig, train: Features, num_classes: int
+    config: ProbeConfig, train: Features, num_classes: int
 ) -> tuple[Protocol, list[str]]:
     if config.protocol != "auto":
         return config.protocol, []

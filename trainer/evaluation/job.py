@@ -7,12 +7,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
+import tyro
 from torch import nn
 
 from data_pipeline.augment import Augment, AugmentConfig, ViewConfig
@@ -34,23 +35,29 @@ from trainer.weights import LoadedEncoder, Which, load_encoder
 FLIP = ViewConfig(jitter=0.0, grayscale=0.0, blur=0.0)
 
 Precision = Literal["fp32", "bf16", "fp64"]
+TrainFile = Annotated[Path, tyro.conf.arg(name="data.train", metavar="FILE.beton")]
+TestFile = Annotated[Path, tyro.conf.arg(name="data.test", metavar="FILE.beton")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobConfig:
     """An encoder and how it looks at images."""
 
-    source: str
-    """What :func:`trainer.weights.load_encoder` takes."""
+    source: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN_OR_WEIGHTS")]]
+    """What to evaluate: see above."""
+    json: Path | None = None
+    """Where the result goes, with its protocol. None: a file in RUN/evaluation."""
     which: Which = "last"
+    """Checkpoint of a run: the newest, or the one with the best online kNN."""
     size: int | None = None
-    """Side of the centre crop, pixels; None: the encoder's."""
+    """Side of the centre crop, pixels. None: the encoder's."""
     resize: int | None = None
-    """Shorter side before the crop, pixels; None: the encoder's."""
+    """Shorter side before the crop, pixels. None: the encoder's; 8/7 of a new --size above 64."""
     batch: int = 256
     """Images per process and forward pass."""
-    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    loader: Annotated[LoaderConfig, tyro.conf.arg(name="")] = field(default_factory=LoaderConfig)
     device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
     precision: Precision = "fp32"
     """Arithmetic of the encoder; features are compared and probed in float32 or better."""
     seed: int = 0
@@ -60,6 +67,8 @@ class JobConfig:
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself."""
+        if self.json is not None and self.json.is_dir():
+            raise ConfigError(f"--json {self.json}: is a folder; name a file")
         self.at_least(1, "batch")
         if self.seed not in SEEDS:
             raise ConfigError(f"--seed {self.seed}: choose {SEEDS[0]} to {SEEDS[-1]} (64 bits)")

@@ -6,7 +6,7 @@ from typing import Any
 
 from data_pipeline.beton import BetonInfo
 from data_pipeline.views import CropConfig
-from trainer.evaluation.evaluate_config import EvaluateConfig
+from trainer.evaluation.evaluate_config import EvaluateConfig, KnnConfig, ProbeConfig
 from trainer.evaluation.features import Features
 from trainer.evaluation.job import Job
 from trainer.evaluation.knn import knn_classify_each, remark_on_k
@@ -14,7 +14,7 @@ from trainer.evaluation.labelled_files import Labels
 from trainer.evaluation.labels import class_count
 from trainer.evaluation.linear import LinearResult, limited, linear_probe, train_linear
 from trainer.evaluation.logistic import logistic_regression
-from trainer.evaluation.sweep import sweep_probe
+from trainer.evaluation.sweep import LEARNING_RATES, WEIGHT_DECAYS, sweep_probe
 
 _CENTRE = "centre crop, not scaled"
 
@@ -50,17 +50,16 @@ class Outcome:
 
 
 def nearest_neighbours(
-    config: EvaluateConfig, job: Job, train: Features, test: Features, num_classes: int
+    config: KnnConfig, job: Job, train: Features, test: Features, num_classes: int
 ) -> Outcome:
     """Weighted nearest neighbours, each rank its share of the queries. A collective."""
-    chosen = config.knn
     results = knn_classify_each(
         train.features_NF,
         train.labels_N,
         test.features_NF,
         test.labels_N,
-        chosen.k,
-        chosen.temperature,
+        config.k,
+        config.temperature,
         num_classes,
         device=job.device,
         rank=job.rank,
@@ -70,7 +69,7 @@ def nearest_neighbours(
     settings = {
         "k": first.k,
         "requested_k": first.requested_k,
-        "temperature": chosen.temperature,
+        "temperature": config.temperature,
         "similarity": "cosine",
         **_label_budget(config),
     }
@@ -82,7 +81,7 @@ def nearest_neighbours(
         for r in results
         if r.k < r.requested_k
     ]
-    measured = job.measured(k=[r.k for r in results], temperature=chosen.temperature)
+    measured = job.measured(k=[r.k for r in results], temperature=config.temperature)
     count = len(train.labels_N)
     for result in results:
         notes += remark_on_k(result.requested_k, count, num_classes, "--k")
@@ -90,9 +89,9 @@ def nearest_neighbours(
     return Outcome("weighted-knn", first.top1, first.top5, count, settings, measured, notes, more)
 
 
-def logistic(config: EvaluateConfig, job: Job, train: Features, test: Features) -> Outcome:
+def logistic(config: ProbeConfig, job: Job, train: Features, test: Features) -> Outcome:
     """Full-batch logistic regression on cached features; C is chosen unless it is given."""
-    chosen = dataclasses.replace(config.logistic, seed=config.seed)
+    chosen = config.logistic()
     result = logistic_regression(train, test, chosen, device=job.device)
     notes = []
     if not result.converged:
@@ -121,22 +120,22 @@ def logistic(config: EvaluateConfig, job: Job, train: Features, test: Features) 
     )
 
 
-def cached(config: EvaluateConfig, job: Job, train: Features, test: Features) -> Outcome:
+def cached(config: ProbeConfig, job: Job, train: Features, test: Features) -> Outcome:
     """A linear classifier by SGD on cached features."""
-    chosen = dataclasses.replace(config.linear, seed=config.seed)
-    result = linear_probe(train, test, chosen, device=job.device, progress=True)
+    result = linear_probe(train, test, config.linear(), device=job.device, progress=True)
     measured = job.measured(classifier="linear, SGD")
     return _linear("cached", config, result, len(train.labels_N), _CENTRE, measured)
 
 
-def sweep(config: EvaluateConfig, job: Job, train: Features, test: Features) -> Outcome:
+def sweep(config: ProbeConfig, job: Job, train: Features, test: Features) -> Outcome:
     """As :func:`cached`, with the rate and decay that do best on held-out training samples."""
+    rates = config.base_lr or LEARNING_RATES
     found = sweep_probe(
         train,
         test,
-        dataclasses.replace(config.linear, seed=config.seed),
-        config.base_lrs,
-        config.weight_decays,
+        config.linear(),
+        rates,
+        config.weight_decay or WEIGHT_DECAYS,
         device=job.device,
         progress=True,
     )
@@ -146,7 +145,7 @@ def sweep(config: EvaluateConfig, job: Job, train: Features, test: Features) -> 
     outcome = _linear("sweep", config, found.probe, len(train.labels_N), _CENTRE, measured)
     outcome.settings["chosen_on_samples"] = found.chosen_on
     outcome.more["trials"] = [dataclasses.asdict(trial) for trial in found.trials]
-    best, ends = found.probe.config.base_lr, {min(config.base_lrs), max(config.base_lrs)}
+    best, ends = found.probe.config.base_lr, {min(rates), max(rates)}
     if len(ends) > 1 and best in ends:
         outcome.notes.append(
             f"the best learning rate, {best:g}, is at the end of those tried: try beyond it with "
@@ -156,10 +155,10 @@ def sweep(config: EvaluateConfig, job: Job, train: Features, test: Features) -> 
 
 
 def canonical(
-    config: EvaluateConfig, job: Job, num_train: int, test: Features, num_classes: int
+    config: ProbeConfig, job: Job, num_train: int, test: Features, num_classes: int
 ) -> Outcome:
     """A linear classifier by SGD on fresh crops in every epoch. A collective."""
-    chosen = limited(dataclasses.replace(config.linear, seed=config.seed), num_train)
+    chosen = limited(config.linear(), num_train)
     crop = CropConfig(size=job.preprocessing.size)
     with job.augmented(config.train, crop, chosen.batch_size) as (steps, batches):
         result = train_linear(
@@ -178,9 +177,9 @@ def canonical(
     outcome = _linear("canonical", config, result, num_train, features, measured)
     if config.preset is not None:
         outcome.settings["preset"] = measured["preset"] = config.preset
-        if chosen.batch_size < config.linear.batch_size:
+        if chosen.batch_size < config.linear().batch_size:
             outcome.notes.append(
-                f"preset {config.preset} has steps of {config.linear.batch_size} images: the "
+                f"preset {config.preset} has steps of {config.linear().batch_size} images: the "
                 f"{num_train} training samples are fewer"
             )
     return outcome

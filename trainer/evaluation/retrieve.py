@@ -10,7 +10,7 @@ import torch
 from data_pipeline.beton import check_beton
 from trainer.errors import ConfigError
 from trainer.evaluation.features import Features
-from trainer.evaluation.job import Job, JobConfig, check_picture
+from trainer.evaluation.job import Job, JobConfig, TrainFile, check_picture
 from trainer.evaluation.labelled_subset import names_or_why_not
 from trainer.evaluation.neighbours import nearest_rows
 from trainer.evaluation.pictures import Cell, CropReader, save_rows
@@ -22,10 +22,16 @@ _LISTED = 10_000  # queries whose neighbours the JSON holds
 
 @dataclass(frozen=True, kw_only=True)
 class RetrieveConfig(JobConfig):
-    """A search."""
+    """Show me more like these: the nearest images of each query by cosine similarity.
 
-    train: Path
-    """.beton file that is searched."""
+    Told as a list (--json) and a picture. Queries are a .beton file, a folder of images (with one
+    sub-folder per class, if you like), image files, or samples of the searched file itself, which
+    then do not find themselves. With labels on both sides also mean average precision, and recall
+    and precision among the k nearest, over all queries.
+    """
+
+    train: TrainFile
+    """Images that are searched."""
     query: tuple[Path, ...] = ()
     """One .beton file, one folder, or image files; none: samples of the searched file itself."""
     indices: tuple[int, ...] = ()
@@ -33,7 +39,9 @@ class RetrieveConfig(JobConfig):
     k: int = 10
     """Neighbours to show of each."""
     recall_at: tuple[int, ...] = (1, 5, 10)
+    """Neighbours among which recall and precision are counted."""
     picture: Path | None = None
+    """OUT.png to draw the first queries and their neighbours in."""
     pictured: int = 10
     """Queries in the picture."""
 

@@ -1,0 +1,146 @@
+"""What each method of ``widebatch evaluate`` prints: a report's lines for a person."""
+
+from pathlib import Path
+from typing import Any
+
+Report = dict[str, Any]
+Rows = list[tuple[str, str]]
+
+
+def labelled(report: Report) -> Rows:
+    """A report's lines for a person; accuracies in percent."""
+    data, settings = report["data"], report["settings"]
+    few = ""
+    if settings.get("labels_per_class"):
+        few = f", {settings['labels_per_class']} per class, seed {settings['seed']}"
+    top_n = min(5, report["num_classes"])
+    rows = [
+        *_head(report),
+        ("protocol", _protocol_line(report)),
+        ("train", f"{report['n_train']:,} of {_shown(data['train']['path'])}{few}"),
+        ("test", f"{report['n_test']:,} of {_shown(data['test']['path'])}"),
+        ("top-1", f"{100 * report['top1']:.2f} % of {report['num_classes']} classes"),
+        (f"top-{top_n}", f"{100 * report['top5']:.2f} %"),
+    ]
+    if len(report.get("by_k", ())) > 1:
+        rows += [
+            (f"k {each['k']}", f"{100 * each['top1']:.2f} %, {100 * each['top5']:.2f} %")
+            for each in report["by_k"]
+        ]
+    return rows
+
+
+def _protocol_line(report: Report) -> str:
+    settings, protocol = report["settings"], report["protocol"]
+    if protocol == "weighted-knn":
+        return f"weighted kNN, k {settings['k']}, temperature {settings['temperature']:g}"
+    if protocol == "logistic":
+        return f"logistic regression, C {settings['c']:g}"
+    if protocol == "finetune":
+        kept = settings["head_layers"]
+        with_head = f" with {kept} layer{'s' * (kept > 1)} of its head" if kept else ""
+        return (
+            f"fine-tuned{with_head}: SGD, {settings['epochs']} epochs, "
+            f"batch {settings['batch_size']}, learning rate {settings['peak_lr']:g}"
+        )
+    best = f"best of {len(report['trials'])}, " if protocol == "sweep" else ""
+    return (
+        f"linear probe ({protocol}): {best}SGD, {settings['epochs']} epochs, "
+        f"batch {settings['batch_size']}, learning rate {settings['peak_lr']:g}"
+    )
+
+
+def _searched(report: Report) -> Rows:
+    path = report["data"]["train"]["path"]
+    return [*_head(report), ("images", f"{report['n_train']:,} of {_shown(path)}")]
+
+
+def retrieve(report: Report) -> Rows:
+    """The first queries with their nearest."""
+    asked = report["data"]["query"]["path"]
+    rows = [*_searched(report), ("queries", f"{report['n_query']:,} of {_shown(asked)}")]
+    if report["mean_average_precision"] is not None:
+        rows.append(("mAP", f"{100 * report['mean_average_precision']:.2f} %"))
+        rows += [
+            (f"recall@{k}", f"{100 * value:.2f} %") for k, value in report["recall_at"].items()
+        ]
+    for query in report["queries"][:5]:
+        rows.append((f"#{query['sample']}", query["file"] or ""))
+        rows += [
+            ("", f"{each['similarity']:.3f} {_called(each['sample'], each['file'])}")
+            for each in query["neighbours"][:5]
+        ]
+    return rows
+
+
+def _called(sample: int, file: str | None) -> str:
+    return f"#{sample} {file or ''}".rstrip()
+
+
+def cluster(report: Report) -> Rows:
+    """Sizes, and how far the clusters are the classes."""
+    sizes = [size for size in report["sizes"] if size]  # fewer than k where few images differ
+    rows = [
+        *_searched(report),
+        ("clusters", f"{len(sizes)}, of {min(sizes):,} to {max(sizes):,} images"),
+    ]
+    if report["nmi"] is not None:
+        rows += [(name.upper(), f"{report[name]:.4f}") for name in ("nmi", "ari")]
+        rows.append(("purity", f"{100 * report['purity']:.2f} %"))
+    return rows
+
+
+def diagnose(report: Report) -> Rows:
+    """The figures."""
+    positive, negative = report["positive_similarity"], report["negative_similarity"]
+    return [
+        *_searched(report),
+        ("alignment", f"{report['alignment']:.4f} (0: views of an image coincide)"),
+        ("uniform.", f"{report['uniformity']:.4f} (lower: spread more evenly)"),
+        ("rank", f"{report['effective_rank']:.1f} of {report['feature_dim']}"),
+        ("std", f"{report['feature_std']:.4f} (1: spread evenly, 0: one point)"),
+        ("cosines", f"{positive:.4f} of two views of an image, {negative:.4f} of two images"),
+    ]
+
+
+def duplicates(report: Report) -> Rows:
+    """How many, and the most alike pairs."""
+    same = report["false_negatives_of_one_class"]
+    labels = "" if same is None else f", {100 * same:.1f} % of one class"
+    groups = f"{report['n_duplicates']:,} pairs in {len(report['groups']):,} groups"
+    rows = [
+        *_searched(report),
+        ("twice", f"{groups}, similarity {report['settings']['threshold']:g} or more"),
+        ("", f"the pixels of {report['n_same_pixels']:,} are the same but for 5 of 256 levels"),
+        ("alike", f"{report['n_false_negatives']:,} likely false negatives{labels}"),
+    ]
+    for name in ("duplicates", "false_negatives"):
+        rows += [
+            (
+                "",
+                f"{' and '.join(map(_called, pair['samples'], pair['files'] or (None, None)))}:"
+                f" similarity {pair['similarity']:.4f}, pixels differ by"
+                f" {pair['pixel_difference']:.1f}",
+            )
+            for pair in report[name][:3]
+        ]
+    return rows
+
+
+def _shown(paths: str) -> str:
+    """Paths as they are seen from the working folder."""
+    return paths.replace(f"{Path.cwd()}/", "")
+
+
+def _head(report: Report) -> Rows:
+    """The first lines of every table: which encoder."""
+    encoder = report["encoder"]
+    stem = f" ({encoder['stem']} stem)" if "stem" in encoder else ""
+    where = ", ".join(
+        f"{name} {encoder[name]:g}" for name in ("step", "epoch") if encoder.get(name) is not None
+    )
+    crop = f"{report['preprocessing']['size']}-pixel crops"
+    return [
+        ("encoder", f"{_shown(encoder['source'])}{f', {where}' if where else ''}"),
+        ("", f"{encoder['architecture']}{stem}, {encoder['feature_dim']} features, {crop}"),
+    ]
