@@ -18,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from data_pipeline.bounds import check_bounds
 from data_pipeline.counter_rng import Stream, run_key, sample_keys, uniforms
-from data_pipeline.errors import DataError
+from data_pipeline.errors import ConfigError
 from kernels.augment import (
     Column,
     Implementation,
@@ -75,14 +76,19 @@ class ViewConfig:
     """Solarisation inverts values from here on, in [0, 1]."""
 
     def __post_init__(self) -> None:
-        for name in ("flip", "jitter", "grayscale", "blur", "solarize", "solarize_threshold"):
-            _require(0 <= getattr(self, name) <= 1, self, name, "in [0, 1]")
-        for name in ("brightness", "contrast", "saturation"):
-            _require(0 <= getattr(self, name) < np.inf, self, name, "at least 0")
-        _require(0 <= self.hue <= 0.5, self, "hue", "in [0, 0.5]")
-        low, high = self.blur_sigma
-        _require(0 < low <= high < np.inf, self, "blur_sigma", "two rising lengths above 0")
-        _require(0 < self.blur_kernel <= 1, self, "blur_kernel", "above 0 and at most 1")
+        chances = ("flip", "jitter", "grayscale", "blur", "solarize", "solarize_threshold")
+        factors = ("brightness", "contrast", "saturation")
+        check_bounds(
+            self,
+            "--augment.view1|view2.",
+            **dict.fromkeys(chances, "[0, 1]"),
+            **dict.fromkeys(factors, "[0, inf)"),
+            hue="[0, 0.5]",
+            blur_sigma="(0, inf)",
+            blur_kernel="(0, 1]",
+        )
+        if self.blur_sigma[0] > self.blur_sigma[1]:
+            raise ConfigError(f"blur-sigma {self.blur_sigma}: the lesser one comes first")
 
     def blur_radius(self, side: int) -> int:
         """Pixels on each side of the kernel's centre, for crops of ``side`` pixels.
@@ -110,8 +116,7 @@ class AugmentConfig:
     """Standard deviation of red, green, blue in [0, 1]."""
 
     def __post_init__(self) -> None:
-        _require(all(0 <= x <= 1 for x in self.mean), self, "mean", "three values in [0, 1]")
-        _require(all(0 < x < np.inf for x in self.std), self, "std", "three values above 0")
+        check_bounds(self, "--augment.", mean="[0, 1]", std="(0, inf)")
 
 
 def simclr_views(strength: float = 1.0, blur: bool = True) -> AugmentConfig:
@@ -334,9 +339,3 @@ def _draw_view(view: ViewConfig, draw: _Draw, side: int, radius: int) -> FloatAr
     solarized_B = draw.chance(Stream.SOLARIZE, view.solarize)
     table_BP[solarized_B, Column.SOLARIZE] = view.solarize_threshold
     return table_BP
-
-
-def _require(holds: bool, config: object, name: str, what: str) -> None:
-    if not holds:
-        value = getattr(config, name)
-        raise DataError(f"{type(config).__name__}.{name} is {value}; it must be {what}")

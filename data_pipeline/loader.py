@@ -28,9 +28,10 @@ import torch
 
 from data_pipeline.batch import Batch, Memory, Transfer
 from data_pipeline.batch_plan import CentreCrops, Plan, RandomCrops
+from data_pipeline.bounds import check_bounds
 from data_pipeline.cores import cores_alone
 from data_pipeline.damage import Damage, check_limit
-from data_pipeline.errors import DataError
+from data_pipeline.errors import ConfigError, DataError
 from data_pipeline.open_beton import OpenBeton
 from data_pipeline.order import IdArray, Position, rank_slice
 from data_pipeline.substitutes import (
@@ -66,15 +67,12 @@ class LoaderConfig:
 
     def __post_init__(self) -> None:
         if self.backend not in ("auto", "ffcv", "torchvision"):
-            raise DataError(f"unknown loader backend {self.backend!r}: auto, ffcv or torchvision")
-        if self.workers < 0:
-            raise DataError(
-                f"loader workers must be 0 (share of the cores) or more: {self.workers}"
-            )
-        if self.prefetch < 1:
-            raise DataError(f"loader prefetch must be at least one batch, got {self.prefetch}")
+            raise ConfigError(f"unknown loader backend {self.backend!r}: auto, ffcv or torchvision")
+        check_bounds(self, "--loader.", workers="[0, inf)", prefetch="[1, inf)")
         if self.max_reduction not in (1, 2, 4, 8):
-            raise DataError(f"loader max_reduction must be 1, 2, 4 or 8, got {self.max_reduction}")
+            raise ConfigError(
+                f"loader max_reduction must be 1, 2, 4 or 8, got {self.max_reduction}"
+            )
 
 
 def train_loader(

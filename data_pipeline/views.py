@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from data_pipeline.bounds import check_bounds
 from data_pipeline.counter_rng import Stream, sample_keys, uniforms
-from data_pipeline.errors import DataError
+from data_pipeline.errors import ConfigError
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -35,12 +36,10 @@ class CropConfig:
     """Least and greatest aspect ratio of a crop before resizing, width / height."""
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise DataError(f"crop size must be at least 1 pixel, got {self.size}")
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise DataError(f"crop scale must satisfy 0 < least <= greatest <= 1, got {self.scale}")
-        if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise DataError(f"crop ratio must satisfy 0 < least <= greatest, got {self.ratio}")
+        check_bounds(self, "--crop.", size="[2, inf)", scale="(0, 1]", ratio="(0, inf)")
+        for name, (least, greatest) in (("scale", self.scale), ("ratio", self.ratio)):
+            if least > greatest:
+                raise ConfigError(f"--crop.{name} {least} {greatest}: the least comes first")
 
 
 def random_resized_crop_boxes(

@@ -8,7 +8,6 @@ back from JSON is strict: an unknown key is an error, and nothing but plain valu
 import dataclasses
 import difflib
 import functools
-import math
 import types
 import typing
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 
 from data_pipeline.augment import AugmentConfig
+from data_pipeline.bounds import check_bounds
 from data_pipeline.counter_rng import SEEDS
 from data_pipeline.damage import check_limit
 from data_pipeline.loader import LoaderConfig
@@ -133,7 +133,16 @@ class RunConfig:
     """Name of the recipe that the settings started from."""
 
     def __post_init__(self) -> None:
-        """Refuse what no random generator takes."""
+        check_bounds(
+            self,
+            "--",
+            batch="[2, inf)",
+            epochs="(0, 1e9]",
+            steps="[1, 1e15]",
+            batch_norm_group="[0, inf)",
+            micro_batch="[0, inf)",
+            max_skipped_steps="[1, inf)",
+        )
         if self.seed not in SEEDS:
             raise ConfigError(f"--seed {self.seed}: choose {SEEDS[0]} to {SEEDS[-1]} (64 bits)")
 
@@ -192,10 +201,7 @@ def plan_run(config: RunConfig, num_samples: int, world_size: int) -> RunPlan:
         ConfigError: the batch does not divide, exceeds the data, or leaves no negatives; the run
             has no step; the data set is too small.
     """
-    _refuse_non_finite(config)
     batch = config.batch
-    if batch < 2:
-        raise ConfigError(f"--batch {batch}: a contrastive batch needs at least 2 images")
     fixed = fixed_image_size(config.encoder)
     if fixed is not None and fixed != config.crop.size:
         raise ConfigError(
@@ -216,8 +222,9 @@ def plan_run(config: RunConfig, num_samples: int, world_size: int) -> RunPlan:
     steps_per_epoch = num_samples // batch
     total = config.steps if config.steps is not None else round(config.epochs * steps_per_epoch)
     if total < 1:
-        setting = "--steps" if config.steps is not None else "--epochs"
-        raise ConfigError(f"{setting}: the run would have {total} steps; it needs at least 1")
+        raise ConfigError(
+            f"--epochs {config.epochs}: the run would have {total} steps; it needs at least 1"
+        )
     if config.sync_batch_norm and config.batch_norm_group and world_size % config.batch_norm_group:
         raise ConfigError(
             f"--batch-norm-group {config.batch_norm_group} does not divide {world_size} processes"
@@ -239,18 +246,6 @@ def lr_at(config: RunConfig, plan: RunPlan, step: int) -> float:
     """Learning rate of the ``step``-th update, from 0."""
     factor = lr_factor(config.schedule, step, plan.steps_per_epoch, plan.total_steps)
     return plan.peak_lr * factor
-
-
-def _refuse_non_finite(value: Any, name: str = "") -> None:
-    """JSON, and so config.json, has no word for them."""
-    if dataclasses.is_dataclass(value):
-        for each in dataclasses.fields(value):
-            _refuse_non_finite(getattr(value, each.name), f"{name}.{each.name}".lstrip("."))
-    elif isinstance(value, tuple):
-        for inner in value:
-            _refuse_non_finite(inner, name)
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{name}={value}: must be a finite number")
 
 
 def absolute(config: T) -> T:

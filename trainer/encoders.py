@@ -19,6 +19,7 @@ import torchvision
 from torch import nn
 from torch.func import functional_call
 
+from data_pipeline.bounds import check_bounds
 from trainer.cifar_resnet import CIFAR_RESNETS, CifarResNet
 from trainer.errors import ConfigError
 from trainer.heads import HeadConfig, ProjectionHead, build_head
@@ -70,8 +71,7 @@ class EncoderConfig:
     any."""
 
     def __post_init__(self) -> None:
-        if self.image_size < 1:
-            raise ConfigError(f"encoder.image_size must be 1 or more, got {self.image_size}")
+        check_bounds(self, "--encoder.", image_size="[1, inf)")
 
 
 class Encoder(nn.Module):

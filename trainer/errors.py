@@ -1,8 +1,6 @@
 """Errors that a user can mend, as against defects of the program."""
 
-
-class ConfigError(ValueError):
-    """The settings of a run contradict each other or the data. Names the setting and the remedy."""
+from data_pipeline.errors import ConfigError as ConfigError
 
 
 class CheckpointError(RuntimeError):

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from data_pipeline.bounds import check_bounds
 from data_pipeline.strict_json import dump_json
-from trainer.errors import ConfigError, NonFiniteError
+from trainer.errors import NonFiniteError
 from trainer.private_file import open_to_append
 from trainer.telemetry import Record, keep_lines
 
@@ -35,8 +36,7 @@ class GuardConfig:
     """So many times; then stop."""
 
     def __post_init__(self) -> None:
-        if self.rollbacks < 1:
-            raise ConfigError(f"guard.rollbacks must be 1 or more, got {self.rollbacks}")
+        check_bounds(self, "--guard.", rollbacks="[1, inf)")
 
     @property
     def budget(self) -> int:

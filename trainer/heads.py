@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from trainer.errors import ConfigError
+from data_pipeline.bounds import check_bounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +36,8 @@ class HeadConfig:
     """Which linear layers have a bias: those that no norm follows, or none."""
 
     def __post_init__(self) -> None:
-        for name, least in (("layers", 1), ("hidden_dim", 0), ("out_dim", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"head.{name} must be {least} or more, got {getattr(self, name)}")
+        bounds = {"layers": "[1, inf)", "hidden_dim": "[0, inf)", "out_dim": "[1, inf)"}
+        check_bounds(self, "--head|objective.predictor.", **bounds)
 
 
 class ProjectionHead(nn.Module):

@@ -13,6 +13,7 @@ from torch import nn
 
 from data_pipeline.augment import Augment
 from data_pipeline.beton import BetonInfo
+from data_pipeline.bounds import check_bounds
 from data_pipeline.loader import EvalLoader, LoaderConfig, eval_loader
 from trainer.errors import ConfigError
 from trainer.evaluation.features import default_resize, extract_features
@@ -40,14 +41,8 @@ class OnlineKnnConfig:
 
     def __post_init__(self) -> None:
         """Refuse at the start what the first evaluation would, hours later."""
-        for name in ("k", "batch", "resize"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"knn.{name}={value} must be at least 1")
-        if not self.temperature > 0:
-            raise ConfigError(f"knn.temperature={self.temperature} must be above 0")
-        if self.every_epochs < 0:
-            raise ConfigError(f"knn.every_epochs={self.every_epochs} must be 0 or more")
+        counts = dict.fromkeys(("k", "batch", "resize"), "[1, inf)")
+        check_bounds(self, "--knn.", every_epochs="[0, inf)", temperature="(0, inf)", **counts)
 
 
 class OnlineKnn:

@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import nn
 
+from data_pipeline.bounds import check_bounds
 from trainer.errors import ConfigError
 from trainer.lars import LARS, Variant, match_layout
 
@@ -64,24 +65,15 @@ class OptimConfig:
     """Added to the denominators of AdamW and of LARS's variant "you"."""
 
     def __post_init__(self) -> None:
-        bounds = {
-            "base_lr": self.base_lr,
-            "weight_decay": self.weight_decay,
-            "trust_coefficient": self.trust_coefficient,
-            "eps": self.eps,
-        }
-        for name, value in bounds.items():
-            if not (math.isfinite(value) and value >= 0):
-                raise ConfigError(f"optim.{name} must be a number from 0, got {value}")
-        for name, value in zip(("momentum", "betas", "betas"), (self.momentum, *self.betas)):
-            if not 0 <= value < 1:
-                raise ConfigError(f"optim.{name} must lie in [0, 1), got {value}")
+        numbers = ("base_lr", "weight_decay", "trust_coefficient", "eps")
+        check_bounds(self, "--optim.", **dict.fromkeys(numbers, "[0, inf)"))
+        check_bounds(self, "--optim.", momentum="[0, 1)", betas="[0, 1)")
         if self.nesterov and self.name != "adamw" and not self.momentum:
-            raise ConfigError("optim.nesterov needs optim.momentum above 0")
+            raise ConfigError("--optim.nesterov needs --optim.momentum above 0")
         if self.decay_vectors and self.name == "lars":
             raise ConfigError(
-                "optim.decay_vectors does not go with LARS, which leaves biases and BatchNorm out "
-                "of weight decay; use optim.name sgd or adamw"
+                "--optim.decay-vectors does not go with LARS, which leaves biases and BatchNorm out"
+                " of weight decay; use --optim.name sgd or adamw"
             )
 
 

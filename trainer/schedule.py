@@ -14,6 +14,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from data_pipeline.bounds import check_bounds
 from trainer.errors import ConfigError
 
 
@@ -37,15 +38,12 @@ class ScheduleConfig:
     """For steps: the factor at each milestone."""
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.warmup_epochs) and self.warmup_epochs >= 0):
-            raise ConfigError(
-                f"schedule.warmup_epochs must be a number from 0, got {self.warmup_epochs}"
-            )
-        for name in ("warmup_start_fraction", "final_lr_fraction", "gamma"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"schedule.{name} must lie in [0, 1], got {getattr(self, name)}")
+        fractions = ("warmup_start_fraction", "final_lr_fraction", "gamma")
+        check_bounds(self, "--schedule.", **dict.fromkeys(fractions, "[0, 1]"))
+        check_bounds(self, "--schedule.", warmup_epochs="[0, 1e9]", milestones="[0, 1e9]")
         if list(self.milestones) != sorted(self.milestones):
-            raise ConfigError(f"schedule.milestones must ascend, got {self.milestones}")
+            shown = " ".join(map(str, self.milestones))
+            raise ConfigError(f"--schedule.milestones {shown}: must ascend")
 
 
 def half_cosine(place: float) -> float:

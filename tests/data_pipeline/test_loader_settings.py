@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline import ffcv_compat
-from data_pipeline.errors import DataError
+from data_pipeline.errors import ConfigError, DataError
 from data_pipeline.loader import LoaderConfig, eval_loader
 from data_pipeline.order import Position
 from tests.data_pipeline.batches import open_train
@@ -44,7 +44,7 @@ def test_impossible_evaluation_sizes_are_refused(jpegs: Path) -> None:
     [{"backend": "dali"}, {"workers": -1}, {"prefetch": 0}, {"max_reduction": 3}],
 )
 def test_impossible_settings_are_refused(settings: dict[str, int]) -> None:
-    with pytest.raises(DataError, match=next(iter(settings))):
+    with pytest.raises(ConfigError, match=next(iter(settings))):
         LoaderConfig(**settings)  # type: ignore[arg-type]
 
 

@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from data_pipeline import resample
 from data_pipeline.counter_rng import Stream, sample_keys, uniforms
-from data_pipeline.errors import DataError
+from data_pipeline.errors import ConfigError
 from data_pipeline.views import CropConfig, centre_crop_boxes, random_resized_crop_boxes
 from tests.data_pipeline.images import picture
 
@@ -100,7 +100,7 @@ def test_a_box_depends_on_nothing_but_its_coordinates() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"size": 0}, "size must be at least 1"),
+        ({"size": 0}, "size 0: must be a number from 2"),
         ({"scale": (0.0, 1.0)}, "scale"),
         ({"scale": (0.5, 0.2)}, "scale"),
         ({"scale": (0.5, 1.5)}, "scale"),
@@ -108,7 +108,7 @@ def test_a_box_depends_on_nothing_but_its_coordinates() -> None:
     ],
 )
 def test_impossible_crops_are_refused(settings: dict[str, float], message: str) -> None:
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(ConfigError, match=message):
         CropConfig(**settings)  # type: ignore[arg-type]
 
 

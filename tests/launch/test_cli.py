@@ -138,8 +138,8 @@ def test_wrong_input_gets_one_line_and_exit_code_2(
     ("settings", "message"),
     [
         (["--batch", "13"], "more than the 12 samples"),
-        (["--batch", "1"], "at least 2 images"),
-        (["--batch", "6", "--steps", "0"], "needs at least 1"),
+        (["--batch", "1"], "must be a number from 2"),
+        (["--batch", "6", "--epochs", "0.1"], "needs at least 1"),
         (["--batch", "6", "--encoder.name", "resnet19"], "resnet18"),
         (["--batch", "6", "--out", __file__], "is no folder"),
         (["--batch", "6", "--loader.backend", "torchvision", "--out", "/proc/x"], "/proc/x"),

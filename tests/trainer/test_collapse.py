@@ -176,5 +176,5 @@ def test_a_good_run_is_far_from_the_alarm_from_its_first_step_on(
 
 
 def test_settings_are_checked() -> None:
-    with pytest.raises(ConfigError, match=r"collapse\.every_steps"):
+    with pytest.raises(ConfigError, match=r"--collapse\.every-steps -1"):
         CollapseConfig(every_steps=-1)

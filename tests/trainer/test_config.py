@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from trainer.encoders import EncoderConfig
 from trainer.errors import ConfigError
 from trainer.evaluation.job import JobConfig
 from trainer.recipes import RECIPES
-from trainer.watch.collapse import CollapseConfig
+from trainer.settings import settings
 
 
 def config(**changes: Any) -> RunConfig:
@@ -82,7 +83,7 @@ def test_nothing_but_the_share_depends_on_the_number_of_processes(world_size: in
         (999, 2, "nearest that do: 998 and 1000"),
         (3, 4, "nearest that do: 4"),
         (1001, 1, "more than the 1000 samples.*use at most 1000"),
-        (1, 1, "at least 2 images"),
+        (1, 1, "must be a number from 2"),
     ],
 )
 def test_a_batch_that_cannot_be_is_refused_with_those_that_can(
@@ -110,7 +111,7 @@ def test_views_of_a_size_that_the_encoder_does_not_take_are_refused() -> None:
 def test_steps_override_epochs_and_fractions_of_epochs_count() -> None:
     assert plan_run(config(batch=10, epochs=0.5), 1000, 1).total_steps == 50
     assert plan_run(config(batch=10, steps=7), 1000, 1).total_steps == 7
-    with pytest.raises(ConfigError, match="--epochs: the run would have 0 steps"):
+    with pytest.raises(ConfigError, match=r"--epochs 0\.001: the run would have 0 steps"):
         plan_run(config(batch=10, epochs=0.001), 1000, 1)
 
 
@@ -129,8 +130,51 @@ def test_pieces_may_change_their_size_where_statistics_are_those_of_the_batch() 
         assert differences(saved, current) == found
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_setting_that_json_has_no_word_for_is_refused(value: float) -> None:
-    endless = config(collapse=CollapseConfig(effective_rank=value))
-    with pytest.raises(ConfigError, match=r"collapse\.effective_rank=(nan|inf): must be a finite"):
-        plan_run(endless, 1000, 1)
+@pytest.mark.parametrize("recipe", sorted(RECIPES))
+def test_every_number_of_every_part_is_bounded_and_named_as_an_option(recipe: str) -> None:
+    base = dataclasses.replace(RECIPES[recipe](), data=DataConfig(train=Path("x.beton")))
+    whole = dataclasses.replace(base, steps=10, knn=dataclasses.replace(base.knn, resize=8))
+    checked = 0
+    for setting in settings(whole):
+        several = isinstance(setting.value, tuple)
+        number = setting.value[0] if several else setting.value
+        if setting.is_switch or setting.choices or not isinstance(number, int | float):
+            continue
+        endless = () if isinstance(number, int) else (float("nan"), float("inf"))
+        for bad in (-(2**80) if setting.key == "seed" else -99, *endless):
+            values = part = to_json(whole)
+            *path, name = setting.key.split(".")
+            for key in path:
+                part = part[key]
+            part[name] = [bad] * len(setting.value) if several else bad
+            option = setting.flag.rpartition(".")[2].removeprefix("--")
+            with pytest.raises(ConfigError, match=rf"[.-]{option} .*{bad}"):
+                from_json(RunConfig, values)
+            checked += 1
+    assert checked > 80
+
+
+@pytest.mark.parametrize(
+    ("part", "settings", "said"),
+    [
+        ("telemetry", {"prometheus_port": 99999}, "port 99999: must lie in [0, 65535]"),
+        ("telemetry", {"log_every": 0}, "--telemetry.log-every 0: must be a number from 1"),
+        ("checkpoint", {"keep": 1}, "--checkpoint.keep 1: must be a number from 2"),
+        ("checkpoint", {"max_failures": 0}, "max-failures 0: must be a number from 1"),
+        ("crop", {"size": 1}, "--crop.size 1: must be a number from 2"),
+        ("crop", {"ratio": (2.0, 1.0)}, "--crop.ratio 2.0 1.0: the least comes first"),
+        ("watchdog", {"join_timeout": 1e30}, "--watchdog.join-timeout 1e+30: must lie in"),
+        ("straggler", {"factor": 1.0}, "--straggler.factor 1.0: must be a number above 1"),
+        ("", {"epochs": 1e30}, "--epochs 1e+30: must lie in (0, 1e9]"),
+        ("", {"steps": 0}, "--steps 0: must lie in [1, 1e15]"),
+        ("", {"micro_batch": -1}, "--micro-batch -1: must be a number from 0"),
+        ("", {"max_skipped_steps": 0}, "--max-skipped-steps 0: must be a number from 1"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_number_that_means_nothing_is_refused(
+    part: str, settings: dict[str, Any], said: str
+) -> None:
+    owner = getattr(config(), part) if part else config()
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        dataclasses.replace(owner, **settings)

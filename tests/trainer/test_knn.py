@@ -178,11 +178,11 @@ def test_samples_without_labels_are_refused() -> None:
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"k": 0}, "knn.k=0"),
-        ({"batch": 0}, "knn.batch=0"),
-        ({"resize": 0}, "knn.resize=0"),
-        ({"temperature": 0.0}, "knn.temperature=0"),
-        ({"every_epochs": -1}, "knn.every_epochs=-1"),
+        ({"k": 0}, "--knn.k 0"),
+        ({"batch": 0}, "--knn.batch 0"),
+        ({"resize": 0}, "--knn.resize 0"),
+        ({"temperature": 0.0}, "--knn.temperature 0.0"),
+        ({"every_epochs": -1}, "--knn.every-epochs -1"),
     ],
     ids=str,
 )

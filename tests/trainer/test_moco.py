@@ -343,11 +343,11 @@ def test_the_momentum_follows_the_papers_cosine() -> None:
 
 
 def test_impossible_settings_are_named() -> None:
-    with pytest.raises(ConfigError, match=r"objective\.queue must be 1 or more, got 0"):
+    with pytest.raises(ConfigError, match=r"--objective.queue 0: must be a number from 1"):
         MoCoConfig(queue=0)
-    with pytest.raises(ConfigError, match=r"objective\.momentum must be in \[0, 1\], got 1.5"):
+    with pytest.raises(ConfigError, match=r"--objective.momentum 1.5: must lie in \[0, 1\]"):
         MoCoV3Config(momentum=1.5)
-    with pytest.raises(ConfigError, match=r"objective\.temperature must be above 0, got 0"):
+    with pytest.raises(ConfigError, match=r"--objective.temperature 0: must be a number above 0"):
         MoCoConfig(temperature=0)
     with pytest.raises(ConfigError, match=r"predictor\.out_dim is 256 and head\.out_dim 6"):
         objective_of(MoCoV3Config())

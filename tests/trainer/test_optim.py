@@ -215,12 +215,12 @@ def test_gradient_norm_is_that_of_all_gradients() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"base_lr": -0.1}, r"optim\.base_lr"),
-        ({"base_lr": math.nan}, r"optim\.base_lr"),
-        ({"weight_decay": math.inf}, r"optim\.weight_decay"),
-        ({"momentum": 1.0}, r"optim\.momentum"),
-        ({"betas": (0.9, 1.0)}, r"optim\.betas"),
-        ({"momentum": 0.0, "nesterov": True}, r"optim\.nesterov"),
+        ({"base_lr": -0.1}, "--optim.base-lr"),
+        ({"base_lr": math.nan}, "--optim.base-lr"),
+        ({"weight_decay": math.inf}, "--optim.weight-decay"),
+        ({"momentum": 1.0}, "--optim.momentum"),
+        ({"betas": (0.9, 1.0)}, "--optim.betas"),
+        ({"momentum": 0.0, "nesterov": True}, "--optim.nesterov"),
         ({"decay_vectors": True}, "LARS"),
     ],
 )

@@ -119,10 +119,10 @@ def test_a_run_shorter_than_its_warmup_is_all_warmup() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"warmup_epochs": -1.0}, r"schedule\.warmup_epochs"),
-        ({"warmup_epochs": math.inf}, r"schedule\.warmup_epochs"),
-        ({"warmup_start_fraction": 1.5}, r"schedule\.warmup_start_fraction"),
-        ({"final_lr_fraction": -0.1}, r"schedule\.final_lr_fraction"),
+        ({"warmup_epochs": -1.0}, r"--schedule.warmup-epochs"),
+        ({"warmup_epochs": math.inf}, r"--schedule.warmup-epochs"),
+        ({"warmup_start_fraction": 1.5}, r"--schedule.warmup-start-fraction"),
+        ({"final_lr_fraction": -0.1}, r"--schedule.final-lr-fraction"),
         ({"gamma": math.nan}, r"schedule\.gamma"),
         ({"milestones": (160.0, 120.0)}, r"schedule\.milestones"),
     ],

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_pipeline import faults
+from data_pipeline.bounds import check_bounds
 from trainer.checkpoint.files import Tensors
 from trainer.checkpoint.host_copy import HostCopy
 from trainer.checkpoint.store import CheckpointStore
@@ -38,6 +39,10 @@ class CheckpointConfig:
     max_failures: int = 3
     """End the run, to be started again, after so many failed saves in a row (a full disk). The last
     checkpoint of a run must not fail at all."""
+
+    def __post_init__(self) -> None:
+        every = {"every_epochs": "[0, inf)", "every_steps": "[0, inf)"}
+        check_bounds(self, "--checkpoint.", **every, keep="[2, inf)", max_failures="[1, inf)")
 
 
 class CheckpointSaver:

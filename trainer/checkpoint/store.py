@@ -62,7 +62,7 @@ class CheckpointStore:
 
     def __init__(self, directory: Path, keep: int = 2) -> None:
         self.directory = directory
-        self.keep = max(2, keep)
+        self.keep = keep
         self._proven: set[int] = set()
         """Steps that this process wrote, or read and found whole."""
 

@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from trainer.encoders import Encoder
-from trainer.errors import ConfigError
 
 
 class Projections(NamedTuple):
@@ -92,13 +91,3 @@ class Objective(nn.Module):
             "BatchNorm statistics are those of one process: another number of processes gives"
             " another run (--sync-batch-norm)"
         ]
-
-
-def require(holds: bool, setting: str, want: str, value: object) -> None:
-    """Refuse an objective's setting.
-
-    Raises:
-        ConfigError: it does not hold; names setting, what it must be, and what it is.
-    """
-    if not holds:
-        raise ConfigError(f"objective.{setting} must be {want}, got {value}")

@@ -13,12 +13,13 @@ import torch
 import tyro
 from torch import nn
 
+from data_pipeline.bounds import check_bounds
 from kernels.ntxent import Implementation, info_nce_and_accuracy
 from kernels.ntxent.gather import gather_rows, rank_and_size
 from kernels.ntxent.reference import unit_rows
 from trainer.encoders import Encoder
 from trainer.heads import ProjectionHead
-from trainer.objectives.base import Loss, Objective, Projections, require
+from trainer.objectives.base import Loss, Objective, Projections
 from trainer.objectives.key_encoder import KeyEncoder, MomentumSchedule, momentum_at
 from trainer.objectives.key_queue import KeyQueue
 from trainer.shuffle import batch_permutation, inverse, permute_rows
@@ -46,9 +47,8 @@ class MoCoConfig:
     """reference holds all logits of a process; blocked and triton never do."""
 
     def __post_init__(self) -> None:
-        require(self.temperature > 0, "temperature", "above 0", self.temperature)
-        require(self.queue >= 1, "queue", "1 or more", self.queue)
-        require(0 <= self.momentum <= 1, "momentum", "in [0, 1]", self.momentum)
+        bounds = {"temperature": "(0, inf)", "queue": "[1, inf)", "momentum": "[0, 1]"}
+        check_bounds(self, "--objective.", **bounds)
 
     def logits_per_image(self, batch: int) -> int:
         """Similarities that an image's loss is made of: its key and the queue."""

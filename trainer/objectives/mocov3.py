@@ -10,11 +10,12 @@ from typing import Literal
 import torch
 import tyro
 
+from data_pipeline.bounds import check_bounds
 from kernels.ntxent import Implementation, info_nce_and_accuracy
 from trainer.encoders import Encoder
 from trainer.errors import ConfigError
 from trainer.heads import HeadConfig, ProjectionHead, build_head
-from trainer.objectives.base import Loss, Objective, Projections, require
+from trainer.objectives.base import Loss, Objective, Projections
 from trainer.objectives.key_encoder import KeyEncoder, MomentumSchedule, momentum_at
 
 
@@ -40,8 +41,7 @@ class MoCoV3Config:
     """reference holds all logits of a process; blocked and triton never do."""
 
     def __post_init__(self) -> None:
-        require(self.temperature > 0, "temperature", "above 0", self.temperature)
-        require(0 <= self.momentum <= 1, "momentum", "in [0, 1]", self.momentum)
+        check_bounds(self, "--objective.", temperature="(0, inf)", momentum="[0, 1]")
 
     def logits_per_image(self, batch: int) -> int:
         """Similarities that an image's loss is made of: two queries against a batch of keys."""

@@ -10,10 +10,11 @@ from typing import Literal
 import torch
 import tyro
 
+from data_pipeline.bounds import check_bounds
 from kernels.ntxent import Implementation, nt_xent_and_accuracy
 from trainer.encoders import Encoder
 from trainer.heads import ProjectionHead
-from trainer.objectives.base import Loss, Objective, Projections, require
+from trainer.objectives.base import Loss, Objective, Projections
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,7 @@ class SimCLRConfig:
     """reference holds the whole logit matrix; blocked and triton never do."""
 
     def __post_init__(self) -> None:
-        require(self.temperature > 0, "temperature", "above 0", self.temperature)
+        check_bounds(self, "--objective.", temperature="(0, inf)")
 
     def logits_per_image(self, batch: int) -> int:
         """Similarities that an image's loss is made of, at a global batch of ``batch``."""

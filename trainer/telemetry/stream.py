@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 import torch
 
+from data_pipeline.bounds import check_bounds
+
 Record = dict[str, Any]
 
 
@@ -36,6 +38,12 @@ class TelemetryConfig:
     prometheus_targets: Path | None = None
     """Folder for the file by which Prometheus finds the endpoints, one folder for many runs; none:
     the run's own."""
+
+    def __post_init__(self) -> None:
+        seconds, ports = "[0, inf)", "[0, 65535]"
+        check_bounds(
+            self, "--telemetry.", log_every="[1, inf)", log_seconds=seconds, prometheus_port=ports
+        )
 
 
 class Reader(Protocol):

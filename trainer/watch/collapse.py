@@ -30,9 +30,9 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
+from data_pipeline.bounds import check_bounds
 from kernels.ntxent.gather import rank_and_size
 from kernels.waiting import waiting
-from trainer.errors import ConfigError
 from trainer.telemetry import Record
 
 log = logging.getLogger(__name__)
@@ -56,8 +56,14 @@ class CollapseConfig:
     """Say so once, or end the run."""
 
     def __post_init__(self) -> None:
-        if self.every_steps < 0 or self.measurements < 1:
-            raise ConfigError("collapse.every_steps is 0 or more, collapse.measurements 1 or more")
+        check_bounds(
+            self,
+            "--collapse.",
+            every_steps="[0, inf)",
+            feature_std="[0, inf)",
+            effective_rank="[0, inf)",
+            measurements="[1, inf)",
+        )
 
 
 class CollapseAlarm:

@@ -14,9 +14,9 @@ from typing import Protocol
 
 import torch
 
+from data_pipeline.bounds import check_bounds
 from kernels.ntxent.gather import gather_rows
 from kernels.waiting import waiting
-from trainer.errors import ConfigError
 from trainer.telemetry import Record
 from trainer.watch.phases import PHASES, WAITS, Phases
 
@@ -37,10 +37,9 @@ class StragglerConfig:
     """In so many readings of the telemetry in a row."""
 
     def __post_init__(self) -> None:
-        if self.factor and not self.factor > 1:
-            raise ConfigError(f"straggler.factor must be above 1, or 0 for none: {self.factor}")
-        if self.readings < 1:
-            raise ConfigError(f"straggler.readings must be 1 or more, got {self.readings}")
+        if self.factor:
+            check_bounds(self, "--straggler.", factor="(1, inf)")
+        check_bounds(self, "--straggler.", readings="[1, inf)")
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,9 @@ from types import FrameType
 from typing import TextIO
 
 from data_pipeline.atomic_file import as_utf8
+from data_pipeline.bounds import check_bounds
 from trainer.distributed import collectives_entered
-from trainer.errors import ConfigError, RankLostError
+from trainer.errors import RankLostError
 from trainer.private_file import open_to_append
 from trainer.rendezvous import JOIN_TIMEOUT
 from trainer.watch import heartbeat
@@ -57,14 +58,13 @@ class WatchdogConfig:
     patience: float = 3600.0
     """The same for the first step, which compiles kernels, for evaluations and checkpoints."""
     warning: float = 60.0
-    """Seconds after which a warning says where the run stands."""
+    """Seconds after which a warning says where the run stands; 0: none."""
     join_timeout: float = JOIN_TIMEOUT
     """Seconds to wait at the start for the other processes; 0: for ever."""
 
     def __post_init__(self) -> None:
-        for name in ("timeout", "patience", "warning", "join_timeout"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"watchdog.{name} must be a number from 0, in seconds")
+        seconds = ("timeout", "patience", "warning", "join_timeout")
+        check_bounds(self, "--watchdog.", **dict.fromkeys(seconds, "[0, 1e9]"))
 
 
 class Watchdog:
