@@ -41,12 +41,7 @@ def announce(run: Run, resumed: bool) -> None:
         run.config.precision,
         run.config.strategy.name if run.plan.world_size > 1 else "one process",
     )
-    if run.plan.warmup_steps >= run.plan.total_steps:
-        log.warning(
-            "the run ends within its warm-up of %d steps; see --schedule.warmup-epochs",
-            run.plan.warmup_steps,
-        )
-    for caveat in run.objective.caveats(run.config.sync_batch_norm):
+    for caveat in (*run.plan.caveats(), *run.objective.caveats(run.config.sync_batch_norm)):
         log.warning("%s", caveat)
     if run.config.micro_batch and run.config.micro_batch_norm == "piece":
         log.warning(

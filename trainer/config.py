@@ -193,6 +193,15 @@ class RunPlan:
             f" {self.peak_lr:.4g}",
         ]
 
+    def caveats(self) -> list[str]:
+        """What a user should know of the schedule before the first step, a line each."""
+        if 2 * self.warmup_steps <= self.total_steps:
+            return []
+        return [
+            f"the warm-up takes {self.warmup_steps} steps and the whole run {self.total_steps};"
+            " see --schedule.warmup-epochs"
+        ]
+
 
 def plan_run(config: RunConfig, num_samples: int, world_size: int) -> RunPlan:
     """Derive the plan of a run.
@@ -211,7 +220,7 @@ def plan_run(config: RunConfig, num_samples: int, world_size: int) -> RunPlan:
     if batch > num_samples:
         raise ConfigError(
             f"--batch {batch} is more than the {num_samples} samples of {config.data.train};"
-            f" use at most {num_samples - num_samples % world_size}"
+            f" try --batch {_batch_for(num_samples, world_size)}"
         )
     if batch % world_size:
         below, above = batch - batch % world_size, batch + world_size - batch % world_size
@@ -240,6 +249,12 @@ def plan_run(config: RunConfig, num_samples: int, world_size: int) -> RunPlan:
         peak_lr=scaled_lr(config.optim, batch),
         logits_per_image=config.objective.logits_per_image(batch),
     )
+
+
+def _batch_for(num_samples: int, world_size: int) -> int:
+    """The greatest product of the processes and a power of two with 8 steps or more an epoch."""
+    most = max(1, num_samples // 8 // world_size)
+    return max(2, world_size << most.bit_length() - 1)
 
 
 def lr_at(config: RunConfig, plan: RunPlan, step: int) -> float:

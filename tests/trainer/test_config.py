@@ -14,6 +14,7 @@ from trainer.encoders import EncoderConfig
 from trainer.errors import ConfigError
 from trainer.evaluation.job import JobConfig
 from trainer.recipes import RECIPES
+from trainer.schedule import ScheduleConfig
 from trainer.settings import settings
 
 
@@ -82,7 +83,9 @@ def test_nothing_but_the_share_depends_on_the_number_of_processes(world_size: in
         (100, 8, "nearest that do: 96 and 104"),
         (999, 2, "nearest that do: 998 and 1000"),
         (3, 4, "nearest that do: 4"),
-        (1001, 1, "more than the 1000 samples.*use at most 1000"),
+        (1001, 1, "more than the 1000 samples of x.beton; --batch 64"),
+        (1002, 3, "--batch 96"),
+        (1600, 800, "--batch 800"),
         (1, 1, "must be a number from 2"),
     ],
 )
@@ -113,6 +116,14 @@ def test_steps_override_epochs_and_fractions_of_epochs_count() -> None:
     assert plan_run(config(batch=10, steps=7), 1000, 1).total_steps == 7
     with pytest.raises(ConfigError, match=r"--epochs 0\.001: the run would have 0 steps"):
         plan_run(config(batch=10, epochs=0.001), 1000, 1)
+
+
+@pytest.mark.parametrize(("steps", "said"), [(60, 1), (99, 1), (100, 0), (5, 1)])
+def test_a_warm_up_that_is_most_of_the_run_is_said(steps: int, said: int) -> None:
+    schedule = ScheduleConfig(warmup_epochs=0.5)
+    plan = plan_run(config(batch=10, steps=steps, schedule=schedule), 1000, 1)
+    words = [f"the warm-up takes 50 steps and the whole run {steps}; see --schedule.warmup-epochs"]
+    assert plan.caveats() == words * said
 
 
 def test_only_settings_that_change_numbers_count_as_differences() -> None:
