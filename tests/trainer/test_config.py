@@ -83,9 +83,9 @@ def test_nothing_but_the_share_depends_on_the_number_of_processes(world_size: in
         (100, 8, "nearest that do: 96 and 104"),
         (999, 2, "nearest that do: 998 and 1000"),
         (3, 4, "nearest that do: 4"),
-        (1001, 1, "more than the 1000 samples of x.beton; --batch 64"),
-        (1002, 3, "--batch 96"),
-        (1600, 800, "--batch 800"),
+        (1001, 1, "more than the 1000 samples of x.beton; try --batch 64"),
+        (1002, 3, "try --batch 96"),
+        (1601, 800, "try --batch 800"),
         (1, 1, "must be a number from 2"),
     ],
 )
