@@ -13,9 +13,9 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from data_pipeline.beton import JPEG_MODE, read_sample_table
-from trainer.cifar_resnet import CIFAR_RESNETS
-from trainer.encoders import Encoder, EncoderConfig, Stem, build_encoder
+from data_pipeline.reading.beton import JPEG_MODE, read_sample_table
+from trainer.models.cifar_resnet import CIFAR_RESNETS
+from trainer.models.encoders import Encoder, EncoderConfig, Stem, build_encoder
 
 SIDE = 32  # pixels
 

@@ -6,12 +6,12 @@ from _accuracy_budget import SIDE, Budget, read_images
 from torch import nn
 
 from data_pipeline.augment import Augment, AugmentConfig
-from data_pipeline.loader import LoaderConfig
-from trainer.evaluation.features import Features
+from data_pipeline.reading.loader import LoaderConfig
 from trainer.evaluation.job import Job, JobConfig
-from trainer.evaluation.knn import knn_classify
+from trainer.evaluation.load_encoder import LoadedEncoder, Preprocessing
 from trainer.evaluation.logistic import LogisticConfig, logistic_regression
-from trainer.weights import LoadedEncoder, Preprocessing
+from trainer.features.extraction import Features
+from trainer.features.knn import knn_classify
 
 # Its penalty is not searched for: at 50,000 images and some hundred features it hardly matters.
 LOGISTIC = LogisticConfig(c=1.0, max_iterations=200, gradient_tolerance=1e-4)

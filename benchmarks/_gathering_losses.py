@@ -24,8 +24,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from common.gather import Gathering, start_gather
 from kernels.ntxent import nt_xent, ops
-from kernels.ntxent.gather import Gathering, start_gather
 
 TEMPERATURE = 0.1
 STATISTICS = 2  # numbers per row in our second gather: log-sum-exp and positive

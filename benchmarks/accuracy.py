@@ -34,13 +34,13 @@ from _accuracy_report import PIXELS, UNTRAINED, Report, print_table
 from loader import cpu_seconds  # benchmarks/loader.py
 from torch import nn
 
-from data_pipeline.loader import LoaderConfig
+from data_pipeline.reading.loader import LoaderConfig
 from trainer.config import DataConfig, RunConfig
+from trainer.evaluation.load_encoder import load_encoder
 from trainer.loop import fit
-from trainer.optim import scaled_lr
+from trainer.optim.optimizers import scaled_lr
 from trainer.recipes import RECIPES
 from trainer.telemetry import TelemetryConfig
-from trainer.weights import load_encoder
 
 AHEAD = 5  # steps at the start of a turn that are not timed: two batches for each of two workers
 # Of our rates, which are made for 800 epochs and more: lightly's is four times ours for MoCo, as is

@@ -31,11 +31,16 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-from trainer.checkpoint import CheckpointConfig, CheckpointSaver, CheckpointStore, optimizer_tensors
-from trainer.encoders import EncoderConfig, build_encoder
-from trainer.heads import HeadConfig, build_head
+from trainer.models.encoders import EncoderConfig, build_encoder
+from trainer.models.heads import HeadConfig, build_head
 from trainer.objectives.simclr import SimCLR, SimCLRConfig
-from trainer.optim import OptimConfig, build_optimizer
+from trainer.optim.optimizers import OptimConfig, build_optimizer
+from trainer.state.checkpoint import (
+    CheckpointConfig,
+    CheckpointSaver,
+    CheckpointStore,
+    optimizer_tensors,
+)
 
 Parts = Mapping[str, dict[str, torch.Tensor]]
 Save = Callable[[int, Parts, Path], Callable[[], bool]]

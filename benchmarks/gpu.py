@@ -22,7 +22,7 @@ from data_pipeline.augment import Augment, simclr_views
 from kernels import explain
 from kernels.ema import ema_update_
 from kernels.ntxent import nt_xent
-from trainer.lars import LARS
+from trainer.optim.lars import LARS
 
 TEMPERATURE = 0.1
 

@@ -37,12 +37,12 @@ from torchvision.datasets import ImageFolder
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms import v2
 
-from data_pipeline.beton import read_sample_table
-from data_pipeline.cores import cores_alone
-from data_pipeline.loader import LoaderConfig, TrainLoader, train_loader
-from data_pipeline.order import Position
-from data_pipeline.pack import PackConfig, pack
-from data_pipeline.views import CropConfig
+from common.cores import cores_alone
+from data_pipeline.crops import CropConfig
+from data_pipeline.packing.pack import PackConfig, pack
+from data_pipeline.reading.beton import read_sample_table
+from data_pipeline.reading.loader import LoaderConfig, TrainLoader, train_loader
+from data_pipeline.reading.order import Position
 
 SIZE = 224  # pixels
 AHEAD = 4  # batches that peers read ahead: two for each of two workers, torch's default

@@ -19,14 +19,14 @@ import torch
 from torch import nn
 
 from data_pipeline.augment import Augment, simclr_views
-from data_pipeline.batch import Batch
-from data_pipeline.order import Position
-from trainer.encoders import EncoderConfig, build_encoder
-from trainer.gradients import Gradients, InPieces, WholeBatch
-from trainer.heads import HeadConfig, build_head
+from data_pipeline.reading.batch import Batch
+from data_pipeline.reading.order import Position
+from trainer.models.encoders import EncoderConfig, build_encoder
+from trainer.models.heads import HeadConfig, build_head
 from trainer.objectives.simclr import SimCLR, SimCLRConfig
-from trainer.strategy import launch_fabric
-from trainer.sync_batch_norm import convert_sync_batch_norm
+from trainer.parallel.strategy import launch_fabric
+from trainer.parallel.sync_batch_norm import convert_sync_batch_norm
+from trainer.step import Gradients, InPieces, WholeBatch
 
 SIDE = 32
 

@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_pipeline.cores import cores_alone
-from data_pipeline.pack import PackConfig, pack
+from common.cores import cores_alone
+from data_pipeline.packing.pack import PackConfig, pack
 
 
 def generate(folder: Path, count: int) -> None:

@@ -24,20 +24,20 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from data_pipeline.loader import LoaderConfig
-from data_pipeline.pack import PackConfig, pack
-from kernels.waiting import observe, waiting
+from common.waiting import observe, waiting
+from data_pipeline.packing.pack import PackConfig, pack
+from data_pipeline.reading.loader import LoaderConfig
 from trainer.config import DataConfig, RunConfig
-from trainer.encoders import EncoderConfig
-from trainer.optim import apply_update, gradient_norm
+from trainer.health.collapse import CollapseAlarm, CollapseConfig, figures
+from trainer.health.phases import Phases
+from trainer.health.stragglers import StragglerConfig, Stragglers
+from trainer.health.watchdog import Watchdog, WatchdogConfig
+from trainer.models.encoders import EncoderConfig
+from trainer.optim.optimizers import apply_update, gradient_norm
 from trainer.prepare import prepare
 from trainer.recipes import digits_demo
 from trainer.run import Run
 from trainer.telemetry import TelemetryConfig
-from trainer.watch.collapse import CollapseAlarm, CollapseConfig, figures
-from trainer.watch.phases import Phases
-from trainer.watch.stragglers import StragglerConfig, Stragglers
-from trainer.watch.watchdog import Watchdog, WatchdogConfig
 
 OFF = {
     "watchdog": WatchdogConfig(timeout=0),

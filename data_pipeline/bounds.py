@@ -1,6 +1,6 @@
 """What the numbers of a configuration may be, checked as it is made."""
 
-from data_pipeline.errors import ConfigError
+from common.errors import ConfigError
 
 
 def check_bounds(config: object, group: str, **intervals: str) -> None:

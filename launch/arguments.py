@@ -4,8 +4,8 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from common.errors import ConfigError
 from launch.nearest import unknown
-from trainer.errors import ConfigError
 
 
 class Parser(argparse.ArgumentParser):

@@ -13,7 +13,7 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Literal
 
-from trainer.errors import ConfigError
+from common.errors import ConfigError
 
 PORTS = range(20_000, 32_000)  # below 32,768, where Linux starts to hand out ports itself
 

@@ -15,12 +15,12 @@ import traceback
 from collections.abc import MutableMapping, Sequence
 from typing import TextIO
 
-from data_pipeline.cores import cores_alone, own_cores
+from common.cores import cores_alone, own_cores
+from common.errors import ConfigError
 from launch import devices, surroundings
 from launch.arguments import Parser
 from launch.exit_codes import ExitCode, exit_code_for, is_explained
 from launch.preemption import EndAtOnce, say
-from trainer.errors import ConfigError
 
 _DESCRIPTION = """\
 Contrastive pretraining of image encoders with very large batches: the same run on any number of

@@ -62,7 +62,7 @@ def run(whole: argparse.ArgumentParser, subparsers: Any, args: argparse.Namespac
 
 def _add_settings(parser: argparse.ArgumentParser, config: Any) -> None:
     """Add the settings of a configuration, which else tyro reads."""
-    from trainer.settings import settings
+    from trainer.state.settings import settings
 
     for setting in settings(config):
         if setting.is_switch:

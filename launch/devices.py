@@ -17,11 +17,11 @@ import sys
 import time
 from collections.abc import Sequence
 
+from common.errors import ConfigError
 from launch import cluster
 from launch.arguments import Parser
 from launch.exit_codes import ExitCode
 from launch.preemption import HANDLED_SIGNALS, say
-from trainer.errors import ConfigError
 
 COMMANDS = ("pretrain", "evaluate", "doctor")
 HELP = "start N processes of this command on this machine, one for each GPU (default 1)"

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.strict_json import dump_json
+from common.files.strict_json import dump_json
 from launch import cluster
 from launch.devices import add_option
 from launch.exit_codes import ExitCode
@@ -51,7 +51,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--join-timeout",
         type=float,
-        default=120.0,  # trainer.rendezvous.JOIN_TIMEOUT; a test holds it to that
+        default=120.0,  # common.rendezvous.JOIN_TIMEOUT; a test holds it to that
         metavar="SECONDS",
         help="wait so long for the other processes (default 120; 0: for ever)",
     )

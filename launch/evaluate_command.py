@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from data_pipeline.strict_json import dump_json, read_json_file
+from common.errors import ConfigError
+from common.files.strict_json import dump_json, read_json_file
 from launch import cluster
 from launch import evaluate_tables as tables
 from launch.exit_codes import ExitCode
 from launch.settings_arguments import parse
-from trainer.errors import ConfigError
-from trainer.run_data import NoDataError, run_data
+from trainer.state.run_data import NoDataError, run_data
 
 if TYPE_CHECKING:
     from trainer.evaluation.job import JobConfig
@@ -172,7 +172,7 @@ def run_of(source: str) -> Path | None:
 
 def _file_name(method: str, default: "JobConfig", config: "JobConfig", settings: Any) -> str:
     """Of the result: another one for each encoder, data and setting, the same for the same."""
-    from trainer.settings import changed_from
+    from trainer.state.settings import changed_from
 
     words, data = [method], settings.get("data")
     if not Path(config.source).exists():
@@ -190,7 +190,7 @@ def _file_name(method: str, default: "JobConfig", config: "JobConfig", settings:
 
 
 def _write_json(path: Path, report: dict[str, Any]) -> None:
-    from data_pipeline.atomic_file import write_atomically
+    from common.files.atomic_file import write_atomically
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, (dump_json(report, indent=1) + "\n").encode())

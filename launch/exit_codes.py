@@ -7,8 +7,7 @@ same command and goes on from its last checkpoint; a fatal one must not be.
 import errno
 from enum import IntEnum
 
-from data_pipeline.errors import DataError
-from trainer.errors import CheckpointError, ConfigError, NumericalError, RankLostError
+from common.errors import CheckpointError, ConfigError, DataError, NumericalError, RankLostError
 
 
 class ExitCode(IntEnum):

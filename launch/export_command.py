@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from common.errors import ConfigError
 from launch.exit_codes import ExitCode
-from trainer.errors import ConfigError
 
 # Names and what they are, so that --help imports no torch; a test holds them to trainer.export.
 FORMATS = {

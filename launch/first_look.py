@@ -8,8 +8,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.errors import ConfigError
 from launch.arguments import Parser
-from trainer.errors import ConfigError
 
 
 def refuse_files(prog: str, words: Sequence[str]) -> None:
@@ -27,7 +27,7 @@ def refuse_files(prog: str, words: Sequence[str]) -> None:
     args, _ = parser.parse_known_args(words)
     if args.train is None:
         raise ConfigError(f"--data.train FILE is required; see '{prog} --help'")
-    from data_pipeline.beton import sample_count
+    from data_pipeline.reading.beton import sample_count
 
     for file in filter(None, (args.train, args.test)):
         sample_count(file)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from launch.exit_codes import ExitCode
 
 if TYPE_CHECKING:
-    from data_pipeline.pack import PackReport
+    from data_pipeline.packing.pack import PackReport
 
 _DESCRIPTION = """\
 Pack images into a .beton file and write a manifest, OUT.beton.json, beside it.
@@ -97,8 +97,8 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Pack, say what became of the images, and return the exit status."""
-    from data_pipeline.pack import PackConfig, pack
-    from data_pipeline.sources import IMAGE_EXTENSIONS
+    from data_pipeline.packing.pack import PackConfig, pack
+    from data_pipeline.packing.sources import IMAGE_EXTENSIONS
 
     more = (e.strip().lower() for e in args.extensions.split(","))
     config = PackConfig(

@@ -6,12 +6,12 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from data_pipeline.strict_json import dump_json
+from common.errors import ConfigError
+from common.files.strict_json import dump_json
 from launch.arguments import Parser
 from launch.exit_codes import ExitCode
 from launch.recipe_list import check_recipe
 from launch.settings_arguments import parse_settings
-from trainer.errors import ConfigError
 from trainer.planner.rates import GPUS, Gpu, Rates
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import trainer
+from common.errors import ConfigError
 from launch.nearest import unknown
-from trainer.errors import ConfigError
 
 
 @functools.cache

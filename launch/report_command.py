@@ -5,8 +5,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.errors import ConfigError
 from launch.exit_codes import ExitCode
-from trainer.errors import ConfigError
 
 if TYPE_CHECKING:
     from trainer.report import ReportConfig

@@ -6,7 +6,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from data_pipeline.atomic_file import as_utf8
+from common.files.atomic_file import as_utf8
 
 HOST = "127.0.0.1"
 _PATIENCE = 20.0  # seconds for a client to send its request, and to take the answer

@@ -27,8 +27,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.atomic_file import write_atomically
-from data_pipeline.strict_json import dump_json
+from common.files.atomic_file import write_atomically
+from common.files.strict_json import dump_json
 from launch.exit_codes import ExitCode
 
 ENDINGS_VARIABLE = "WIDEBATCH_ENDINGS"

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_pipeline.strict_json import dump_json
+from common.files.strict_json import dump_json
 from launch.exit_codes import ExitCode
 
 if TYPE_CHECKING:
-    from trainer.run_list import RunFacts
+    from trainer.state.run_list import RunFacts
 
 _DESCRIPTION = """\
 List the runs in folders, the newest first:
@@ -55,7 +55,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the list."""
-    from trainer.run_list import list_runs
+    from trainer.state.run_list import list_runs
 
     found = list_runs(args.folders)
     if args.json:

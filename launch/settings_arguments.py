@@ -8,8 +8,8 @@ import inspect
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from common.errors import ConfigError
 from launch.nearest import unknown
-from trainer.errors import ConfigError
 
 if TYPE_CHECKING:
     from tyro._errors import ParseErrorEvent
@@ -43,7 +43,7 @@ def parse_settings(
     Raises:
         ConfigError, SystemExit: as :func:`parse`.
     """
-    from trainer.encoders import for_family
+    from trainer.models.encoders import for_family
     from trainer.recipes import RECIPES
 
     about = inspect.cleandoc(RECIPES[recipe].__doc__ or "")
@@ -72,7 +72,7 @@ def parse(
     import tyro
     from tyro._errors import on_parse_error
 
-    from trainer.settings import settings
+    from trainer.state.settings import settings
 
     options = [flag for setting in settings(default) for flag in setting.flags]
 

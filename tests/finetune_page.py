@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tests.trainer.runs import pack_images
 from tests.trainer.saved_runs import save_run
-from trainer.encoders import EncoderConfig
 from trainer.export import export
+from trainer.models.encoders import EncoderConfig
 
 PAGE = Path(__file__).parents[1] / "docs" / "finetune.md"
 

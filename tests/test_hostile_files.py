@@ -12,16 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-from data_pipeline.beton import check_beton
-from data_pipeline.errors import DataError
-from data_pipeline.manifest import manifest_path
+from common.errors import CheckpointError, ConfigError, DataError
+from data_pipeline.reading.beton import check_beton
+from data_pipeline.reading.manifest import manifest_path
 from tests.fuzz.targets import packed
-from trainer.checkpoint import CheckpointStore, load_encoder_state
-from trainer.checkpoint.files import MANIFEST, read_manifest, write_manifest
-from trainer.encoders import EncoderConfig
-from trainer.errors import CheckpointError, ConfigError
+from trainer.evaluation.load_encoder import FILE_FORMAT, FILE_VERSION, Preprocessing, load_encoder
+from trainer.models.encoders import EncoderConfig
 from trainer.report import read_settings
-from trainer.weights import FILE_FORMAT, FILE_VERSION, Preprocessing, load_encoder
+from trainer.state.checkpoint import CheckpointStore, load_encoder_state
+from trainer.state.checkpoint.files import MANIFEST, read_manifest, write_manifest
 
 pytestmark = pytest.mark.reliability(30)
 

@@ -21,8 +21,8 @@ from tests.monitoring.scrapes import RUN_FACTS
 from tests.test_architecture import FILES, ROOT
 from tests.trainer.runs import SMALL_ENCODER, pack_images, tiny_config
 from trainer.config import RunConfig, from_json, to_json
-from trainer.prometheus import Prometheus
 from trainer.telemetry import TelemetryConfig
+from trainer.telemetry.prometheus import Prometheus
 
 SECRETS = {
     "WIDEBATCH_TEST_TOKEN": "hunter2-token",
@@ -66,7 +66,7 @@ def test_nothing_reads_yaml() -> None:
 def test_weights_are_unpickled_in_one_place_only() -> None:
     """``--init-from``, where test_architecture.py asks for weights_only=True."""
     for file in FILES:
-        may = file.relative_to(ROOT).as_posix() == "trainer/initial_weights.py"
+        may = file.relative_to(ROOT).as_posix() == "trainer/models/init_from.py"
         for call in _calls(file):
             name = ast.unparse(call.func)
             assert may or name != "torch.load", file
@@ -78,21 +78,21 @@ def test_code_named_by_a_text_is_imported_in_known_places_only() -> None:
     """A recipe may name an encoder's code; a file from elsewhere may not (see weights.py)."""
     assert _where({"import_module", "__import__", "run_path", "run_module"}) <= {
         "kernels/inspect.py",  # its own modules, by a fixed list
-        "trainer/encoders.py",
+        "trainer/models/encoders.py",
     }
     assert not _where({"compile_command", "literal_eval", "loads_pickle"})
 
 
 def test_json_from_files_is_read_strictly_where_it_may_come_from_elsewhere() -> None:
-    for name in ("data_pipeline/manifest.py", "trainer/weights.py"):
+    for name in ("data_pipeline/reading/manifest.py", "trainer/evaluation/load_encoder.py"):
         assert "json.load" not in (ROOT / name).read_text()
 
 
 def test_json_is_written_by_the_one_function_that_leaves_nan_out() -> None:
     assert _where({"dumps", "dump"}) == {
-        "data_pipeline/strict_json.py",
+        "common/files/strict_json.py",
         "kernels/inspect.py",  # to its own parent, which reads it
-        "trainer/distributed.py",  # from rank to rank
+        "common/collectives.py",  # from rank to rank
     }
 
 

@@ -17,29 +17,29 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from common.errors import ConfigError
+from common.randomness import SEEDS
 from data_pipeline.augment import AugmentConfig
 from data_pipeline.bounds import check_bounds
-from data_pipeline.counter_rng import SEEDS
-from data_pipeline.damage import check_limit
-from data_pipeline.loader import LoaderConfig
-from data_pipeline.order import Position, global_batch_ids
-from data_pipeline.views import CropConfig
-from trainer.checkpoint import CheckpointConfig
-from trainer.encoders import EncoderConfig, fixed_image_size
-from trainer.errors import ConfigError
-from trainer.gradients import MicroBatchNorm
-from trainer.guard import GuardConfig
-from trainer.heads import HeadConfig
+from data_pipeline.crops import CropConfig
+from data_pipeline.reading.damage import check_limit
+from data_pipeline.reading.loader import LoaderConfig
+from data_pipeline.reading.order import Position, global_batch_ids
+from trainer.features.online_knn import OnlineKnnConfig
+from trainer.health.collapse import CollapseConfig
+from trainer.health.non_finite import GuardConfig
+from trainer.health.stragglers import StragglerConfig
+from trainer.health.watchdog import WatchdogConfig
+from trainer.models.encoders import EncoderConfig, fixed_image_size
+from trainer.models.heads import HeadConfig
 from trainer.objectives.build import ObjectiveConfig
 from trainer.objectives.simclr import SimCLRConfig
-from trainer.online_knn import OnlineKnnConfig
-from trainer.optim import OptimConfig, scaled_lr
-from trainer.schedule import ScheduleConfig, lr_factor, warmup_steps
-from trainer.strategy import PrecisionName, StrategyConfig
+from trainer.optim.optimizers import OptimConfig, scaled_lr
+from trainer.optim.schedule import ScheduleConfig, lr_factor, warmup_steps
+from trainer.parallel.strategy import PrecisionName, StrategyConfig
+from trainer.state.checkpoint import CheckpointConfig
+from trainer.step import MicroBatchNorm
 from trainer.telemetry import TelemetryConfig
-from trainer.watch.collapse import CollapseConfig
-from trainer.watch.stragglers import StragglerConfig
-from trainer.watch.watchdog import WatchdogConfig
 
 T = TypeVar("T")
 

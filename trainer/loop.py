@@ -7,14 +7,14 @@ from enum import Enum
 import torch
 from lightning_fabric import Fabric
 
-from data_pipeline import faults
+from common import fault_injection
+from common.collectives import AgreedFlags
+from common.errors import ConfigError, NonFiniteError, NumericalError
 from trainer.config import RunConfig
-from trainer.distributed import AgreedFlags
-from trainer.encoders import seed_stochastic_layers
-from trainer.errors import ConfigError, NonFiniteError, NumericalError
-from trainer.optim import apply_update, gradient_norm
+from trainer.models.encoders import seed_stochastic_layers
+from trainer.optim.optimizers import apply_update, gradient_norm
+from trainer.parallel.batch_norm_buffers import RunningStatistics
 from trainer.prepare import join, prepare
-from trainer.running_statistics import RunningStatistics
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def _train(config: RunConfig, fabric: Fabric, stop_requested: Callable[[], bool]
         run.phases.step(run.state.step + 1)
         remaining = range(run.state.step, run.plan.total_steps)
         for step, batch in zip(remaining, run.loader.starting_at(run.state.position(run.plan))):
-            faults.at("step.start")
+            fault_injection.at("step.start")
             seed_stochastic_layers(config.seed, step, run.fabric.global_rank)
             statistics.keep()
             outputs, loss = run.gradients(batch, step)

@@ -14,32 +14,33 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from data_pipeline import faults
+from common import fault_injection
+from common.collectives import release, shutdown
+from common.waiting import observe
 from data_pipeline.augment import Augment
-from data_pipeline.beton import check_beton, sample_count
-from data_pipeline.loader import TrainLoader, train_loader
-from kernels.waiting import observe
-from trainer.announce import announce
-from trainer.checkpoint import Checkpoint, CheckpointSaver, CheckpointStore
+from data_pipeline.reading.beton import check_beton, sample_count
+from data_pipeline.reading.loader import TrainLoader, train_loader
 from trainer.config import RunConfig, RunPlan, plan_run
-from trainer.cores import settle_threads
-from trainer.distributed import release, shutdown
-from trainer.encoders import build_encoder, seed_stochastic_layers
-from trainer.gradient_buckets import has_gradient_buckets, settle_gradient_buckets
-from trainer.gradients import Gradients, InPieces, WholeBatch
-from trainer.guard import NumericalGuard
-from trainer.networks import training_objective
+from trainer.features.online_knn import OnlineKnn
+from trainer.health.collapse import CollapseAlarm
+from trainer.health.damaged_samples import SubstituteLog
+from trainer.health.non_finite import NumericalGuard
+from trainer.health.phases import Phases
+from trainer.health.stragglers import Stragglers
+from trainer.health.watchdog import Watchdog
+from trainer.models.encoders import build_encoder, seed_stochastic_layers
 from trainer.objectives.base import Objective
-from trainer.online_knn import OnlineKnn
-from trainer.precision import settled
-from trainer.prometheus import Prometheus, RunFacts
+from trainer.parallel.cores import settle_threads
+from trainer.parallel.gradient_buckets import has_gradient_buckets, settle_gradient_buckets
+from trainer.parallel.networks import training_objective
+from trainer.parallel.precision import settled
+from trainer.parallel.sharding import lay_out
+from trainer.parallel.strategy import launch_fabric, refuse_unsupported
 from trainer.run import COMPUTE_DTYPE, Run
-from trainer.run_folder import agreed_checkpoint, data_stamp, exclusive
-from trainer.samples import SampleLog
-from trainer.scrape_targets import scraped
-from trainer.sharding import lay_out
-from trainer.strategy import launch_fabric, refuse_unsupported
-from trainer.substitutes import SubstituteLog
+from trainer.state.announce import announce
+from trainer.state.checkpoint import Checkpoint, CheckpointSaver, CheckpointStore
+from trainer.state.run_folder import agreed_checkpoint, data_stamp, exclusive
+from trainer.step import Gradients, InPieces, WholeBatch
 from trainer.telemetry import (
     JsonLines,
     LogLines,
@@ -49,11 +50,10 @@ from trainer.telemetry import (
     Telemetry,
     TensorBoard,
 )
+from trainer.telemetry.prometheus import Prometheus, RunFacts
+from trainer.telemetry.sample_log import SampleLog
+from trainer.telemetry.scrape_targets import scraped
 from trainer.telemetry.wandb_reader import WeightsAndBiases, refuse_missing
-from trainer.watch.collapse import CollapseAlarm
-from trainer.watch.phases import Phases
-from trainer.watch.stragglers import Stragglers
-from trainer.watch.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def join(config: RunConfig) -> Iterator[Fabric]:
     )
     with contextlib.ExitStack() as stack:
         stack.callback(shutdown)
-        faults.arm_from(os.environ, fabric.global_rank)
+        fault_injection.arm_from(os.environ, fabric.global_rank)
         yield fabric
 
 

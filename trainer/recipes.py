@@ -17,16 +17,16 @@ from data_pipeline.augment import (
     mocov3_views,
     simclr_views,
 )
-from data_pipeline.views import CropConfig
+from data_pipeline.crops import CropConfig
 from trainer.config import DataConfig, RunConfig
-from trainer.encoders import EncoderConfig
-from trainer.heads import HeadConfig
+from trainer.features.online_knn import OnlineKnnConfig
+from trainer.models.encoders import EncoderConfig
+from trainer.models.heads import HeadConfig
 from trainer.objectives.moco import MoCoConfig
 from trainer.objectives.mocov3 import MoCoV3Config
 from trainer.objectives.simclr import SimCLRConfig
-from trainer.online_knn import OnlineKnnConfig
-from trainer.optim import OptimConfig
-from trainer.schedule import ScheduleConfig
+from trainer.optim.optimizers import OptimConfig
+from trainer.optim.schedule import ScheduleConfig
 
 
 def _to_be_named() -> DataConfig:

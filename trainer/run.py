@@ -13,23 +13,23 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
+from common.errors import NumericalError
 from data_pipeline.augment import Augment
-from data_pipeline.loader import TrainLoader
-from data_pipeline.order import Position
-from trainer.checkpoint import Checkpoint, CheckpointSaver
+from data_pipeline.reading.loader import TrainLoader
+from data_pipeline.reading.order import Position
 from trainer.config import RunConfig, RunPlan, lr_at
-from trainer.errors import NumericalError
-from trainer.gradients import Gradients
-from trainer.guard import NumericalGuard
+from trainer.features.online_knn import OnlineKnn
+from trainer.health.collapse import CollapseAlarm
+from trainer.health.damaged_samples import SubstituteLog
+from trainer.health.non_finite import NumericalGuard
+from trainer.health.phases import Phases
 from trainer.objectives.base import Objective
-from trainer.online_knn import OnlineKnn
-from trainer.optim import Updatable
-from trainer.samples import SampleLog
-from trainer.sharding import Sharding
-from trainer.substitutes import SubstituteLog
+from trainer.optim.optimizers import Updatable
+from trainer.parallel.sharding import Sharding
+from trainer.state.checkpoint import Checkpoint, CheckpointSaver
+from trainer.step import Gradients
 from trainer.telemetry import Telemetry
-from trainer.watch.collapse import CollapseAlarm
-from trainer.watch.phases import Phases
+from trainer.telemetry.sample_log import SampleLog
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class TrainState:
     knn_best_top1: float = 0.0
     """Best online kNN accuracy so far, 0 to 1."""
     knn_best_of: str = ""
-    """What that was measured on: see :attr:`trainer.online_knn.OnlineKnn.identity`."""
+    """What that was measured on: see :attr:`trainer.features.online_knn.OnlineKnn.identity`."""
 
     def position(self, plan: RunPlan) -> Position:
         """Where in the data the next step stands."""
@@ -72,7 +72,7 @@ class Run:
     """Leaves a batch's gradients in the parameters: all at once, or in pieces."""
     saver: CheckpointSaver
     data_stamp: list[int]
-    """See :func:`trainer.run_folder.data_stamp`."""
+    """See :func:`trainer.state.run_folder.data_stamp`."""
     telemetry: Telemetry
     knn: OnlineKnn | None
     samples: SampleLog | None

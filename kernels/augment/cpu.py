@@ -19,8 +19,8 @@ import numpy.typing as npt
 import torch
 from numba import njit
 
+from common.compiled import compiled
 from kernels.augment.table import JITTER_STEPS, LUMA, Column, FloatArray, Jitter
-from kernels.compiled import compiled
 
 Triple = tuple[float, float, float]
 Array = npt.NDArray[Any]

@@ -240,7 +240,7 @@ def draw_table(
     """Parameters of every view of every sample, drawn on their device.
 
     Args:
-        run_key: of the seed and the epoch, in [0, 2**64): ``data_pipeline.counter_rng.run_key``.
+        run_key: of the seed and the epoch, in [0, 2**64): ``common.randomness.run_key``.
         ids_B: int64 sample ids, on a GPU.
         settings_VS: float64, from :func:`settings_table`, on the same device.
         radius: of the widest blur of any view, pixels; sets the width of the table.

@@ -1,4 +1,4 @@
-"""LARS updates of many tensors at once; :mod:`trainer.lars` holds the optimizer around them.
+"""LARS updates of many tensors at once; :mod:`trainer.optim.lars` holds the optimizer around them.
 
 ========== ===================================== ==============================================
 reference  ``reference.py``, any device, dtype   one tensor at a time; the oracle

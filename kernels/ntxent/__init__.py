@@ -29,10 +29,10 @@ from collections.abc import Sequence
 
 import torch
 
+from common.gather import Group, group_name
 from kernels import choice
 from kernels.ntxent import ops
 from kernels.ntxent.contrast import info_nce, info_nce_and_accuracy
-from kernels.ntxent.gather import Group, group_name
 from kernels.ntxent.implementations import Implementation, RowKernels, check_options
 from kernels.ntxent.reference import reference_nt_xent, unit_rows
 

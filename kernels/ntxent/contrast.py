@@ -19,9 +19,9 @@ from collections.abc import Sequence
 
 import torch
 
+from common.gather import Group, group_name
 from kernels import choice
 from kernels.ntxent import info_nce_ops
-from kernels.ntxent.gather import Group, group_name
 from kernels.ntxent.implementations import Implementation, check_options
 from kernels.ntxent.reference import reference_info_nce, unit_rows
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import library
 
-from kernels.ntxent.gather import (
+from common.gather import (
     Group,
     first_row,
     gather_rows,

@@ -7,7 +7,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy
 
-from kernels.ntxent.gather import (
+from common.gather import (
     DifferentiableGather,
     Group,
     first_row,

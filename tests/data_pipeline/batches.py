@@ -8,10 +8,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from data_pipeline.loader import Batch, LoaderConfig, TrainLoader, eval_loader, train_loader
-from data_pipeline.order import Position
-from data_pipeline.pack import PackConfig, pack
-from data_pipeline.views import CropConfig
+from data_pipeline.crops import CropConfig
+from data_pipeline.packing.pack import PackConfig, pack
+from data_pipeline.reading.loader import Batch, LoaderConfig, TrainLoader, eval_loader, train_loader
+from data_pipeline.reading.order import Position
 from tests.data_pipeline.images import encoded, picture
 
 N, BATCH, SIZE = 45, 12, 32  # samples; samples of a global batch; pixels of a crop

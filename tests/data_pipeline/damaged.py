@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline import beton, beton_writer
-from data_pipeline.beton import read_sample_table
+from data_pipeline.packing import beton_writer
+from data_pipeline.reading import beton
+from data_pipeline.reading.beton import read_sample_table
 
 TABLES = beton.HEADER.itemsize + 2 * beton.FIELD.itemsize  # bytes before the samples' metadata
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from data_pipeline.manifest import manifest_path
-from data_pipeline.pack import PackConfig, pack
+from data_pipeline.packing.pack import PackConfig, pack
+from data_pipeline.reading.manifest import manifest_path
 from tests.data_pipeline import images
 
 SIZE = 32

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as F
 
+from common.errors import ConfigError
+from common.randomness import Stream, sample_keys, uniforms
 from data_pipeline.augment import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -18,8 +20,6 @@ from data_pipeline.augment import (
     mocov3_views,
     simclr_views,
 )
-from data_pipeline.counter_rng import Stream, sample_keys, uniforms
-from data_pipeline.errors import ConfigError
 from kernels.augment import Column, Jitter
 
 VIEWS = ("view1", "view2")

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_pipeline.pack import PackConfig, pack
+from data_pipeline.packing.pack import PackConfig, pack
 from tests.slurm.cluster import CHECKOUT, Cluster
 from tests.trainer.saved_runs import save_run
-from trainer.encoders import EncoderConfig
+from trainer.models.encoders import EncoderConfig
 
 CLASSES = ("beach", "forest", "street")
 

@@ -98,7 +98,7 @@ def test_a_shell_goes_on_where_the_last_one_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "complaint"),
+    ("command", "problem"),
     [
         (Command("page", "echo why; exit 3"), "exit code 3\n.*why"),
         (Command("page", "false | cat"), "exit code 1"),
@@ -107,8 +107,8 @@ def test_a_shell_goes_on_where_the_last_one_was(tmp_path: Path) -> None:
     ids=["status", "status in a pipe", "output"],
 )
 def test_a_command_that_does_not_do_as_the_page_says_is_told(
-    command: Command, complaint: str, tmp_path: Path
+    command: Command, problem: str, tmp_path: Path
 ) -> None:
     with pytest.raises(AssertionError) as caught:
         _run(command, tmp_path)
-    assert re.search(complaint, str(caught.value), re.DOTALL)
+    assert re.search(problem, str(caught.value), re.DOTALL)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.docs.pages import DOCS
 from trainer.recipes import RECIPES
-from trainer.settings import settings
+from trainer.state.settings import settings
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline import beton, beton_writer
-from data_pipeline.beton import check_beton, read_sample_table
-from data_pipeline.errors import DataError
-from data_pipeline.manifest import manifest_path
-from data_pipeline.pack import PackConfig, pack
+from common.errors import DataError
+from data_pipeline.packing import beton_writer
+from data_pipeline.packing.pack import PackConfig, pack
+from data_pipeline.reading import beton
+from data_pipeline.reading.beton import check_beton, read_sample_table
+from data_pipeline.reading.manifest import manifest_path
 from tests.data_pipeline import images
 from tests.fuzz.mutate import Span, mutate_bytes, mutate_json
 
@@ -140,10 +141,10 @@ def tables(folder: Path) -> Target:
 
 def samples(folder: Path) -> Target:
     """A whole .beton, images too: what the check lets through, both backends read to the end."""
-    from data_pipeline.ffcv_loader import FfcvDecoder
-    from data_pipeline.open_beton import OpenBeton
-    from data_pipeline.torchvision_loader import TorchvisionDecoder
-    from data_pipeline.views import centre_crop_boxes
+    from data_pipeline.crops import centre_crop_boxes
+    from data_pipeline.reading.ffcv_loader import FfcvDecoder
+    from data_pipeline.reading.open_beton import OpenBeton
+    from data_pipeline.reading.torchvision_loader import TorchvisionDecoder
 
     # Images of one size and layout, so that a changed table often fits a changed image.
     files = {f"a/{i}.jpg": images.jpeg(16, 16, seed=i, progressive=i == 1) for i in range(COUNT)}
@@ -217,7 +218,7 @@ def safetensors(folder: Path) -> Target:
     import torch
     from safetensors.torch import save
 
-    from trainer.safetensors_file import load_safetensors, parse_safetensors
+    from common.files.safetensors_file import load_safetensors, parse_safetensors
 
     tensors = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.ones(3).half()}
     seeds = [save(tensors | {"none": torch.empty(0, 4)}), save({"x": torch.tensor(1)}, {"k": "v"})]
@@ -253,10 +254,10 @@ def configuration(folder: Path) -> Target:
     """A run's config.json as resuming, evaluating and reporting read it."""
     import dataclasses
 
+    from common.errors import ConfigError
     from trainer.config import DataConfig, RunConfig, completed, differences, from_json, to_json
-    from trainer.errors import ConfigError
+    from trainer.evaluation.load_encoder import run_encoder_config, run_preprocessing
     from trainer.recipes import RECIPES
-    from trainer.weights import run_encoder_config, run_preprocessing
 
     configs = [
         dataclasses.replace(RECIPES[name](), data=DataConfig(train=Path("x.beton")))
@@ -267,7 +268,7 @@ def configuration(folder: Path) -> Target:
     path = folder / "config.json"
 
     def read(data: bytes) -> str:
-        from data_pipeline.strict_json import read_json_file
+        from common.files.strict_json import read_json_file
 
         path.write_bytes(data)
         try:

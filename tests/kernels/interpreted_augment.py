@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline import counter_rng
+from common import randomness
 from data_pipeline.augment import (
     Augment,
     AugmentConfig,
@@ -213,7 +213,7 @@ def drawn_and_hosts(
     views = (config.view1, config.view2)
     radius = max(view.blur_radius(side) for view in views)
     table = draw.draw_table(
-        int(counter_rng.run_key(seed, epoch)),
+        int(randomness.run_key(seed, epoch)),
         torch.from_numpy(ids),
         draw.settings_table([_distributions(view, side) for view in views], "cpu"),
         radius,
@@ -251,7 +251,7 @@ def test_a_drawn_table_makes_the_same_views_as_a_copied_one() -> None:
 
 def test_the_streams_are_the_hosts() -> None:
     for stream in draw.Stream:
-        assert counter_rng.Stream[stream.name] == stream
+        assert randomness.Stream[stream.name] == stream
 
 
 def test_no_samples_draw_an_empty_table() -> None:

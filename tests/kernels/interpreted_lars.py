@@ -13,8 +13,8 @@ from kernels.ema import ema_update_
 from kernels.lars import Settings, Variant, lars_update_
 from kernels.lars import multi_tensor as multi
 from kernels.lars import triton_kernels as kernels
-from trainer.lars import LARS
-from trainer.optim import apply_update, gradient_norm
+from trainer.optim.lars import LARS
+from trainer.optim.optimizers import apply_update, gradient_norm
 
 VARIANTS: tuple[Variant, ...] = ("simclr", "mocov3", "you")
 # Odd sizes, a scalar, nothing, exactly a block.

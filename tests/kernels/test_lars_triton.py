@@ -10,7 +10,7 @@ from kernels import choice
 from kernels.ema import ema_update_
 from kernels.lars import multi_tensor, obstacle
 from tests.kernels.interpreter import run_interpreted
-from trainer.lars import LARS
+from trainer.optim.lars import LARS
 
 
 def test_updates_and_averages_in_the_interpreter() -> None:

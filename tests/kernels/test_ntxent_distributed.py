@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from common.gather import DifferentiableGather, gather_rows
 from kernels.ntxent import Implementation, nt_xent, nt_xent_and_accuracy
-from kernels.ntxent.gather import DifferentiableGather, gather_rows
 from kernels.ntxent.reference import positive_indices, unit_rows
 from tests.dist import run_ranks
 

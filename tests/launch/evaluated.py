@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from data_pipeline.pack import PackConfig, pack
+from data_pipeline.packing.pack import PackConfig, pack
 from launch.__main__ import main
 from tests.trainer.runs import pack_images
 from tests.trainer.saved_runs import save_run
-from trainer.encoders import EncoderConfig
+from trainer.models.encoders import EncoderConfig
 
 CLASSES = 3
 RESNET18 = EncoderConfig(name="resnet18", stem="imagenet")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.beton import sample_count
-from data_pipeline.errors import DataError
+from common.errors import DataError
+from data_pipeline.reading.beton import sample_count
 from launch.__main__ import main
 from tests.said import error_line
 from tests.trainer.runs import pack_images

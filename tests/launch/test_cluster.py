@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import ConfigError
 from launch.cluster import Cluster, discover, export
-from trainer.errors import ConfigError
 
 SLURM_TASK = {
     "SLURM_JOB_ID": "1234",

@@ -16,7 +16,7 @@ from tests.launch.evaluated import (
     report,
 )
 from tests.said import error_line
-from trainer.evaluation.knn import remark_on_k
+from trainer.features.knn import remark_on_k
 
 
 @pytest.fixture(scope="module")

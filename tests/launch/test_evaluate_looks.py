@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline.pack import PackConfig, pack
+from data_pipeline.packing.pack import PackConfig, pack
 from launch.__main__ import main
 from tests.dist import run_ranks
 from tests.launch.evaluated import look, main_on_a_rank, make_folder, report

@@ -5,11 +5,10 @@ from typing import NoReturn
 
 import pytest
 
-from data_pipeline.errors import DataError
+from common.errors import CheckpointError, ConfigError, DataError, NumericalError, RankLostError
 from launch import command_line
 from launch.__main__ import main
 from launch.exit_codes import ExitCode, exit_code_for, is_explained
-from trainer.errors import CheckpointError, ConfigError, NumericalError, RankLostError
 
 
 def test_the_numbers_never_change() -> None:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import ConfigError
 from launch.__main__ import main
 from launch.nearest import nearest
 from tests.trainer.runs import pack_images, tiny_config
 from trainer.config import to_json
-from trainer.errors import ConfigError
-from trainer.run_folder import _check_same_run
+from trainer.state.run_folder import _check_same_run
 
 R50 = ["simclr-r50", "--data.train", "{data}"]
 H100 = ["simclr-r50", "--gpu", "h100-80g"]

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from trainer.prometheus import Prometheus, RunFacts
-from trainer.watch.phases import PHASES, WAITS
+from trainer.health.phases import PHASES, WAITS
+from trainer.telemetry.prometheus import Prometheus, RunFacts
 
 MONITORING = Path(__file__).resolve().parents[2] / "launch" / "monitoring"
 RUN_FACTS = RunFacts(

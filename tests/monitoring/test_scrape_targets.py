@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from common.errors import ConfigError
 from tests.dist import run_ranks
 from tests.monitoring.scrapes import RUN_FACTS, free_port, get
-from trainer.errors import ConfigError
-from trainer.prometheus import Prometheus
-from trainer.scrape_targets import FILE, address, scraped, target_groups, targets_path
 from trainer.telemetry import TelemetryConfig
+from trainer.telemetry.prometheus import Prometheus
+from trainer.telemetry.scrape_targets import FILE, address, scraped, target_groups, targets_path
 
 
 def fabric(rank: int = 0, ranks_per_node: int = 1) -> Any:

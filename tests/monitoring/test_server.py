@@ -21,9 +21,9 @@ from tests.monitoring.scrapes import (
 from tests.trainer.faulty import small_config
 from tests.trainer.runs import pack_images
 from trainer.config import RunConfig, from_json, to_json
+from trainer.health.collapse import CollapseConfig
+from trainer.health.stragglers import StragglerConfig
 from trainer.telemetry import TelemetryConfig
-from trainer.watch.collapse import CollapseConfig
-from trainer.watch.stragglers import StragglerConfig
 
 pytestmark = [needs_prometheus, pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from lightly.utils.benchmarking import knn_predict
 
-from trainer.evaluation.knn import knn_classify
+from trainer.features.knn import knn_classify
 
 
 @pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (20, 0.07), (200, 0.1), (200, 0.5)])

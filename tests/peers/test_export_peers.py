@@ -13,15 +13,15 @@ import timm
 import torch
 import transformers
 
+from common.errors import NumericalError
 from tests.trainer.runs import SMALL_ENCODER, pack_images
 from tests.trainer.saved_runs import RESNET18_CIFAR, save_run
-from trainer.encoders import EncoderConfig, build_encoder
-from trainer.errors import NumericalError
+from trainer.evaluation.load_encoder import load_encoder
 from trainer.export import Exported, export
 from trainer.export.to_huggingface import ToHuggingFace
 from trainer.export.to_timm import ToTimm
-from trainer.initial_weights import start_from
-from trainer.weights import load_encoder
+from trainer.models.encoders import EncoderConfig, build_encoder
+from trainer.models.init_from import start_from
 
 RESNET18 = EncoderConfig(name="resnet18")
 RESNET50 = EncoderConfig(name="resnet50")

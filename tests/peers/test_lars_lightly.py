@@ -9,8 +9,8 @@ import torchvision
 from lightly.utils.lars import LARS as LightlyLARS  # noqa: N811
 from torch import nn
 
-from trainer.optim import OptimConfig, build_optimizer, set_lr
-from trainer.schedule import ScheduleConfig, lr_factor
+from trainer.optim.optimizers import OptimConfig, build_optimizer, set_lr
+from trainer.optim.schedule import ScheduleConfig, lr_factor
 
 
 def _network() -> nn.Module:

@@ -1,6 +1,6 @@
 """MoCo's loss and queue against lightly's, on one process. Needs the `bench` extra.
 
-lightly has no loss of MoCo v3; tests/trainer/test_moco.py holds ours to plain torch.
+lightly has no loss of MoCo v3; tests/trainer/objectives/test_moco.py holds ours to plain torch.
 """
 
 import pytest

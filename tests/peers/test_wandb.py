@@ -13,7 +13,7 @@ import pytest
 
 from tests.trainer.disks import small_tmpfs
 from tests.trainer.runs import SMALL_ENCODER, metrics, pack_images, tiny_config, train_all
-from trainer.online_knn import OnlineKnnConfig
+from trainer.features.online_knn import OnlineKnnConfig
 from trainer.telemetry import TelemetryConfig
 from trainer.telemetry.wandb_reader import WeightsAndBiases
 

@@ -46,20 +46,20 @@ def opened(
         excused: messages with this text do not matter.
         context: settings of the browser's context.
     """
-    complaints: list[str] = []
+    problems: list[str] = []
     with contextlib.closing(browser.new_context(**context)) as surroundings:
         page = surroundings.new_page()
         page.set_default_timeout(180_000)  # machines that test are busy
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda message: problems.append(message.text))
+        page.on("pageerror", lambda error: problems.append(str(error)))
         page.on(
             "request",
             lambda request: (
                 request.url.startswith(("data:", url))
-                or complaints.append(f"asked for {request.url}")
+                or problems.append(f"asked for {request.url}")
             ),
         )
         page.goto(url)
         yield page
-        complaints = [text for text in complaints if excused not in text]
-        assert not complaints, complaints
+        problems = [text for text in problems if excused not in text]
+        assert not problems, problems

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.trainer.saved_runs import save_run
-from trainer.encoders import EncoderConfig
+from trainer.models.encoders import EncoderConfig
 from trainer.report import ReportConfig
 
 SMALL = ReportConfig(

@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from data_pipeline.cores import own_cores
-from data_pipeline.loader import LoaderConfig, train_loader
-from data_pipeline.order import Position
-from data_pipeline.views import CropConfig
+from common.cores import own_cores
+from data_pipeline.crops import CropConfig
+from data_pipeline.reading.loader import LoaderConfig, train_loader
+from data_pipeline.reading.order import Position
 from launch import cluster
-from trainer.cores import settle_threads
+from trainer.parallel.cores import settle_threads
 
 
 def main(data: Path, folder: Path) -> None:

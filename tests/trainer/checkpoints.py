@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from trainer.checkpoint import CheckpointStore, Tensors
-from trainer.errors import CheckpointError
+from common.errors import CheckpointError
+from trainer.state.checkpoint import CheckpointStore, Tensors
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "manifest.json")
 

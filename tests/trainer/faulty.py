@@ -11,7 +11,7 @@ from launch.preemption import StopSignal
 from tests.dist import run_ranks
 from tests.trainer.runs import SMALL_ENCODER, tiny_config
 from trainer.config import RunConfig, from_json, to_json
-from trainer.watch.watchdog import WatchdogConfig
+from trainer.health.watchdog import WatchdogConfig
 
 RETRYABLE = 74
 WATCHED = WatchdogConfig(timeout=12, patience=120, warning=6)

@@ -12,17 +12,17 @@ import torchvision
 from PIL import Image
 from torch import nn
 
-from data_pipeline.loader import LoaderConfig
-from data_pipeline.pack import PackConfig, pack
-from data_pipeline.views import CropConfig
+from data_pipeline.crops import CropConfig
+from data_pipeline.packing.pack import PackConfig, pack
+from data_pipeline.reading.loader import LoaderConfig
 from tests.dist import run_ranks
-from trainer.checkpoint import CheckpointConfig
 from trainer.config import DataConfig, RunConfig, from_json, to_json
-from trainer.encoders import EncoderConfig, HeadConfig, remove_classifier
+from trainer.models.encoders import EncoderConfig, HeadConfig, remove_classifier
 from trainer.objectives.moco import MoCoConfig
 from trainer.objectives.mocov3 import MoCoV3Config
+from trainer.optim.schedule import ScheduleConfig
 from trainer.recipes import RECIPES
-from trainer.schedule import ScheduleConfig
+from trainer.state.checkpoint import CheckpointConfig
 from trainer.telemetry import TelemetryConfig
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from data_pipeline.views import CropConfig
+from data_pipeline.crops import CropConfig
 from tests.trainer.runs import tiny_config
-from trainer.checkpoint import CheckpointStore
 from trainer.config import DataConfig, to_json
-from trainer.encoders import EncoderConfig, build_encoder
+from trainer.models.encoders import EncoderConfig, build_encoder
+from trainer.state.checkpoint import CheckpointStore
 
 FINGERPRINT = "f" * 64
 RESNET18_CIFAR = EncoderConfig(name="resnet18", stem="cifar")

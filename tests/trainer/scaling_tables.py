@@ -13,10 +13,10 @@ from pathlib import Path
 
 from trainer.config import DataConfig, RunConfig
 from trainer.objectives.base import Objective
-from trainer.planner.census import Census
 from trainer.planner.memory import counted, memory
 from trainer.planner.plan import images_of
 from trainer.planner.rates import GPUS, Rates, stated_loader_rate
+from trainer.planner.step_cost import StepCost
 from trainer.planner.step_time import StepTime, step_time
 from trainer.planner.traffic import Flow, flows
 from trainer.recipes import simclr_r50
@@ -67,7 +67,7 @@ def _config(batch: int) -> RunConfig:
 
 
 @cache
-def _census(local_batch: int) -> Census:
+def _step_cost(local_batch: int) -> StepCost:
     """Of a GPU's step. Its memory has the loss's columns of two GPUs: 35 MB less than of 1,024."""
     return counted(_config(2 * local_batch), 2, RATES)
 
@@ -81,12 +81,12 @@ def point(batch: int, world: int) -> Point:
         world: GPUs, in nodes of eight.
     """
     config, local, nodes = _config(batch), batch // world, world // _NODE
-    census = _census(local)
-    needed = memory(census, RATES, _NODE)
-    found = flows(config, census, local, nodes, _NODE, RATES)
+    step_cost = _step_cost(local)
+    needed = memory(step_cost, RATES, _NODE)
+    found = flows(config, step_cost, local, nodes, _NODE, RATES)
     images = images_of(config, known=False)
     loader_rate = stated_loader_rate(images.pixels, config.crop.size, Objective.views)
-    time = step_time(config, census, local, nodes, _NODE, found, RATES, loader_rate)
+    time = step_time(config, step_cost, local, nodes, _NODE, found, RATES, loader_rate)
     return Point(batch, world, needed.total, needed.fits, found, time)
 
 

@@ -7,8 +7,8 @@ import subprocess
 import time
 from collections.abc import Iterator
 
-from trainer.watch import heartbeat
-from trainer.watch.heartbeat import Heartbeat
+from trainer.health import heartbeat
+from trainer.health.heartbeat import Heartbeat
 
 
 @contextlib.contextmanager

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.views import CropConfig
+from common.errors import ConfigError
+from data_pipeline.crops import CropConfig
 from trainer.config import DataConfig, RunConfig, differences, from_json, plan_run, to_json
-from trainer.encoders import EncoderConfig
-from trainer.errors import ConfigError
 from trainer.evaluation.job import JobConfig
+from trainer.models.encoders import EncoderConfig
+from trainer.optim.schedule import ScheduleConfig
 from trainer.recipes import RECIPES
-from trainer.schedule import ScheduleConfig
-from trainer.settings import settings
+from trainer.state.settings import settings
 
 
 def config(**changes: Any) -> RunConfig:

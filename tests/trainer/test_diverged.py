@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline.strict_json import parse_json
+from common.files.strict_json import parse_json
 from tests.dist import RankFailure
 from tests.trainer.runs import SMALL_ENCODER, pack_images, tiny_config, train
 from trainer.config import DataConfig
-from trainer.online_knn import OnlineKnnConfig
-from trainer.optim import OptimConfig
+from trainer.features.online_knn import OnlineKnnConfig
+from trainer.optim.optimizers import OptimConfig
+from trainer.optim.schedule import ScheduleConfig
 from trainer.report.history import read_history
-from trainer.run_list import read_run
-from trainer.schedule import ScheduleConfig
+from trainer.state.run_list import read_run
 
 
 @pytest.fixture(scope="module")

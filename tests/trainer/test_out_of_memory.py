@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from common.errors import ConfigError
 from tests.trainer.faulty import small_config
 from tests.trainer.runs import pack_images
 from trainer import loop
-from trainer.errors import ConfigError
 
 
 @pytest.mark.parametrize(("micro_batch", "remedy"), [(0, "Take --micro-batch"), (8, "below 8")])

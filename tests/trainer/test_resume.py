@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.manifest import manifest_path
+from common.errors import ConfigError
+from data_pipeline.reading.manifest import manifest_path
 from tests.dist import RankFailure
 from tests.trainer.runs import (
     SMALL_ENCODER,
@@ -19,10 +20,9 @@ from tests.trainer.runs import (
     tiny_config,
     train,
 )
-from trainer.errors import ConfigError
 from trainer.loop import fit
-from trainer.optim import OptimConfig
-from trainer.schedule import ScheduleConfig
+from trainer.optim.optimizers import OptimConfig
+from trainer.optim.schedule import ScheduleConfig
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ import pytest
 from launch.exit_codes import ExitCode
 from tests.trainer.faulty import small_config, train_with_faults
 from tests.trainer.runs import assert_equal_runs, metrics, pack_images, train
-from trainer.checkpoint import CheckpointConfig
 from trainer.config import DataConfig, RunConfig
-from trainer.online_knn import OnlineKnnConfig
+from trainer.features.online_knn import OnlineKnnConfig
+from trainer.state.checkpoint import CheckpointConfig
 
 STEPS = 8
 
@@ -63,8 +63,8 @@ def _signal_in(place: str, signals: list[int], rank: int) -> None:
         return
     import trainer.loop
     import trainer.prepare
-    from trainer.checkpoint import CheckpointSaver
-    from trainer.online_knn import OnlineKnn
+    from trainer.features.online_knn import OnlineKnn
+    from trainer.state.checkpoint import CheckpointSaver
 
     owner, name = {
         "step": (trainer.loop, "gradient_norm"),
@@ -165,7 +165,7 @@ def test_the_command_says_that_it_was_preempted(
 def _break_decoding(rank: int) -> None:
     if rank != 1:
         return
-    from data_pipeline.torchvision_loader import TorchvisionDecoder
+    from data_pipeline.reading.torchvision_loader import TorchvisionDecoder
 
     calls = iter(range(1000))
     try_decode = TorchvisionDecoder.try_decode

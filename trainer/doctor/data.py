@@ -6,15 +6,15 @@ from pathlib import Path
 
 import torch
 
-from data_pipeline.beton import check_beton
-from data_pipeline.loader import train_loader
-from data_pipeline.order import Position
+from common.collectives import all_gather_rows, rank_and_size
+from data_pipeline.reading.beton import check_beton
+from data_pipeline.reading.loader import train_loader
+from data_pipeline.reading.order import Position
 from trainer.config import RunConfig
-from trainer.cores import settle_threads
-from trainer.distributed import all_gather_rows, rank_and_size
 from trainer.doctor.finding import Finding
-from trainer.networks import build_objective
-from trainer.precision import with_precision
+from trainer.parallel.cores import settle_threads
+from trainer.parallel.networks import build_objective
+from trainer.parallel.precision import with_precision
 from trainer.run import COMPUTE_DTYPE
 
 _SECONDS = 5.0

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import torch
 from packaging.requirements import Requirement
 
-from data_pipeline.cores import decoding_threads, own_cores
-from data_pipeline.ffcv_compat import ffcv_problem
-from trainer.cores import agreed_share
+from common.cores import decoding_threads, own_cores
+from data_pipeline.reading.ffcv_compat import ffcv_problem
 from trainer.doctor.finding import Finding
-from trainer.precision import has_bf16
+from trainer.parallel.cores import agreed_share
+from trainer.parallel.precision import has_bf16
 
 
 def versions() -> Iterator[Finding]:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
+from common.collectives import shutdown
+from common.rendezvous import JOIN_TIMEOUT
 from trainer.config import DataConfig
-from trainer.distributed import shutdown
 from trainer.doctor import data, environment, folder, network, proof
 from trainer.doctor.finding import Check, Finding, examined, of_all_ranks
+from trainer.parallel.strategy import launch_fabric
 from trainer.recipes import RECIPES
-from trainer.rendezvous import JOIN_TIMEOUT
-from trainer.strategy import launch_fabric
 
 
 def examine(

@@ -4,9 +4,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from data_pipeline.errors import DataError
-from trainer.distributed import all_gather_json
-from trainer.errors import ConfigError
+from common.collectives import all_gather_json
+from common.errors import ConfigError, DataError
 
 Verdict = Literal["good", "note", "bad"]
 

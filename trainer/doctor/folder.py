@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from trainer.distributed import broadcast_json, rank_and_size
+from common.collectives import broadcast_json, rank_and_size
 from trainer.doctor.finding import Finding
-from trainer.run_folder import NO_LOCKS
+from trainer.state.run_folder import NO_LOCKS
 
 _PATIENCE_S = 15.0  # network file systems cache directory entries for some seconds
 _LEAST_FREE = 20 * 2**30

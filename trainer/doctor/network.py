@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 
-from trainer.distributed import all_gather_rows, rank_and_size
+from common.collectives import all_gather_rows, rank_and_size
 from trainer.doctor.finding import Finding
 
 _BYTES = 16 * 2**20

@@ -13,13 +13,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from common.collectives import rank_and_size
+from common.gather import gather_rows
 from kernels.ntxent import nt_xent
-from kernels.ntxent.gather import gather_rows
-from trainer.distributed import rank_and_size
 from trainer.doctor.finding import Finding
-from trainer.lars import LARS
 from trainer.objectives.key_queue import KeyQueue
-from trainer.sync_batch_norm import convert_sync_batch_norm
+from trainer.optim.lars import LARS
+from trainer.parallel.sync_batch_norm import convert_sync_batch_norm
 
 _PER_RANK = 6
 _BOUND = 1e-9  # float64 leaves 1e-13; a wrong scale or a missing rank leaves 0.1 and more

@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from data_pipeline.strict_json import read_json_file
-from trainer.checkpoint import CheckpointStore
+from common.errors import ConfigError
+from common.files.strict_json import read_json_file
 from trainer.config import from_json
-from trainer.errors import ConfigError
+from trainer.evaluation.load_encoder import LoadedEncoder, fill
 from trainer.evaluation.supervised import Recipe, zero_linear
-from trainer.heads import HeadConfig, ProjectionHead, build_head
-from trainer.weights import LoadedEncoder, fill
+from trainer.models.heads import HeadConfig, ProjectionHead, build_head
+from trainer.state.checkpoint import CheckpointStore
 
 _HEAD = "head."
 

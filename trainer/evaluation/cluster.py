@@ -4,19 +4,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.beton import BetonInfo, check_beton
-from trainer.errors import ConfigError
-from trainer.evaluation.features import Features
+from common.errors import ConfigError
+from data_pipeline.reading.beton import BetonInfo, check_beton
 from trainer.evaluation.job import Job, JobConfig, TrainFile, check_picture
-from trainer.evaluation.k_means import (
+from trainer.evaluation.pictures import Cell, CropReader, save_rows
+from trainer.features.extraction import Features
+from trainer.features.k_means import (
     Clustering,
     adjusted_rand_index,
     contingency,
     k_means,
     normalised_mutual_information,
 )
-from trainer.evaluation.neighbours import unit_rows
-from trainer.evaluation.pictures import Cell, CropReader, save_rows
+from trainer.features.neighbours import unit_rows
 
 _LISTED = 1_000_000  # samples up to which the JSON says where each is
 _CELLS = 10  # images of a cluster in the picture

@@ -3,7 +3,7 @@
 Alignment and uniformity (Wang & Isola 2020, arXiv 2005.10242), effective rank (RankMe, Garrido et
 al. 2023, arXiv 2210.02885), feature standard deviation (Chen & He 2021, arXiv 2011.10566). All of
 features scaled to length 1, before any head. In training, the same two last figures are those of
-the projections: see :mod:`trainer.watch.collapse`.
+the projections: see :mod:`trainer.health.collapse`.
 
 Shape suffixes: N samples, B samples of a block, F features, V views (2).
 """
@@ -17,17 +17,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from common.errors import ConfigError
+from common.files.strict_json import read_json_file
 from data_pipeline.augment import AugmentConfig
-from data_pipeline.beton import check_beton
-from data_pipeline.order import permute
-from data_pipeline.strict_json import read_json_file
-from data_pipeline.views import CropConfig
+from data_pipeline.crops import CropConfig
+from data_pipeline.reading.beton import check_beton
+from data_pipeline.reading.order import permute
 from trainer.config import from_json
-from trainer.errors import ConfigError
 from trainer.evaluation.job import Job, JobConfig, TrainFile
-from trainer.evaluation.neighbours import full_float32, unit_rows
-from trainer.watch.collapse import figures
-from trainer.weights import run_of
+from trainer.evaluation.load_encoder import run_of
+from trainer.features.neighbours import full_float32, unit_rows
+from trainer.health.collapse import figures
 
 _TEMPERATURE = 2.0  # Wang & Isola's t
 _ROWS = 1024  # of a block

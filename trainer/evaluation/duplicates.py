@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_pipeline.beton import BetonInfo, check_beton
-from trainer.errors import ConfigError
-from trainer.evaluation.features import Features
+from common.errors import ConfigError
+from data_pipeline.reading.beton import BetonInfo, check_beton
 from trainer.evaluation.job import Job, JobConfig, TrainFile, check_picture
 from trainer.evaluation.labelled_subset import names_or_why_not
 from trainer.evaluation.pairs import (
@@ -23,6 +22,7 @@ from trainer.evaluation.pairs import (
     neighbourhoods,
 )
 from trainer.evaluation.pictures import Cell, CropReader, save_rows
+from trainer.features.extraction import Features
 
 _SUSPICIOUS = 0.2  # share of samples with a duplicate above which the encoder is rather to blame
 

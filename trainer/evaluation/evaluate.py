@@ -7,7 +7,7 @@ Nearest neighbours and the canonical linear probe go on together, the other prob
 import dataclasses
 from typing import Any
 
-from data_pipeline.beton import BetonInfo, check_beton
+from data_pipeline.reading.beton import BetonInfo, check_beton
 from trainer.evaluation import protocols
 from trainer.evaluation.evaluate_config import (
     KnnConfig,
@@ -15,11 +15,11 @@ from trainer.evaluation.evaluate_config import (
     Protocol,
     preset_config,
 )
-from trainer.evaluation.features import Features
 from trainer.evaluation.job import Job
-from trainer.evaluation.labelled_files import Labels, read_labels
-from trainer.evaluation.labels import class_count, few_per_class
 from trainer.evaluation.protocols import Outcome
+from trainer.features.extraction import Features
+from trainer.features.labelled_files import Labels, read_labels
+from trainer.features.labels import class_count, few_per_class
 
 # Multiplications of one full-batch pass up to which logistic regression takes minutes on two cores.
 _LOGISTIC_WORK = 5e8

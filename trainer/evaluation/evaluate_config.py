@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from trainer.errors import ConfigError
+from common.errors import ConfigError
 from trainer.evaluation.job import JobConfig, TestFile, TrainFile
 from trainer.evaluation.linear import SIMCLR_IMAGENET, SIMCLR_IMAGENET_CROP, LinearConfig
 from trainer.evaluation.logistic import LogisticConfig

@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_pipeline.beton import BetonInfo, check_beton
-from data_pipeline.order import IdArray
-from data_pipeline.views import CropConfig
-from trainer.encoders import seed_stochastic_layers, stochastic_layers
-from trainer.errors import ConfigError
+from common.errors import ConfigError
+from data_pipeline.crops import CropConfig
+from data_pipeline.reading.beton import BetonInfo, check_beton
+from data_pipeline.reading.order import IdArray
 from trainer.evaluation.classifier import TuningConfig, build_classifier, load_head
 from trainer.evaluation.job import Job, JobConfig, TestFile, TrainFile
-from trainer.evaluation.labelled_files import read_labels
 from trainer.evaluation.labelled_subset import balanced_share, read_list
-from trainer.evaluation.labels import accuracy, class_count, count_hits
 from trainer.evaluation.protocols import Outcome
 from trainer.evaluation.supervised import Batches, fit
+from trainer.features.labelled_files import read_labels
+from trainer.features.labels import accuracy, class_count, count_hits
+from trainer.models.encoders import seed_stochastic_layers, stochastic_layers
 
 _FEW = 0.05  # share of labels below which SimCLR trains for 60 epochs instead of 30
 

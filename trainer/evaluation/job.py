@@ -16,20 +16,20 @@ import torch.distributed as dist
 import tyro
 from torch import nn
 
+from common.collectives import shutdown
+from common.errors import ConfigError
+from common.randomness import SEEDS
+from common.rendezvous import JOIN_TIMEOUT, join
 from data_pipeline.augment import Augment, AugmentConfig, ViewConfig
-from data_pipeline.beton import BetonInfo
-from data_pipeline.counter_rng import SEEDS
-from data_pipeline.loader import LoaderConfig, eval_loader, train_loader
-from data_pipeline.order import Position
-from data_pipeline.views import CropConfig
-from trainer.cores import settle_threads
-from trainer.distributed import shutdown
-from trainer.errors import ConfigError
-from trainer.evaluation.features import Features, extract_features, reduced_precision
+from data_pipeline.crops import CropConfig
+from data_pipeline.reading.beton import BetonInfo
+from data_pipeline.reading.loader import LoaderConfig, eval_loader, train_loader
+from data_pipeline.reading.order import Position
+from trainer.evaluation.load_encoder import LoadedEncoder, Which, load_encoder
 from trainer.evaluation.supervised import Batches
-from trainer.provenance import versions
-from trainer.rendezvous import JOIN_TIMEOUT, join
-from trainer.weights import LoadedEncoder, Which, load_encoder
+from trainer.features.extraction import Features, extract_features, reduced_precision
+from trainer.parallel.cores import settle_threads
+from trainer.state.provenance import versions
 
 # Random crops and flips, nothing else: what a classifier is trained with.
 FLIP = ViewConfig(jitter=0.0, grayscale=0.0, blur=0.0)
@@ -91,8 +91,9 @@ class Job:
         loaded: the encoder; None: the one that ``config`` names.
 
     Raises:
-        ConfigError, CheckpointError, DataError: as :func:`trainer.weights.load_encoder`; the device
-            or the crop is impossible.
+        ConfigError, CheckpointError, DataError: as
+            :func:`trainer.evaluation.load_encoder.load_encoder`; the device or the crop is
+            impossible.
     """
 
     def __init__(self, config: JobConfig, loaded: LoadedEncoder | None = None) -> None:

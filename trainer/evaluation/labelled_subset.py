@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.beton import read_sample_table, sample_count
-from data_pipeline.errors import DataError
-from data_pipeline.manifest import load_manifest, manifest_path
-from data_pipeline.order import IdArray
-from data_pipeline.sources import IMAGE_EXTENSIONS, FolderSource
-from trainer.evaluation.labels import draw_by_class
+from common.errors import DataError
+from data_pipeline.packing.sources import IMAGE_EXTENSIONS, FolderSource
+from data_pipeline.reading.beton import read_sample_table, sample_count
+from data_pipeline.reading.manifest import load_manifest, manifest_path
+from data_pipeline.reading.order import IdArray
+from trainer.features.labels import draw_by_class
 
 _MOST_BYTES = 1 << 30  # of a list
 

@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from data_pipeline.order import Position, global_batch_ids
-from trainer.evaluation.features import Features
-from trainer.evaluation.labels import accuracy_of, class_count
+from data_pipeline.reading.order import Position, global_batch_ids
 from trainer.evaluation.supervised import Batches, Recipe, fit, zero_linear
+from trainer.features.extraction import Features
+from trainer.features.labels import accuracy_of, class_count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ def limited(config: LinearConfig, num_samples: int) -> LinearConfig:
 
 
 def cached_batches(train: Features, config: LinearConfig, device: torch.device) -> Batches:
-    """All batches of a training on cached features, in the order of :mod:`data_pipeline.order`."""
+    """All batches of a training on cached features, in the order of :mod:`data_pipeline.reading.order`."""
     features_NF, labels_N = _near(train.features_NF, device), train.labels_N
     num_train, size = len(labels_N), config.batch_size
     for epoch in range(config.epochs):

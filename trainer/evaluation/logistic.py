@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from data_pipeline.errors import DataError
-from trainer.errors import ConfigError
-from trainer.evaluation.features import Features
-from trainer.evaluation.labels import Accuracy, accuracy_of, class_count, hold_out
+from common.errors import ConfigError, DataError
+from trainer.features.extraction import Features
+from trainer.features.labels import Accuracy, accuracy_of, class_count, hold_out
 
 STRENGTHS = tuple(10.0**exponent for exponent in range(-5, 3))
 """Of C, tried in this order."""

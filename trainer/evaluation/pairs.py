@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from trainer.evaluation.neighbours import nearest_rows
+from trainer.features.neighbours import nearest_rows
 
 _ROWS = 1 << 14  # pairs whose lists are compared at once
 

@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from data_pipeline.atomic_file import write_atomically
-from data_pipeline.open_beton import OpenBeton
-from data_pipeline.torchvision_loader import TorchvisionDecoder
-from data_pipeline.views import centre_crop_boxes
-from trainer.weights import Preprocessing
+from common.files.atomic_file import write_atomically
+from data_pipeline.crops import centre_crop_boxes
+from data_pipeline.reading.open_beton import OpenBeton
+from data_pipeline.reading.torchvision_loader import TorchvisionDecoder
+from trainer.evaluation.load_encoder import Preprocessing
 
 Images = npt.NDArray[np.uint8]
 

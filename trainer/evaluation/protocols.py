@@ -4,17 +4,17 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from data_pipeline.beton import BetonInfo
-from data_pipeline.views import CropConfig
+from data_pipeline.crops import CropConfig
+from data_pipeline.reading.beton import BetonInfo
 from trainer.evaluation.evaluate_config import EvaluateConfig, KnnConfig, ProbeConfig
-from trainer.evaluation.features import Features
 from trainer.evaluation.job import Job
-from trainer.evaluation.knn import knn_classify_each, remark_on_k
-from trainer.evaluation.labelled_files import Labels
-from trainer.evaluation.labels import class_count
 from trainer.evaluation.linear import LinearResult, limited, linear_probe, train_linear
 from trainer.evaluation.logistic import logistic_regression
 from trainer.evaluation.sweep import LEARNING_RATES, WEIGHT_DECAYS, sweep_probe
+from trainer.features.extraction import Features
+from trainer.features.knn import knn_classify_each, remark_on_k
+from trainer.features.labelled_files import Labels
+from trainer.features.labels import class_count
 
 _CENTRE = "centre crop, not scaled"
 

@@ -12,13 +12,12 @@ from pathlib import Path
 
 import torch
 
-from data_pipeline.beton import BetonInfo, check_beton
-from data_pipeline.errors import DataError
-from data_pipeline.pack import PackConfig, pack
-from data_pipeline.sources import IMAGE_EXTENSIONS
-from trainer.errors import ConfigError
-from trainer.evaluation.labelled_files import compare_labels
+from common.errors import ConfigError, DataError
+from data_pipeline.packing.pack import PackConfig, pack
+from data_pipeline.packing.sources import IMAGE_EXTENSIONS
+from data_pipeline.reading.beton import BetonInfo, check_beton
 from trainer.evaluation.labelled_subset import names_or_why_not
+from trainer.features.labelled_files import compare_labels
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from trainer.evaluation.neighbours import full_float32, read_keys, sortable, unit_rows
+from trainer.features.neighbours import full_float32, read_keys, sortable, unit_rows
 
 _BLOCK_PAIRS = {"cpu": 1 << 22, "cuda": 1 << 26}  # sorted at once; about 40 bytes each
 

@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 
-from data_pipeline.beton import check_beton
-from trainer.errors import ConfigError
-from trainer.evaluation.features import Features
+from common.errors import ConfigError
+from data_pipeline.reading.beton import check_beton
 from trainer.evaluation.job import Job, JobConfig, TrainFile, check_picture
 from trainer.evaluation.labelled_subset import names_or_why_not
-from trainer.evaluation.neighbours import nearest_rows
 from trainer.evaluation.pictures import Cell, CropReader, save_rows
 from trainer.evaluation.queries import Queries, open_queries
 from trainer.evaluation.ranking import rank_all
+from trainer.features.extraction import Features
+from trainer.features.neighbours import nearest_rows
 
 _LISTED = 10_000  # queries whose neighbours the JSON holds
 

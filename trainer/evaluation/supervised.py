@@ -23,11 +23,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from trainer.distributed import release
-from trainer.errors import ConfigError
-from trainer.evaluation.features import reduced_precision
-from trainer.schedule import half_cosine
-from trainer.sync_batch_norm import convert_sync_batch_norm
+from common.collectives import release
+from common.errors import ConfigError
+from trainer.features.extraction import reduced_precision
+from trainer.optim.schedule import half_cosine
+from trainer.parallel.sync_batch_norm import convert_sync_batch_norm
 
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 """Inputs and int64 labels of this process's equal share of each global batch, on the device."""

@@ -15,9 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from trainer.errors import ConfigError
-from trainer.evaluation.features import Features
-from trainer.evaluation.labels import class_count, hold_out
+from common.errors import ConfigError
 from trainer.evaluation.linear import (
     LinearConfig,
     LinearResult,
@@ -26,6 +24,8 @@ from trainer.evaluation.linear import (
     linear_probe,
 )
 from trainer.evaluation.supervised import pace
+from trainer.features.extraction import Features
+from trainer.features.labels import class_count, hold_out
 
 _HELD_OUT = 0.1  # of the training samples
 _TEST_BYTES = 256 << 20  # of logits at once

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from data_pipeline.atomic_file import sync_folder
+from common.files.atomic_file import sync_folder
 
 
 class AtomicFolder:

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.errors import DataError
-from data_pipeline.strict_json import parse_json, read_json_file
-from trainer.encoders import is_resnet
+from common.errors import DataError
+from common.files.strict_json import parse_json, read_json_file
+from trainer.models.encoders import is_resnet
 
 _UNKNOWN = "not recorded"
 
@@ -20,7 +20,7 @@ def model_card(run: Path, config: Mapping[str, Any], facts: Mapping[str, Any]) -
 
     Args:
         run: its folder; metrics.jsonl and evaluation/*.json are read where they are there.
-        config: of :func:`trainer.checkpoint.load_encoder_state`.
+        config: of :func:`trainer.state.checkpoint.load_encoder_state`.
         facts: of the export.
     """
     metrics = _metrics(run, facts.get("step"))

@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from common.errors import DataError, NumericalError
 from data_pipeline.augment import Augment, AugmentConfig
-from data_pipeline.embedded import NAME, embedded_images
-from data_pipeline.errors import DataError
-from data_pipeline.loader import LoaderConfig, eval_loader
-from trainer.errors import NumericalError
+from data_pipeline.packing.embedded import NAME, embedded_images
+from data_pipeline.reading.loader import LoaderConfig, eval_loader
+from trainer.evaluation.load_encoder import Preprocessing
 from trainer.export.target import Features
-from trainer.run_data import run_data
-from trainer.weights import Preprocessing
+from trainer.state.run_data import run_data
 
 log = logging.getLogger(__name__)
 

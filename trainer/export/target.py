@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from trainer.encoders import EncoderConfig
-from trainer.errors import ConfigError, NumericalError
-from trainer.weights import Preprocessing
+from common.errors import ConfigError, NumericalError
+from trainer.evaluation.load_encoder import Preprocessing
+from trainer.models.encoders import EncoderConfig
 
 Tensors = dict[str, torch.Tensor]
 Features = Callable[[torch.Tensor], torch.Tensor]

@@ -13,11 +13,11 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from trainer.encoders import EncoderConfig
+from common.files.safetensors_file import parse_safetensors
+from trainer.evaluation.load_encoder import Preprocessing
 from trainer.export.target import Features, Target, Tensors, fill_exactly, refused
-from trainer.key_names import detectron2_resnet
-from trainer.safetensors_file import parse_safetensors
-from trainer.weights import Preprocessing
+from trainer.models.encoders import EncoderConfig
+from trainer.models.tensor_names import detectron2_resnet
 
 # Depth, and the groups and their width where they are not one of 64.
 _RESNETS: dict[str, tuple[int, int, int]] = {

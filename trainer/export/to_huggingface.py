@@ -8,12 +8,12 @@ import torch
 import torchvision
 from torch import nn
 
-from data_pipeline.strict_json import dump_json
-from trainer.encoders import EncoderConfig
-from trainer.errors import NumericalError
+from common.errors import NumericalError
+from common.files.strict_json import dump_json
+from trainer.evaluation.load_encoder import Preprocessing
 from trainer.export.target import Features, Target, Tensors, absent, refused
-from trainer.key_names import huggingface_resnet, huggingface_vit
-from trainer.weights import Preprocessing
+from trainer.models.encoders import EncoderConfig
+from trainer.models.tensor_names import huggingface_resnet, huggingface_vit
 
 _RESNETS = {
     "resnet18": ("basic", [2, 2, 2, 2]),

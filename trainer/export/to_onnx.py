@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer.errors import ConfigError
+from common.errors import ConfigError
 from trainer.export.target import Features, Target, Tensors, absent
 from trainer.export.to_torch_export import INPUT, example
 

@@ -6,12 +6,12 @@ from typing import Any
 import safetensors.torch
 from torch import nn
 
-from trainer.encoders import STRIDES, EncoderConfig, use_cifar_stem
+from common.files.safetensors_file import parse_safetensors
+from trainer.evaluation.load_encoder import Preprocessing
 from trainer.export.target import Features, Target, Tensors, absent, fill_exactly, refused
 from trainer.export.to_torchvision import stem_lines
-from trainer.key_names import timm_vit
-from trainer.safetensors_file import parse_safetensors
-from trainer.weights import Preprocessing
+from trainer.models.encoders import STRIDES, EncoderConfig, use_cifar_stem
+from trainer.models.tensor_names import timm_vit
 
 # Same keys, same computation: timm took torchvision's ResNets over with their names.
 _RESNETS = (

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer.errors import ConfigError
+from common.errors import ConfigError
+from trainer.evaluation.load_encoder import Preprocessing
 from trainer.export.target import Features, Target, Tensors
-from trainer.weights import Preprocessing
 
 INPUT = "images"
 

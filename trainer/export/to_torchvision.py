@@ -8,16 +8,16 @@ import torch
 import torchvision
 from torch import nn
 
-from trainer.encoders import (
+from common.files.safetensors_file import parse_safetensors
+from trainer.evaluation.load_encoder import Preprocessing
+from trainer.export.target import Features, Target, Tensors, fill_exactly, refused
+from trainer.models.encoders import (
     STRIDES,
     EncoderConfig,
     is_torchvisions,
     remove_classifier,
     use_cifar_stem,
 )
-from trainer.export.target import Features, Target, Tensors, fill_exactly, refused
-from trainer.safetensors_file import parse_safetensors
-from trainer.weights import Preprocessing
 
 
 def stem_lines(encoder: EncoderConfig) -> list[str]:

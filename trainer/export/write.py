@@ -16,12 +16,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from data_pipeline.atomic_file import AtomicFile, as_utf8
-from data_pipeline.errors import DataError
-from data_pipeline.strict_json import dump_json, read_json_file
-from trainer.checkpoint import load_encoder_state
-from trainer.encoders import EncoderConfig, build_encoder
-from trainer.errors import ConfigError
+from common.errors import ConfigError, DataError
+from common.files.atomic_file import AtomicFile, as_utf8
+from common.files.strict_json import dump_json, read_json_file
+from trainer.evaluation.load_encoder import (
+    FILE_FORMAT,
+    FILE_VERSION,
+    Preprocessing,
+    Which,
+    description_path,
+    fill,
+    run_encoder_config,
+    run_preprocessing,
+)
 from trainer.export.atomic_folder import AtomicFolder
 from trainer.export.card import model_card
 from trainer.export.proof import Proof, proof_images, prove
@@ -32,17 +39,9 @@ from trainer.export.to_onnx import ToOnnx
 from trainer.export.to_timm import ToTimm
 from trainer.export.to_torch_export import ToTorchExport
 from trainer.export.to_torchvision import ToTorchvision
-from trainer.provenance import versions
-from trainer.weights import (
-    FILE_FORMAT,
-    FILE_VERSION,
-    Preprocessing,
-    Which,
-    description_path,
-    fill,
-    run_encoder_config,
-    run_preprocessing,
-)
+from trainer.models.encoders import EncoderConfig, build_encoder
+from trainer.state.checkpoint import load_encoder_state
+from trainer.state.provenance import versions
 
 TARGETS: dict[str, type[Target]] = {
     target.name: target
@@ -72,7 +71,7 @@ class Exported:
 
 
 @dataclass(frozen=True)
-class _Source:
+class _Outgoing:
     """The encoder that goes out."""
 
     run: Path
@@ -122,7 +121,7 @@ def export(
     target = _target(kind, encoder_config, preprocessing)
     encoder = build_encoder(encoder_config)
     fill(encoder, tensors, f"{run}: its checkpoint")
-    source = _Source(
+    source = _Outgoing(
         run, config, encoder_config, preprocessing, encoder.eval(), _plain(tensors), which
     )
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -142,7 +141,7 @@ def _target(kind: type[Target], encoder: EncoderConfig, preprocessing: Preproces
         raise RefusedError(f"{error}; take --format {' or '.join(able)}") from None
 
 
-def _write_file(source: _Source, target: Target, out: Path, card: Path, force: bool) -> Exported:
+def _write_file(source: _Outgoing, target: Target, out: Path, card: Path, force: bool) -> Exported:
     card.parent.mkdir(parents=True, exist_ok=True)
     content = target.write(source.encoder, source.tensors)[""]
     with ExitStack() as stack:
@@ -160,7 +159,9 @@ def _write_file(source: _Source, target: Target, out: Path, card: Path, force: b
     )
 
 
-def _write_folder(source: _Source, target: Target, out: Path, card: Path, force: bool) -> Exported:
+def _write_folder(
+    source: _Outgoing, target: Target, out: Path, card: Path, force: bool
+) -> Exported:
     files = target.write(source.encoder, source.tensors)
     with AtomicFolder(out) as atomic:
         atomic.write(files)
@@ -175,7 +176,7 @@ def _write_folder(source: _Source, target: Target, out: Path, card: Path, force:
 
 
 def _proven(
-    source: _Source, target: Target, written: Path | bytes, name: str
+    source: _Outgoing, target: Target, written: Path | bytes, name: str
 ) -> tuple[dict[str, Any], Proof]:
     """Load what was written into the library, compare, and say all that is known of it."""
     images, image_source = proof_images(source.run, source.config, source.preprocessing)
@@ -270,7 +271,7 @@ def _json(facts: Mapping[str, Any]) -> bytes:
     return (dump_json(facts, indent=1) + "\n").encode()
 
 
-def _facts(source: _Source, target: str) -> dict[str, Any]:
+def _facts(source: _Outgoing, target: str) -> dict[str, Any]:
     config = source.config
     saved, run_facts = config["checkpoint"], config.get("run") or {}
     trained_by = run_facts.get("versions") or run_facts  # older runs had these beside the rest

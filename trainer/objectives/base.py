@@ -15,7 +15,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import nn
 
-from trainer.encoders import Encoder
+from trainer.models.encoders import Encoder
 
 
 class Projections(NamedTuple):

@@ -1,7 +1,7 @@
 """Which objective a configuration means."""
 
-from trainer.encoders import Encoder
-from trainer.heads import ProjectionHead
+from trainer.models.encoders import Encoder
+from trainer.models.heads import ProjectionHead
 from trainer.objectives.base import Objective
 from trainer.objectives.moco import MoCo, MoCoConfig
 from trainer.objectives.mocov3 import MoCoV3, MoCoV3Config

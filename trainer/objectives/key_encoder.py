@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from kernels.ema import ema_update_
-from trainer.schedule import half_cosine
-from trainer.shards import local
+from trainer.optim.schedule import half_cosine
+from trainer.optim.sharded_norms import local
 
 MomentumSchedule = Literal["constant", "cosine"]
 

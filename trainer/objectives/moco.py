@@ -13,16 +13,16 @@ import torch
 import tyro
 from torch import nn
 
+from common.gather import gather_rows, rank_and_size
 from data_pipeline.bounds import check_bounds
 from kernels.ntxent import Implementation, info_nce_and_accuracy
-from kernels.ntxent.gather import gather_rows, rank_and_size
 from kernels.ntxent.reference import unit_rows
-from trainer.encoders import Encoder
-from trainer.heads import ProjectionHead
+from trainer.models.encoders import Encoder
+from trainer.models.heads import ProjectionHead
 from trainer.objectives.base import Loss, Objective, Projections
 from trainer.objectives.key_encoder import KeyEncoder, MomentumSchedule, momentum_at
 from trainer.objectives.key_queue import KeyQueue
-from trainer.shuffle import batch_permutation, inverse, permute_rows
+from trainer.objectives.shuffle import batch_permutation, inverse, permute_rows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,11 +10,11 @@ from typing import Literal
 import torch
 import tyro
 
+from common.errors import ConfigError
 from data_pipeline.bounds import check_bounds
 from kernels.ntxent import Implementation, info_nce_and_accuracy
-from trainer.encoders import Encoder
-from trainer.errors import ConfigError
-from trainer.heads import HeadConfig, ProjectionHead, build_head
+from trainer.models.encoders import Encoder
+from trainer.models.heads import HeadConfig, ProjectionHead, build_head
 from trainer.objectives.base import Loss, Objective, Projections
 from trainer.objectives.key_encoder import KeyEncoder, MomentumSchedule, momentum_at
 

@@ -12,8 +12,8 @@ import tyro
 
 from data_pipeline.bounds import check_bounds
 from kernels.ntxent import Implementation, nt_xent_and_accuracy
-from trainer.encoders import Encoder
-from trainer.heads import ProjectionHead
+from trainer.models.encoders import Encoder
+from trainer.models.heads import ProjectionHead
 from trainer.objectives.base import Loss, Objective, Projections
 
 

@@ -18,16 +18,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data_pipeline.beton import check_beton
-from data_pipeline.pack import PackConfig, pack
-from data_pipeline.strict_json import dump_json
+from common.errors import ConfigError
+from common.files.strict_json import dump_json
+from data_pipeline.packing.pack import PackConfig, pack
+from data_pipeline.reading.beton import check_beton
 from trainer.config import DataConfig, RunConfig, to_json
-from trainer.errors import ConfigError
-from trainer.planner.census import Census, count_step
-from trainer.planner.contrast import contrast
+from trainer.parallel.precision import with_precision
+from trainer.planner.loss_cost import contrast
 from trainer.planner.probe import Reading
 from trainer.planner.rates import Calibration, Gpu, Rates
-from trainer.precision import with_precision
+from trainer.planner.step_cost import StepCost, count_step
 from trainer.telemetry import TelemetryConfig
 
 _STEPS = 5
@@ -66,7 +66,7 @@ def calibrate(config: RunConfig, known: bool, links: Gpu, rates: Rates | None = 
     return dataclasses.replace(rates, gpu=gpu, calibration=measured)
 
 
-def calibration(config: RunConfig, readings: list[Reading], counts: list[Census]) -> Calibration:
+def calibration(config: RunConfig, readings: list[Reading], counts: list[StepCost]) -> Calibration:
     """Rates from two readings, the smaller batch first, and what was counted for each."""
     low, high = readings
     counted = counts[1].peak - counts[0].peak

@@ -1,19 +1,19 @@
 """Whether a step fits a device, and if not, what would.
 
-A :class:`~trainer.planner.census.Census` says what is in use at the peak; the device must also hold
-its context and the allocator's waste. Memory grows linearly with the images in memory at a time, so
-two counts give the largest number that fits; that number is then counted itself.
+A :class:`~trainer.planner.step_cost.StepCost` says what is in use at the peak; the device must also
+hold its context and the allocator's waste. Memory grows linearly with the images in memory at a
+time, so two counts give the largest number that fits; that number is then counted itself.
 """
 
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from common.errors import ConfigError
 from trainer.config import RunConfig
-from trainer.errors import ConfigError
 from trainer.objectives.moco import MoCoConfig
-from trainer.planner.census import PARTS, Census, count_step
 from trainer.planner.rates import Rates
+from trainer.planner.step_cost import PARTS, StepCost, count_step
 
 _STEP = 8  # micro-batches are multiples of this, where they are larger
 
@@ -27,7 +27,7 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory:
+class DeviceMemory:
     """A process's device at the peak of a step."""
 
     parts: tuple[Part, ...]
@@ -64,32 +64,32 @@ class Remedy:
     """How many times a step's usual time the networks take in pieces, with exact BatchNorm."""
 
 
-def memory(census: Census, rates: Rates, processes: int) -> Memory:
+def memory(step_cost: StepCost, rates: Rates, processes: int) -> DeviceMemory:
     """Memory of a step.
 
     Args:
-        census: of the step.
+        step_cost: of the step.
         rates: of the device.
         processes: on a node; where the device is the CPU they share its memory.
     """
     measured = rates.calibration
     factor = measured.memory_factor if measured else rates.memory_factor
     base = measured.base_bytes if measured else rates.context_bytes
-    parts = [Part(name=name, bytes=float(census.bytes[name])) for name in PARTS]
+    parts = [Part(name=name, bytes=float(step_cost.bytes[name])) for name in PARTS]
     parts += [
-        Part(name="allocator", bytes=(factor - 1) * census.peak),
+        Part(name="allocator", bytes=(factor - 1) * step_cost.peak),
         Part(name="context", bytes=base),
     ]
     shared = processes if rates.device == "cpu" else 1
-    return Memory(parts=tuple(parts), limit=rates.memory / shared)
+    return DeviceMemory(parts=tuple(parts), limit=rates.memory / shared)
 
 
-def remedy(config: RunConfig, census: Census, nodes: int, gpus: int, rates: Rates) -> Remedy:
+def remedy(config: RunConfig, step_cost: StepCost, nodes: int, gpus: int, rates: Rates) -> Remedy:
     """What would fit, for a run that does not.
 
     Args:
         config: the run, whose batch divides by the processes.
-        census: of its step.
+        step_cost: of its step.
         nodes: machines.
         gpus: on each.
         rates: of the devices.
@@ -100,12 +100,12 @@ def remedy(config: RunConfig, census: Census, nodes: int, gpus: int, rates: Rate
         micro_batch=_largest_micro_batch(split, nodes * gpus, gpus, rates),
         gpus=_least_gpus(whole, gpus, rates),
         activation_checkpointing=_fits_recomputed(whole, nodes * gpus, gpus, rates),
-        exact_passes=(2 * len(census.norms) + 3) / 3,
+        exact_passes=(2 * len(step_cost.norms) + 3) / 3,
     )
 
 
-def counted(config: RunConfig, world_size: int, rates: Rates) -> Census:
-    """The census of a process's step, in pieces where the settings say so."""
+def counted(config: RunConfig, world_size: int, rates: Rates) -> StepCost:
+    """The step_cost of a process's step, in pieces where the settings say so."""
     local = config.batch // world_size
     images = min(config.micro_batch, local) if config.micro_batch else local
     return count_step(config, images, local_batch=local, world_size=world_size, device=rates.device)
@@ -124,7 +124,7 @@ def _largest_micro_batch(config: RunConfig, world_size: int, gpus: int, rates: R
         return 0
     local = config.batch // world_size
 
-    def at(images: int) -> Memory:
+    def at(images: int) -> DeviceMemory:
         split = dataclasses.replace(config, micro_batch=images)
         return memory(counted(split, world_size, rates), rates, gpus)
 
@@ -149,11 +149,11 @@ def _fits_recomputed(config: RunConfig, world_size: int, gpus: int, rates: Rates
 def _least_gpus(config: RunConfig, gpus: int, rates: Rates) -> int:
     """Whole nodes, or a part of one."""
 
-    def at(images: int) -> Memory:
-        census = count_step(
+    def at(images: int) -> DeviceMemory:
+        step_cost = count_step(
             config, images, local_batch=images, world_size=gpus, device=rates.device
         )
-        return memory(census, rates, gpus)
+        return memory(step_cost, rates, gpus)
 
     most = 1.05 * _meets_limit(at, config.batch)  # the loss bends the line a little
     for world_size in (*range(1, gpus), *range(gpus, config.batch + 1, gpus)):
@@ -164,7 +164,7 @@ def _least_gpus(config: RunConfig, gpus: int, rates: Rates) -> int:
     return 0
 
 
-def _meets_limit(at: Callable[[int], Memory], most: int) -> int:
+def _meets_limit(at: Callable[[int], DeviceMemory], most: int) -> int:
     """Images at which the straight line through two counts meets the limit, at most ``most``."""
     low, high = min(_STEP, most), min(8 * _STEP, most)
     if high == low:

@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.beton import check_beton, read_sample_table
+from common.errors import ConfigError
+from data_pipeline.reading.beton import check_beton, read_sample_table
 from trainer.config import RunConfig, RunPlan, from_json, plan_run, to_json
-from trainer.errors import ConfigError
 from trainer.objectives.base import Objective
-from trainer.planner.memory import Memory, Remedy, can_be_split, counted, memory, remedy
+from trainer.parallel.precision import with_precision
+from trainer.parallel.strategy import refuse_unsupported
+from trainer.planner.memory import DeviceMemory, Remedy, can_be_split, counted, memory, remedy
 from trainer.planner.rates import Rates, stated_loader_rate
 from trainer.planner.step_time import StepTime, step_time
 from trainer.planner.traffic import Flow, flows
-from trainer.precision import with_precision
-from trainer.strategy import refuse_unsupported
 
 __all__ = ["Images", "Plan", "images_of", "make_plan", "plan_from_json", "to_json"]
 
@@ -82,7 +82,7 @@ class Plan:
     trainable: int
     flops: float
     """Of a process's step, networks alone, forward and backward once."""
-    memory: Memory
+    memory: DeviceMemory
     remedy: Remedy | None
     """Where the run does not fit."""
     flows: tuple[Flow, ...]
@@ -176,11 +176,11 @@ def make_plan(config: RunConfig, *, nodes: int, gpus: int, rates: Rates, images:
             "--micro-batch: every BatchNorm must be synchronised; set --sync-batch-norm, and"
             " --objective.key-batch-norm sync for MoCo"
         )
-    census = counted(config, world_size, rates)
-    needed = memory(census, rates, gpus)
-    found = flows(config, census, run.local_batch, nodes, gpus, rates)
+    step_cost = counted(config, world_size, rates)
+    needed = memory(step_cost, rates, gpus)
+    found = flows(config, step_cost, run.local_batch, nodes, gpus, rates)
     core_rate = _core_rate(config, rates, images)
-    time = step_time(config, census, run.local_batch, nodes, gpus, found, rates, core_rate)
+    time = step_time(config, step_cost, run.local_batch, nodes, gpus, found, rates, core_rate)
     return Plan(
         recipe=config.recipe,
         precision=config.precision,
@@ -189,12 +189,12 @@ def make_plan(config: RunConfig, *, nodes: int, gpus: int, rates: Rates, images:
         gpus=gpus,
         images=images,
         run=run,
-        micro_batch=census.images,
-        parameters=census.parameters,
-        trainable=census.trainable,
-        flops=census.flops * run.local_batch / census.images,
+        micro_batch=step_cost.images,
+        parameters=step_cost.parameters,
+        trainable=step_cost.trainable,
+        flops=step_cost.flops * run.local_batch / step_cost.images,
         memory=needed,
-        remedy=None if needed.fits else remedy(config, census, nodes, gpus, rates),
+        remedy=None if needed.fits else remedy(config, step_cost, nodes, gpus, rates),
         flows=found,
         time=time,
         input=_input(run, gpus, time, core_rate, images),

@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
-from data_pipeline.batch import Batch
-from data_pipeline.order import Position
-from data_pipeline.strict_json import dump_json
+from common.files.strict_json import dump_json
+from data_pipeline.reading.batch import Batch
+from data_pipeline.reading.order import Position
 from trainer.config import RunConfig, from_json
 from trainer.objectives.base import Projections
-from trainer.optim import apply_update, gradient_norm
+from trainer.optim.optimizers import apply_update, gradient_norm
 from trainer.prepare import prepare
 from trainer.run import Run
 

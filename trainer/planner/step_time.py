@@ -16,10 +16,10 @@ import torch
 from kernels.augment.plan import bytes_moved
 from trainer.config import RunConfig
 from trainer.objectives.base import Objective
-from trainer.planner.census import Census
-from trainer.planner.contrast import contrast
 from trainer.planner.ledger import Operation
+from trainer.planner.loss_cost import contrast
 from trainer.planner.rates import Rates
+from trainer.planner.step_cost import StepCost
 from trainer.planner.traffic import Flow
 
 _UPDATE_BYTES = {"lars": 28, "sgd": 24, "adamw": 32}  # a parameter, with the gradient's norm
@@ -81,7 +81,7 @@ class StepTime:
 
 def step_time(
     config: RunConfig,
-    census: Census,
+    step_cost: StepCost,
     local_batch: int,
     nodes: int,
     gpus: int,
@@ -93,7 +93,7 @@ def step_time(
 
     Args:
         config: the run.
-        census: of ``census.images`` images in memory at a time.
+        step_cost: of ``step_cost.images`` images in memory at a time.
         local_batch: images of a process.
         nodes: machines.
         gpus: processes on each; where the device is the CPU they share its cores.
@@ -101,11 +101,11 @@ def step_time(
         rates: stated or measured.
         loader_rate: images a core reads in a second.
     """
-    sweeps, passes = _in_pieces(config, census, local_batch)
+    sweeps, passes = _in_pieces(config, step_cost, local_batch)
     loss = contrast(config, local_batch, nodes * gpus, rates.device)
     network = sum(flow.seconds for flow in found if not flow.overlapped)
     hidden = sum(flow.seconds for flow in found if flow.overlapped)
-    forward, backward = _networks(config, census, local_batch, rates)
+    forward, backward = _networks(config, step_cost, local_batch, rates)
     crowd = gpus if rates.device == "cpu" else 1
     return StepTime(
         loader=_loader(local_batch, rates, loader_rate),
@@ -113,35 +113,37 @@ def step_time(
         forward=crowd * forward,
         backward=crowd * backward,
         loss=crowd * _loss(config, loss.flops, loss.exponentials, rates),
-        update=crowd * _update(config, census, rates),
+        update=crowd * _update(config, step_cost, rates),
         network=network,
         hidden=hidden,
         passes=passes,
     )
 
 
-def _in_pieces(config: RunConfig, census: Census, local_batch: int) -> tuple[float, float]:
+def _in_pieces(config: RunConfig, step_cost: StepCost, local_batch: int) -> tuple[float, float]:
     """How often views are made, and how many times the networks' usual time is taken."""
     if not 0 < config.micro_batch < local_batch:
         return 1.0, 1.0
     if config.micro_batch_norm == "piece":
         return 2.0, 4 / 3
-    layers = len(census.norms)  # see trainer.piece_statistics: L/2 + 3/2 L + 3 forward passes
+    layers = len(
+        step_cost.norms
+    )  # see trainer.parallel.micro_batch_norm: L/2 + 3/2 L + 3 forward passes
     return 2.0 * layers + 2, (2 * layers + 3) / 3
 
 
 def _networks(
-    config: RunConfig, census: Census, local_batch: int, rates: Rates
+    config: RunConfig, step_cost: StepCost, local_batch: int, rates: Rates
 ) -> tuple[float, float]:
     """Forward and backward pass of the whole local batch, once."""
     measured = rates.calibration
     if measured is not None:
         seconds = measured.base_seconds + measured.image_seconds * local_batch
         return seconds / 3, 2 * seconds / 3
-    pieces, width = local_batch / census.images, _WIDTH[config.precision]
+    pieces, width = local_batch / step_cost.images, _WIDTH[config.precision]
     return (
-        pieces * _operations(census.forward, rates, width),
-        pieces * _operations(census.backward, rates, width),
+        pieces * _operations(step_cost.forward, rates, width),
+        pieces * _operations(step_cost.backward, rates, width),
     )
 
 
@@ -170,11 +172,11 @@ def _loss(config: RunConfig, flops: float, exponentials: float, rates: Rates) ->
     return (products + exponentials / (peak * _POWERS)) / rates.loss_fraction
 
 
-def _update(config: RunConfig, census: Census, rates: Rates) -> float:
+def _update(config: RunConfig, step_cost: StepCost, rates: Rates) -> float:
     if rates.calibration is not None:
         return rates.calibration.update_seconds
-    moved = census.trainable * _UPDATE_BYTES[config.optim.name]
-    moved += (census.parameters - census.trainable) * _AVERAGE_BYTES
+    moved = step_cost.trainable * _UPDATE_BYTES[config.optim.name]
+    moved += (step_cost.parameters - step_cost.trainable) * _AVERAGE_BYTES
     return moved / (rates.gpu.bandwidth * rates.gpu.bandwidth_fraction)
 
 

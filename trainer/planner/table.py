@@ -2,7 +2,7 @@
 
 import math
 
-from trainer.planner.memory import Memory
+from trainer.planner.memory import DeviceMemory
 from trainer.planner.plan import Plan
 from trainer.planner.step_time import StepTime
 from trainer.planner.traffic import Flow
@@ -69,7 +69,7 @@ def _head(plan: Plan) -> str:
 
 
 def _memory(plan: Plan) -> str:
-    memory: Memory = plan.memory
+    memory: DeviceMemory = plan.memory
     lines = ["memory of a process at its peak (0: not there at that moment)"]
     lines += [
         f"  {part.name:12} {_size(part.bytes):>10}  {_WHAT[part.name]}" for part in memory.parts

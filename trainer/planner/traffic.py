@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from trainer.config import RunConfig
 from trainer.objectives.base import Objective
 from trainer.objectives.moco import MoCoConfig
-from trainer.planner.census import Census, synchronised
-from trainer.planner.contrast import contrast
+from trainer.planner.loss_cost import contrast
 from trainer.planner.rates import Rates
+from trainer.planner.step_cost import StepCost, synchronised
 
 _FLOAT = 4
 _BUCKET = 25 * 2**20  # DDP's: bytes of gradients that travel together
@@ -38,13 +38,13 @@ class Flow:
 
 
 def flows(
-    config: RunConfig, census: Census, local_batch: int, nodes: int, gpus: int, rates: Rates
+    config: RunConfig, step_cost: StepCost, local_batch: int, nodes: int, gpus: int, rates: Rates
 ) -> tuple[Flow, ...]:
     """All flows of a step; none on one process.
 
     Args:
         config: the run.
-        census: of one process's step.
+        step_cost: of one process's step.
         local_batch: images of a process.
         nodes: machines.
         gpus: processes on each.
@@ -55,8 +55,8 @@ def flows(
         return ()
     ring = _Ring(nodes, gpus, rates)
     found = [
-        *_gradient_flows(config, census, ring),
-        *_norm_flows(config, census, nodes, gpus, rates),
+        *_gradient_flows(config, step_cost, ring),
+        *_norm_flows(config, step_cost, nodes, gpus, rates),
         *_loss_flows(config, local_batch, world, ring),
     ]
     if isinstance(config.objective, MoCoConfig) and config.objective.key_batch_norm == "shuffle":
@@ -65,9 +65,9 @@ def flows(
     return tuple(found)
 
 
-def _gradient_flows(config: RunConfig, census: Census, ring: "_Ring") -> list[Flow]:
+def _gradient_flows(config: RunConfig, step_cost: StepCost, ring: "_Ring") -> list[Flow]:
     item = 2 if config.strategy.compress_gradients == "bf16" else _gradient_item(config)
-    size, weights = census.trainable * item, census.trainable * _gradient_item(config)
+    size, weights = step_cost.trainable * item, step_cost.trainable * _gradient_item(config)
     calls = -(-weights // _BUCKET)
     if config.strategy.name == "ddp":
         return [ring.all_reduce("gradients", size, calls, overlapped=True)]
@@ -78,9 +78,9 @@ def _gradient_flows(config: RunConfig, census: Census, ring: "_Ring") -> list[Fl
 
 
 def _norm_flows(
-    config: RunConfig, census: Census, nodes: int, gpus: int, rates: Rates
+    config: RunConfig, step_cost: StepCost, nodes: int, gpus: int, rates: Rates
 ) -> list[Flow]:
-    layers = synchronised(config, census.norms)
+    layers = synchronised(config, step_cost.norms)
     group = config.batch_norm_group or nodes * gpus
     if not layers or group == 1:
         return []

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from trainer.figures import Bar
+from trainer.health.phases import PHASES, WAITS
 from trainer.report.charts import HEIGHT, WIDTH, frame, legend, path, x_on, y_on
+from trainer.report.figures import Bar
 from trainer.report.history import PhaseTime
 from trainer.report.html import Html, tag
 from trainer.report.ticks import linear_axis
-from trainer.watch.phases import PHASES, WAITS
 
 _BINS = 32
 _ROW = 24.0  # of a bar

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.strict_json import dump_json
-from trainer.figures import running_mean
+from common.files.strict_json import dump_json
+from trainer.report.figures import running_mean
 from trainer.report.html import Html, join, tag
 from trainer.report.ticks import Axis, labels, linear_axis, log_axis, short
 

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.figures import Bar
+from trainer.health.heartbeat import ranks_in
 from trainer.report.evaluations import Measured, read_evaluations, read_measured
+from trainer.report.figures import Bar
 from trainer.report.history import History, read_history
 from trainer.report.looks import Attempts, Looks
 from trainer.report.settings import read_settings, section
-from trainer.run_list import read_run
-from trainer.watch.heartbeat import ranks_in
+from trainer.state.run_list import read_run
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ import numpy.typing as npt
 import torch
 
 from data_pipeline.augment import Augment, AugmentConfig
-from data_pipeline.loader import Batch
-from data_pipeline.order import Position
-from trainer.evaluation.features import extract_features
+from data_pipeline.reading.loader import Batch
+from data_pipeline.reading.order import Position
 from trainer.evaluation.job import choose_device
-from trainer.figures import Images
+from trainer.evaluation.load_encoder import LoadedEncoder
+from trainer.features.extraction import extract_features
+from trainer.report.figures import Images
 from trainer.report.options import MissingError
-from trainer.weights import LoadedEncoder
 
 _BATCH = 128  # images per forward pass
 _FEWEST = 10  # points of a map

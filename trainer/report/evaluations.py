@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.errors import DataError
-from data_pipeline.strict_json import read_json_file
-from trainer.figures import Bar
+from common.errors import DataError
+from common.files.strict_json import read_json_file
+from trainer.report.figures import Bar
 from trainer.report.history import number_in
 
 log = logging.getLogger(__name__)

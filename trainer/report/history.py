@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.errors import DataError
-from trainer.figures import Metrics
-from trainer.watch.phases import PHASES, WAITS
+from common.errors import DataError
+from trainer.health.phases import PHASES, WAITS
+from trainer.report.figures import Metrics
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.errors import DataError
-from trainer.errors import ConfigError
+from common.errors import ConfigError, DataError
 from trainer.report.contents import Contents, names, read_contents
 from trainer.report.looks import COMPARED, Looks, look
 from trainer.report.options import ReportConfig
 from trainer.report.page import page
 from trainer.report.settings import read_settings
-from trainer.run_list import read_run
+from trainer.state.run_list import read_run
 
 log = logging.getLogger(__name__)
 

@@ -15,19 +15,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from data_pipeline.beton import check_beton
-from data_pipeline.errors import DataError
-from trainer.errors import CheckpointError, ConfigError, NumericalError
+from common.errors import CheckpointError, ConfigError, DataError, NumericalError
+from data_pipeline.reading.beton import check_beton
 from trainer.evaluation.job import choose_device
-from trainer.evaluation.labelled_files import compare_labels
-from trainer.figures import Images
+from trainer.evaluation.load_encoder import LoadedEncoder, load_encoder
+from trainer.features.labelled_files import compare_labels
 from trainer.report.embedding import features_of, nearest, project
 from trainer.report.evaluations import KINDS
+from trainer.report.figures import Images
 from trainer.report.options import MissingError, ReportConfig
 from trainer.report.samples import Samples, evenly, first_views, read_spread, view_batch
 from trainer.report.settings import section
-from trainer.run_data import run_data
-from trainer.weights import LoadedEncoder, load_encoder
+from trainer.state.run_data import run_data
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

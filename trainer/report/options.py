@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 
-from trainer.errors import ConfigError
+from common.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)

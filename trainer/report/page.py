@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_pipeline.atomic_file import as_utf8, write_atomically
+from common.files.atomic_file import as_utf8, write_atomically
 from trainer.report.contents import Contents
 from trainer.report.html import Html, join, tag, text
 from trainer.report.sections import Section, sections

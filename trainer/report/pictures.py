@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from trainer.figures import Images
+from trainer.report.figures import Images
 from trainer.report.html import Html, tag
 from trainer.report.looks import Queries, Views
 

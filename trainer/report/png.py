@@ -5,9 +5,9 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer import figures
-from trainer.figures import Neighbours, Overview
+from trainer.report import figures
 from trainer.report.contents import Contents
+from trainer.report.figures import Neighbours, Overview
 from trainer.report.settings import title
 
 if TYPE_CHECKING:

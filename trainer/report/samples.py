@@ -13,14 +13,14 @@ import numpy.typing as npt
 import torch
 
 from data_pipeline.augment import Augment, AugmentConfig
-from data_pipeline.beton import check_beton, read_sample_table
-from data_pipeline.loader import Batch, LoaderConfig, train_loader
-from data_pipeline.order import Position
-from data_pipeline.views import CropConfig
+from data_pipeline.crops import CropConfig
+from data_pipeline.reading.beton import check_beton, read_sample_table
+from data_pipeline.reading.loader import Batch, LoaderConfig, train_loader
+from data_pipeline.reading.order import Position
 from trainer.config import from_json
+from trainer.evaluation.load_encoder import Preprocessing
 from trainer.evaluation.pictures import CropReader
-from trainer.figures import Images
-from trainer.weights import Preprocessing
+from trainer.report.figures import Images
 
 # FFCV would compile for seconds to read a few images.
 _LOADER = LoaderConfig(backend="torchvision", workers=1)

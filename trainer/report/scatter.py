@@ -6,7 +6,7 @@ Shape suffixes: N points.
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.strict_json import dump_json
+from common.files.strict_json import dump_json
 from trainer.report.html import Html, tag
 from trainer.report.looks import EmbeddingMap
 from trainer.report.pictures import SHEET_COLUMNS, class_name, sheet

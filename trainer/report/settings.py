@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.errors import DataError
-from data_pipeline.strict_json import read_json_file
+from common.errors import ConfigError, DataError
+from common.files.strict_json import read_json_file
 from trainer.config import to_json
-from trainer.errors import ConfigError
 from trainer.recipes import RECIPES
 
 Flat = dict[str, str]

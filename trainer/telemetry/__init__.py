@@ -1,7 +1,7 @@
 """What a run says of itself: one stream of step records, several readers.
 
 Readers are a progress bar or log lines, ``metrics.jsonl``, TensorBoard, Weights & Biases and
-Prometheus (:mod:`trainer.prometheus`).
+Prometheus (:mod:`trainer.telemetry.prometheus`).
 """
 
 from trainer.telemetry.files import JsonLines, TensorBoard, keep_lines

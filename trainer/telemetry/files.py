@@ -4,8 +4,8 @@ import json
 import os
 from pathlib import Path
 
-from data_pipeline.strict_json import dump_json
-from trainer.private_file import open_to_append
+from common.files.private_file import open_to_append
+from common.files.strict_json import dump_json
 from trainer.telemetry.stream import Record
 
 

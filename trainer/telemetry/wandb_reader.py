@@ -17,9 +17,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.atomic_file import write_atomically
-from data_pipeline.strict_json import dump_json, read_json_file
-from trainer.errors import ConfigError
+from common.errors import ConfigError
+from common.files.atomic_file import write_atomically
+from common.files.strict_json import dump_json, read_json_file
 from trainer.telemetry.stream import Record, TelemetryConfig
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,328 @@
+"""Images of any source -> one .beton and its manifest, both whole or neither.
+
+The same images and settings give the same bytes, on any number of processes: the file's SHA-256
+is the fingerprint of the data. Images that need no change keep their JPEG bytes
+(:mod:`data_pipeline.packing.image_codec` says which, and what becomes of the others).
+"""
+
+import importlib.metadata
+import os
+import platform
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+
+from common.cores import cores_alone
+from common.errors import DataError
+from common.files.atomic_file import AtomicFile
+from common.progress import Progress
+from data_pipeline.packing.beton_writer import BetonWriter
+from data_pipeline.packing.image_codec import CodecConfig, LeftOut, Stored
+from data_pipeline.packing.pack_workers import CHUNK, Chunk, WorkerDiedError, encode_in_order
+from data_pipeline.packing.sources import IMAGE_EXTENSIONS, Source, open_source
+from data_pipeline.reading.beton import MAX_LABEL, sha256_of
+from data_pipeline.reading.jpeg import soundness_check
+from data_pipeline.reading.manifest import dump_manifest, manifest_path
+
+# Decoding and converting hold eight bytes a pixel: no more fit into this machine's memory.
+_MAX_PIXELS = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8
+_LISTED = 1000  # files named in the manifest for each kind of change
+_NAMED = 100_000  # samples of a set whose manifest names them all: it is read at every start
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackConfig(CodecConfig):
+    """How to pack."""
+
+    workers: int = 0
+    """Processes; 0: as many as this process may use cores."""
+    labels: bool = True
+    """Class folders give labels; off packs all images below the folder without."""
+    strict: bool = False
+    """Refuse at the first image that would be left out, and files that would be passed over."""
+    download: bool = False
+    """Allow downloading a torchvision data set."""
+    root: Path = Path("data")
+    """Folder of downloaded torchvision data sets."""
+    extensions: tuple[str, ...] = IMAGE_EXTENSIONS
+    """File names that count as images, lower case, with their dots."""
+
+    def __post_init__(self) -> None:
+        checks = (
+            (self.max_side >= 0, f"max side {self.max_side}: use 0 (keep) or pixels"),
+            (1 <= self.quality <= 100, f"quality {self.quality}: use 1 to 100"),
+            (self.format in ("auto", "jpeg", "raw"), f"format {self.format}: auto, jpeg or raw"),
+            (0 <= self.min_levels <= 256, f"--min-levels {self.min_levels}: use 0 to 256"),
+            (self.workers >= 0, f"{self.workers} workers: use 0 (all cores) or more"),
+            (
+                1 <= self.max_pixels <= _MAX_PIXELS,
+                f"--max-pixels: use 1 to {_MAX_PIXELS} (by memory)",
+            ),
+            (bool(self.extensions), "no file extensions: name at least one"),
+        )
+        for holds, message in checks:
+            if not holds:
+                raise DataError(message)
+        for extension in self.extensions:
+            if not extension.startswith(".") or extension != extension.lower():
+                raise DataError(f"extension {extension!r}: lower case, with its dot, as '.jpg'")
+
+
+@dataclass(frozen=True)
+class PackReport:
+    """What was packed."""
+
+    path: Path
+    num_samples: int
+    num_bytes: int
+    fingerprint: str  # SHA-256 of the file
+    class_names: tuple[str, ...]
+    fates: dict[str, int]  # how the stored images are stored -> count
+    changes: dict[str, int]  # what was done to stored images -> count
+    left_out: tuple[tuple[str, str], ...]  # image, reason
+    passed_over: dict[str, int]  # why files of the source are not images -> count
+    empty_classes: tuple[str, ...]
+    seconds: float
+
+
+@dataclass
+class _Tally:
+    """What became of the images so far."""
+
+    class_counts: Counter[int] = field(default_factory=Counter)
+    fates: Counter[str] = field(default_factory=Counter)
+    changes: Counter[str] = field(default_factory=Counter)
+    changed: dict[str, list[str]] = field(default_factory=dict)
+    lost: dict[str, dict[str, str]] = field(default_factory=dict)  # change -> image -> how much
+    left_out: dict[int, str] = field(default_factory=dict)
+
+
+def pack(source: str, out: Path | str, config: PackConfig, progress: bool = True) -> PackReport:
+    """Pack a source into ``out`` and write ``out.json`` beside it, replacing what was there.
+
+    Args:
+        source: a folder of images, ``torchvision:NAME[:SPLIT]`` or ``embedded:NAME[:SPLIT]``; see
+            :func:`data_pipeline.packing.sources.open_source`.
+        out: the .beton.
+        config: how.
+        progress: show it on standard error.
+
+    Raises:
+        DataError: the source cannot be used, no image of it can, or with ``strict`` one cannot.
+        OSError: ``out`` cannot be written.
+        ChildProcessError: a packing process was killed. Nothing is left behind in any case.
+    """
+    start, out = time.monotonic(), Path(out)
+    _check_target(out)
+    images = open_source(
+        source,
+        root=config.root,
+        download=config.download,
+        labels=config.labels,
+        extensions=config.extensions,
+    )
+    if config.strict and images.passed_over:
+        raise _passed_over(source, images)
+    tally = _Tally()
+    try:
+        with AtomicFile(out) as beton, AtomicFile(manifest_path(out)) as manifest:
+            writer = BetonWriter(beton.file, capacity=len(images))
+            with Progress(f"packing {out.name}", len(images), "images", progress) as bar:
+                _write_images(images, config, writer, tally, bar)
+            if not writer.num_samples:
+                raise _all_left_out(source, images, tally)
+            content = writer.finish()
+            num_bytes = beton.file.seek(0, os.SEEK_END)
+            # Read back: the tables at the front are written last, so no hash could run along.
+            with Progress("checksum", num_bytes, "B", progress) as bar:
+                sha256 = sha256_of(beton.file, bar.advance)
+            identity = {"sha256": sha256, "content_sha256": content, "bytes": num_bytes}
+            manifest.file.write(dump_manifest(identity | _describe(images, config, tally)))
+            _publish(beton, manifest, out)
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(out)) from error
+    classes = images.class_names
+    return PackReport(
+        path=out,
+        num_samples=writer.num_samples,
+        num_bytes=num_bytes,
+        fingerprint=sha256,
+        class_names=classes,
+        fates=dict(sorted(tally.fates.items())),
+        changes=dict(sorted(tally.changes.items())),
+        left_out=tuple((images.name(i), why) for i, why in sorted(tally.left_out.items())),
+        passed_over={why: len(names) for why, names in sorted(images.passed_over.items())},
+        empty_classes=tuple(c for i, c in enumerate(classes) if not tally.class_counts[i]),
+        seconds=time.monotonic() - start,
+    )
+
+
+def _check_target(out: Path) -> None:
+    """Before hours of work: can the file get its name?"""
+    if out.is_dir():
+        raise DataError(f"{out}: is a folder; name the file to write, such as {out / 'x.beton'}")
+    if not out.parent.is_dir():
+        raise DataError(f"{out}: the folder {out.parent} does not exist; make it first")
+    if manifest_path(out).is_dir():
+        raise DataError(f"{manifest_path(out)}: is a folder, but the manifest goes there; move it")
+
+
+def _publish(beton: AtomicFile, manifest: AtomicFile, out: Path) -> None:
+    """Two renames cannot be one step. Between them, the new manifest stands beside the old file,
+
+    which check_beton finds out and says; the other order could lose class names unnoticed.
+    """
+    beton.stage()
+    replaces = out.exists()
+    manifest.publish()
+    try:
+        beton.publish()
+    except BaseException:
+        if not replaces:
+            manifest_path(out).unlink(missing_ok=True)
+        raise
+
+
+def _write_images(
+    images: Source, config: PackConfig, writer: BetonWriter, tally: _Tally, bar: Progress
+) -> None:
+    workers = config.workers or cores_alone()
+    # A process takes a third of a second to start: not for a handful of images.
+    workers = max(1, min(workers, len(images) // CHUNK))
+    codec = CodecConfig(**{name: getattr(config, name) for name in CodecConfig.__annotations__})
+    labels: dict[int, int] = {}  # of the images being encoded
+    chunks = _chunks(images, config, workers, labels, tally, bar)
+    try:
+        for index, result in encode_in_order(chunks, codec, workers):
+            label = labels.pop(index)
+            bar.advance()
+            if isinstance(result, LeftOut):
+                _leave_out(index, result, images, config, tally)
+                continue
+            writer.append(result, label)
+            _count(index, result, label, images, tally)
+    except WorkerDiedError as error:
+        image = f"at {images.name(error.index)}" if error.index is not None else "between images"
+        raise ChildProcessError(
+            f"a packing process died {image} ({error.how}); out of memory? Use fewer --workers, "
+            "or less for --max-pixels; if it is always this image, move it away"
+        ) from error
+
+
+def _chunks(
+    images: Source,
+    config: PackConfig,
+    workers: int,
+    labels: dict[int, int],
+    tally: _Tally,
+    bar: Progress,
+) -> Iterator[Chunk]:
+    """Images to encode, fetched as they are asked for; notes their labels."""
+    size = max(1, min(CHUNK, len(images) // (4 * workers)))
+    for first in range(0, len(images), size):
+        chunk = []
+        for index in range(first, min(first + size, len(images))):
+            sample = images.sample(index)
+            if not -1 <= sample.label <= MAX_LABEL:
+                raise DataError(f"{images.name(index)}: label {sample.label} is out of range")
+            if isinstance(sample.image, LeftOut):
+                _leave_out(index, sample.image, images, config, tally)
+                bar.advance()
+                continue
+            labels[index] = sample.label
+            chunk.append((index, sample.image))
+        if chunk:
+            yield chunk
+
+
+def _leave_out(
+    index: int, left_out: LeftOut, images: Source, config: PackConfig, tally: _Tally
+) -> None:
+    if config.strict:
+        raise DataError(
+            f"{images.name(index)}: {left_out.reason}; mend or remove it, or pack without --strict "
+            "to leave such images out"
+        )
+    tally.left_out[index] = left_out.reason
+
+
+def _count(index: int, stored: Stored, label: int, images: Source, tally: _Tally) -> None:
+    tally.fates[stored.fate] += 1
+    tally.class_counts[label] += 1
+    for each in stored.changes:
+        change, _, lost = each.partition(": ")
+        tally.changes[change] += 1
+        if tally.changes[change] <= _LISTED:
+            tally.changed.setdefault(change, []).append(images.name(index))
+            if lost:
+                tally.lost.setdefault(change, {})[images.name(index)] = lost
+
+
+def _passed_over(source: str, images: Source) -> DataError:
+    why, names = min(images.passed_over.items())
+    count = sum(map(len, images.passed_over.values()))
+    return DataError(
+        f"{source}: {count} of its files and folders would be passed over, such as {names[0]} "
+        f"({why}); move them away, name image files with --extensions, or pack without --strict"
+    )
+
+
+def _all_left_out(source: str, images: Source, tally: _Tally) -> DataError:
+    index, reason = min(tally.left_out.items())
+    return DataError(
+        f"{source}: none of its {len(images)} images can be used; the first, "
+        f"{images.name(index)}: {reason}"
+    )
+
+
+def _describe(images: Source, config: PackConfig, tally: _Tally) -> dict[str, Any]:
+    """The manifest, but for the file's identity. Nothing in it depends on time or processes."""
+    settings = asdict(config)
+    for name in ("workers", "download", "root", "strict"):  # of no effect on the result
+        del settings[name]
+    counts, classes = tally.class_counts, images.class_names
+    names = sorted(tally.left_out.items())
+    kept = [index for index in range(len(images)) if index not in tally.left_out]
+    are_files = images.description.get("kind") == "folder" and len(kept) <= _NAMED
+    return {
+        "count": sum(counts.values()),
+        "unlabelled": counts[-1],
+        "classes": list(classes),
+        "class_counts": [counts[label] for label in range(len(classes))],
+        "source": images.description,
+        "settings": settings,
+        "fates": dict(sorted(tally.fates.items())) | {"left out": len(names)},
+        "left_out": [{"image": images.name(i), "reason": reason} for i, reason in names],
+        "changed": {
+            change: {"count": tally.changes[change], f"first_{_LISTED}": tally.changed[change]}
+            | ({"lost": tally.lost[change]} if change in tally.lost else {})
+            for change in sorted(tally.changes)
+        },
+        "passed_over": {
+            why: {"count": len(names), f"first_{_LISTED}": names[:_LISTED]}
+            for why, names in sorted(images.passed_over.items())
+        },
+        **({"images": [images.name(index) for index in kept]} if are_files else {}),
+        "versions": {
+            "widebatch": _own_version(),
+            "python": platform.python_version(),
+            "pillow": PIL.__version__,
+            "numpy": np.__version__,
+            "jpegs_checked_by": soundness_check()[0],
+        },
+    }
+
+
+def _own_version() -> str:
+    try:
+        return importlib.metadata.version("widebatch")
+    except importlib.metadata.PackageNotFoundError:  # from a checkout that is not installed
+        return "unknown"

@@ -1,0 +1,102 @@
+"""A checked .beton that stays open while samples are read from it, and is watched meanwhile.
+
+Samples are read, not mapped: what is cut off under a mapping kills the process by a bus error, and
+on a network file system a moment's fault does.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from common.errors import DataError
+from data_pipeline.reading.beton import BetonInfo, SampleTable, opened, read_beton
+
+log = logging.getLogger(__name__)
+
+
+class OpenBeton:
+    """An open file. Whoever replaces it under its name, by a rename, does not disturb its readers.
+
+    Args:
+        path: the file.
+        max_damaged: as for :func:`data_pipeline.reading.beton.check_beton`.
+
+    Attributes:
+        info, table: what it holds.
+        descriptor: of the file, for ``pread``.
+
+    Raises:
+        DataError: the file cannot be used.
+    """
+
+    def __init__(self, path: Path | str, max_damaged: float = 0) -> None:
+        self.path, self._max_damaged = Path(path), max_damaged
+        with opened(self.path) as file:
+            self._file = os.fdopen(os.dup(file.fileno()), "rb")  # closed with this object
+        self.descriptor = self._file.fileno()
+        self._stamp = self._stamp_now()
+        self.info, self.table = self._read_tables()
+
+    def read(self, sample: int) -> npt.NDArray[np.uint8]:
+        """The bytes of a sample. Safe to call from several threads.
+
+        Raises:
+            DataError: the file was cut.
+            OSError: it cannot be read; names it.
+        """
+        data = np.empty(int(self.table.sizes[sample]), np.uint8)
+        start, done = int(self.table.offsets[sample]), 0
+        while done < len(data):
+            with self._named_errors():
+                count = os.preadv(self.descriptor, [data[done:].data], start + done)
+            if not count:
+                raise self._changed()
+            done += count
+        return data
+
+    def check_unchanged(self) -> None:
+        """Notice that somebody cut the file or wrote over it; costs microseconds where nobody did.
+
+        Raises:
+            DataError: it is not the file any more that was opened.
+            OSError: as for :meth:`read`.
+        """
+        stamp = self._stamp_now()
+        if stamp == self._stamp:
+            return
+        try:
+            identity = self._read_tables()[1].identity
+        except DataError:
+            raise self._changed() from None
+        if identity != self.table.identity:
+            raise self._changed()
+        log.warning("%s: touched while it is read; what it holds seems the same", self.path)
+        self._stamp = stamp
+
+    def _read_tables(self) -> tuple[BetonInfo, SampleTable]:
+        # A buffer of its own: another one's would show what it held before.
+        with os.fdopen(os.dup(self.descriptor), "rb") as file:
+            return read_beton(self.path, file, max_damaged=self._max_damaged)
+
+    def _stamp_now(self) -> tuple[int, int]:
+        with self._named_errors():
+            status = os.fstat(self._file.fileno())
+        return status.st_size, status.st_mtime_ns
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
+
+    def _changed(self) -> DataError:
+        return DataError(
+            f"{self.path}: cut or written over while it was read; put it back as it was, and the"
+            " same command goes on from the last checkpoint"
+        )

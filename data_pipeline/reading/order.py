@@ -1,0 +1,93 @@
+"""Which sample stands where: ``(seed, epoch, position) -> sample id``, a pure function.
+
+The permutation of an epoch is a balanced Feistel network on the smallest even-bit domain that
+holds the data set, with cycle walking (Black & Rogaway, CT-RSA 2002): a bijection that any process
+evaluates at any positions without storing or exchanging a table of them. A global batch is
+``batch_size`` consecutive positions and a rank's share is a consecutive slice of it, so the samples
+of a step do not depend on the number of ranks, and resuming is arithmetic.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from common.randomness import Stream, absorb, run_key
+
+IdArray = npt.NDArray[np.int64]
+
+_ROUNDS = 8  # four make a strong pseudo-random permutation; eight keep tiny domains well mixed
+
+
+@dataclass(frozen=True)
+class Position:
+    """A place in training: the ``step``-th global batch (from 0) of an ``epoch`` (from 0)."""
+
+    epoch: int = 0
+    step: int = 0
+
+
+def permute(seed: int, epoch: int, positions: npt.ArrayLike, num_samples: int) -> IdArray:
+    """Sample ids at ``positions`` of an epoch's permutation of ``range(num_samples)``.
+
+    Args:
+        seed: the run's seed.
+        epoch: from 0; every epoch has its own permutation.
+        positions: integers in ``[0, num_samples)``, any shape.
+        num_samples: size of the data set.
+
+    Returns:
+        int64 ids of the shape of ``positions``; distinct positions give distinct ids.
+
+    Raises:
+        IndexError: a position lies outside the data set.
+    """
+    x = np.asarray(positions, dtype=np.int64)
+    if x.size and (x.min() < 0 or x.max() >= num_samples):
+        raise IndexError(f"positions must lie in [0, {num_samples}), got {x.min()}..{x.max()}")
+    half_bits = max(1, (max(num_samples - 1, 1).bit_length() + 1) // 2)
+    rounds = _round_functions(seed, epoch, half_bits)
+    value = _feistel(x.reshape(-1), rounds, half_bits)
+    # The domain is at most four times the data set: walk on from values outside it.
+    outside = np.flatnonzero(value >= num_samples)
+    while outside.size:
+        value[outside] = walked = _feistel(value[outside], rounds, half_bits)
+        outside = outside[walked >= num_samples]
+    return value.reshape(x.shape)
+
+
+@lru_cache(maxsize=4)  # an epoch's and the next one's, for training and another set
+def _round_functions(seed: int, epoch: int, half_bits: int) -> list[IdArray]:
+    """What each round makes of each right half: few values, in the place of hashing every one."""
+    halves = np.arange(1 << half_bits, dtype=np.uint64)
+    mask = np.uint64((1 << half_bits) - 1)
+    with np.errstate(over="ignore"):
+        key = absorb(run_key(seed, epoch), np.array(int(Stream.ORDER), np.uint64))
+        round_keys = [absorb(key, np.array(r, np.uint64)) for r in range(_ROUNDS)]
+        return [(absorb(key, halves) & mask).astype(np.int64) for key in round_keys]
+
+
+def _feistel(x: IdArray, rounds: list[IdArray], half_bits: int) -> IdArray:
+    left, right = x >> half_bits, x & ((1 << half_bits) - 1)
+    for of_half in rounds:
+        left, right = right, left ^ of_half[right]
+    return (left << half_bits) | right
+
+
+def global_batch_ids(seed: int, position: Position, batch_size: int, num_samples: int) -> IdArray:
+    """Sample ids of one global batch, in the order of a one-process run.
+
+    The incomplete batch at an epoch's end is left out, so ``position.step`` is below
+    ``num_samples // batch_size``.
+    """
+    first = position.step * batch_size
+    return permute(seed, position.epoch, np.arange(first, first + batch_size), num_samples)
+
+
+def rank_slice(batch_size: int, rank: int, world_size: int) -> slice:
+    """The part of a global batch that ``rank`` carries; the world size divides the batch."""
+    if batch_size % world_size:
+        raise ValueError(f"a batch of {batch_size} does not divide by {world_size} processes")
+    share = batch_size // world_size
+    return slice(rank * share, (rank + 1) * share)

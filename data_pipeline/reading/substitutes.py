@@ -1,0 +1,128 @@
+"""Another sample in the place of a damaged one: a pure function of (seed, epoch, sample id).
+
+Which sample stands in is drawn from the counter generator, keyed by the damaged sample, so it is
+the same on any number of processes and after any resume. The substitute is cropped and augmented
+under the damaged sample's number: where it is in the batch itself too, the two show other views.
+
+Shape suffixes: N samples, V views, S side of a view, 4 = (top, left, height, width).
+"""
+
+import abc
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from common.errors import DataError
+from common.randomness import Stream, sample_keys, uniforms
+from data_pipeline.reading.order import IdArray
+
+BoxArray = npt.NDArray[np.int64]
+Pixels = npt.NDArray[np.uint8]
+
+# A file within its budget is nearly all sound: so many draws fail only where the budget is wide.
+_ATTEMPTS = 32
+
+_REMEDY = "pack it again with 'widebatch pack', which leaves damaged images out and lists them"
+
+
+@dataclass(frozen=True)
+class Substitute:
+    """One damaged sample of a batch, and which sample its place shows."""
+
+    sample: int
+    shown: int
+
+
+class Decoder(abc.ABC):
+    """What a backend does: decode samples of a .beton, cut boxes out of them, say what failed.
+
+    Safe to call from several threads.
+    """
+
+    path: Path
+    damaged: Mapping[int, str]
+    """Samples that the file's tables damage, and how."""
+
+    @abc.abstractmethod
+    def try_decode(self, ids_N: IdArray, boxes_NV4: BoxArray, out_NVSS3: Pixels) -> IdArray:
+        """Fill ``out_NVSS3`` with the boxes of the samples, resized to S x S.
+
+        Returns:
+            Places in ``ids_N`` of the samples that do not decode, ascending; what ``out_NVSS3``
+            holds there means nothing.
+        """
+
+    @abc.abstractmethod
+    def why(self, sample: int) -> str:
+        """What decoding says of a damaged sample that the tables have nothing against."""
+
+    def problem(self, sample: int) -> str:
+        """What is wrong with a damaged sample, to be put after 'sample 5'."""
+        return self.damaged.get(sample) or f"does not decode ({self.why(sample)})"
+
+    def decode(self, ids_N: IdArray, boxes_NV4: BoxArray, out_NVSS3: Pixels) -> None:
+        """As :meth:`try_decode`, for files that must be sound.
+
+        Raises:
+            DataError: a sample does not decode; names the first.
+        """
+        failed = self.try_decode(ids_N, boxes_NV4, out_NVSS3)
+        if failed.size:
+            sample = int(ids_N[failed[0]])
+            raise DataError(f"{self.path}: sample {sample} {self.problem(sample)}; {_REMEDY}")
+
+
+def candidates(seed: int, epoch: int, sample: int, num_samples: int) -> IdArray:
+    """Samples to show in the place of a damaged one, in the order in which they are tried."""
+    keys = sample_keys(seed, epoch, sample, 0, Stream.SUBSTITUTE)
+    drawn = uniforms(np.broadcast_to(keys, _ATTEMPTS), np.arange(_ATTEMPTS))
+    return (drawn * num_samples).astype(np.int64)
+
+
+def decode_or_substitute(
+    decoder: Decoder,
+    ids_N: IdArray,
+    boxes_NV4: BoxArray,
+    out_NVSS3: Pixels,
+    *,
+    boxes_of: Callable[[IdArray, IdArray], BoxArray],
+    seed: int,
+    epoch: int,
+    num_samples: int,
+) -> list[Substitute]:
+    """Fill ``out_NVSS3`` with boxes of the samples; a damaged one's place shows another sample.
+
+    Args:
+        decoder: of the file.
+        ids_N: samples.
+        boxes_NV4: their boxes.
+        out_NVSS3: uint8, to fill.
+        boxes_of: (ids, ids of the samples shown in their places) -> int64 (N, V, 4).
+        seed: the run's seed.
+        epoch: from 0.
+        num_samples: in the file.
+
+    Returns:
+        What was replaced, in the order of ``ids_N``.
+
+    Raises:
+        DataError: none of a sample's substitutes decodes either; names them.
+    """
+    replaced = []
+    for place in decoder.try_decode(ids_N, boxes_NV4, out_NVSS3).tolist():
+        sample = ids_N[place : place + 1]
+        for shown in candidates(seed, epoch, int(sample[0]), num_samples)[:, None]:
+            part = out_NVSS3[place : place + 1]
+            if not decoder.try_decode(shown, boxes_of(sample, shown), part).size:
+                replaced.append(Substitute(int(sample[0]), int(shown[0])))
+                break
+        else:
+            tried = sorted({int(i) for i in candidates(seed, epoch, int(sample[0]), num_samples)})
+            raise DataError(
+                f"{decoder.path}: sample {int(sample[0])} {decoder.problem(int(sample[0]))}, and "
+                f"so are samples {tried}, tried in its place, damaged; {_REMEDY}"
+            )
+    return replaced

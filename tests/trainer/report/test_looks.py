@@ -1,0 +1,170 @@
+"""What a report looks at: views as training saw them, neighbours, a map, similarities."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from common.errors import ConfigError
+from data_pipeline.augment import Augment, AugmentConfig, ViewConfig
+from data_pipeline.crops import CropConfig
+from data_pipeline.reading.loader import LoaderConfig, train_loader
+from data_pipeline.reading.order import Position
+from tests.report.made_runs import SMALL, finished_run
+from tests.trainer.runs import pack_images
+from tests.trainer.saved_runs import save_run
+from trainer.config import from_json, to_json
+from trainer.evaluation.load_encoder import load_encoder
+from trainer.report import ReportConfig, look, read_settings
+from trainer.report.embedding import nearest, project
+from trainer.report.looks import one_per_class
+from trainer.report.samples import first_views, read_spread, view_batch
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return pack_images(tmp_path_factory.mktemp("data"), count=72, side=32)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, data):
+    return finished_run(tmp_path_factory.mktemp("runs") / "run", data)
+
+
+def test_views_are_those_that_the_runs_first_step_saw(run, data):
+    settings = read_settings(run)
+    _, _, shown = first_views(data, settings, rows=5)
+    crop = CropConfig(size=32, scale=(0.2, 1.0))
+    loader = train_loader(
+        data, crop, LoaderConfig(backend="torchvision", workers=1), seed=5, batch_size=24
+    )
+    batch = next(loader.starting_at(Position(0, 0)))
+    loader.close()
+    config = from_json(AugmentConfig, settings["augment"])
+    views = Augment(config, 5)(batch.crops_BVHWC, batch.ids_B, 0)
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (config.mean, config.std))
+    for row in range(5):
+        for view in range(2):
+            seen = views[view * 24 + row] * std + mean
+            difference = seen.permute(1, 2, 0).numpy() * 255 - shown[row, view]
+            assert np.abs(difference).max() < 0.51
+
+
+def test_an_image_stands_beside_its_own_views(run, data):
+    """With crops of everything and nothing changed, views are the image."""
+    settings = read_settings(run)
+    still = ViewConfig(flip=0.0, jitter=0.0, grayscale=0.0, blur=0.0)
+    settings["augment"] = to_json(AugmentConfig(view1=still, view2=still))
+    settings["crop"] = to_json(CropConfig(size=32, scale=(1.0, 1.0), ratio=(1.0, 1.0)))
+    _, originals, views = first_views(data, settings, rows=6)
+    assert originals.std() > 10
+    for view in range(2):
+        assert np.array_equal(views[:, view], originals)
+
+
+def test_nearest_are_those_of_highest_cosine():
+    rng = np.random.default_rng(1)
+    bank, asked = rng.normal(size=(40, 7)), rng.normal(size=(5, 7))
+    found = nearest(torch.tensor(asked), torch.tensor(bank), 3).numpy()
+    for row, query in enumerate(asked):
+        cosine = [query @ b / np.linalg.norm(query) / np.linalg.norm(b) for b in bank]
+        assert found[row].tolist() == np.argsort(cosine)[::-1][:3].tolist()
+
+
+def test_queries_take_turns_among_the_classes():
+    labels = np.array([2, 2, 2, 0, 0, 1])
+    assert labels[one_per_class(labels, 5)].tolist() == [0, 1, 2, 0, 2]
+
+
+def test_images_are_spread_over_a_file_that_is_sorted_by_class(data):
+    encoder = load_encoder("pixels:32").preprocessing
+    batch = read_spread(data, 9, encoder)
+    assert batch.ids_N[0] == 0
+    assert batch.ids_N[-1] == 71
+    assert np.bincount(batch.labels_N).tolist() == [3, 3, 3]
+    assert len(read_spread(data, 1000, encoder).ids_N) == 72
+
+
+def test_a_map_keeps_groups_together():
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(3, 20)) * 5
+    labels = np.arange(90) % 3
+    features = torch.tensor(centres[labels] + rng.normal(size=(90, 20)) * 0.1)
+    points, method = project(features)
+    assert "t-SNE" in method
+    assert points.shape == (90, 2)
+    middles = np.stack([points[labels == n].mean(0) for n in range(3)])
+    closest = ((points[:, None] - middles) ** 2).sum(-1).argmin(1)
+    assert (closest == labels).mean() > 0.95
+    assert np.array_equal(points, project(features)[0])
+
+
+def test_settings_are_checked():
+    with pytest.raises(ConfigError, match=r"report\.queries must be 1 or more"):
+        ReportConfig(queries=0)
+    assert dataclasses.replace(SMALL, queries=2).queries == 2
+
+
+def test_without_scikit_learn_the_map_is_of_principal_components(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "sklearn.manifold", None)
+    rng = np.random.default_rng(0)
+    features = torch.tensor(rng.normal(size=(30, 6)) * [9, 5, 1, 1, 1, 1])
+    unit = torch.nn.functional.normalize(features, dim=1)
+    points, method = project(features)
+    assert "scikit-learn is not installed" in method
+    centred = (unit - unit.mean(dim=0)).numpy()
+    variances = np.linalg.eigvalsh(centred.T @ centred)[::-1]
+    assert np.allclose((points**2).sum(axis=0), variances[:2])
+
+
+def test_all_is_looked_at_where_all_is_there(run):
+    looks = look(run, read_settings(run), SMALL)
+    assert looks.missing == ()
+    assert looks.views.views_RVSS3.shape == (6, 2, 32, 32, 3)
+    assert looks.queries.labelled
+    assert [answer.images_RKSS3.shape for answer in looks.queries.answers] == [
+        (4, 3, 32, 32, 3)
+    ] * 2
+    assert looks.map.images_NSS3.shape == (40, 32, 32, 3)
+    assert [points.shape for points in looks.map.points.values()] == [(40, 2)] * 2
+    assert looks.similarities.positive_P.shape == (16,)
+    assert looks.similarities.negative_P.shape == (16 * 15,)
+
+
+def test_without_held_out_images_training_images_ask_but_not_for_themselves(tmp_path, data):
+    run = tmp_path / "run"
+    save_run(run, data)
+    looks = look(run, read_settings(run), SMALL)
+    assert looks.missing == ()
+    for answer in looks.queries.answers:
+        assert answer.images_RKSS3.shape[1] == 3
+        for query, found in zip(looks.queries.images_RSS3, answer.images_RKSS3):
+            assert not any(np.array_equal(query, image) for image in found)
+
+
+def test_what_is_missing_is_left_out_and_said(tmp_path, data):
+    run = tmp_path / "run"
+    save_run(run, data)
+    settings = read_settings(run)
+    settings["data"]["test"] = str(tmp_path / "gone.beton")
+    looks = look(run, settings, SMALL)
+    assert looks.views is not None
+    assert looks.map is looks.queries is looks.similarities is None
+    assert looks.missing == (
+        ("neighbours, map and similarities", f"{tmp_path / 'gone.beton'} is not there any more"),
+    )
+
+
+def test_similarities_are_of_the_views_that_the_encoder_was_trained_on(run, data):
+    """By hand: two views of each image, through the encoder, cosine by cosine."""
+    settings = read_settings(run)
+    views = view_batch(data, settings, 16)
+    assert views.shape == (2, 16, 3, 32, 32)
+    encoder = load_encoder(str(run)).encoder
+    with torch.no_grad():
+        first, second = (torch.nn.functional.normalize(encoder(v), dim=1) for v in views)
+    found = look(run, settings, SMALL).similarities
+    assert found.positive_P == pytest.approx((first * second).sum(dim=1).numpy(), abs=1e-4)
+    others = (first @ second.T).numpy()[~np.eye(16, dtype=bool)]
+    assert np.sort(found.negative_P) == pytest.approx(np.sort(others), abs=1e-4)

@@ -1,0 +1,281 @@
+"""The page: whole in one file, safe whatever a run calls itself, and the same for the same run."""
+
+import base64
+import errno
+import hashlib
+import json
+import os
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from tests.report.made_runs import SMALL, bare_run, write_evaluation, write_metrics
+from tests.trainer.sleeper import sleeping_rank, suspend
+from trainer.health import heartbeat
+from trainer.report import Looks, names, read_contents
+from trainer.report.charts import Line, line_chart
+from trainer.report.html import Html, join, tag, text
+from trainer.report.live import LiveReport
+from trainer.report.looks import Answers, EmbeddingMap, Queries, Similarities, Views
+from trainer.report.page import page, write_page
+from trainer.report.ticks import labels, linear_axis, log_axis, short
+
+NASTY = "<script>alert(1)</script>\"'&\x00\ud800"
+
+
+class Parsed(HTMLParser):
+    """Elements, text and attributes of a page."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.tags, self.texts, self.attributes, self.open = [], [], [], []
+        self.feed(source)
+
+    def handle_starttag(self, name, attributes):
+        self.tags.append(name)
+        self.attributes += [(name, key, value or "") for key, value in attributes]
+        if name not in ("meta", "img", "link", "wbr", "input"):
+            self.open.append(name)
+
+    def handle_endtag(self, name):
+        assert self.open.pop() == name
+
+    def handle_data(self, data):
+        if self.open[-1:] not in (["style"], ["script"]):
+            self.texts.append(data)
+
+    @property
+    def text(self):
+        return " ".join(self.texts)
+
+
+def made(*runs):
+    return page([read_contents(run, Looks(), name) for run, name in zip(runs, names(runs))])
+
+
+def test_a_live_page_says_that_a_process_is_suspended(tmp_path):
+    # Two runs: a page of one is made anew when its pictures come, too.
+    run, other = bare_run(tmp_path / "run"), bare_run(tmp_path / "other")
+    with sleeping_rank() as (process, beat):
+        heartbeat.write(run / "heartbeats", beat)
+        live = LiveReport([run, other], SMALL, seconds=0)
+        assert "running, step 30 of 40" in Parsed(live.page()).text
+        suspend(process, beat)
+        assert "running (rank 0 is stopped), step 30 of 40" in Parsed(live.page()).text
+    assert "failed (killed before its first checkpoint)" in Parsed(live.page()).text
+
+
+def test_a_run_in_progress_has_a_page(tmp_path):
+    run = bare_run(tmp_path / "run")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 31, "lo')
+    parsed = Parsed(made(run))
+    assert parsed.open == []
+    assert "step 30 of 40" in parsed.text
+    for heading in ("Loss (nats)", "Learning rate", "Online kNN, top-1 (%)", "Gradient norm"):
+        assert heading in parsed.text
+    assert "no evaluations" in parsed.text  # and so it is said
+
+
+def test_the_page_needs_nothing_else(tmp_path):
+    run = bare_run(tmp_path / "run")
+    write_evaluation(run, "a", "run", 0.8)
+    source = made(run)
+    parsed = Parsed(source)
+    assert not {"iframe", "object", "base", "form"} & set(parsed.tags)
+    for name, key, value in parsed.attributes:
+        assert key != "style", f"<{name} style> is what the policy forbids"
+        assert not key.startswith("on"), f"<{name} {key}>"
+        if key in ("src", "href"):
+            assert value.startswith(("data:image/", "data:,", "#")), f"<{name} {key}={value[:40]}>"
+    assert "http://" not in source.replace("http://www.w3.org/2000/svg", "")
+    assert "https://" not in source
+    assert len(source) < 400_000
+
+
+def test_the_policy_allows_the_pages_own_style_and_script_alone(tmp_path):
+    source = made(bare_run(tmp_path / "run"))
+    policy = next(
+        value for tag, key, value in Parsed(source).attributes if value.startswith("default-src")
+    )
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["default-src"] == "'none'"
+    assert rules["img-src"] == "data:"
+    assert "connect-src" not in rules
+    for name in ("style", "script"):
+        (content,) = re.findall(f"<{name}>(.*?)</{name}>", source, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert rules[f"{name}-src"] == f"'sha256-{digest}'"
+
+
+def test_nothing_that_comes_from_a_run_is_markup(tmp_path):
+    folder = tmp_path / "<img src=x onerror=alert(1)>"
+    run = bare_run(
+        folder,
+        recipe=NASTY,
+        encoder={"name": NASTY, NASTY: NASTY},
+        data={"train": NASTY},
+        run={"total_steps": NASTY, "class_names": [NASTY], "versions": {"commit": NASTY}},
+    )
+    write_metrics(run, 30, **{NASTY: 1.0, "phase_seconds": {NASTY: {"median": NASTY}}})
+    write_evaluation(run, "<b>", NASTY, 0.8, protocol=NASTY)
+    (run / "checkpoints").mkdir()
+    source = made(run, bare_run(tmp_path / '"><script>'))
+    parsed = Parsed(source)
+    assert parsed.tags.count("script") == 1
+    assert not {"img", "b"} & set(parsed.tags)
+    assert "<script>alert(1)</script>" in parsed.text
+    assert "\x00" not in source
+    source.encode()
+
+
+@pytest.mark.parametrize("side", [32, 48, 224])
+def test_the_page_stays_small_whatever_the_images(tmp_path, side):
+    """Noise is what packs worst; the numbers of images are those of a report by default."""
+    rng = np.random.default_rng(0)
+
+    def noise(*shape):
+        return rng.integers(0, 256, (*shape, side, side, 3), np.uint8)
+
+    labels = np.arange(400) % 10
+    points = {title: rng.normal(size=(400, 2)) for title in ("raw pixels", "pretrained encoder")}
+    answers = tuple(Answers(title, noise(8, 6), np.zeros((8, 6), int)) for title in points)
+    looks = Looks(
+        views=Views(np.arange(8), noise(8), noise(8, 2)),
+        queries=Queries(noise(8), labels[:8], answers, ("a", "b")),
+        map=EmbeddingMap(points, noise(400), np.arange(400), labels, ("a", "b"), "chance"),
+        similarities=Similarities(rng.random(256), rng.random(65_280)),
+    )
+    source = page([read_contents(bare_run(tmp_path / "run"), looks)])
+    assert len(source) < 3_000_000
+    assert Parsed(source).open == []
+
+
+def test_the_same_run_makes_the_same_page(tmp_path):
+    run = bare_run(tmp_path / "run")
+    assert made(run) == made(run)
+    write_metrics(run, 31)
+    assert made(run) != made(bare_run(tmp_path / "other" / "run"))
+
+
+def test_runs_are_compared_in_the_same_axes(tmp_path):
+    first = bare_run(tmp_path / "first")
+    second = bare_run(tmp_path / "second", seed=7, encoder={"name": "resnet50"})
+    write_metrics(second, 20, skipped=1.0)
+    source = made(first, second)
+    parsed = Parsed(source)
+    (loss,) = [
+        json.loads(value)
+        for name, key, value in parsed.attributes
+        if key == "data-points" and '"nats"' in value
+    ]
+    assert [line["name"] for line in loss["lines"]] == ["first", "second"]
+    assert [line["steps"][-1] for line in loss["lines"]] == [30, 20]
+    assert loss["lines"][0]["x"][:20] == loss["lines"][1]["x"]
+    rows = re.findall(r"<tr><th scope=\"row\">(.*?)</th>(.*?)</tr>", source)
+    told = {
+        re.sub("<.*?>", "", name): re.findall(r"<bdi>(.*?)</bdi>", cells) for name, cells in rows
+    }
+    assert told["encoder.name"] == ["resnet8x2", "resnet50"]
+    assert told["steps left out"] == ["0", "1"]
+    assert told["online kNN, last and best"] == ["50.0 %, 50.0 %"] * 2
+
+
+def test_what_happened_is_marked_at_its_step(tmp_path):
+    run = bare_run(tmp_path / "run")
+    write_metrics(run, 30, skipped=1.0, substitutes=2)
+    source = made(run)
+    assert "left out for gradients that were not finite: step 30" in source
+    assert "2 damaged samples replaced, noted at step 30" in source
+    assert 'class="mark skip"' in source
+    assert 'class="mark substitute"' in source
+
+
+def test_a_failed_write_keeps_the_previous_page(tmp_path, monkeypatch):
+    path = tmp_path / "deep" / "page.html"
+    write_page(path, "first")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_page(path, "second")
+    assert path.read_text() == "first"
+    assert list(path.parent.iterdir()) == [path]
+
+
+# --- its parts ----------------------------------------------------------------------------------
+
+
+def test_text_is_escaped_once_and_markup_never():
+    assert tag("p", "a < b", class_='x"y') == '<p class="x&quot;y">a &lt; b</p>'
+    assert tag("b", tag("i", "&"), None, ["c", 1]) == "<b><i>&amp;</i>c1</b>"
+    assert tag("img", alt="", hidden=True, width=None) == '<img alt="" hidden>'
+    assert join([Html("<br>"), "<br>"]) == "<br>&lt;br&gt;"
+    assert text("\x00\ud800") == "\ufffd\ufffd"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 7, ["0", "2", "4", "6", "8"]),
+        (0.93, 0.97, ["0.93", "0.94", "0.95", "0.96", "0.97"]),
+        (0, 123456, ["0", "50k", "100k", "150k"]),
+        (5, 5, ["2", "4", "6", "8"]),
+        (-1, 1, ["-1.0", "-0.5", "0.0", "0.5", "1.0"]),
+    ],
+)
+def test_ticks_are_round_and_few(low, high, expected):
+    axis = linear_axis(low, high)
+    assert labels(axis) == expected
+    assert axis.low <= low
+    assert axis.high >= high
+
+
+def test_a_logarithmic_axis_holds_every_positive_value():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        values = 10 ** rng.uniform(-8, 8, 2)
+        axis = log_axis(values)
+        places = axis.place(np.sort(values))
+        assert places[-1] <= 1.001
+        assert places[0] >= -0.001 or values.max() / values.min() > 1e6
+        assert 1 <= len(axis.ticks) <= 8
+    assert log_axis(np.array([0.0, -1.0, np.nan])) is None
+    assert np.isnan(log_axis(np.array([1.0, 10.0])).place(np.array([0.0]))[0])
+
+
+def test_a_logarithmic_axis_reads_in_powers_of_ten():
+    assert labels(log_axis(np.array([0.002, 2.0]))) == ["0.01", "0.1", "1"]
+    assert labels(log_axis(np.array([1e-5, 1.0]))) == ["1e-5", "1e-4", "0.001", "0.01", "0.1", "1"]
+    assert labels(log_axis(np.array([4.1, 6.9]))) == ["4", "5", "6", "7"]
+
+
+def test_numbers_are_short():
+    values = (0, 4.37145, 1234.5, 12345, 3e6, 2e-5, float("nan"))
+    assert [short(value) for value in values] == ["0", "4.371", "1,234", "12.3k", "3M", "2e-5", "-"]
+
+
+def test_a_long_run_is_drawn_with_few_points_and_no_extreme_is_lost():
+    steps = np.arange(1.0, 100_001)
+    values = np.ones(100_000)
+    values[54_321] = 99.0
+    chart = line_chart("c", "Loss", [Line("run", steps, values)])
+    assert len(chart) < 40_000
+    points = json.loads(re.search('data-points="(.*?)"', chart)[1].replace("&quot;", '"'))
+    (line,) = points["lines"]
+    assert len(line["steps"]) <= 180
+    assert (line["steps"][0], line["steps"][-1]) == (1, 100_000)
+    raw = re.search('<path d="([^"]*)" class="raw">', chart)[1]
+    heights = [float(y) for y in re.findall(r"[ML][\d.]+ ([\d.]+)", raw)]
+    assert min(heights) < 20 < 150 < max(heights)  # from its top to its bottom
+
+
+def test_one_value_makes_a_chart():
+    for value in (0.0, 3.0, -2.0, 1e-30, 1e30):
+        chart = line_chart("c", "x", [Line("run", np.array([1.0]), np.array([value]))])
+        assert "nan" not in chart
+        assert "inf" not in chart

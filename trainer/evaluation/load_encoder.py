@@ -1,0 +1,301 @@
+"""Encoders to evaluate or export, from wherever they come: :func:`load_encoder`.
+
+A source is a text that names one of
+
+* ``RUN``: a run's folder; the newest checkpoint, or the one with the best online kNN;
+* ``FILE.safetensors``: what ``widebatch export`` wrote, with its JSON beside it;
+* ``untrained:RUN`` or ``untrained:FILE.safetensors``: that encoder before its first step;
+* ``pixels:SIZE``: no encoder, the image itself at SIZE x SIZE, as a baseline.
+
+Nothing here unpickles. A file from elsewhere is read by the safetensors library, its checksum
+compared with its JSON's, and its JSON may name torchvision's architectures only: naming other code
+is left to runs, whose folder is the user's own.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from common.errors import CheckpointError, ConfigError, DataError
+from common.files.safetensors_file import parse_safetensors
+from common.files.strict_json import read_json_file
+from data_pipeline.augment import AugmentConfig
+from trainer.config import from_json
+from trainer.features.extraction import default_resize
+from trainer.models.encoders import EncoderConfig, build_encoder, is_resnet
+from trainer.state.checkpoint import load_encoder_state
+
+Which = Literal["last", "best"]
+
+FILE_FORMAT = "widebatch-encoder"
+FILE_VERSION = 1
+_MAX_IMAGE_SIZE = 4096
+_UNTRAINED, _PIXELS = "untrained:", "pixels:"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How an image becomes an encoder's input at evaluation."""
+
+    size: int
+    """Side of the square centre crop, pixels."""
+    resize: int
+    """The image's shorter side before the crop, pixels."""
+    normalize: bool = True
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Of red, green, blue scaled to [0, 1]."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def resized(self, size: int | None, resize: int | None) -> "Preprocessing":
+        """The same with another crop; without ``resize`` the default one of the new size."""
+        if size is None and resize is None:
+            return self
+        side = size or self.size
+        shorter = resize or (default_resize(side) if size else self.resize)
+        if not 0 < side <= shorter:
+            raise ConfigError(
+                f"a crop of {side} pixels from an image whose shorter side is {shorter}: "
+                "--resize must be at least --size, and both above 0"
+            )
+        return dataclasses.replace(self, size=side, resize=shorter)
+
+
+@dataclass(frozen=True)
+class LoadedEncoder:
+    """An encoder ready to be evaluated, and where it comes from."""
+
+    encoder: nn.Module
+    """(B, 3, H, W) -> (B, F), float32 on the CPU, in evaluation mode."""
+    preprocessing: Preprocessing
+    description: dict[str, Any]
+    """JSON values: source, kind, architecture, feature_dim, weights_file, sha256, step, epoch..."""
+
+
+def load_encoder(source: str, which: Which = "last") -> LoadedEncoder:
+    """Load the encoder that ``source`` names (see the module's docstring).
+
+    Args:
+        source: a run's folder, an exported file, or a baseline.
+        which: checkpoint of a run: the newest whole one, or that of the best online kNN.
+
+    Raises:
+        ConfigError: ``source`` names nothing that is there, or its settings are unusable.
+        CheckpointError: a run's checkpoints are missing or damaged.
+        DataError: an exported file or its JSON is missing, damaged, or of another kind.
+    """
+    path = Path(source)
+    if source.startswith(_PIXELS) and not path.exists():
+        return _pixels(source)
+    if source.startswith(_UNTRAINED) and not path.exists():
+        return _untrained(source)
+    if path.is_dir():
+        return _from_run(path, which)
+    if path.is_file():
+        return _from_file(path)
+    raise ConfigError(
+        f"{source}: no such run folder or weights file; give RUN, FILE.safetensors, "
+        f"{_UNTRAINED}RUN or {_PIXELS}SIZE"
+    )
+
+
+def run_of(source: str) -> Path | None:
+    """The folder of the run that ``source`` names, trained or untrained; None: it names none."""
+    path = Path(source)
+    if source.startswith(_UNTRAINED) and not path.exists():
+        path = Path(source.removeprefix(_UNTRAINED))
+    return path if path.is_dir() else None
+
+
+def description_path(weights: Path) -> Path:
+    """Where the JSON of an exported weights file lies."""
+    return weights.with_suffix(".json")
+
+
+def run_preprocessing(config: Mapping[str, Any], where: str) -> Preprocessing:
+    """Evaluation preprocessing of a run, from its ``config.json``."""
+    augment = from_json(AugmentConfig, _section(config, "augment", where), f"{where}: augment")
+    size = _pixels_in(_section(config, "crop", where).get("size"), f"{where}: crop.size")
+    knn = config.get("knn")
+    resize = knn.get("resize") if isinstance(knn, Mapping) else None
+    shorter = default_resize(size) if resize is None else resize
+    return Preprocessing(
+        size=size,
+        resize=_pixels_in(shorter, f"{where}: knn.resize"),
+        normalize=augment.normalize,
+        mean=augment.mean,
+        std=augment.std,
+    )
+
+
+def _pixels_in(value: Any, where: str) -> int:
+    if type(value) is not int or value < 1:
+        raise ConfigError(f"{where}={value!r} is no number of pixels")
+    return value
+
+
+def run_encoder_config(config: Mapping[str, Any], where: str) -> EncoderConfig:
+    """Encoder settings of a run, from its ``config.json``."""
+    return from_json(EncoderConfig, _section(config, "encoder", where), f"{where}: encoder")
+
+
+def _from_run(run: Path, which: Which) -> LoadedEncoder:
+    tensors, config = load_encoder_state(run, best=which == "best")
+    where = str(run / "config.json")
+    encoder_config = run_encoder_config(config, where)
+    encoder = build_encoder(encoder_config)
+    fill(encoder, tensors, f"{run}: its checkpoint")
+    saved = config["checkpoint"]
+    weights = run / "checkpoints" / f"step-{saved['step']:08d}" / "model.safetensors"
+    with weights.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    described = {
+        **_described(str(run.absolute()), "run", encoder_config, encoder),
+        "weights_file": str(weights.absolute()),
+        "sha256": digest,
+        "which": which,
+        **{name: saved.get(name) for name in ("step", "epoch", "data_fingerprint")},
+        **{name: config.get(name) for name in ("recipe", "seed", "batch")},
+    }
+    return LoadedEncoder(encoder.eval(), run_preprocessing(config, where), described)
+
+
+def _from_file(path: Path) -> LoadedEncoder:
+    facts, encoder_config = _read_description(path)
+    data = path.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != facts.get("sha256"):
+        raise DataError(
+            f"{path}: its content does not match the checksum in {description_path(path).name}; "
+            "copy both files again, or export again"
+        )
+    encoder = build_encoder(encoder_config)
+    fill(encoder, parse_safetensors(data, path), str(path))
+    described = {
+        **_described(str(path.absolute()), "exported", encoder_config, encoder),
+        "weights_file": str(path.absolute()),
+        "sha256": digest,
+        **{
+            name: facts.get(name)
+            for name in ("which", "step", "epoch", "data_fingerprint", "recipe", "seed", "batch")
+        },
+    }
+    preprocessing = _file_preprocessing(facts, description_path(path))
+    return LoadedEncoder(encoder.eval(), preprocessing, described)
+
+
+def _untrained(source: str) -> LoadedEncoder:
+    """The architecture with the random weights that the run's seed decides.
+
+    Training started from them, unless its ``init_from`` names a file.
+    """
+    path = Path(source.removeprefix(_UNTRAINED))
+    if path.is_dir():
+        config, where = _read_json(path / "config.json"), str(path / "config.json")
+        encoder_config = run_encoder_config(config, where)
+        preprocessing = run_preprocessing(config, where)
+    elif path.is_file():
+        config, encoder_config = _read_description(path)
+        preprocessing = _file_preprocessing(config, description_path(path))
+    else:
+        raise ConfigError(f"{source}: no such run folder or weights file: {path}")
+    seed = config.get("seed")
+    seed = seed if isinstance(seed, int) else 0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # as the run does before it builds its encoder
+        encoder = build_encoder(encoder_config)
+    source = f"{_UNTRAINED}{path.absolute()}"
+    described = {**_described(source, "untrained", encoder_config, encoder), "seed": seed}
+    return LoadedEncoder(encoder.eval(), preprocessing, described)
+
+
+def _pixels(source: str) -> LoadedEncoder:
+    text = source.removeprefix(_PIXELS)
+    if not text.isdecimal() or not 0 < int(text) <= 512:
+        raise ConfigError(f"{source}: give the side in pixels, 1 to 512, such as {_PIXELS}32")
+    size = int(text)
+    described = {
+        "source": source,
+        "kind": "pixels",
+        "architecture": "raw pixels",
+        "feature_dim": 3 * size * size,
+    }
+    preprocessing = Preprocessing(size=size, resize=size)
+    return LoadedEncoder(nn.Flatten().eval(), preprocessing, described)
+
+
+def _described(source: str, kind: str, config: EncoderConfig, encoder: nn.Module) -> dict[str, Any]:
+    return {
+        "source": source,
+        "kind": kind,
+        "architecture": config.name,
+        **({"stem": config.stem} if is_resnet(config.name) else {}),
+        "feature_dim": int(encoder.feature_dim),  # type: ignore[arg-type]
+    }
+
+
+def _read_description(weights: Path) -> tuple[dict[str, Any], EncoderConfig]:
+    """The JSON beside exported weights, checked, and the encoder that it names."""
+    if weights.suffix != ".safetensors":
+        raise DataError(
+            f"{weights}: not a .safetensors file; evaluate takes a run's folder or what "
+            "'widebatch export' wrote"
+        )
+    path = description_path(weights)
+    if not path.is_file():
+        raise DataError(
+            f"{path}: missing; 'widebatch export' writes it beside the weights: copy it too, or "
+            "export again"
+        )
+    facts = _read_json(path)
+    if facts.get("format") != FILE_FORMAT or facts.get("version") != FILE_VERSION:
+        raise DataError(
+            f"{path}: says format {facts.get('format')!r} version {facts.get('version')!r}, this "
+            f"program reads {FILE_FORMAT!r} version {FILE_VERSION}"
+        )
+    config = run_encoder_config(facts, str(path))
+    if ":" in config.name:
+        raise DataError(
+            f"{path}: names the code {config.name!r}; exported files may name torchvision's "
+            "architectures only"
+        )
+    if not 0 < config.image_size <= _MAX_IMAGE_SIZE:  # a transformer's weights grow with it
+        raise DataError(f"{path}: image_size {config.image_size} is not in 1 to {_MAX_IMAGE_SIZE}")
+    return facts, config
+
+
+def _file_preprocessing(facts: Mapping[str, Any], path: Path) -> Preprocessing:
+    values = dict(_section(facts, "preprocessing", str(path)))
+    names = {field.name for field in dataclasses.fields(Preprocessing)}
+    known = {name: value for name, value in values.items() if name in names}
+    return from_json(Preprocessing, known, f"{path}: preprocessing")
+
+
+def fill(encoder: nn.Module, tensors: dict[str, torch.Tensor], where: str) -> None:
+    """Load all tensors, exactly: no key more or less, no other shape."""
+    try:
+        encoder.load_state_dict(tensors)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise CheckpointError(
+            f"{where} does not hold the encoder that its settings describe: {first}"
+        ) from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return read_json_file(path)
+    except FileNotFoundError:
+        raise DataError(f"{path}: missing; is this the folder of a run?") from None
+
+
+def _section(config: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:
+    section = config.get(name)
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"{where}: has no section {name!r}")
+    return section

@@ -1,0 +1,1 @@
+"""An encoder over a whole set: features, their neighbours, k-means."""

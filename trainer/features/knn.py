@@ -1,0 +1,165 @@
+"""Weighted nearest-neighbour classification of features (Wu et al. 2018, arXiv 1805.01978).
+
+A test sample takes the ``k`` training samples of highest cosine similarity ``s``; each votes for
+its class with weight ``exp(s / temperature)``. Several ``k`` share one search.
+
+The result is a pure function of the features: see :mod:`trainer.features.neighbours`. Votes are
+summed as fixed-point integers, whose sum does not depend on the order of the additions; classes
+with equal votes rank by their number. A class that none of the neighbours belongs to is never
+among the predicted ones.
+
+Shape suffixes: N training samples, M test samples, F features, C classes, K neighbours, B rows of
+a test block, T columns of a training block.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from common.errors import ConfigError
+from trainer.features.labels import accuracy, class_count, count_hits
+from trainer.features.neighbours import (
+    LOW_WORD,
+    block_shape,
+    full_float32,
+    nearest_keys,
+    read_keys,
+    share_of_blocks,
+)
+
+# Votes lie in (0, 1] of this scale. The sum of 2**18 votes fits an int64; a vote's rounding is
+# 3e-14 of the nearest neighbour's.
+_VOTE_SCALE = 1 << 44
+_MAX_K = 1 << 18
+
+
+@dataclass(frozen=True)
+class KnnResult:
+    """Accuracy of weighted k nearest neighbours, as fractions in [0, 1]."""
+
+    top1: float
+    top5: float
+    """Within the best ``min(5, num_classes)``."""
+    k: int
+    """Neighbours used: ``requested_k``, or all training samples where there are fewer."""
+    requested_k: int
+    temperature: float
+    num_classes: int
+
+
+def knn_classify(
+    train_NF: torch.Tensor,
+    train_labels_N: torch.Tensor,
+    test_MF: torch.Tensor,
+    test_labels_M: torch.Tensor,
+    k: int = 200,
+    temperature: float = 0.07,
+    num_classes: int | None = None,
+    **where: Any,
+) -> KnnResult:
+    """:func:`knn_classify_each` for one ``k``."""
+    tables = train_NF, train_labels_N, test_MF, test_labels_M
+    return knn_classify_each(*tables, (k,), temperature, num_classes, **where)[0]
+
+
+@torch.no_grad()
+def knn_classify_each(
+    train_NF: torch.Tensor,
+    train_labels_N: torch.Tensor,
+    test_MF: torch.Tensor,
+    test_labels_M: torch.Tensor,
+    ks: Sequence[int],
+    temperature: float = 0.07,
+    num_classes: int | None = None,
+    *,
+    block: tuple[int, int] | None = None,
+    device: torch.device | str | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> list[KnnResult]:
+    """Classify test features by their nearest training features, for every ``k`` by one search.
+
+    Args:
+        train_NF: features of any float dtype on any device; compared in float32.
+        train_labels_N: int64, from 0.
+        test_MF: as ``train_NF``.
+        test_labels_M: int64, from 0.
+        ks: numbers of neighbours; all training samples where there are fewer.
+        temperature: of the votes, above 0.
+        num_classes: at least the largest label of either set plus one, which is the default.
+        block: (test rows, training rows) compared at once. Memory beside the features is about
+            20 bytes for each pair of a block and ``8 k`` bytes for each test sample.
+        device: where to compare; by default where ``train_NF`` lies.
+        rank: with ``world_size`` above 1, this process's number. All ranks hold the same features
+            and must call; they share the test blocks and get the same result as one process.
+        world_size: number of processes that call.
+
+    Raises:
+        ConfigError: a ``k`` or ``temperature`` is out of range.
+        DataError: a set is empty or not labelled.
+    """
+    _check(ks, temperature, len(train_NF))
+    num_classes = max(num_classes or 0, class_count(train_labels_N, test_labels_M))
+    device = torch.device(device) if device is not None else train_NF.device
+    kept = [min(k, len(train_NF)) for k in ks]
+    rows, columns = block or block_shape(device)
+    mine_M = share_of_blocks(len(test_MF), rows, rank, world_size)
+
+    hits_K2 = torch.zeros(len(ks), 2, dtype=torch.int64, device=device)
+    with full_float32(device):
+        neighbours = nearest_keys(train_NF, test_MF[mine_M], max(kept), (rows, columns), device)
+        train_labels_N, test_labels_M = train_labels_N.to(device), test_labels_M[mine_M].to(device)
+        for keys_BK, labels_B in zip(neighbours, test_labels_M.split(rows)):
+            votes_BK, classes_BK = _votes(keys_BK, train_labels_N, temperature)
+            for hits, k in zip(hits_K2, kept):
+                sums_BC = _sums(votes_BK[:, :k], classes_BK[:, :k], num_classes)
+                hits += count_hits(sums_BC, labels_B, above=0)
+    if world_size > 1:
+        dist.all_reduce(hits_K2)
+    return [
+        KnnResult(*accuracy(hits, len(test_MF)), used, k, temperature, num_classes)
+        for hits, used, k in zip(hits_K2, kept, ks)
+    ]
+
+
+def remark_on_k(k: int, num_train: int, num_classes: int, option: str) -> list[str]:
+    """A remark where more neighbours vote than a class has samples, else none."""
+    each = num_train // max(1, num_classes)
+    if not each < k <= num_train:
+        return []
+    return [
+        f"k {k} is more than the {each} training samples that a class has on average, so that most"
+        f" votes are for other classes: compare {option} {max(1, min(20, each // 2))}"
+    ]
+
+
+def _check(ks: Sequence[int], temperature: float, num_train: int) -> None:
+    if not ks:
+        raise ConfigError("give at least one k")
+    for k in ks:
+        if not 1 <= k <= _MAX_K:
+            raise ConfigError(f"k={k} neighbours: choose 1 to {_MAX_K}")
+    if not temperature > 0:
+        raise ConfigError(f"temperature={temperature}: choose one above 0 (0.07 is usual)")
+    if num_train > LOW_WORD:
+        raise ConfigError(f"{num_train} training samples: nearest neighbours take {LOW_WORD}")
+
+
+def _votes(
+    keys_BK: torch.Tensor, train_labels_N: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fixed-point votes, 1 or more, and the classes they are for: int64 (B, K)."""
+    similarity_BK, index_BK = read_keys(keys_BK)
+    # Relative to the nearest neighbour: a factor per row, which no ranking sees.
+    exponent_BK = (similarity_BK.double() - similarity_BK[:, :1].double()) / temperature
+    vote_BK = (exponent_BK.exp() * _VOTE_SCALE).round().long().clamp_min(1)
+    return vote_BK, train_labels_N[index_BK]
+
+
+def _sums(votes_BK: torch.Tensor, classes_BK: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Votes by class, int64 (B, C); 0 only for classes without a neighbour."""
+    sums_BC = votes_BK.new_zeros(len(votes_BK), num_classes)
+    return sums_BC.scatter_add_(1, classes_BK, votes_BK)

@@ -1,0 +1,156 @@
+"""Two labelled files whose classes must agree: one to learn from, one to measure on.
+
+Classes are told by the names in the files' manifests; where names are missing, numbers are all
+there is, and they are believed only where both files have the same ones.
+
+Shape suffixes: N samples of the training file, M of the other one, C class numbers of the latter.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from common.errors import DataError
+from data_pipeline.reading.beton import BetonInfo, read_sample_table
+from data_pipeline.reading.manifest import manifest_path
+
+_MOST_NAMED = 5  # classes in a message
+
+
+@dataclass(frozen=True)
+class SharedClasses:
+    """What the classes of one file are in another one."""
+
+    numbers_C: torch.Tensor  # noqa: N815
+    """int64, from a class number of the one file to that of the other; -1: it has no such class."""
+    remarks: tuple[str, ...] = ()
+    """What a reader of figures ought to know."""
+
+    def renumbered(self, labels_M: torch.Tensor) -> torch.Tensor:
+        """Labels in the numbers of the other file; -1 for what is unlabelled or unknown there."""
+        return torch.where(labels_M >= 0, self.numbers_C[labels_M.clamp_min(0)], -1)
+
+
+class Labels(NamedTuple):
+    """Of a file to learn from and of one to measure on, in the numbers of the former."""
+
+    train_N: torch.Tensor  # noqa: N815
+    """int64; -1: none, as where the sample is damaged."""
+    test_M: torch.Tensor  # noqa: N815
+    """int64; -1 also for a class that the other file does not have."""
+    classes: SharedClasses
+
+
+def compare_labels(train: BetonInfo, test: BetonInfo) -> Labels:
+    """Labels of two files where one may have classes, or samples, that the other knows nothing of.
+
+    Raises:
+        DataError: a file gives two classes one name, and the two files' names differ.
+    """
+    labels_N, labels_M = _labels(train), _labels(test)
+    classes = _share_classes(train, test, labels_N, labels_M)
+    return Labels(labels_N, classes.renumbered(labels_M), classes)
+
+
+def read_labels(train: BetonInfo, test: BetonInfo, max_damaged: float = 0) -> Labels:
+    """Labels of two files that can be compared, before anything slow happens.
+
+    A class of ``train`` that ``test`` lacks is no fault.
+
+    Args:
+        train: a labelled file to learn from.
+        test: a labelled file to measure on.
+        max_damaged: as for :func:`data_pipeline.reading.beton.check_beton`.
+
+    Raises:
+        DataError: a file is not labelled throughout; a class of ``test`` is none of ``train``, or
+            nobody can tell.
+    """
+    for info in (train, test):
+        if not info.has_label:
+            raise DataError(
+                f"{info.path}: {info.num_samples - info.num_labelled} of {info.num_samples} "
+                "samples have no label; pack a folder with one sub-folder per class, or a "
+                "labelled data set"
+            )
+    labels_N, labels_M = _labels(train, max_damaged), _labels(test, max_damaged)
+    classes = _share_classes(train, test, labels_N, labels_M)
+    learnt, occurring = (labels[labels >= 0].unique() for labels in (labels_N, labels_M))
+    unknown = occurring[~torch.isin(classes.numbers_C[occurring], learnt)].tolist()
+    if unknown and not (train.class_names and test.class_names):
+        raise DataError("; ".join(classes.remarks))
+    if unknown:
+        names = [test.class_names[number] for number in unknown]
+        there = [train.class_names[number] for number in learnt.tolist()]
+        raise DataError(
+            f"{test.path}: {len(names)} of its {len(occurring)} classes are not in {train.path}: "
+            f"{_listed(names)} (there: {_listed(there)}); pack both from folders with the same "
+            "class names"
+        )
+    return Labels(labels_N, classes.renumbered(labels_M), classes)
+
+
+def _labels(info: BetonInfo, max_damaged: float = 0) -> torch.Tensor:
+    return torch.from_numpy(read_sample_table(info.path, max_damaged).labels)
+
+
+def _share_classes(
+    train: BetonInfo, test: BetonInfo, labels_N: torch.Tensor, labels_M: torch.Tensor
+) -> SharedClasses:
+    same = torch.arange(max(len(test.class_names), int(labels_M.max()) + 1, 1))
+    if train.identity == test.identity:
+        return SharedClasses(
+            same,
+            (
+                f"warning: {train.path} and {test.path} have the same content: this is the "
+                "accuracy on what was learnt from",
+            ),
+        )
+    if train.class_names and test.class_names:
+        return SharedClasses(_numbers_by_name(train, test))
+    learnt, occurring = (labels[labels >= 0].unique() for labels in (labels_N, labels_M))
+    if not len(learnt) or not len(occurring):
+        return SharedClasses(same)
+    nameless = _nameless(train, test)
+    if torch.equal(learnt, occurring):
+        doubt = "the figures mean something only if both files number the same classes alike"
+        return SharedClasses(
+            same, (f"warning: {nameless}: classes are matched by their numbers, and {doubt}",)
+        )
+    return SharedClasses(
+        torch.full_like(same, -1),
+        (
+            f"{nameless}, and their class numbers differ, so nobody can tell which class is which; "
+            "bring the manifests (FILE.beton.json) along, or pack both again with 'widebatch pack'",
+        ),
+    )
+
+
+def _numbers_by_name(train: BetonInfo, test: BetonInfo) -> torch.Tensor:
+    """int64 (C,)."""
+    if train.class_names == test.class_names:  # two classes may have one name then
+        return torch.arange(len(test.class_names))
+    for info in (train, test):
+        twice = [name for name, count in Counter(info.class_names).items() if count > 1]
+        if twice:
+            raise DataError(
+                f"{info.path}: two classes are named {twice[0]!r}, so names do not tell which is "
+                "which; pack it again from folders with different names"
+            )
+    known = {name: number for number, name in enumerate(train.class_names)}
+    return torch.tensor([known.get(name, -1) for name in test.class_names], dtype=torch.int64)
+
+
+def _nameless(*infos: BetonInfo) -> str:
+    missing = [str(info.path) for info in infos if not info.class_names]
+    there = all(manifest_path(info.path).exists() for info in infos)
+    why = "the manifest names none" if there else "no manifest FILE.beton.json beside it"
+    return f"{' and '.join(missing)} give no names of classes ({why})"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(map(repr, names[:_MOST_NAMED])) + more

@@ -1,0 +1,132 @@
+"""The nearest rows by cosine similarity: exact, in blocks, with a running list of the best ``k``.
+
+Every pair is compared; the similarity matrix is never held. Rows of equal similarity come in their
+order, so the result is a pure function of the features, on any number of processes.
+
+Shape suffixes: N rows that are searched, M rows that ask, F features, K neighbours, B rows of a
+block that asks, T rows of a block that is searched.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from common.collectives import all_gather_rows
+
+LOW_WORD = 0xFFFFFFFF  # also the largest number of rows that can be searched
+
+
+@torch.no_grad()
+def nearest_rows(
+    bank_NF: torch.Tensor,
+    asked_MF: torch.Tensor,
+    k: int,
+    *,
+    device: torch.device | str,
+    rank: int = 0,
+    world_size: int = 1,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The ``min(k, N)`` nearest rows of ``bank_NF`` of every row of ``asked_MF``, nearest first.
+
+    Args:
+        bank_NF: features of any float dtype on any device; compared in float32.
+        asked_MF: as ``bank_NF``.
+        k: neighbours.
+        device: where to compare.
+        rank: with ``world_size`` above 1, this process's number. All ranks hold the same features
+            and must call (a collective); they share the rows that ask.
+        world_size: number of processes that call.
+
+    Returns:
+        Similarities float32 (M, K) and indices int64 (M, K) on the CPU, equal on all ranks.
+    """
+    device = torch.device(device)
+    block = block_shape(device)
+    shares = [share_of_blocks(len(asked_MF), block[0], r, world_size) for r in range(world_size)]
+    k = min(k, len(bank_NF))
+    with full_float32(device):
+        parts = nearest_keys(bank_NF, asked_MF[shares[rank]], k, block, device)
+    keys_MK = torch.cat(parts) if parts else torch.empty(0, k, dtype=torch.int64, device=device)
+    if world_size > 1:
+        keys_MK = all_gather_rows(keys_MK, [len(share) for share in shares])
+    keys_MK = keys_MK.cpu()[torch.cat(shares).argsort()]
+    return read_keys(keys_MK)
+
+
+def block_shape(device: torch.device) -> tuple[int, int]:
+    """(rows that ask, rows that are searched) compared at once."""
+    return (128, 4096) if device.type == "cpu" else (1024, 32_768)
+
+
+@contextlib.contextmanager
+def full_float32(device: torch.device) -> Iterator[None]:
+    """Products in true float32: neither an autocast nor TF32 that training left switched on."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def share_of_blocks(num_test: int, rows: int, rank: int, world_size: int) -> torch.Tensor:
+    """Test samples that this rank classifies: every ``world_size``-th block of the one division.
+
+    The division into blocks does not depend on the world size, so neither does the rounding of a
+    similarity.
+    """
+    blocks = torch.arange(num_test).split(rows)[rank::world_size]
+    return torch.cat(blocks) if blocks else torch.empty(0, dtype=torch.int64)
+
+
+def nearest_keys(
+    train_NF: torch.Tensor,
+    test_MF: torch.Tensor,
+    k: int,
+    block: tuple[int, int],
+    device: torch.device,
+) -> list[torch.Tensor]:
+    """Keys of the ``k`` nearest training samples of each test sample, best first, by test block.
+
+    The training set is outermost: it crosses to the device once.
+    """
+    rows, columns = block
+    tests = [unit_rows(x_BF, device) for x_BF in test_MF.split(rows)]
+    best: list[torch.Tensor] = [
+        torch.empty(len(x_BF), 0, dtype=torch.int64, device=device) for x_BF in tests
+    ]
+    for first in range(0, len(train_NF), columns):
+        train_TF = unit_rows(train_NF[first : first + columns], device)
+        for i, test_BF in enumerate(tests):
+            keys_BT = sortable(test_BF @ train_TF.T, first)
+            keys_BT = keys_BT.topk(min(k, keys_BT.shape[1])).values
+            merged = torch.cat([best[i], keys_BT], dim=1)
+            best[i] = merged.topk(min(k, merged.shape[1])).values
+    return best
+
+
+def unit_rows(x_NF: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Rows of length 1, float32 on ``device``; a row of zeros stays one."""
+    return nn.functional.normalize(x_NF.to(device, torch.float32), dim=1)
+
+
+def sortable(similarity_BT: torch.Tensor, first: int) -> torch.Tensor:
+    """One int64 per pair that sorts by similarity, then by the lower training index.
+
+    The high word is the float's bits, made to sort as integers; the low word counts down. Keys are
+    unique, so even a top-k that breaks ties as it likes has one answer.
+    """
+    bits = (similarity_BT + 0.0).view(torch.int32)  # + 0.0: -0 becomes 0
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    index_T = torch.arange(first, first + bits.shape[1], device=bits.device)
+    return (ordered.long() << 32) | (LOW_WORD - index_T)
+
+
+def read_keys(keys_BK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Similarities (float32) and training indices (int64) of keys."""
+    ordered = (keys_BK >> 32).int()
+    bits = ordered ^ ((ordered >> 31) & 0x7FFFFFFF)
+    return bits.view(torch.float32), LOW_WORD - (keys_BK & LOW_WORD)

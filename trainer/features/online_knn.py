@@ -1,0 +1,126 @@
+"""Nearest-neighbour accuracy while a run goes on: the cheapest honest look at an encoder.
+
+The training set is the reference and the test set is asked, both by their centre crops through the
+encoder in evaluation mode, so nothing of the run changes. Each rank extracts a share of features.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from common.errors import ConfigError
+from data_pipeline.augment import Augment
+from data_pipeline.bounds import check_bounds
+from data_pipeline.reading.beton import BetonInfo
+from data_pipeline.reading.loader import EvalLoader, LoaderConfig, eval_loader
+from trainer.features.extraction import default_resize, extract_features
+from trainer.features.knn import knn_classify, remark_on_k
+from trainer.features.labelled_files import read_labels
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineKnnConfig:
+    """Needs `--data.test`. An online figure: it uses the newest weights, not the best."""
+
+    every_epochs: int = 10
+    """Evaluate after every so many epochs, and after the last step; 0: never."""
+    k: int = 200
+    """Neighbours that vote, at most the size of the training set."""
+    temperature: float = 0.07
+    """Votes weigh exp(cosine similarity / temperature)."""
+    batch: int = 256
+    """Images per process and forward pass."""
+    resize: int | None = None
+    """Shorter side before the centre crop, in pixels; none: 8/7 of the crop's side, or the whole
+    image up to crops of 64 pixels."""
+
+    def __post_init__(self) -> None:
+        """Refuse at the start what the first evaluation would, hours later."""
+        counts = dict.fromkeys(("k", "batch", "resize"), "[1, inf)")
+        check_bounds(self, "--knn.", every_epochs="[0, inf)", temperature="(0, inf)", **counts)
+
+
+class OnlineKnn:
+    """Evaluates the live encoder on the run's own data sets."""
+
+    def __init__(
+        self,
+        config: OnlineKnnConfig,
+        train: Path,
+        test: Path,
+        size: int,
+        loader: LoaderConfig,
+        rank: int,
+        world_size: int,
+        max_substitutes: float = 0,
+    ) -> None:
+        def load(path: Path) -> EvalLoader:
+            return eval_loader(
+                path,
+                size,
+                default_resize(size) if config.resize is None else config.resize,
+                loader,
+                batch_size=config.batch,
+                rank=rank,
+                world_size=world_size,
+                max_substitutes=max_substitutes,
+            )
+
+        self.config = config
+        self._train, self._test = load(train), load(test)
+        infos = self._train.info, self._test.info
+        for info in infos:
+            if not info.has_label:
+                raise ConfigError(
+                    f"{info.path} has no labels for the online kNN; leave out --data.test"
+                )
+        if config.k > infos[0].num_samples and rank == 0:
+            log.warning(
+                "online kNN: --knn.k %d is more than the %d training samples: all of them vote",
+                config.k,
+                infos[0].num_samples,
+            )
+        self._classes = read_labels(*infos, max_substitutes).classes
+        crowded = remark_on_k(config.k, infos[0].num_samples, len(infos[0].class_names), "--knn.k")
+        for remark in (*self._classes.remarks, *crowded) if rank == 0 else ():
+            log.warning("online kNN: %s", remark.removeprefix("warning: "))
+
+    @property
+    def test(self) -> BetonInfo:
+        """The file that asks."""
+        return self._test.info
+
+    @property
+    def identity(self) -> str:
+        """Equal where figures can be compared: both files' contents, and how they are looked at."""
+        chosen = self.config
+        prints = [loader.info.identity[:16] for loader in (self._train, self._test)]
+        return f"{' '.join(prints)} {chosen.k} {chosen.temperature} {chosen.resize}"
+
+    def evaluate(
+        self, encoder: nn.Module, augment: Augment, device: torch.device, dtype: torch.dtype
+    ) -> dict[str, float]:
+        """Top-1 and top-5 on the test set, 0 to 1. A collective: all ranks call it together."""
+        bank, bank_labels, _ = extract_features(encoder, self._train, augment, device, dtype)
+        asked, asked_labels, _ = extract_features(encoder, self._test, augment, device, dtype)
+        asked_labels = self._classes.renumbered(asked_labels)
+        result = knn_classify(
+            bank,
+            bank_labels,
+            asked,
+            asked_labels,
+            k=min(self.config.k, len(bank)),
+            temperature=self.config.temperature,
+            num_classes=int(max(bank_labels.max(), asked_labels.max())) + 1,
+        )
+        return {"knn_top1": result.top1, "knn_top5": result.top5}
+
+    def close(self) -> None:
+        """Release both loaders."""
+        self._train.close()
+        self._test.close()

@@ -1,0 +1,1 @@
+"""Encoders and heads, and weights of elsewhere put into them."""

@@ -1,0 +1,321 @@
+"""Encoders: torchvision's models without their classifier, small ResNets, or a user's own module.
+
+An encoder is the model itself, not a wrapper: the keys of its ``state_dict`` are torchvision's,
+less the classifier's. Weights are random, made by torch's generator (seed it before) and never
+downloaded; synchronised BatchNorm and channels_last are the trainer's business.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+import torchvision
+from torch import nn
+from torch.func import functional_call
+
+from common.errors import ConfigError
+from data_pipeline.bounds import check_bounds
+from trainer.models.cifar_resnet import CIFAR_RESNETS, CifarResNet
+from trainer.models.heads import HeadConfig, ProjectionHead, build_head
+
+__all__ = [
+    "Encoder",
+    "EncoderConfig",
+    "HeadConfig",
+    "ProjectionHead",
+    "build_encoder",
+    "build_head",
+    "parameter_count",
+    "remove_classifier",
+    "stochastic_layers",
+    "use_cifar_stem",
+]
+
+_CLASSES = 1000  # of torchvision's classifiers, by which they are recognised
+
+_OPTIONS_BY_FAMILY: dict[str, dict[str, Any]] = {
+    "googlenet": {"aux_logits": False, "init_weights": True},
+    "inception_v3": {"aux_logits": False, "init_weights": True},
+}
+STRIDES = {"cifar": 1, "cifar-stride2": 2}
+"""Of the first convolution, by those stems that have 3x3 and no max-pool."""
+
+_NOT_A_RESNETS: dict[str, Any] = {"stem": "imagenet", "zero_init_residual": False}
+
+Stem = Literal["imagenet", "cifar", "cifar-stride2"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """The network that is pretrained and handed on."""
+
+    name: str = "resnet50"
+    """A torchvision classification model (resnet18 to resnet152, wide_resnet50_2, convnext_tiny,
+    vit_b_16...); a small ResNet for images of 32 pixels (resnet8, 14, 20, 32, 44, 56 or 110 as
+    published for CIFAR, resnet8x2 with twice the channels, x4 with four times); or
+    package.module:callable for your own, from PYTHONPATH or the working folder: called without
+    arguments, it returns an nn.Module from (N, 3, H, W) to (N, F)."""
+    stem: Stem = "imagenet"
+    """Of a ResNet: 7x7 stride 2 and max-pool; cifar: 3x3 stride 1 without, for small images;
+    cifar-stride2: 3x3 stride 2 without, a quarter of its time."""
+    zero_init_residual: bool = False
+    """Of a ResNet: start each residual branch at zero by its last BatchNorm's scale."""
+    image_size: int = 224
+    """Side of the images in pixels, for models built for one size (ViT, MaxViT); others take
+    any."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self, "--encoder.", image_size="[1, inf)")
+
+
+class Encoder(nn.Module):
+    """For type checkers: any ``nn.Module`` from ``(N, 3, H, W)`` to ``(N, feature_dim)``.
+
+    :func:`build_encoder` returns the model itself with this attribute set, not an instance.
+    """
+
+    feature_dim: int
+
+
+def build_encoder(config: EncoderConfig) -> Encoder:
+    """Build the encoder that ``config`` names, on the CPU or torch's default device.
+
+    Raises:
+        ConfigError: no such model (near names are given), a setting that it does not have, or a
+            callable of the user's that fails or returns something else.
+    """
+    if config.name in CIFAR_RESNETS:
+        model = _build_cifar_resnet(config)
+    else:
+        build = _build_user_model if ":" in config.name else _build_torchvision_model
+        model = build(config)
+    encoder = cast(Encoder, model)
+    encoder.feature_dim = _feature_dim(model, config)
+    return encoder
+
+
+def fixed_image_size(config: EncoderConfig) -> int | None:
+    """Side of the only images that the encoder takes, pixels; none where it takes any."""
+    return config.image_size if config.name.startswith(("vit_", "maxvit")) else None
+
+
+def is_resnet(name: str) -> bool:
+    """Whether the encoder has a ResNet's settings: ``stem`` and ``zero_init_residual``."""
+    if name in CIFAR_RESNETS or not is_torchvisions(name):
+        return name in CIFAR_RESNETS
+    builder = torchvision.models.get_model_builder(name)
+    return builder.__module__ == torchvision.models.resnet.__name__
+
+
+def is_torchvisions(name: str) -> bool:
+    """Whether plain torchvision can build the encoder."""
+    return name in torchvision.models.list_models(module=torchvision.models)
+
+
+def for_family(config: EncoderConfig, recipe: EncoderConfig) -> EncoderConfig:
+    """``config`` without those settings for ResNets that came from ``recipe`` with another name."""
+    if is_resnet(config.name):
+        return config
+    plain = {
+        setting: value
+        for setting, value in _NOT_A_RESNETS.items()
+        if getattr(config, setting) == getattr(recipe, setting)
+    }
+    return dataclasses.replace(config, **plain)
+
+
+def _refuse_a_resnets_settings(config: EncoderConfig) -> None:
+    if is_resnet(config.name):
+        return
+    for setting, plain in _NOT_A_RESNETS.items():
+        value = getattr(config, setting)
+        if value != plain:
+            flag = "stem imagenet" if setting == "stem" else "no-zero-init-residual"
+            raise ConfigError(
+                f"encoder.{setting} {value} is for ResNets, and {config.name} is none that we know "
+                f"by name; set --encoder.{flag}"
+            )
+
+
+def _build_cifar_resnet(config: EncoderConfig) -> nn.Module:
+    if config.stem == "imagenet":
+        raise ConfigError(
+            f"encoder.stem imagenet: {config.name} is for small images; set --encoder.stem cifar "
+            "or cifar-stride2"
+        )
+    blocks, factor = CIFAR_RESNETS[config.name]
+    return CifarResNet(blocks, factor, STRIDES[config.stem], config.zero_init_residual)
+
+
+def _build_torchvision_model(config: EncoderConfig) -> nn.Module:
+    if not is_torchvisions(config.name):
+        known = [*CIFAR_RESNETS, *torchvision.models.list_models(module=torchvision.models)]
+        raise ConfigError(f"encoder.name: there is no model {_unknown(config.name, known)}")
+    _refuse_a_resnets_settings(config)
+    options = dict(_OPTIONS_BY_FAMILY.get(config.name, {}))
+    if config.name.startswith("vit_"):
+        options["image_size"] = config.image_size
+    if config.name.startswith("maxvit"):
+        options["input_size"] = (config.image_size, config.image_size)
+    if config.zero_init_residual:
+        options["zero_init_residual"] = True
+    try:
+        model: nn.Module = torchvision.models.get_model(config.name, weights=None, **options)
+    except (AssertionError, ValueError) as error:  # a size that a transformer cannot divide
+        raise ConfigError(f"encoder.image_size {config.image_size}: {error}") from error
+    remove_classifier(model)
+    if config.stem != "imagenet":
+        use_cifar_stem(model, STRIDES[config.stem])
+    return model
+
+
+def remove_classifier(model: nn.Module) -> str:
+    """Make a torchvision classification model return its classifier's input, in place.
+
+    The last layer becomes an identity, and so does dropout beside it: it belongs to the
+    classifier, and its random numbers would depend on the number of processes.
+
+    Returns:
+        Path of the layer in ``model``, such as ``"fc"`` or ``"classifier.6"``. With the dot it is
+        the prefix of the ``state_dict`` keys that are gone.
+
+    Raises:
+        ConfigError: no layer has as many outputs as ImageNet has classes.
+    """
+    path = ""
+    for name, layer in model.named_modules():
+        if _outputs(layer) == _CLASSES:
+            path = name
+    if not path:
+        raise ConfigError(f"encoder: found no classifier in a {type(model).__name__}")
+    parent = model.get_submodule(path.rpartition(".")[0])
+    for name, child in list(parent.named_children()):
+        if isinstance(child, nn.Dropout):
+            parent.add_module(name, nn.Identity())
+    parent.add_module(path.rpartition(".")[2], nn.Identity())
+    return path
+
+
+def _outputs(layer: nn.Module) -> int | None:
+    if isinstance(layer, nn.Linear):
+        return layer.out_features
+    return layer.out_channels if isinstance(layer, nn.Conv2d) else None
+
+
+def use_cifar_stem(resnet: nn.Module, stride: int = 1) -> None:
+    """Give a ResNet of torchvision's the stem for small images: 3x3, no max-pool, in place.
+
+    At stride 1 it is SimCLR's for CIFAR-10 (arXiv 2002.05709, B.9). ``conv1.weight`` keeps its name
+    and gets the shape (64, 3, 3, 3), initialised as torchvision does.
+    """
+    conv = nn.Conv2d(3, 64, kernel_size=3, stride=stride, padding=1, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    resnet.add_module("conv1", conv)
+    resnet.add_module("maxpool", nn.Identity())
+
+
+def _build_user_model(config: EncoderConfig) -> nn.Module:
+    _refuse_a_resnets_settings(config)
+    build = _import_callable(config.name)
+    try:
+        model = build()
+    except Exception as error:
+        raise ConfigError(
+            f"encoder.name: {config.name} failed: {type(error).__name__}: {_one_line(error)}"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"encoder.name: {config.name} returned a {type(model).__name__}, not an nn.Module"
+        )
+    return model
+
+
+def _import_callable(path: str) -> Callable[[], Any]:
+    module_name, _, attribute = path.partition(":")
+    if not module_name or not attribute.isidentifier():
+        raise ConfigError(f"encoder.name: {path!r} is not of the form package.module:callable")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)  # behind all others: what lies there hides nothing of ours
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # whatever the user's module does at import
+        raise ConfigError(
+            f"encoder.name: cannot import {module_name} ({type(error).__name__}: "
+            f"{_one_line(error)}); start in its folder, or put that on PYTHONPATH"
+        ) from error
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        public = [name for name, value in vars(module).items() if callable(value)]
+        raise ConfigError(
+            f"encoder.name: {module_name} has no callable {_unknown(attribute, public)}"
+        )
+    return cast(Callable[[], Any], found)
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    spelling = {each.lower(): each for each in known}
+    near = [spelling[key] for key in difflib.get_close_matches(name.lower(), spelling, n=3)]
+    return f"{name!r}; did you mean {' or '.join(near)}?" if near else f"{name!r}"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _feature_dim(model: nn.Module, config: EncoderConfig) -> int:
+    """The declared feature size, or the one seen by a pass without data on the meta device."""
+    declared = getattr(model, "feature_dim", None)
+    if isinstance(declared, int):
+        return declared
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    on_meta = {name: torch.empty_like(value, device="meta") for name, value in tensors.items()}
+    image = torch.empty(2, 3, config.image_size, config.image_size, device="meta")
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            output = functional_call(model.eval(), on_meta, (image,))
+    except Exception as error:  # whatever the model's forward pass does
+        raise ConfigError(
+            f"encoder.name: cannot tell the feature size of {config.name} at {config.image_size} "
+            f"pixels ({type(error).__name__}: {_one_line(error)}); set encoder.image_size, or give "
+            "your module an int attribute feature_dim"
+        ) from error
+    finally:
+        for module, training in modes:
+            module.training = training
+    if not isinstance(output, torch.Tensor) or output.dim() != 2:
+        shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+        raise ConfigError(f"encoder.name: {config.name} returns {shape}, not (N, F) features")
+    return output.shape[1]
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Number of trainable values."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def stochastic_layers(module: nn.Module) -> list[str]:
+    """Names of layers that draw random numbers while training: dropout, stochastic depth.
+
+    A run with any is not the same on another number of processes: torch's generator is keyed by
+    process and not by sample.
+    """
+    kinds = (nn.modules.dropout._DropoutNd, torchvision.ops.StochasticDepth)
+    return [name for name, m in module.named_modules() if isinstance(m, kinds) and m.p > 0]
+
+
+def seed_stochastic_layers(seed: int, step: int, rank: int, piece: int = 0) -> None:
+    """Key torch's own generator by place, for encoders with dropout or stochastic depth.
+
+    Such layers then draw the same numbers after a resume. They differ with the number of ranks:
+    the promise of equal runs is for encoders without them, as ResNets are.
+    """
+    place = ((seed * 1_000_003 + step) * 65_537 + rank) * 1_048_583 + piece
+    torch.manual_seed(place % 2**63)

@@ -1,0 +1,1 @@
+"""Optimizers, LARS, and the learning rate of every step."""

@@ -1,0 +1,216 @@
+"""Optimizers of a run: which one, over which parameters, at which rate, and one guarded step."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import nn
+
+from common.errors import ConfigError
+from data_pipeline.bounds import check_bounds
+from trainer.optim.lars import LARS, Variant, match_layout
+
+REFERENCE_BATCH = 256  # samples that `base_lr` is quoted for
+
+
+class Updatable(Protocol):
+    """What a step needs of an optimizer: torch's own, or one that a strategy put in its place."""
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Parameters and their settings, which may be changed in place."""
+
+    def step(self) -> Any:
+        """Move the parameters, unless ``found_inf`` is set; see :func:`apply_update`."""
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients."""
+
+
+@runtime_checkable
+class HoldsGradients(Protocol):
+    """An optimizer that has pieces of the gradients: a sharded one."""
+
+    def gradient_norm(self) -> torch.Tensor:
+        """As :func:`gradient_norm`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """The optimizer; the defaults are SimCLR's for ImageNet (arXiv 2002.05709)."""
+
+    name: Literal["lars", "sgd", "adamw"] = "lars"
+    """LARS for large batches; SGD with momentum; AdamW."""
+    base_lr: float = 0.3
+    """Peak learning rate at a global batch of 256 samples, whatever the scaling rule."""
+    lr_scaling: Literal["linear", "sqrt", "none"] = "linear"
+    """The peak rate at batch B: base_lr x B/256, base_lr x sqrt(B/256), or base_lr as it is.
+    SimCLR's 0.075 x sqrt(B) is sqrt with a base_lr of 1.2."""
+    momentum: float = 0.9
+    """Of LARS and SGD, in [0, 1)."""
+    nesterov: bool = False
+    """Nesterov momentum, for LARS and SGD."""
+    weight_decay: float = 1e-6
+    """On weights of two and more dimensions; decoupled in AdamW, part of the gradient otherwise."""
+    decay_vectors: bool = False
+    """Decay biases and BatchNorm parameters as well (MoCo v1 and v2); not with LARS."""
+    variant: Variant = "simclr"
+    """Of LARS: simclr (rate inside the velocity), mocov3 (outside), you (the paper's ratio)."""
+    trust_coefficient: float = 1e-3
+    """Of LARS: eta, the relative change of a weight by a step at rate 1."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Of AdamW: decay of the running mean and of the running square, per step."""
+    eps: float = 1e-8
+    """Added to the denominators of AdamW and of LARS's variant "you"."""
+
+    def __post_init__(self) -> None:
+        numbers = ("base_lr", "weight_decay", "trust_coefficient", "eps")
+        check_bounds(self, "--optim.", **dict.fromkeys(numbers, "[0, inf)"))
+        check_bounds(self, "--optim.", momentum="[0, 1)", betas="[0, 1)")
+        if self.nesterov and self.name != "adamw" and not self.momentum:
+            raise ConfigError("--optim.nesterov needs --optim.momentum above 0")
+        if self.decay_vectors and self.name == "lars":
+            raise ConfigError(
+                "--optim.decay-vectors does not go with LARS, which leaves biases and BatchNorm out"
+                " of weight decay; use --optim.name sgd or adamw"
+            )
+
+
+def scaled_lr(config: OptimConfig, global_batch: int) -> float:
+    """The peak learning rate at ``global_batch`` samples per step, over all processes."""
+    ratio = global_batch / REFERENCE_BATCH
+    factors = {"linear": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}
+    return config.base_lr * factors[config.lr_scaling]
+
+
+def build_optimizer(
+    module: nn.Module,
+    config: OptimConfig,
+    lr: float | None = None,
+    lars: type[LARS] = LARS,
+) -> torch.optim.Optimizer:
+    """The optimizer over the parameters of ``module`` that require gradients.
+
+    There are at most two groups: ``"matrices"``, of two and more dimensions, and ``"vectors"``,
+    without weight decay. ``group["group_name"]`` says which, ``group["param_names"]`` holds the
+    names in ``module`` in the order of ``group["params"]``.
+
+    Args:
+        module: what to train.
+        config: the optimizer's settings.
+        lr: the rate to begin with, by default ``config.base_lr``; see :func:`set_lr`.
+        lars: the class, where ``config`` asks for LARS.
+
+    Raises:
+        ConfigError: nothing in ``module`` requires gradients.
+    """
+    groups = _parameter_groups(module, config)
+    lr = config.base_lr if lr is None else lr
+    if config.name == "lars":
+        return lars(
+            groups,
+            lr=lr,
+            momentum=config.momentum,
+            trust_coefficient=config.trust_coefficient,
+            variant=config.variant,
+            nesterov=config.nesterov,
+            eps=config.eps,
+        )
+    optimizer: torch.optim.Optimizer
+    if config.name == "sgd":
+        optimizer = torch.optim.SGD(
+            groups, lr=lr, momentum=config.momentum, nesterov=config.nesterov, fused=True
+        )
+    else:
+        optimizer = torch.optim.AdamW(groups, lr=lr, betas=config.betas, eps=config.eps, fused=True)
+    optimizer.register_step_pre_hook(_prepare_fused_step)
+    return optimizer
+
+
+def _parameter_groups(module: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    if not named:
+        raise ConfigError("there is nothing to train: no parameter requires gradients")
+    groups = [
+        {
+            "group_name": "matrices",
+            "params": [(name, p) for name, p in named if p.ndim > 1],
+            "weight_decay": config.weight_decay,
+        },
+        {
+            "group_name": "vectors",
+            "params": [(name, p) for name, p in named if p.ndim <= 1],
+            "weight_decay": config.weight_decay if config.decay_vectors else 0.0,
+        },
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def set_lr(optimizer: Updatable, lr: float) -> None:
+    """Set the learning rate of every group; no device work."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def gradient_norm(optimizer: Updatable) -> torch.Tensor:
+    """Euclidean norm of all gradients together, a 0-d tensor on their device; not synchronised.
+
+    After the strategy's averaging it is the same on every process, and not finite when any gradient
+    is not. A collective where gradients are sharded.
+    """
+    if isinstance(optimizer, HoldsGradients):
+        return optimizer.gradient_norm()
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    grads = [p.grad for p in params if p.grad is not None]
+    return torch.nn.utils.get_total_norm(grads, foreach=True)
+
+
+def apply_update(optimizer: Updatable, lr: float, norm: torch.Tensor | None = None) -> torch.Tensor:
+    """One step at rate ``lr``, left out if ``norm`` is not finite; no host synchronisation.
+
+    A step left out changes neither parameters nor optimizer state by a bit, AdamW's step count
+    included, whatever the gradients hold. For the optimizers of :func:`build_optimizer`.
+
+    Args:
+        optimizer: gradients are in its parameters; they stay there, and are not changed.
+        lr: for every group.
+        norm: 0-d tensor, equal on all processes, as from :func:`gradient_norm`; None steps always.
+
+    Returns:
+        0-d float32 tensor on the device: 1 where the step was left out, else 0.
+    """
+    set_lr(optimizer, lr)
+    if norm is None:
+        optimizer.step()
+        return torch.zeros(())
+    skipped = 1 - norm.isfinite().float()
+    guarded: Any = optimizer
+    # Torch's fused optimizers decide on the device when they find this attribute; LARS does too.
+    guarded.found_inf = skipped
+    try:
+        optimizer.step()
+    finally:
+        guarded.found_inf = None
+    return skipped
+
+
+def _prepare_fused_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Mend what torch's fused kernels do not look at, for SGD and AdamW.
+
+    They walk the memory of parameter, gradient and state side by side: a channels_last weight
+    beside a contiguous momentum (from a checkpoint) would silently be mixed up. And a first step
+    of SGD that is skipped would leave its momentum uninitialised.
+    """
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            if param.grad is None:
+                continue
+            if param.grad.stride() != param.stride():
+                param.grad = match_layout(param.grad, param)
+            state = optimizer.state[param]
+            if group.get("momentum") and state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(param)
+            for name, value in state.items():
+                if value.shape == param.shape:
+                    state[name] = match_layout(value, param)

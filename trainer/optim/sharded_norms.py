@@ -1,0 +1,84 @@
+"""Tensors of which every process holds a piece, and their norms.
+
+Shapes: P pieces on this process, L layers.
+"""
+
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+
+from common.waiting import waiting
+
+Tensors = list[torch.Tensor]
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This process's piece of one of FSDP's, in the same memory; a plain tensor as it is."""
+    return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All of it, on every process. A collective, unless it is plain."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def norms(tensors: Tensors) -> torch.Tensor:
+    """Euclidean norms of these pieces, one each, in at least float32; no communication."""
+    dtype = torch.promote_types(tensors[0].dtype, torch.float32)
+    return torch.stack(torch._foreach_norm(tensors, 2, dtype=dtype))
+
+
+def total_norm(pieces: Tensors, group: dist.ProcessGroup | None) -> torch.Tensor:
+    """Euclidean norm of everything together: 0-d, not synchronised. A collective over ``group``.
+
+    Args:
+        pieces: this process's; with a group there may be none.
+        group: the processes that hold the other pieces; None where there are none.
+    """
+    norm = torch.nn.utils.get_total_norm(pieces, foreach=True)
+    if group is None:
+        return norm
+    square = norm.double().square()  # of large norms, a float32 has no square
+    with waiting("gradient norm: all-reduce"):
+        dist.all_reduce(square, group=group)
+    return square.sqrt().to(norm.dtype)
+
+
+class LayerNorms:
+    """Norms of whole layers of which this process holds pieces: one all-reduce for all of them.
+
+    Args:
+        group: the processes that hold the pieces.
+        count: layers, the same on all processes.
+        held: layers that this process holds a piece of, in the order of the pieces; by default all.
+    """
+
+    def __init__(
+        self, group: dist.ProcessGroup | None, count: int, held: torch.Tensor | None = None
+    ) -> None:
+        self._group, self._count, self._held = group, count, held
+
+    def __call__(self, weights: Tensors, grads: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
+        """Norms of two lists of pieces, ``(P,)`` each: those of their layers. A collective."""
+        if self._group is None:
+            return norms(weights), norms(grads)
+        # Squares are added in float64 in an order that the layout fixes: no atomics, the same bits
+        # in every run.
+        mine_2P = torch.stack([norms(weights), norms(grads)]) if weights else None
+        squares_2L = self._spread(mine_2P)
+        with waiting("norms of layers: all-reduce"):
+            dist.all_reduce(squares_2L, group=self._group)
+        norms_2L = squares_2L.sqrt()
+        norms_2P = norms_2L if self._held is None else norms_2L[:, self._held]
+        if mine_2P is not None:
+            norms_2P = norms_2P.to(mine_2P.dtype)
+        return norms_2P[0], norms_2P[1]
+
+    def _spread(self, norms_2P: torch.Tensor | None) -> torch.Tensor:
+        if norms_2P is not None and self._held is None:
+            return norms_2P.double().square()
+        device = None if self._held is None else self._held.device
+        squares_2L = torch.zeros(2, self._count, dtype=torch.float64, device=device)
+        if norms_2P is not None and self._held is not None:
+            squares_2L[:, self._held] = norms_2P.double().square()
+        return squares_2L

@@ -1,0 +1,1 @@
+"""Strategies, BatchNorm over the global batch and its micro-batches, what saves memory."""

@@ -1,0 +1,209 @@
+"""FSDP2: every process holds a share of each weight, gradient and optimizer state.
+
+Weights are gathered block by block for a forward and a backward pass, gradients reduced to the
+shares. Each is a DTensor, cut along its first dimension, with a plain tensor as this process's
+piece. The optimizer works on the pieces: torch's fused kernels take no DTensors, and LARS adds up
+the pieces' norms in one all-reduce instead of two for each layer.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import ModelParallelStrategy
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from trainer.models.encoders import EncoderConfig, build_encoder
+from trainer.objectives.base import Objective
+from trainer.optim.lars import LARS
+from trainer.optim.optimizers import OptimConfig, build_optimizer
+from trainer.optim.sharded_norms import local, total_norm, whole
+from trainer.state.checkpoint import Tensors, split_key
+
+
+def fsdp_strategy(world_size: int, backend: str, compress: bool) -> ModelParallelStrategy:
+    """Fabric's strategy for ``world_size`` processes.
+
+    Args:
+        world_size: processes, all of which share out one copy.
+        backend: of the process group.
+        compress: reduce gradients in bfloat16.
+    """
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.bfloat16 if compress else None)
+
+    def share_out(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
+        shares = mesh["data_parallel"]
+        for block in _blocks(module):
+            fully_shard(block, mesh=shares, mp_policy=policy)
+        fully_shard(module, mesh=shares, mp_policy=policy)
+        return module
+
+    return ModelParallelStrategy(
+        share_out,
+        data_parallel_size=world_size,
+        tensor_parallel_size=1,
+        process_group_backend=backend,
+    )
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """What is gathered at a time: blocks of a ResNet or transformer, or a sequence of layers."""
+    for child in module.children():
+        if _holds_blocks(child):
+            yield from _blocks(child)
+        elif isinstance(module, nn.Sequential | nn.ModuleList) or isinstance(child, nn.Sequential):
+            if next(child.parameters(), None) is not None:
+                yield child
+        else:
+            yield from _blocks(child)
+
+
+def _holds_blocks(module: nn.Module) -> bool:
+    """Whether it is a sequence of more than single layers; a list has no forward pass itself."""
+    if isinstance(module, nn.ModuleList):
+        return True
+    elements = module.children()
+    return isinstance(module, nn.Sequential) and any(any(e.children()) for e in elements)
+
+
+class PieceOptimizer:
+    """An optimizer over this process's pieces; see :mod:`trainer.optim.optimizers`.
+
+    Args:
+        module: sharded; not moved or cast afterwards.
+        config: the optimizer's settings.
+    """
+
+    found_inf: torch.Tensor | None = None
+
+    def __init__(self, module: nn.Module, config: OptimConfig) -> None:
+        self.params = {n: p for n, p in module.named_parameters() if isinstance(p, DTensor)}
+        self.pieces = {
+            name: nn.Parameter(local(param), param.requires_grad)
+            for name, param in self.params.items()
+        }
+        first = next(iter(self.params.values()))
+        self._holders: dist.ProcessGroup = first.device_mesh.get_group()
+        self.inner = build_optimizer(_Named(self.pieces), config)
+        if isinstance(self.inner, LARS):
+            self.inner.holders = self._holders
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Pieces and settings."""
+        return self.inner.param_groups
+
+    def step(self) -> None:
+        """Move this process's pieces."""
+        for name, piece in self.pieces.items():
+            grad = self.params[name].grad
+            piece.grad = None if grad is None else local(grad)
+        inner: Any = self.inner
+        inner.found_inf = self.found_inf
+        try:
+            inner.step()
+        finally:
+            inner.found_inf = None
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients, the pieces' too."""
+        self.inner.zero_grad(set_to_none)
+        for param in self.params.values():
+            param.grad = None
+
+    def gradient_norm(self) -> torch.Tensor:
+        """See :func:`trainer.optim.optimizers.gradient_norm`. A collective."""
+        grads = [local(p.grad) for p in self.params.values() if p.grad is not None]
+        return total_norm(grads, self._holders)
+
+    def state(self) -> Tensors:
+        """Optimizer state by ``parameter::slot``: DTensors, and plain numbers."""
+        return {
+            f"{name}::{slot}": _as_shares(value, self.params[name])
+            for name, piece in self.pieces.items()
+            for slot, value in self.inner.state.get(piece, {}).items()
+            if value is not None
+        }
+
+    def restore(self, saved: Tensors) -> None:
+        """Put whole tensors back, which every process has."""
+        for key, value in saved.items():
+            name, slot = split_key(key, self.params)
+            param = self.params[name]
+            placed = value.to(param.device)
+            if value.shape == param.shape:
+                # No source rank: every process cuts its own copy, and nothing is sent.
+                placed = local(
+                    distribute_tensor(
+                        placed, param.device_mesh, param.placements, src_data_rank=None
+                    )
+                )
+            self.inner.state[self.pieces[name]][slot] = placed
+
+
+class _Named(nn.Module):
+    """Parameters under the names that they have in a network, dots and all."""
+
+    def __init__(self, params: dict[str, nn.Parameter]) -> None:
+        super().__init__()
+        self._parameters.update(params)
+
+
+def _as_shares(value: torch.Tensor, param: DTensor) -> torch.Tensor:
+    if value.shape != local(param).shape:
+        return value  # AdamW's count of steps
+    return DTensor.from_local(
+        value,
+        param.device_mesh,
+        param.placements,
+        run_check=False,
+        shape=param.shape,
+        stride=param.stride(),
+    )
+
+
+class FullySharded:
+    """Networks and optimizer under FSDP2; see :class:`trainer.parallel.sharding.Sharding`."""
+
+    def __init__(
+        self, fabric: Fabric, objective: Objective, encoder: EncoderConfig, optim: OptimConfig
+    ) -> None:
+        self._fabric, self._encoder_config = fabric, encoder
+        # FSDP takes contiguous weights only; convolutions follow the layout of their input.
+        self._objective = objective.to(fabric.device)
+        self.model = fabric.setup_module(self._objective)
+        self.optimizer = PieceOptimizer(self._objective, optim)
+
+    def model_tensors(self) -> Tensors:
+        """See :class:`trainer.parallel.sharding.Sharding`."""
+        return self._gathered(self._objective.state_dict())
+
+    def optimizer_tensors(self) -> Tensors:
+        """See :class:`trainer.parallel.sharding.Sharding`."""
+        return self._gathered(self.optimizer.state())
+
+    def restore_optimizer(self, saved: Tensors) -> None:
+        """See :class:`trainer.parallel.sharding.Sharding`."""
+        self.optimizer.restore(saved)
+
+    def whole_encoder(self) -> nn.Module:
+        """A copy: processes evaluate different numbers of batches, and every one would gather."""
+        with torch.random.fork_rng(devices=[]):
+            encoder = build_encoder(self._encoder_config).to(self._fabric.device)
+        tensors = self._objective.encoder.state_dict()
+        encoder.load_state_dict({name: whole(value) for name, value in tensors.items()})
+        return encoder.to(memory_format=torch.channels_last)
+
+    def _gathered(self, tensors: Tensors) -> Tensors:
+        """Whole tensors on the CPU of rank 0, one at a time on the device."""
+        gathered: Tensors = {}
+        for name, value in tensors.items():
+            entire = whole(value)
+            if self._fabric.is_global_zero:
+                gathered[name] = entire.detach().cpu()
+        return gathered

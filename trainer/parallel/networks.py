@@ -1,0 +1,108 @@
+"""The networks of a run as they train: weights, BatchNorm, and what saves memory and time."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from common.errors import ConfigError
+from trainer.config import RunConfig
+from trainer.models.encoders import Encoder, build_encoder
+from trainer.models.heads import build_head
+from trainer.models.init_from import start_from
+from trainer.objectives.base import Objective
+from trainer.objectives.build import make_objective
+from trainer.parallel.activation_checkpoint import checkpoint_blocks
+from trainer.parallel.sync_batch_norm import convert_sync_batch_norm
+from trainer.step import refuse_own_statistics
+
+_SHOWN = 4  # names in a message
+
+
+def training_objective(config: RunConfig, world_size: int, init_from: Path | None) -> Objective:
+    """Networks as they train on ``world_size`` processes; see :func:`build_objective`.
+
+    Raises:
+        ConfigError: settings contradict each other or the networks.
+    """
+    objective = build_objective(config, init_from)
+    if ":" in config.encoder.name:
+        _refuse_idle_weights(objective.encoder, config)
+    # On one process too, for the same rounding; bf16's own is coarser than what that would save.
+    if world_size > 1 or config.precision != "bf16" or config.micro_batch:
+        synchronise_batch_norm(objective, config.sync_batch_norm, config.batch_norm_group)
+    if config.micro_batch:
+        refuse_own_statistics(objective)
+    _save_memory_and_time(config, objective)
+    return objective
+
+
+def build_objective(config: RunConfig, init_from: Path | None = None) -> Objective:
+    """Networks with the initial weights that the seed decides, on any world size.
+
+    Args:
+        config: the run.
+        init_from: file whose weights the encoder has instead, and key encoders with it.
+    """
+    torch.manual_seed(config.seed)
+    encoder = build_encoder(config.encoder)
+    if init_from is not None:
+        start_from(encoder, init_from)
+    head = build_head(config.head, encoder.feature_dim)
+    return make_objective(encoder, head, config.objective, config.seed)
+
+
+def synchronise_batch_norm(
+    objective: Objective, sync_batch_norm: bool, group_size: int = 0
+) -> None:
+    """Convert those parts of an objective whose statistics are to be the global batch's."""
+    parts = objective.synchronised_parts(sync_batch_norm)
+    convert_sync_batch_norm(nn.ModuleList(parts), group_size)
+
+
+def _refuse_idle_weights(encoder: Encoder, config: RunConfig) -> None:
+    """Refuse a module with weights that no gradient reaches.
+
+    One process and FSDP would leave them as they are; DDP waits for every gradient, and ends.
+
+    Raises:
+        ConfigError: names them; or the module fails on images of the run's size.
+    """
+    name, side = config.encoder.name, config.crop.size
+    weights = {name: p for name, p in encoder.named_parameters() if p.requires_grad}
+    buffers = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
+    try:
+        with torch.random.fork_rng(devices=[]):  # dropout
+            features_NF = functional_call(encoder, buffers, (torch.zeros(2, 3, side, side),))
+    except Exception as error:  # whatever the user's module does
+        raise ConfigError(
+            f"encoder.name: {name} fails on images of --crop.size {side} ({type(error).__name__}: "
+            f"{' '.join(str(error).split())})"
+        ) from error
+    gradients: Sequence[torch.Tensor | None] = [None] * len(weights)
+    if features_NF.requires_grad:
+        gradients = torch.autograd.grad(
+            features_NF.sum(), list(weights.values()), allow_unused=True
+        )
+    idle = [weight for weight, gradient in zip(weights, gradients) if gradient is None]
+    if idle:
+        more = f" and {len(idle) - _SHOWN} more" if len(idle) > _SHOWN else ""
+        raise ConfigError(
+            f"encoder.name: in {name} no gradient reaches {', '.join(idle[:_SHOWN])}{more}; leave "
+            "them out of the module, or call requires_grad_(False) on them"
+        )
+
+
+def _save_memory_and_time(config: RunConfig, objective: Objective) -> None:
+    """Activation checkpointing and torch.compile, which change neither weights nor their names."""
+    if config.activation_checkpointing:
+        if config.micro_batch:
+            raise ConfigError(
+                "--activation-checkpointing does not go with --micro-batch, which bounds the "
+                "memory by itself; set one of them"
+            )
+        checkpoint_blocks(objective.encoder)
+    if config.compile:
+        objective.encoder.compile()

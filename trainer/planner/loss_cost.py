@@ -1,0 +1,101 @@
+"""What the contrastive loss keeps, computes and sends, by arithmetic.
+
+The loss is the only part of a step that sees other processes' rows, so it is not counted on one
+process's tensors as the rest is (:mod:`trainer.planner.step_cost`), but from its algorithm
+(:mod:`kernels.ntxent`).
+
+Shapes: M rows of this process, N columns that they meet, D dimensions.
+"""
+
+from dataclasses import dataclass
+
+from trainer.config import RunConfig
+from trainer.objectives.base import Objective
+from trainer.objectives.moco import MoCoConfig
+from trainer.objectives.mocov3 import MoCoV3Config
+
+_FLOAT = 4
+_ITEM = {"bf16": 2, "fp32": 4, "fp64": 8}
+_TILE = {"cpu": 512, "cuda": 4096}  # sides of the blocked implementation's tile
+_GROUPS = 64  # partial sums of a row that the Triton kernels keep, at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """One evaluation of the loss on one process, forward and backward."""
+
+    rows: int
+    """M."""
+    columns: int
+    """N: of all processes, or the queue."""
+    dim: int
+    """D."""
+    times: int
+    """Evaluations in a step: 2 where the loss is symmetric (MoCo v3)."""
+    flops: float
+    """Of the products of all evaluations; a multiply-add is 2."""
+    exponentials: float
+    """Of all evaluations."""
+    bytes: int
+    """At its peak, beside the projections."""
+    gathered_rows: int
+    """Rows that a process contributes to gathers of embeddings in a step."""
+    statistics_rows: int
+    """Rows for which it contributes a few float32 numbers."""
+    statistics_columns: int
+    """How many: of a row's log-sum-exp, its positive's logit, and whether that is the largest;
+    InfoNCE sends the difference of the first two."""
+
+
+def contrast(config: RunConfig, local_batch: int, world_size: int, device: str) -> Contrast:
+    """Count the loss of ``config`` for ``local_batch`` images on each of ``world_size`` processes.
+
+    Args:
+        config: of the run.
+        local_batch: images of a process in a step.
+        world_size: processes.
+        device: "cuda" or "cpu": decides how the loss is tiled.
+    """
+    dim, objective = config.head.out_dim, config.objective
+    views = Objective.views
+    if isinstance(objective, MoCoConfig):
+        rows, columns, times, gathered = local_batch, objective.queue + 1, 1, local_batch
+        pairs = 6.0 * rows * columns  # forward 2, backward 2 for the logit again and 2 for the sum
+        exponentials = 2.0 * rows * columns
+        statistics = local_batch
+    elif isinstance(objective, MoCoV3Config):
+        rows, columns, times = local_batch, local_batch * world_size, views
+        pairs, exponentials = 6.0 * rows * columns, 2.0 * rows * columns
+        gathered = statistics = views * local_batch
+    else:
+        rows, columns, times = views * local_batch, views * local_batch * world_size, 1
+        forward = rows * rows / 2 + rows * (columns - rows)  # the own block is symmetric
+        pairs = 2 * forward + 4.0 * rows * columns
+        exponentials = forward + rows * columns
+        gathered = statistics = rows
+    return Contrast(
+        rows=rows,
+        columns=columns,
+        dim=dim,
+        times=times,
+        flops=times * pairs * dim,
+        exponentials=times * exponentials,
+        bytes=_bytes(config, rows, columns, dim, times, device),
+        gathered_rows=gathered,
+        statistics_rows=statistics,
+        statistics_columns=2 if isinstance(objective, MoCoConfig | MoCoV3Config) else 3,
+    )
+
+
+def _bytes(config: RunConfig, rows: int, columns: int, dim: int, times: int, device: str) -> int:
+    item = _ITEM[config.precision]
+    wide = max(_FLOAT, item)
+    # Unit rows in float32 and as factors, all columns as factors, log-sum-exps, the gradient.
+    kept = times * (rows * dim * (wide + item) + columns * (dim * item + 2 * wide))
+    gradient = 2 * rows * dim * wide
+    if config.objective.loss_implementation == "reference":
+        return kept + gradient + 3 * rows * columns * wide  # logits, probabilities, their gradient
+    if device == "cuda" and config.objective.loss_implementation != "blocked":
+        return kept + gradient + rows * _GROUPS * wide
+    tile = min(_TILE[device], rows) * min(_TILE[device], columns)
+    return kept + gradient + 2 * tile * wide

@@ -1,0 +1,185 @@
+"""Saves checkpoints behind the steps of a run, and decides what a failed save means.
+
+Training waits for a copy of the tensors in host memory. Checksums, writing and flushing to disk
+happen in a thread of rank 0 while the next steps run. One save is under way at a time; another one
+waits for it. What a run ends with is waited for, by all ranks.
+"""
+
+import errno
+import logging
+import os
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from common import fault_injection
+from common.collectives import broadcast_json
+from data_pipeline.bounds import check_bounds
+from trainer.state.checkpoint.files import Tensors
+from trainer.state.checkpoint.host_copy import HostCopy
+from trainer.state.checkpoint.store import CheckpointStore
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When to save and how much to keep. A stopped or finished run always saves."""
+
+    every_epochs: int = 1
+    """Save after every so many epochs; 0: not at epochs' ends."""
+    every_steps: int = 0
+    """Save after every so many optimizer steps too; 0: not by steps."""
+    keep: int = 2
+    """Newest checkpoints to keep, at least 2 so that a damaged one has a predecessor; the one with
+    the best online kNN is kept besides."""
+    asynchronous: bool = True
+    """Write while training goes on; costs rank 0 a copy of weights and optimizer in host memory."""
+    max_failures: int = 3
+    """End the run, to be started again, after so many failed saves in a row (a full disk). The last
+    checkpoint of a run must not fail at all."""
+
+    def __post_init__(self) -> None:
+        every = {"every_epochs": "[0, inf)", "every_steps": "[0, inf)"}
+        check_bounds(self, "--checkpoint.", **every, keep="[2, inf)", max_failures="[1, inf)")
+
+
+class CheckpointSaver:
+    """Saves a run's checkpoints. The same calls on all ranks; one of them writes.
+
+    Args:
+        store: where to.
+        config: when a failure ends the run, and whether writing happens behind the steps.
+        is_writer: whether this rank writes; it is rank 0.
+    """
+
+    def __init__(self, store: CheckpointStore, config: CheckpointConfig, is_writer: bool) -> None:
+        self._store, self._config, self._is_writer = store, config, is_writer
+        self._host = HostCopy()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="widebatch-checkpoint")
+        self._under_way: tuple[int, Future[None]] | None = None
+        self._failures = 0
+        self._error: OSError | None = None
+        self.step: int | None = None
+        """The step that was given to :meth:`save` last."""
+
+    def save(
+        self,
+        state: Mapping[str, Any],
+        parts: Mapping[str, Tensors],
+        best: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Save a checkpoint; returns when the tensors may change. Not a collective.
+
+        A failure to write is logged and counted; see :meth:`raise_if_failing`.
+
+        Args:
+            state: JSON values with ``step``; see :meth:`CheckpointStore.save`.
+            parts: file stem to tensors; only the writer's are looked at.
+            best: facts to mark this checkpoint as the best one with.
+        """
+        self.step = int(state["step"])
+        if not self._is_writer:
+            return
+        self._settle()
+        if self._config.asynchronous:
+            fault_injection.at("checkpoint.copy")
+            parts = self._host.take(parts)
+        written = self._thread.submit(self._write, dict(state), parts, best)
+        self._under_way = (self.step, written)
+        if not self._config.asynchronous:
+            self._settle()
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether a checkpoint is being written behind the steps."""
+        return self._under_way is not None and not self._under_way[1].done()
+
+    def failures(self) -> dict[str, int]:
+        """This rank's numbers for the flags that ranks agree on each step; see ``FLAGS``."""
+        if not self.is_writing:
+            self._settle()
+        code = self._error.errno if self._error is not None else None
+        return {"failed_saves": self._failures, "save_errno": code or 0}
+
+    FLAGS = ("failed_saves", "save_errno")
+    """Names of what :meth:`failures` returns."""
+
+    def raise_if_failing(self, agreed: Mapping[str, float]) -> None:
+        """End the run on all ranks together when too many saves in a row have failed.
+
+        Args:
+            agreed: the maxima over all ranks of what :meth:`failures` returned.
+
+        Raises:
+            OSError: with the errno of the last failure.
+        """
+        count = int(agreed["failed_saves"])
+        if count < max(1, self._config.max_failures):
+            return
+        if self._error is not None:
+            raise self._error
+        code = int(agreed["save_errno"]) or errno.EIO
+        raise OSError(
+            code,
+            f"{os.strerror(code)}: rank 0 could not write {count} checkpoints in a row",
+        )
+
+    def finish(self) -> None:
+        """Return when what was given to :meth:`save` last is on disk. A collective.
+
+        Raises:
+            OSError: on all ranks, when it could not be written; earlier checkpoints stand.
+        """
+        self._settle()
+        verdict: dict[str, Any] = {}
+        if self._error is not None:
+            verdict = {"errno": self._error.errno or errno.EIO, "text": str(self._error)}
+        verdict = broadcast_json(verdict)
+        if self._error is not None:
+            raise self._error
+        if verdict:
+            raise OSError(verdict["errno"], f"rank 0 could not save: {verdict['text']}")
+
+    def close(self) -> None:
+        """Wait for the write that is under way; its failure is logged. Not a collective."""
+        try:
+            self._settle()
+        finally:
+            self._thread.shutdown()
+            self._host.close()
+
+    def _write(
+        self, state: Mapping[str, Any], parts: Mapping[str, Tensors], best: Mapping[str, Any] | None
+    ) -> None:
+        self._host.wait()
+        self._store.save(state, parts)
+        if best is not None:
+            self._store.mark_best(int(state["step"]), **best)
+
+    def _settle(self) -> None:
+        """Wait for the write that is under way, and note how it ended.
+
+        Raises:
+            Exception: what went wrong, if it was not the file system: a defect, at once.
+        """
+        if self._under_way is None:
+            return
+        (step, written), self._under_way = self._under_way, None
+        try:
+            written.result()
+        except OSError as error:
+            self._failures += 1
+            self._error = error
+            log.warning(
+                "checkpoint of step %d could not be written: %s (failed in a row: %d, of %d that"
+                " end the run); the ones before it stand",
+                step,
+                error,
+                self._failures,
+                self._config.max_failures,
+            )
+        else:
+            self._failures = 0
+            self._error = None

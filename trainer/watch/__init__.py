@@ -1,1 +1,0 @@
-"""What looks after a run while it trains: hangs, slow ranks, collapse. It changes no number."""
