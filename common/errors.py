@@ -1,19 +1,27 @@
-"""Errors of what was given: data, and the settings of what reads it."""
+"""Errors that a user can mend, as against defects of the program."""
 
 
-class DataError(ValueError):
+class ExplainedError(Exception):
+    """Its message alone tells a user what to do: it needs no traceback."""
+
+
+class InputError(ExplainedError):
+    """What the program was given cannot be used."""
+
+
+class DataError(InputError, ValueError):
     """Input data cannot be used. The message names the place and the remedy."""
 
 
-class ConfigError(ValueError):
+class ConfigError(InputError, ValueError):
     """Settings contradict each other or the data. Names the setting and the remedy."""
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(InputError, RuntimeError):
     """A checkpoint is damaged, or belongs to another run. Names the file and the remedy."""
 
 
-class NumericalError(RuntimeError):
+class NumericalError(ExplainedError, RuntimeError):
     """The run stopped learning: non-finite gradients in a row. Names the step and the samples."""
 
 
@@ -21,7 +29,7 @@ class NonFiniteError(NumericalError):
     """Too many steps in a row whose gradients were not finite."""
 
 
-class RankLostError(RuntimeError):
+class RankLostError(ExplainedError, RuntimeError):
     """Another process of the run is gone, ended by itself, or went another way. Names it.
 
     For the process that raises it the run may be tried again; the other may know better.

@@ -26,7 +26,7 @@ _DESCRIPTION = """\
 Contrastive pretraining of image encoders with very large batches: the same run on any number of
 GPUs.
 """
-_OURS = ("launch", "trainer", "data_pipeline", "kernels")
+_OURS = ("launch", "trainer", "data_pipeline", "kernels", "common")
 _EPILOG = """\
 Every command explains itself: widebatch COMMAND --help. Exit codes: 0 done, 1 failed, 2 wrong
 usage or bad input, 74 try again, 75 stopped by a signal with a checkpoint written.

@@ -7,7 +7,7 @@ same command and goes on from its last checkpoint; a fatal one must not be.
 import errno
 from enum import IntEnum
 
-from common.errors import CheckpointError, ConfigError, DataError, NumericalError, RankLostError
+from common.errors import ExplainedError, InputError, RankLostError
 
 
 class ExitCode(IntEnum):
@@ -29,7 +29,6 @@ class ExitCode(IntEnum):
 _RETRYABLE_ERRNOS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET}
 )
-_USER_ERRORS = (DataError, ConfigError, CheckpointError)
 _USER_OS_ERRORS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 
 
@@ -37,7 +36,7 @@ def exit_code_for(error: BaseException) -> ExitCode:
     """The exit status that an uncaught exception ends the process with."""
     if isinstance(error, KeyboardInterrupt):
         return ExitCode.INTERRUPTED
-    if isinstance(error, (*_USER_ERRORS, *_USER_OS_ERRORS, PermissionError)):
+    if isinstance(error, (InputError, *_USER_OS_ERRORS, PermissionError)):
         return ExitCode.USAGE
     if isinstance(error, RankLostError):
         return ExitCode.RETRYABLE
@@ -48,5 +47,4 @@ def exit_code_for(error: BaseException) -> ExitCode:
 
 def is_explained(error: BaseException) -> bool:
     """Whether the message of ``error`` alone tells a user what to do, without a traceback."""
-    of_the_run = (NumericalError, RankLostError)
-    return isinstance(error, (*_USER_ERRORS, *of_the_run, OSError, KeyboardInterrupt))
+    return isinstance(error, (ExplainedError, OSError, KeyboardInterrupt))

@@ -5,29 +5,42 @@ first shown to catch an example of what it forbids.
 """
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("launch", "trainer", "data_pipeline", "kernels")
+PACKAGES = ("launch", "trainer", "data_pipeline", "kernels", "common")
 FILES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
 
-# launch -> trainer -> {data_pipeline, kernels}
+# launch -> trainer -> {data_pipeline, kernels} -> common
 MAY_IMPORT = {
-    "launch": {"launch", "trainer", "data_pipeline", "kernels"},
-    "trainer": {"trainer", "data_pipeline", "kernels"},
-    "data_pipeline": {"data_pipeline"},
-    "kernels": {"kernels"},
+    "launch": {"launch", "trainer", "data_pipeline", "kernels", "common"},
+    "trainer": {"trainer", "data_pipeline", "kernels", "common"},
+    "data_pipeline": {"data_pipeline", "common"},
+    "kernels": {"kernels", "common"},
+    "common": {"common"},
 }
-EXCEPTIONS = {
-    ("data_pipeline/augment.py", "kernels.augment"),
-    ("data_pipeline/reading/ffcv_loader.py", "common.compiled"),
-    ("data_pipeline/reading/resample.py", "common.compiled"),
+EXCEPTIONS = {("data_pipeline/augment.py", "kernels.augment")}
+
+# Rooms of the trainer, each with those below it; those that are not named stand above the loop.
+# Loose files stand between: what a run is made of.
+ROOMS_BELOW: dict[str, set[str]] = {
+    "models": set(),
+    "optim": set(),
+    "features": set(),
+    "telemetry": set(),
+    "health": {"telemetry"},
+    "state": {"health", "models"},
+    "objectives": {"models", "optim"},
+    "parallel": {"objectives", "state", "models", "optim"},
 }
+LOOSE = {"__init__", "config", "loop", "prepare", "recipes", "run", "step"}
 
 # Code that runs in every step of training: it must not wait for the device.
 IN_A_STEP = (
@@ -74,6 +87,11 @@ COLLECTIVES = {
 }
 
 Rule = Callable[[ast.AST], Iterator[tuple[int, str]]]
+
+
+@functools.cache
+def _tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(), str(file))
 
 
 def _calls(tree: ast.AST) -> Iterator[ast.Call]:
@@ -251,7 +269,7 @@ def _findings(rule: Rule, files: list[Path]) -> list[str]:
     return [
         f"{file.relative_to(ROOT)}:{line}: {finding}"
         for file in files
-        for line, finding in rule(ast.parse(file.read_text(), str(file)))
+        for line, finding in rule(_tree(file))
     ]
 
 
@@ -280,19 +298,93 @@ def test_imports_go_one_way() -> None:
     wrong = []
     for file in FILES:
         place = file.relative_to(ROOT).as_posix()
-        for line, module in _imports(ast.parse(file.read_text())):
+        for line, module in _imports(_tree(file)):
             if _wrong_way(place, module):
                 wrong.append(f"{place}:{line} imports {module}")
     assert not wrong
 
 
 def test_the_direction_of_imports_is_the_one_of_the_design() -> None:
-    assert _wrong_way("common/gather.py", "common.collectives")
+    assert _wrong_way("common/collectives.py", "kernels")
     assert _wrong_way("trainer/loop.py", "launch")
     assert _wrong_way("data_pipeline/crops.py", "kernels.augment")
     assert _wrong_way("data_pipeline/augment.py", "kernels.ntxent")
     assert not _wrong_way("data_pipeline/augment.py", "kernels.augment.reference")
     assert not _wrong_way("trainer/objectives/simclr.py", "kernels.ntxent.nt_xent")
+
+
+def _graph() -> dict[str, set[str]]:
+    """Files that each file imports, by their dotted names."""
+    names = {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
+        for file in FILES
+    }
+    return {
+        name: {module for _, module in _imports(_tree(file)) if module in names} - {name}
+        for name, file in names.items()
+    }
+
+
+def _packages_aside(graph: dict[str, set[str]]) -> dict[str, set[str]]:
+    """Without what ``from package import file`` says of the package beside the file."""
+    return {
+        name: {m for m in modules if not any(n.startswith(m + ".") for n in modules)}
+        for name, modules in graph.items()
+    }
+
+
+def _circles(graph: dict[str, set[str]]) -> list[tuple[str, ...]]:
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as circle:
+        return [tuple(circle.args[1])]
+    return []
+
+
+def test_no_circle_of_files() -> None:
+    assert _circles({"a": {"b"}, "b": {"c"}, "c": {"a"}})
+    assert not _circles(_packages_aside(_graph()))
+
+
+def _room(module: str) -> str:
+    """``trainer.state`` for what lies in it, ``data_pipeline.packing`` too; else empty."""
+    parts = module.split(".")
+    rooms = {"trainer": 3, "data_pipeline": 3}
+    return ".".join(parts[:2]) if len(parts) >= rooms.get(parts[0], 99) else ""
+
+
+def _wrong_room(module: str, imported: str) -> bool:
+    room, other = _room(module), _room(imported)
+    if not room or not other or room == other:
+        return False
+    if room.startswith("data_pipeline"):
+        return room != "data_pipeline.packing"
+    below = ROOMS_BELOW.get(room.split(".")[1])
+    name = other.split(".")[1]
+    return other.startswith("trainer") and below is not None and name not in below
+
+
+def test_rooms_know_only_those_below_them() -> None:
+    assert _wrong_room("trainer.models.heads", "trainer.objectives.moco")
+    assert _wrong_room("data_pipeline.reading.loader", "data_pipeline.packing.pack")
+    assert not _wrong_room("trainer.parallel.fsdp", "trainer.models.encoders")
+    graph = _graph()
+    wrong = [(m, i) for m, modules in graph.items() for i in modules if _wrong_room(m, i)]
+    assert not wrong
+    between = {
+        (_room(m), _room(i))
+        for m, modules in graph.items()
+        for i in modules
+        if _room(m) and _room(i)
+    }
+    rooms: dict[str, set[str]] = {room: set() for pair in between for room in pair}
+    for room, other in between:
+        rooms[room] |= {other} - {room}
+    assert not _circles(rooms)
+
+
+def test_a_newcomer_finds_few_loose_files_in_the_trainer() -> None:
+    assert {file.stem for file in (ROOT / "trainer").glob("*.py")} == LOOSE
 
 
 def test_the_front_door_opens_without_torch() -> None:

@@ -1,4 +1,6 @@
-"""Writes the .beton format (see :mod:`data_pipeline.reading.beton`): one writer, one order, one result.
+"""Writes the .beton format: one writer, one order, one result.
+
+The format is that of :mod:`data_pipeline.reading.beton`.
 
 FFCV's own writer lets its processes race for pages, so that no two runs write the same bytes, and
 hangs when one of them fails. Here images arrive in the order of their ids and land one after the

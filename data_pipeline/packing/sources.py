@@ -1,7 +1,6 @@
 """Where images come from: folders, torchvision's data sets, arrays that ship with the product.
 
-A source numbers its images, names them for reports and hands out each with its label. What it
-passes over (hidden files, other files) it lists: nothing is lost in silence.
+What a source passes over (hidden files, other files) it lists: nothing is lost in silence.
 """
 
 import difflib
@@ -9,13 +8,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from common.errors import DataError
-from data_pipeline.packing.image_codec import ImageData, LeftOut
+from data_pipeline.packing.source import NO_LABEL, Sample, Source
 
 # torchvision's ImageFolder takes these, so sample ids and labels agree with it.
 IMAGE_EXTENSIONS = (*(".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"),)
@@ -25,33 +24,6 @@ _SYSTEM_FOLDERS = frozenset(
     | {"$RECYCLE.BIN", "System Volume Information"}
 )
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
-NO_LABEL = -1
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One image, or why it cannot be had, and its label (:data:`NO_LABEL` where there is none)."""
-
-    image: ImageData | LeftOut
-    label: int
-
-
-class Source(Protocol):
-    """A numbered set of images."""
-
-    description: dict[str, str]
-    class_names: tuple[str, ...]
-    passed_over: dict[str, list[str]]  # why -> names
-
-    def __len__(self) -> int: ...
-
-    def name(self, index: int) -> str:
-        """What to call an image in a report."""
-        ...
-
-    def sample(self, index: int) -> Sample:
-        """An image and its label."""
-        ...
 
 
 def open_source(

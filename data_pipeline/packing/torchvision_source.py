@@ -17,7 +17,7 @@ from PIL import Image, ImageFile
 
 from common.errors import DataError
 from data_pipeline.packing.image_codec import LeftOut
-from data_pipeline.packing.sources import NO_LABEL, Sample, Source
+from data_pipeline.packing.source import NO_LABEL, Sample, Source
 
 _NO_DATA_SETS = frozenset(
     {"VisionDataset", "ImageFolder", "DatasetFolder", "wrap_dataset_for_transforms_v2"}

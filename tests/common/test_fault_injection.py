@@ -29,14 +29,14 @@ def _disarmed() -> Iterator[None]:
 def points_in_the_code() -> dict[str, set[str]]:
     """Names of points by the function that they are an argument of, ``at`` or ``tensor``."""
     found: dict[str, set[str]] = {"at": set(), "tensor": set()}
-    for package in ("launch", "trainer", "data_pipeline", "kernels"):
+    for package in ("launch", "trainer", "data_pipeline", "kernels", "common"):
         for file in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(file.read_text())):
                 if (
                     isinstance(node, ast.Call)
                     and isinstance(node.func, ast.Attribute)
                     and isinstance(node.func.value, ast.Name)
-                    and node.func.value.id == "faults"
+                    and node.func.value.id == "fault_injection"
                     and node.func.attr in found
                 ):
                     assert isinstance(node.args[0], ast.Constant), f"{file}:{node.lineno}: no name"

@@ -48,7 +48,7 @@ def code() -> str:
 
 
 def _files() -> Iterator[Path]:
-    for package in ("launch", "trainer", "data_pipeline", "kernels"):
+    for package in ("launch", "trainer", "data_pipeline", "kernels", "common"):
         yield from (CHECKOUT / package).rglob("*.py")
 
 

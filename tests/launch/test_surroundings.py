@@ -39,7 +39,8 @@ def test_what_a_run_does_not_obey_is_left_out_and_said_once(
 def test_the_endpoint_serves_its_own_process_alone(tmp_path: Path) -> None:
     code = (
         "from launch.surroundings import leave_out; leave_out();"
-        "from trainer.telemetry.prometheus import Prometheus; Prometheus('127.0.0.1', 0, None).close()"
+        "from trainer.telemetry.prometheus import Prometheus;"
+        " Prometheus('127.0.0.1', 0, None).close()"
     )
     done = python(code, PROMETHEUS_MULTIPROC_DIR=str(tmp_path))
     assert done.returncode == 0, done.stderr

@@ -94,7 +94,7 @@ def limited(config: LinearConfig, num_samples: int) -> LinearConfig:
 
 
 def cached_batches(train: Features, config: LinearConfig, device: torch.device) -> Batches:
-    """All batches of a training on cached features, in the order of :mod:`data_pipeline.reading.order`."""
+    """All batches of a training on cached features, in :mod:`data_pipeline.reading.order`."""
     features_NF, labels_N = _near(train.features_NF, device), train.labels_N
     num_train, size = len(labels_N), config.batch_size
     for epoch in range(config.epochs):

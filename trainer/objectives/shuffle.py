@@ -62,7 +62,7 @@ def permute_rows(x: torch.Tensor, permutation: IntArray, group: Group = None) ->
     outgoing = _rows(x, row_WN[sent_WN])
     if size > 1:
         counts = np.bincount(source_WN[rank], minlength=size)
-        arrived = _exchange(outgoing, sent_WN.sum(1).tolist(), counts.tolist(), group)
+        arrived = _exchange(outgoing, list(map(int, sent_WN.sum(1))), list(map(int, counts)), group)
     else:
         arrived = outgoing
     place_N = inverse(np.argsort(source_WN[rank], kind="stable"))
