@@ -10,11 +10,14 @@ from lightning_fabric import Fabric
 from common import fault_injection
 from common.collectives import AgreedFlags
 from common.errors import ConfigError, NonFiniteError, NumericalError
+from data_pipeline.reading.batch import Batch
 from trainer.config import RunConfig
 from trainer.models.encoders import seed_stochastic_layers
 from trainer.optim.optimizers import apply_update, gradient_norm
 from trainer.parallel.batch_norm_buffers import RunningStatistics
 from trainer.prepare import join, prepare
+from trainer.run import Run
+from trainer.step import StepDone
 
 log = logging.getLogger(__name__)
 
@@ -79,53 +82,17 @@ def _train(config: RunConfig, fabric: Fabric, stop_requested: Callable[[], bool]
         flags = AgreedFlags(("stop", "collapsed", *run.saver.FLAGS), run.fabric.device)
         statistics = RunningStatistics(run.objective)
         run.phases.step(run.state.step + 1)
-        remaining = range(run.state.step, run.plan.total_steps)
-        for step, batch in zip(remaining, run.loader.starting_at(run.state.position(run.plan))):
-            fault_injection.at("step.start")
-            seed_stochastic_layers(config.seed, step, run.fabric.global_rank)
-            statistics.keep()
-            outputs, loss = run.gradients(batch, step)
-            run.phases.enter("optimizer")
-            norm = gradient_norm(run.optimizer)
-            lr = run.lr_at(step)
-            skipped = apply_update(run.optimizer, lr, norm)
-            run.objective.after_step(outputs, step, run.plan.total_steps, skipped)
-            statistics.restore(skipped)
-            run.optimizer.zero_grad(set_to_none=True)
-            run.state.step = step + 1
+        for batch in run.remaining_batches():
+            done = _step(run, statistics, batch)
             run.phases.enter("other")
-
-            run.telemetry.step(
-                {
-                    "step": run.state.step,
-                    "epoch": batch.position.epoch,
-                    "lr": lr,
-                    "loader_wait_seconds": run.waited(),
-                },
-                loss=loss.value,
-                contrastive_top1=loss.top1,
-                gradient_norm=norm,
-                skipped=skipped,
-            )
-            run.collapse.measure(outputs.queries, run.state.step)
-            run.substitutes.step(run.state.step, batch)
-            if run.samples is not None:
-                run.samples.step(run.state.step, batch.ids_B, run.fabric.device)
-            if run.evaluation_is_due():
-                run.evaluate()
-            flags.post(stop=stop_requested(), collapsed=run.collapse.stops, **run.saver.failures())
-            agreed = flags.read()
-            run.saver.raise_if_failing(agreed)
-            if agreed["collapsed"]:
-                raise NumericalError(run.collapse.reason())
-            stopping = bool(agreed["stop"])
+            for watch in run.watchers:
+                watch(done)
+            stopping = _agree(run, flags, stop_requested())
             if stopping or run.checkpoint_is_due():
                 run.save(finish=stopping or run.is_done())
             run.telemetry.flush_if_due()
             if stopping and not run.is_done():
-                log.info(
-                    "stopped after step %d; the same command goes on from here", run.state.step
-                )
+                log.info("stopped after step %d; the same command goes on from here", done.number)
                 return Outcome.STOPPED
             run.phases.step(run.state.step + 1)
         if run.knn_refused is not None:
@@ -134,3 +101,34 @@ def _train(config: RunConfig, fabric: Fabric, stop_requested: Callable[[], bool]
                 f" but its encoder is of no use: {run.knn_refused}"
             ) from run.knn_refused
         return Outcome.DONE
+
+
+def _step(run: Run, statistics: RunningStatistics, batch: Batch) -> StepDone:
+    """Algorithm 1's step. Where a gradient is not finite nothing changes but the step's number."""
+    step = run.state.step
+    fault_injection.at("step.start")
+    seed_stochastic_layers(run.config.seed, step, run.fabric.global_rank)
+    statistics.keep()
+    outputs, loss = run.gradients(batch, step)
+    run.phases.enter("optimizer")
+    norm, lr = gradient_norm(run.optimizer), run.lr_at(step)
+    skipped = apply_update(run.optimizer, lr, norm)
+    run.objective.after_step(outputs, step, run.plan.total_steps, skipped)
+    statistics.restore(skipped)
+    run.optimizer.zero_grad(set_to_none=True)
+    run.state.step = step + 1
+    return StepDone(step + 1, batch, outputs, loss, lr, norm, skipped)
+
+
+def _agree(run: Run, flags: AgreedFlags, stop: bool) -> bool:
+    """Whether any rank is asked to stop.
+
+    Raises:
+        NumericalError, OSError: what one rank found, which ends the run, on all.
+    """
+    flags.post(stop=stop, collapsed=run.collapse.stops, **run.saver.failures())
+    agreed = flags.read()
+    run.saver.raise_if_failing(agreed)
+    if agreed["collapsed"]:
+        raise NumericalError(run.collapse.reason())
+    return bool(agreed["stop"])

@@ -19,7 +19,7 @@ from common.collectives import release, shutdown
 from common.waiting import observe
 from data_pipeline.augment import Augment
 from data_pipeline.reading.beton import check_beton, sample_count
-from data_pipeline.reading.loader import TrainLoader, train_loader
+from data_pipeline.reading.loader import LoaderConfig, TrainLoader, train_loader
 from trainer.config import RunConfig, RunPlan, plan_run
 from trainer.features.online_knn import OnlineKnn
 from trainer.health.collapse import CollapseAlarm
@@ -46,7 +46,6 @@ from trainer.telemetry import (
     LogLines,
     ProgressBar,
     Reader,
-    StepCounter,
     Telemetry,
     TensorBoard,
 )
@@ -102,23 +101,11 @@ def prepare(config: RunConfig, joined: Fabric | None = None) -> Iterator[Run]:
         models: list[nn.Module] = []
         stack.callback(lambda: release(*models))
         reading = settle_threads(config.loader, fabric.device)
-        tolerated = config.data.max_substitutes
-        info = check_beton(config.data.train, max_damaged=tolerated)
+        info = check_beton(config.data.train, max_damaged=config.data.max_substitutes)
         plan = plan_run(config, info.num_samples, fabric.world_size)
         if fabric.is_global_zero:
             stack.enter_context(exclusive(config.out))
-        loader = train_loader(
-            config.data.train,
-            config.crop,
-            reading,
-            views=Objective.views,
-            seed=config.seed,
-            batch_size=config.batch,
-            rank=fabric.global_rank,
-            world_size=fabric.world_size,
-            device=fabric.device,
-            max_substitutes=tolerated,
-        )
+        loader = _loader(config, reading, fabric)
         stack.callback(loader.close)
         store = CheckpointStore(config.out / "checkpoints", config.checkpoint.keep)
         checkpoint, loader.info = agreed_checkpoint(config, plan, fabric, store, loader.info)
@@ -127,17 +114,27 @@ def prepare(config: RunConfig, joined: Fabric | None = None) -> Iterator[Run]:
         stack.callback(saver.close)
         facts = _facts(config, plan, checkpoint)
         endpoint = stack.enter_context(scraped(config.telemetry, facts, config.out, fabric))
-        run = _build(config, plan, fabric, loader, saver, phases, checkpoint, endpoint)
+        run = _build(config, plan, fabric, loader, saver, phases, checkpoint, endpoint, stack)
         models.append(run.model)
-        stack.callback(run.telemetry.close)
-        if run.knn is not None:
-            stack.callback(run.knn.close)
-        if run.samples is not None:
-            stack.callback(run.samples.close)
         settle_gradient_buckets(run)
         if fabric.is_global_zero:
             announce(run, resumed=checkpoint is not None)
         yield run
+
+
+def _loader(config: RunConfig, reading: LoaderConfig, fabric: Fabric) -> TrainLoader:
+    return train_loader(
+        config.data.train,
+        config.crop,
+        reading,
+        views=Objective.views,
+        seed=config.seed,
+        batch_size=config.batch,
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+        device=fabric.device,
+        max_substitutes=config.data.max_substitutes,
+    )
 
 
 @contextlib.contextmanager
@@ -169,52 +166,17 @@ def _build(
     phases: Phases,
     checkpoint: Checkpoint | None,
     endpoint: Prometheus | None,
+    stack: contextlib.ExitStack,
 ) -> Run:
-    init_from = config.init_from if checkpoint is None else None
-    objective = training_objective(config, fabric.world_size, init_from)
+    objective = training_objective(
+        config, fabric.world_size, config.init_from if checkpoint is None else None
+    )
     if checkpoint is not None:
         objective.load_state_dict(checkpoint.tensors("model"))
     sharding = lay_out(config.strategy, fabric, objective, config.encoder, config.optim)
-    knn = None
-    if config.data.test is not None and config.knn.every_epochs:
-        knn = OnlineKnn(
-            config.knn,
-            config.data.train,
-            config.data.test,
-            config.crop.size,
-            loader.config,
-            fabric.global_rank,
-            fabric.world_size,
-            config.data.max_substitutes,
-        )
+    if has_gradient_buckets(sharding.model):
+        phases.watch_gradients(objective)
     augment = Augment(config.augment, config.seed, COMPUTE_DTYPE[config.precision])
-    done = checkpoint.step if checkpoint else 0
-    rank_zero = fabric.is_global_zero
-    samples_path = config.out / "samples.jsonl"
-    collapse = CollapseAlarm(config.collapse, judges=rank_zero)
-    stragglers = Stragglers(config.straggler, phases, fabric.device, speaks=rank_zero)
-    readers: list[Reader] = [collapse]
-    counters: list[StepCounter] = []
-    if rank_zero:
-        shown = _shown(config, plan, done)
-        counters.append(shown)
-        readers += [*_writers(config, done), shown]
-    if endpoint is not None:
-        endpoint.collapsed = lambda: collapse.alarm
-        stragglers.tell = [endpoint]
-        readers.append(endpoint)
-    guard = _guard(config, plan, rank_zero, done)
-    # After those that write: the records of the steps that end a run are on disk then.
-    readers.append(guard)
-    substitutes = SubstituteLog(
-        loader,
-        config.data.max_substitutes,
-        config.out,
-        writes=rank_zero,
-        device=fabric.device,
-        steps_done=done,
-    )
-    readers.append(substitutes)
     run = Run(
         config=config,
         plan=plan,
@@ -226,28 +188,75 @@ def _build(
         gradients=_gradients(config, plan, fabric, objective, sharding.model, augment, phases),
         saver=saver,
         data_stamp=data_stamp(config.data.train),
-        telemetry=Telemetry(
-            config.telemetry,
-            plan.global_batch,
-            readers,
-            [substitutes, stragglers],
-            [] if endpoint is None else [endpoint],
-            counters,
-        ),
-        knn=knn,
-        samples=SampleLog(samples_path if rank_zero else None, done)
-        if config.log_samples
-        else None,
-        substitutes=substitutes,
-        guard=guard,
-        collapse=collapse,
+        telemetry=Telemetry(config.telemetry, plan.global_batch),
+        knn=_online_knn(config, loader.config, fabric, stack),
+        guard=_guard(config, plan, fabric.is_global_zero, checkpoint.step if checkpoint else 0),
+        collapse=CollapseAlarm(config.collapse, judges=fabric.is_global_zero),
         phases=phases,
     )
-    if has_gradient_buckets(sharding.model):
-        phases.watch_gradients(objective)
     if checkpoint is not None:
         run.restore(checkpoint)
+    stack.callback(run.telemetry.close)
+    _watch(run, endpoint, stack)
     return run
+
+
+def _online_knn(
+    config: RunConfig, reading: LoaderConfig, fabric: Fabric, stack: contextlib.ExitStack
+) -> OnlineKnn | None:
+    if config.data.test is None or not config.knn.every_epochs:
+        return None
+    knn = OnlineKnn(
+        config.knn,
+        config.data.train,
+        config.data.test,
+        config.crop.size,
+        reading,
+        fabric.global_rank,
+        fabric.world_size,
+        config.data.max_substitutes,
+    )
+    stack.callback(knn.close)
+    return knn
+
+
+def _watch(run: Run, endpoint: Prometheus | None, stack: contextlib.ExitStack) -> None:
+    """Set up who looks at a step, and who reads the records that come of them."""
+    config, done, rank_zero = run.config, run.state.step, run.fabric.is_global_zero
+    stragglers = Stragglers(config.straggler, run.phases, run.fabric.device, speaks=rank_zero)
+    substitutes = SubstituteLog(
+        run.loader,
+        config.data.max_substitutes,
+        config.out,
+        writes=rank_zero,
+        device=run.fabric.device,
+        steps_done=done,
+    )
+    stream = run.telemetry
+    stream.completers = [substitutes, stragglers]
+    stream.readers = [run.collapse]
+    if rank_zero:
+        shown = _shown(config, run.plan, done)
+        stream.step_counters = [shown]
+        stream.readers += [*_writers(config, done), shown]
+    if endpoint is not None:
+        endpoint.collapsed = lambda: run.collapse.alarm
+        stragglers.tell = [endpoint]
+        stream.step_listeners = [endpoint]
+        stream.readers.append(endpoint)
+    # After those that write: the records of the steps that end a run are on disk then.
+    stream.readers += [run.guard, substitutes]
+    run.watchers = [
+        run.record,
+        lambda step: run.collapse.measure(step.outputs.queries, step.number),
+        lambda step: substitutes.step(step.number, step.batch),
+    ]
+    if config.log_samples:
+        samples = SampleLog(config.out / "samples.jsonl" if rank_zero else None, done)
+        stack.callback(samples.close)
+        device = run.fabric.device
+        run.watchers.append(lambda step: samples.step(step.number, step.batch.ids_B, device))
+    run.watchers.append(run.evaluate_if_due)
 
 
 def _gradients(

@@ -5,8 +5,9 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -15,21 +16,20 @@ from torch import nn
 
 from common.errors import NumericalError
 from data_pipeline.augment import Augment
+from data_pipeline.reading.batch import Batch
 from data_pipeline.reading.loader import TrainLoader
 from data_pipeline.reading.order import Position
 from trainer.config import RunConfig, RunPlan, lr_at
 from trainer.features.online_knn import OnlineKnn
 from trainer.health.collapse import CollapseAlarm
-from trainer.health.damaged_samples import SubstituteLog
 from trainer.health.non_finite import NumericalGuard
 from trainer.health.phases import Phases
 from trainer.objectives.base import Objective
 from trainer.optim.optimizers import Updatable
 from trainer.parallel.sharding import Sharding
 from trainer.state.checkpoint import Checkpoint, CheckpointSaver
-from trainer.step import Gradients
+from trainer.step import Gradients, StepDone
 from trainer.telemetry import Telemetry
-from trainer.telemetry.sample_log import SampleLog
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +56,10 @@ class TrainState:
         return Position(epoch, step)
 
 
+Watcher = Callable[[StepDone], None]
+"""Looks at a step that is done, and changes no number."""
+
+
 @dataclass
 class Run:
     """A run ready for its next step."""
@@ -75,12 +79,12 @@ class Run:
     """See :func:`trainer.state.run_folder.data_stamp`."""
     telemetry: Telemetry
     knn: OnlineKnn | None
-    samples: SampleLog | None
-    substitutes: SubstituteLog
     guard: NumericalGuard
     collapse: CollapseAlarm
     phases: Phases
     """Where this process is, for the watchdog, and the time that it takes."""
+    watchers: list[Watcher] = field(default_factory=list)
+    """Called after each step, in order, on all ranks."""
     state: TrainState = field(default_factory=TrainState)
     knn_refused: NumericalError | None = None
     """Why the newest online kNN has no figure; on all ranks."""
@@ -101,11 +105,31 @@ class Run:
         """Compute dtype of the forward pass."""
         return COMPUTE_DTYPE[self.config.precision]
 
+    def remaining_batches(self) -> Iterator[Batch]:
+        """Batches of the steps that are left, in order."""
+        batches = self.loader.starting_at(self.state.position(self.plan))
+        return islice(batches, self.plan.total_steps - self.state.step)
+
     def waited(self) -> float:
         """Seconds that this process waited for the loader since the last call."""
         total = self.loader.wait_seconds
         waited, self._waited_before = total - self._waited_before, total
         return round(waited, 6)
+
+    def record(self, done: StepDone) -> None:
+        """A watcher: one record in the stream of telemetry."""
+        self.telemetry.step(
+            {
+                "step": done.number,
+                "epoch": done.batch.position.epoch,
+                "lr": done.lr,
+                "loader_wait_seconds": self.waited(),
+            },
+            loss=done.loss.value,
+            contrastive_top1=done.loss.top1,
+            gradient_norm=done.gradient_norm,
+            skipped=done.skipped,
+        )
 
     def lr_at(self, step: int) -> float:
         """Learning rate of the ``step``-th update, from 0."""
@@ -138,13 +162,13 @@ class Run:
             or (every > 0 and self.state.step % every == 0)
         )
 
-    def evaluate(self) -> None:
-        """Online kNN on all ranks, into the newest step's record; the best one is kept.
+    def evaluate_if_due(self, done: StepDone) -> None:
+        """A watcher: online kNN on all ranks, into the step's record; the best one is kept.
 
         Features that are not finite have no neighbours: that is noted, and the run goes on to what
         its guard says of it, or to its last checkpoint.
         """
-        if self.knn is None:
+        if self.knn is None or not self.evaluation_is_due():
             return
         with self.telemetry.pause(), self.phases.aside("evaluation"):
             try:

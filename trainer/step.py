@@ -15,7 +15,7 @@ Shapes: N images of this process, V views, M rows of projections, D dimensions.
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from lightning_fabric import Fabric
@@ -32,6 +32,22 @@ from trainer.parallel.micro_batch_norm import PieceStatistics
 from trainer.parallel.sync_batch_norm import SyncBatchNorm
 
 MicroBatchNorm = Literal["exact", "piece"]
+
+
+class StepDone(NamedTuple):
+    """What a step leaves for those that watch the run."""
+
+    number: int
+    """Optimizer steps done, this one among them."""
+    batch: Batch
+    outputs: Projections
+    loss: Loss
+    lr: float
+    gradient_norm: torch.Tensor
+    skipped: torch.Tensor
+    """0-d, 1 where a gradient was not finite and nothing was changed; on the device."""
+
+
 Gradients = Callable[[Batch, int], tuple[Projections, Loss]]
 """From a batch and the number of steps done before it, leaves gradients in the parameters and
 returns the projections and the loss."""
