@@ -36,7 +36,7 @@ def double(folder: Path) -> int:
 
 @pytest.fixture
 def said(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    caplog.set_level(logging.INFO, "kernels")
+    caplog.set_level(logging.INFO, "common")
     return caplog
 
 
