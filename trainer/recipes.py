@@ -257,7 +257,7 @@ def digits_demo() -> RunConfig:
         data=_to_be_named(),
         out=Path("runs/digits-demo"),
         batch=128,
-        epochs=24,
+        epochs=32,
         precision="fp32",  # on CPU cores bf16 is slower for a network this small
         crop=CropConfig(size=32, scale=(0.3, 1.0)),
         augment=AugmentConfig(view1=view, view2=view),
@@ -266,7 +266,7 @@ def digits_demo() -> RunConfig:
         objective=SimCLRConfig(temperature=0.2),
         optim=OptimConfig(name="lars", base_lr=8.0, weight_decay=1e-6),
         schedule=ScheduleConfig(warmup_epochs=0.35),
-        knn=OnlineKnnConfig(every_epochs=6),
+        knn=OnlineKnnConfig(every_epochs=8),
     )
 
 
