@@ -50,7 +50,8 @@ def parse_settings(
     text = f"{about}\n\n{text}" if text else about
     prog = f"widebatch {command} {recipe}"
     config = parse(prog, default, words, text=text, other_options=other_options)
-    return dataclasses.replace(config, encoder=for_family(config.encoder, default.encoder))
+    encoder = for_family(config.encoder, default.encoder, config.crop.size)
+    return dataclasses.replace(config, encoder=encoder)
 
 
 def parse(

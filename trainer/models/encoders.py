@@ -67,8 +67,8 @@ class EncoderConfig:
     zero_init_residual: bool = False
     """Of a ResNet: start each residual branch at zero by its last BatchNorm's scale."""
     image_size: int = 224
-    """Side of the images in pixels, for models built for one size (ViT, MaxViT); others take
-    any."""
+    """Side of the images in pixels, for models built for one size (ViT, MaxViT); others take any.
+    Of your own the features are counted at this size: where it is not set, the crop's."""
 
     def __post_init__(self) -> None:
         check_bounds(self, "--encoder.", image_size="[1, inf)")
@@ -118,15 +118,19 @@ def is_torchvisions(name: str) -> bool:
     return name in torchvision.models.list_models(module=torchvision.models)
 
 
-def for_family(config: EncoderConfig, recipe: EncoderConfig) -> EncoderConfig:
-    """``config`` without those settings for ResNets that came from ``recipe`` with another name."""
+def for_family(config: EncoderConfig, recipe: EncoderConfig, crop_size: int) -> EncoderConfig:
+    """``config`` without what came from ``recipe`` with the name of another kind of encoder.
+
+    Settings for ResNets are left out; a module of the user's takes images of the crop's size.
+    """
     if is_resnet(config.name):
         return config
-    plain = {
-        setting: value
-        for setting, value in _NOT_A_RESNETS.items()
-        if getattr(config, setting) == getattr(recipe, setting)
-    }
+    plain = dict(_NOT_A_RESNETS)
+    if ":" in config.name:
+        plain["image_size"] = crop_size
+    for setting in list(plain):
+        if getattr(config, setting) != getattr(recipe, setting):
+            del plain[setting]
     return dataclasses.replace(config, **plain)
 
 
@@ -136,17 +140,18 @@ def _refuse_a_resnets_settings(config: EncoderConfig) -> None:
     for setting, plain in _NOT_A_RESNETS.items():
         value = getattr(config, setting)
         if value != plain:
+            option = f"--encoder.{setting.replace('_', '-')}"
             flag = "stem imagenet" if setting == "stem" else "no-zero-init-residual"
             raise ConfigError(
-                f"encoder.{setting} {value} is for ResNets, and {config.name} is none that we know "
-                f"by name; set --encoder.{flag}"
+                f"{option} {value} is for ResNets, and {config.name} is none that we know by name;"
+                f" set --encoder.{flag}"
             )
 
 
 def _build_cifar_resnet(config: EncoderConfig) -> nn.Module:
     if config.stem == "imagenet":
         raise ConfigError(
-            f"encoder.stem imagenet: {config.name} is for small images; set --encoder.stem cifar "
+            f"--encoder.stem imagenet: {config.name} is for small images; set --encoder.stem cifar "
             "or cifar-stride2"
         )
     blocks, factor = CIFAR_RESNETS[config.name]
@@ -156,7 +161,7 @@ def _build_cifar_resnet(config: EncoderConfig) -> nn.Module:
 def _build_torchvision_model(config: EncoderConfig) -> nn.Module:
     if not is_torchvisions(config.name):
         known = [*CIFAR_RESNETS, *torchvision.models.list_models(module=torchvision.models)]
-        raise ConfigError(f"encoder.name: there is no model {_unknown(config.name, known)}")
+        raise ConfigError(f"--encoder.name: there is no model {_unknown(config.name, known)}")
     _refuse_a_resnets_settings(config)
     options = dict(_OPTIONS_BY_FAMILY.get(config.name, {}))
     if config.name.startswith("vit_"):
@@ -168,7 +173,7 @@ def _build_torchvision_model(config: EncoderConfig) -> nn.Module:
     try:
         model: nn.Module = torchvision.models.get_model(config.name, weights=None, **options)
     except (AssertionError, ValueError) as error:  # a size that a transformer cannot divide
-        raise ConfigError(f"encoder.image_size {config.image_size}: {error}") from error
+        raise ConfigError(f"--encoder.image-size {config.image_size}: {error}") from error
     remove_classifier(model)
     if config.stem != "imagenet":
         use_cifar_stem(model, STRIDES[config.stem])
@@ -193,7 +198,7 @@ def remove_classifier(model: nn.Module) -> str:
         if _outputs(layer) == _CLASSES:
             path = name
     if not path:
-        raise ConfigError(f"encoder: found no classifier in a {type(model).__name__}")
+        raise ConfigError(f"--encoder.name: found no classifier in a {type(model).__name__}")
     parent = model.get_submodule(path.rpartition(".")[0])
     for name, child in list(parent.named_children()):
         if isinstance(child, nn.Dropout):
@@ -227,11 +232,11 @@ def _build_user_model(config: EncoderConfig) -> nn.Module:
         model = build()
     except Exception as error:
         raise ConfigError(
-            f"encoder.name: {config.name} failed: {type(error).__name__}: {_one_line(error)}"
+            f"--encoder.name: {config.name} failed: {type(error).__name__}: {_one_line(error)}"
         ) from error
     if not isinstance(model, nn.Module):
         raise ConfigError(
-            f"encoder.name: {config.name} returned a {type(model).__name__}, not an nn.Module"
+            f"--encoder.name: {config.name} returned a {type(model).__name__}, not an nn.Module"
         )
     return model
 
@@ -239,7 +244,7 @@ def _build_user_model(config: EncoderConfig) -> nn.Module:
 def _import_callable(path: str) -> Callable[[], Any]:
     module_name, _, attribute = path.partition(":")
     if not module_name or not attribute.isidentifier():
-        raise ConfigError(f"encoder.name: {path!r} is not of the form package.module:callable")
+        raise ConfigError(f"--encoder.name: {path!r} is not of the form package.module:callable")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)  # behind all others: what lies there hides nothing of ours
@@ -247,14 +252,14 @@ def _import_callable(path: str) -> Callable[[], Any]:
         module = importlib.import_module(module_name)
     except Exception as error:  # whatever the user's module does at import
         raise ConfigError(
-            f"encoder.name: cannot import {module_name} ({type(error).__name__}: "
+            f"--encoder.name: cannot import {module_name} ({type(error).__name__}: "
             f"{_one_line(error)}); start in its folder, or put that on PYTHONPATH"
         ) from error
     found = getattr(module, attribute, None)
     if not callable(found):
         public = [name for name, value in vars(module).items() if callable(value)]
         raise ConfigError(
-            f"encoder.name: {module_name} has no callable {_unknown(attribute, public)}"
+            f"--encoder.name: {module_name} has no callable {_unknown(attribute, public)}"
         )
     return cast(Callable[[], Any], found)
 
@@ -283,16 +288,16 @@ def _feature_dim(model: nn.Module, config: EncoderConfig) -> int:
             output = functional_call(model.eval(), on_meta, (image,))
     except Exception as error:  # whatever the model's forward pass does
         raise ConfigError(
-            f"encoder.name: cannot tell the feature size of {config.name} at {config.image_size} "
-            f"pixels ({type(error).__name__}: {_one_line(error)}); set encoder.image_size, or give "
-            "your module an int attribute feature_dim"
+            f"--encoder.name: cannot tell the feature size of {config.name} at {config.image_size} "
+            f"pixels ({type(error).__name__}: {_one_line(error)}); set --encoder.image-size, or "
+            "give your module an int attribute feature_dim"
         ) from error
     finally:
         for module, training in modes:
             module.training = training
     if not isinstance(output, torch.Tensor) or output.dim() != 2:
         shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-        raise ConfigError(f"encoder.name: {config.name} returns {shape}, not (N, F) features")
+        raise ConfigError(f"--encoder.name: {config.name} returns {shape}, not (N, F) features")
     return output.shape[1]
 
 

@@ -64,7 +64,7 @@ class MoCoV3(Objective):
         super().__init__()
         if config.predictor.out_dim != head.out_dim:
             raise ConfigError(
-                f"objective.predictor.out_dim is {config.predictor.out_dim} and head.out_dim"
+                f"--objective.predictor.out-dim is {config.predictor.out_dim} and --head.out-dim"
                 f" {head.out_dim}: predictions are compared with projections; make them equal"
             )
         self.encoder = encoder

@@ -78,8 +78,8 @@ def _refuse_idle_weights(encoder: Encoder, config: RunConfig) -> None:
             features_NF = functional_call(encoder, buffers, (torch.zeros(2, 3, side, side),))
     except Exception as error:  # whatever the user's module does
         raise ConfigError(
-            f"encoder.name: {name} fails on images of --crop.size {side} ({type(error).__name__}: "
-            f"{' '.join(str(error).split())})"
+            f"--encoder.name: {name} fails on images of --crop.size {side}"
+            f" ({type(error).__name__}: {' '.join(str(error).split())})"
         ) from error
     gradients: Sequence[torch.Tensor | None] = [None] * len(weights)
     if features_NF.requires_grad:
@@ -90,8 +90,8 @@ def _refuse_idle_weights(encoder: Encoder, config: RunConfig) -> None:
     if idle:
         more = f" and {len(idle) - _SHOWN} more" if len(idle) > _SHOWN else ""
         raise ConfigError(
-            f"encoder.name: in {name} no gradient reaches {', '.join(idle[:_SHOWN])}{more}; leave "
-            "them out of the module, or call requires_grad_(False) on them"
+            f"--encoder.name: in {name} no gradient reaches {', '.join(idle[:_SHOWN])}{more}; leave"
+            " them out of the module, or call requires_grad_(False) on them"
         )
 
 

@@ -125,7 +125,7 @@ def count_step(
     except Exception as error:  # whatever a user's module does
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"encoder.name: {config.encoder.name} cannot be counted without data at"
+            f"--encoder.name: {config.encoder.name} cannot be counted without data at"
             f" {config.crop.size} pixels ({type(error).__name__}: {reason}); its forward pass must"
             " not look at values"
         ) from error

@@ -185,7 +185,7 @@ def test_dropout_of_the_classifier_goes_with_it() -> None:
             "for ResNets.* set --encoder.no-zero-init-residual",
         ),
         (EncoderConfig(name="resnet20"), "set --encoder.stem cifar or cifar-stride2"),
-        (EncoderConfig(name="vit_b_32", image_size=50), r"image_size 50: .*divisible"),
+        (EncoderConfig(name="vit_b_32", image_size=50), r"image-size 50: .*divisible"),
     ],
 )
 @pytest.mark.usefixtures("_no_initialisation")

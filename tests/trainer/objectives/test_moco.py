@@ -349,5 +349,5 @@ def test_impossible_settings_are_named() -> None:
         MoCoV3Config(momentum=1.5)
     with pytest.raises(ConfigError, match=r"--objective.temperature 0: must be a number above 0"):
         MoCoConfig(temperature=0)
-    with pytest.raises(ConfigError, match=r"predictor\.out_dim is 256 and head\.out_dim 6"):
+    with pytest.raises(ConfigError, match=r"predictor\.out-dim is 256 and --head\.out-dim 6"):
         objective_of(MoCoV3Config())

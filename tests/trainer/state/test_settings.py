@@ -53,6 +53,9 @@ def test_what_a_recipe_sets_of_a_resnet_stays_with_resnets() -> None:
             assert (encoder.stem, encoder.zero_init_residual) == ("imagenet", False)
         asked = config_of("mocov2-r50", *words, "--encoder.zero-init-residual").encoder
         assert asked.zero_init_residual  # asked for: to be refused
+    sized = ("simclr-cifar10-r18", "--encoder.name", "my:encoder", "--encoder.image-size", "16")
+    assert config_of(*sized).encoder.image_size == 16
+    assert config_of(*sized[:3], "--crop.size", "48").encoder.image_size == 48  # else the crop's
     for name in ("resnet34", "resnet20"):
         kept = config_of("simclr-cifar10-r18", "--encoder.name", name).encoder
         assert kept == dataclasses.replace(own, name=name)
