@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from common.bounds import check_bounds
 from common.errors import ConfigError
 from common.randomness import Stream, run_key, sample_keys, uniforms
-from data_pipeline.bounds import check_bounds
 from kernels.augment import (
     Column,
     Implementation,

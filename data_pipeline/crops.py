@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from common.bounds import check_bounds
 from common.errors import ConfigError
 from common.randomness import Stream, sample_keys, uniforms
-from data_pipeline.bounds import check_bounds
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]

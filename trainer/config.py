@@ -17,10 +17,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from common.bounds import check_bounds
 from common.errors import ConfigError
 from common.randomness import SEEDS
 from data_pipeline.augment import AugmentConfig
-from data_pipeline.bounds import check_bounds
 from data_pipeline.crops import CropConfig
 from data_pipeline.reading.damage import check_limit
 from data_pipeline.reading.loader import LoaderConfig

@@ -26,9 +26,9 @@ from typing import Literal
 import numpy as np
 import torch
 
+from common.bounds import check_bounds
 from common.cores import cores_alone
 from common.errors import ConfigError, DataError
-from data_pipeline.bounds import check_bounds
 from data_pipeline.crops import CropConfig
 from data_pipeline.reading.batch import Batch, BatchMemory, Transfer
 from data_pipeline.reading.batch_plan import CentreCrops, Plan, RandomCrops

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from common.bounds import check_bounds
 from common.errors import ConfigError
 from data_pipeline.augment import Augment
-from data_pipeline.bounds import check_bounds
 from data_pipeline.reading.beton import BetonInfo
 from data_pipeline.reading.loader import EvalLoader, LoaderConfig, eval_loader
 from trainer.features.extraction import default_resize, extract_features

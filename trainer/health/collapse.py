@@ -30,9 +30,9 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
+from common.bounds import check_bounds
 from common.gather import rank_and_size
 from common.waiting import waiting
-from data_pipeline.bounds import check_bounds
 from trainer.telemetry import Record
 
 log = logging.getLogger(__name__)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from common.bounds import check_bounds
 from common.errors import NonFiniteError
 from common.files.private_file import open_to_append
 from common.files.strict_json import dump_json
-from data_pipeline.bounds import check_bounds
 from trainer.telemetry import Record, keep_lines
 
 log = logging.getLogger(__name__)

@@ -14,9 +14,9 @@ from typing import Protocol
 
 import torch
 
+from common.bounds import check_bounds
 from common.gather import gather_rows
 from common.waiting import waiting
-from data_pipeline.bounds import check_bounds
 from trainer.health.phases import PHASES, WAITS, Phases
 from trainer.telemetry import Record
 

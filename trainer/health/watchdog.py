@@ -24,12 +24,12 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
+from common.bounds import check_bounds
 from common.collectives import collectives_entered
 from common.errors import RankLostError
 from common.files.atomic_file import as_utf8
 from common.files.private_file import open_to_append
 from common.rendezvous import JOIN_TIMEOUT
-from data_pipeline.bounds import check_bounds
 from trainer.health import heartbeat
 from trainer.health.heartbeat import Heartbeat
 from trainer.health.missing_ranks import Looks, verdict

@@ -19,8 +19,8 @@ import torchvision
 from torch import nn
 from torch.func import functional_call
 
+from common.bounds import check_bounds
 from common.errors import ConfigError
-from data_pipeline.bounds import check_bounds
 from trainer.models.cifar_resnet import CIFAR_RESNETS, CifarResNet
 from trainer.models.heads import HeadConfig, ProjectionHead, build_head
 

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from data_pipeline.bounds import check_bounds
+from common.bounds import check_bounds
 
 
 @dataclass(frozen=True, kw_only=True)

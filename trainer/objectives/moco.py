@@ -13,8 +13,8 @@ import torch
 import tyro
 from torch import nn
 
+from common.bounds import check_bounds
 from common.gather import gather_rows, rank_and_size
-from data_pipeline.bounds import check_bounds
 from kernels.ntxent import Implementation, info_nce_and_accuracy
 from kernels.ntxent.reference import unit_rows
 from trainer.models.encoders import Encoder

@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 import tyro
 
+from common.bounds import check_bounds
 from common.errors import ConfigError
-from data_pipeline.bounds import check_bounds
 from kernels.ntxent import Implementation, info_nce_and_accuracy
 from trainer.models.encoders import Encoder
 from trainer.models.heads import HeadConfig, ProjectionHead, build_head

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 import tyro
 
-from data_pipeline.bounds import check_bounds
+from common.bounds import check_bounds
 from kernels.ntxent import Implementation, nt_xent_and_accuracy
 from trainer.models.encoders import Encoder
 from trainer.models.heads import ProjectionHead

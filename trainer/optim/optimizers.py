@@ -7,8 +7,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import nn
 
+from common.bounds import check_bounds
 from common.errors import ConfigError
-from data_pipeline.bounds import check_bounds
 from trainer.optim.lars import LARS, Variant, match_layout
 
 REFERENCE_BATCH = 256  # samples that `base_lr` is quoted for

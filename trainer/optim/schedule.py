@@ -14,8 +14,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from common.bounds import check_bounds
 from common.errors import ConfigError
-from data_pipeline.bounds import check_bounds
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
-from data_pipeline.bounds import check_bounds
+from common.bounds import check_bounds
 
 Record = dict[str, Any]
 

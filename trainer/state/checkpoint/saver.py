@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from common import fault_injection
+from common.bounds import check_bounds
 from common.collectives import broadcast_json
-from data_pipeline.bounds import check_bounds
 from trainer.state.checkpoint.files import Tensors
 from trainer.state.checkpoint.host_copy import HostCopy
 from trainer.state.checkpoint.store import CheckpointStore
