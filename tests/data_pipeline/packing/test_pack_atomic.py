@@ -131,7 +131,7 @@ def test_a_killed_process_leaves_no_file(photos: Path, older: Path) -> None:
 _SLOW_PACK = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-from data_pipeline import pack as module
+from data_pipeline.packing import pack as module
 append = module.BetonWriter.append
 def slow(self, *a):
     append(self, *a)
