@@ -132,7 +132,7 @@ def tables(folder: Path) -> Target:
         table = read_sample_table(path, max_damaged=limit)
         ends = table.offsets + table.sizes
         assert (table.offsets > 0).all() and (ends <= len(data)).all() and (table.sizes >= 0).all()
-        assert len(table.faults) == info.num_damaged <= limit
+        assert len(table.damaged) == info.num_damaged <= limit
         assert (table.heights * table.widths <= beton.MAX_PIXELS).all()
         return ""
 
@@ -184,7 +184,7 @@ def samples(folder: Path) -> Target:
         for decoder in (FfcvDecoder(file), TorchvisionDecoder(file)):
             out = np.empty((len(ids), 1, 8, 8, 3), np.uint8)
             failed = decoder.try_decode(ids, boxes, out).tolist()
-            assert set(failed) >= set(found.faults) & set(ids.tolist())
+            assert set(failed) >= set(found.damaged) & set(ids.tolist())
             problems = [decoder.problem(sample) for sample in failed]
             assert all(problems)
             outcomes.append(failed)

@@ -65,7 +65,7 @@ def no_ffcv(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("no_ffcv")
 def test_without_ffcv_auto_falls_back_and_ffcv_says_why(jpegs: Path) -> None:
     source = open_train(jpegs, "auto")
-    assert type(source._source.decoder).__name__ == "TorchvisionDecoder"
+    assert type(source._reader.decoder).__name__ == "TorchvisionDecoder"
     source.close()
     with pytest.raises(DataError, match=r"FFCV cannot be used here .*--loader.backend torchvision"):
         open_train(jpegs, "ffcv")
