@@ -144,6 +144,8 @@ def _completed(method: str, default: "JobConfig", config: "JobConfig") -> "JobCo
         ConfigError: a data file is not named, and no run has it.
         DataError: the run's config.json or its data cannot be read.
     """
+    from trainer.evaluation.load_encoder import run_of
+
     run = run_of(config.source)
     settings = {} if run is None else read_json_file(run / "config.json")
     found: dict[str, Any] = {}
@@ -162,12 +164,6 @@ def _completed(method: str, default: "JobConfig", config: "JobConfig") -> "JobCo
     if config.json is None and run is not None:
         found["json"] = run / "evaluation" / _file_name(method, default, config, settings)
     return dataclasses.replace(config, **found)
-
-
-def run_of(source: str) -> Path | None:
-    """The run that a source names, trained or untrained; None where it is no run."""
-    run = Path(source if Path(source).exists() else source.removeprefix("untrained:"))
-    return run if (run / "config.json").is_file() else None
 
 
 def _file_name(method: str, default: "JobConfig", config: "JobConfig", settings: Any) -> str:

@@ -109,7 +109,7 @@ def run_of(source: str) -> Path | None:
     path = Path(source)
     if source.startswith(_UNTRAINED) and not path.exists():
         path = Path(source.removeprefix(_UNTRAINED))
-    return path if path.is_dir() else None
+    return path if (path / "config.json").is_file() else None
 
 
 def description_path(weights: Path) -> Path:
