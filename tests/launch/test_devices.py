@@ -175,7 +175,7 @@ def test_signals_wait_until_a_rank_knows_what_to_do(
     started: "list[subprocess.Popen[str]]",
 ) -> None:
     """They come while it imports, where Python's own answer is a traceback."""
-    late = f"import time; print('ready', flush=True); time.sleep(1)\n{RANK}"
+    late = f"import os, time; os.write(1, b'ready\\n'); time.sleep(1)\n{RANK}"
     start(started, sys.executable, "-c", START, late, "wait", "wait")
     wait_until_ready(started[0])
     os.killpg(started[0].pid, signal.SIGINT)
