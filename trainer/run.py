@@ -3,6 +3,7 @@
 :func:`trainer.prepare.prepare` makes it; :func:`trainer.loop.fit` drives it.
 """
 
+import contextlib
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +15,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from common.errors import NumericalError
+from common.errors import DataError, NumericalError
 from data_pipeline.augment import Augment
 from data_pipeline.reading.batch import Batch
 from data_pipeline.reading.loader import TrainLoader
@@ -106,9 +107,22 @@ class Run:
         return COMPUTE_DTYPE[self.config.precision]
 
     def remaining_batches(self) -> Iterator[Batch]:
-        """Batches of the steps that are left, in order."""
+        """Batches of the steps that are left, in order.
+
+        Raises:
+            DataError, OSError: the file has become unreadable. A process that is alone saves its
+                last step before; of several the others do not know, and are in the next one.
+        """
+        before = self.state.step
         batches = self.loader.starting_at(self.state.position(self.plan))
-        return islice(batches, self.plan.total_steps - self.state.step)
+        try:
+            yield from islice(batches, self.plan.total_steps - before)
+        except (DataError, OSError):
+            if self.plan.world_size == 1 and self.state.step > before:
+                with contextlib.suppress(OSError):  # which has been told
+                    self.save(finish=True)
+                    log.info("the data cannot be read on; step %d is saved", self.state.step)
+            raise
 
     def waited(self) -> float:
         """Seconds that this process waited for the loader since the last call."""

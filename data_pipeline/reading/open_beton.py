@@ -98,5 +98,5 @@ class OpenBeton:
     def _changed(self) -> DataError:
         return DataError(
             f"{self.path}: cut or written over while it was read; put it back as it was, and the"
-            " same command goes on from the last checkpoint"
+            " same command goes on from the newest checkpoint, where there is one"
         )

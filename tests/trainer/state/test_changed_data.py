@@ -28,21 +28,21 @@ def _cut_in_step_3(rank: int, world_size: int, values: dict[str, Any]) -> None:
     fit(config, cut)
 
 
-def test_a_file_cut_under_the_run_ends_it_by_one_line_and_keeps_the_checkpoint(
+def test_a_file_cut_under_the_run_ends_it_by_one_line_and_saves_the_last_step(
     tmp_path: Path,
 ) -> None:
+    """So that it goes on from there, where no checkpoint was due yet."""
     data = pack_images(tmp_path)
-    config = tiny_config(
-        data,
-        tmp_path / "run",
-        steps=20,
-        encoder=SMALL_ENCODER,
-        checkpoint=CheckpointConfig(every_steps=2),
-    )
+    settings = {"encoder": SMALL_ENCODER, "checkpoint": CheckpointConfig(every_epochs=0)}
+    config = tiny_config(data, tmp_path / "run", steps=20, **settings)
+    whole = data.read_bytes()
     with pytest.raises(RankFailure, match=r"DataError: .*images\.beton: cut or written over"):
         run_ranks(_cut_in_step_3, 1, to_json(config), timeout=280, init_process_group=False)
-    assert saved_state(config.out)["step"] >= 2
-    assert len(metrics(config.out)) < 10
+    saved = saved_state(config.out)["step"]
+    assert 3 <= saved == len(metrics(config.out)) < 10
+    data.write_bytes(whole)
+    run_ranks(_hashed, 1, to_json(config), 0, timeout=280, init_process_group=False)
+    assert [each["step"] for each in metrics(config.out)] == list(range(1, 21))
 
 
 def _hashed(rank: int, world_size: int, values: dict[str, Any], stop_at: int) -> int:
