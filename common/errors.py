@@ -1,5 +1,7 @@
 """Errors that a user can mend, as against defects of the program."""
 
+import re
+
 
 class ExplainedError(Exception):
     """Its message alone tells a user what to do: it needs no traceback."""
@@ -34,3 +36,9 @@ class RankLostError(ExplainedError, RuntimeError):
 
     For the process that raises it the run may be tried again; the other may know better.
     """
+
+
+def first_sentence(error: BaseException) -> str:
+    """What the message of a library says first: no place in its source, no pages, no advice."""
+    line = str(error).strip().partition("\n")[0]
+    return re.sub(r"^\[\S+:\d+\] ", "", line).partition(". ")[0].rstrip(".")

@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
-from common.errors import RankLostError
+from common.errors import RankLostError, first_sentence
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def join(
     finally:
         meeting.abandoned.set()
     if isinstance(meeting.problem, RuntimeError) and meeting.size > 1:
-        reason = " ".join(str(meeting.problem).split())
+        reason = first_sentence(meeting.problem)
         raise RankLostError(
             f"the {meeting.size} processes of the run did not find each other: {reason}; start the"
             " run again, and if it stays, `widebatch doctor` under the same launcher examines the"

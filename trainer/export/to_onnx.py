@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.errors import ConfigError
+from common.errors import ConfigError, first_sentence
 from trainer.export.target import Features, Target, Tensors, absent
 from trainer.export.to_torch_export import INPUT, example
 
@@ -53,8 +53,8 @@ class ToOnnx(Target):
             content: bytes = program.model_proto.SerializeToString()  # fails above 2 GB
         except Exception as error:  # whatever a user's own module makes of it
             raise ConfigError(
-                f"--format onnx: torch cannot export {self.encoder.name}: "
-                f"{' '.join(str(error).split())[:300]}"
+                f"--format onnx: torch cannot export {self.encoder.name}:"
+                f" {type(error).__name__}: {first_sentence(error)}"
             ) from error
         return {"": content}
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.errors import ConfigError
+from common.errors import ConfigError, first_sentence
 from trainer.evaluation.load_encoder import Preprocessing
 from trainer.export.target import Features, Target, Tensors
 
@@ -34,8 +34,8 @@ class ToTorchExport(Target):
             program = torch.export.export(model, (images,), dynamic_shapes=dimensions)
         except Exception as error:  # whatever a user's own module makes of it
             raise ConfigError(
-                f"--format torch-export: torch cannot export {self.encoder.name}: "
-                f"{' '.join(str(error).split())[:300]}"
+                f"--format torch-export: torch cannot export {self.encoder.name}:"
+                f" {type(error).__name__}: {first_sentence(error)}"
             ) from error
         archive = io.BytesIO()
         torch.export.save(program, archive)

@@ -26,7 +26,7 @@ from typing import TextIO
 
 from common.bounds import check_bounds
 from common.collectives import collectives_entered
-from common.errors import RankLostError
+from common.errors import RankLostError, first_sentence
 from common.files.atomic_file import as_utf8
 from common.files.private_file import open_to_append
 from common.rendezvous import JOIN_TIMEOUT
@@ -134,8 +134,8 @@ class Watchdog:
     def _explained(self, error: RuntimeError) -> RankLostError:
         found = self._verdict(self._look_at_others(most=_BEATS))
         return RankLostError(
-            f"{_place(self._phases.place)}: {found} ({str(error).splitlines()[0]}); start the run"
-            " again and it goes on from its checkpoint, unless another rank says what to mend"
+            f"{_place(self._phases.place)}: {found} ({first_sentence(error)}); the same"
+            " command starts the run again, unless another rank says what to mend"
         )
 
     # --- the thread ---------------------------------------------------------------------------

@@ -17,6 +17,7 @@ torch's unpickler that builds tensors and plain containers and nothing else (``w
 import argparse
 import logging
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -152,21 +153,23 @@ def _unpickled(path: Path) -> Any:
     # Options of a script lie beside the tensors of many checkpoints; a Namespace has no code.
     harmless = torch.serialization.safe_globals([argparse.Namespace])
     try:
-        with open_regular(path) as file, harmless:
+        with open_regular(path) as file, harmless, warnings.catch_warnings(action="ignore"):
             return torch.load(file, map_location="cpu", weights_only=True)
     except DataError:
         raise
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     except Exception as error:  # whatever a damaged or hostile archive makes torch raise
-        reason = " ".join(str(error).split()).rpartition("WeightsUnpickler error: ")[2]
-        refused = re.search(r"GLOBAL (\S+) was not an allowed global", reason)
-        what = f"{type(error).__name__}: {reason[:160]}"
-        if refused:
-            what = f"beside tensors it holds a {refused[1]}"
+        code = re.search(r"GLOBAL (\S+)|(TorchScript)", str(error))
+        if code is None:
+            raise DataError(
+                f"{path}: damaged, or not in torch.save's own format; take a .safetensors, or a"
+                " .pth of a model's weights"
+            ) from None
         raise DataError(
-            f"{path}: no weights that can be read without running code of the file "
-            f"({_printable(what)}); where you trust it, save its tensors alone, as safetensors"
+            f"{path}: no weights that can be read without running code of the file: it holds"
+            f" {_printable(code[1] or code[2])}; where you trust it, save its tensors alone, as"
+            " safetensors"
         ) from None
 
 

@@ -23,7 +23,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from common.errors import ConfigError
+from common.errors import ConfigError, first_sentence
 from trainer.config import RunConfig
 from trainer.objectives.base import Objective, Projections
 from trainer.objectives.moco import MoCoConfig
@@ -123,11 +123,10 @@ def count_step(
     except ConfigError:
         raise
     except Exception as error:  # whatever a user's module does
-        reason = " ".join(str(error).split())[:200]
         raise ConfigError(
             f"--encoder.name: {config.encoder.name} cannot be counted without data at"
-            f" {config.crop.size} pixels ({type(error).__name__}: {reason}); its forward pass must"
-            " not look at values"
+            f" {config.crop.size} pixels ({type(error).__name__}: {first_sentence(error)}); its"
+            " forward pass must not look at values"
         ) from error
     return StepCost(
         images=images,
