@@ -89,19 +89,37 @@ def load_encoder(source: str, which: Which = "last") -> LoadedEncoder:
         CheckpointError: a run's checkpoints are missing or damaged.
         DataError: an exported file or its JSON is missing, damaged, or of another kind.
     """
+    check_source(source)
     path = Path(source)
     if source.startswith(_PIXELS) and not path.exists():
         return _pixels(source)
     if source.startswith(_UNTRAINED) and not path.exists():
         return _untrained(source)
-    if path.is_dir():
-        return _from_run(path, which)
-    if path.is_file():
-        return _from_file(path)
-    raise ConfigError(
-        f"{source}: no such run folder or weights file; give RUN, FILE.safetensors, "
-        f"{_UNTRAINED}RUN or {_PIXELS}SIZE"
-    )
+    return _from_run(path, which) if path.is_dir() else _from_file(path)
+
+
+def check_source(source: str) -> None:
+    """Refuse what :func:`load_encoder` cannot read, before it is read.
+
+    Raises:
+        ConfigError: nothing is there.
+        DataError: it is a file of another format.
+    """
+    path = Path(source)
+    if not path.exists():
+        if source.startswith(_PIXELS):
+            return
+        path = Path(source.removeprefix(_UNTRAINED))
+    if not path.is_dir() and not path.is_file():
+        raise ConfigError(
+            f"{source}: no such run folder or weights file; give RUN, FILE.safetensors, "
+            f"{_UNTRAINED}RUN or {_PIXELS}SIZE"
+        )
+    if path.is_file() and path.suffix != ".safetensors":
+        raise DataError(
+            f"{path}: not a .safetensors file, which evaluate takes beside a run's folder; the"
+            " formats torch-export and onnx cannot be evaluated: name the run"
+        )
 
 
 def run_of(source: str) -> Path | None:
@@ -199,11 +217,9 @@ def _untrained(source: str) -> LoadedEncoder:
         config, where = _read_json(path / "config.json"), str(path / "config.json")
         encoder_config = run_encoder_config(config, where)
         preprocessing = run_preprocessing(config, where)
-    elif path.is_file():
+    else:
         config, encoder_config = _read_description(path)
         preprocessing = _file_preprocessing(config, description_path(path))
-    else:
-        raise ConfigError(f"{source}: no such run folder or weights file: {path}")
     seed = config.get("seed")
     seed = seed if isinstance(seed, int) else 0
     with torch.random.fork_rng(devices=[]):
@@ -241,11 +257,6 @@ def _described(source: str, kind: str, config: EncoderConfig, encoder: nn.Module
 
 def _read_description(weights: Path) -> tuple[dict[str, Any], EncoderConfig]:
     """The JSON beside exported weights, checked, and the encoder that it names."""
-    if weights.suffix != ".safetensors":
-        raise DataError(
-            f"{weights}: not a .safetensors file; evaluate takes a run's folder or what "
-            "'widebatch export' wrote"
-        )
     path = description_path(weights)
     if not path.is_file():
         raise DataError(
