@@ -75,6 +75,7 @@ def start(words: Sequence[str], processes: int) -> int:
             "--devices starts the processes itself: leave it out under torchrun and srun, and if"
             " this is neither, first `unset RANK WORLD_SIZE SLURM_STEP_ID`"
         )
+    say(f"starting {processes} processes")  # which say nothing for seconds
     signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED_SIGNALS)
     voice, port = _one_voice(), _free_port()
     children: list[subprocess.Popen[bytes]] = []

@@ -59,7 +59,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Examine, print the table, and say by the exit code whether anything is bad."""
+    """Examine, print what is found as it is, and say by the exit code whether anything is bad."""
     place = cluster.discover(os.environ)
     cluster.export(place)
     if place.rank:
@@ -67,11 +67,12 @@ def run(args: argparse.Namespace) -> int:
     from trainer.doctor.examine import examine
     from trainer.doctor.finding import table
 
-    findings = examine(args.recipe, args.data, args.out, place.node_rank, args.join_timeout)
-    if place.rank == 0:
-        print(table(findings, place.world_size))
-        if args.json is not None:
-            records = [{**asdict(finding), "ranks": ranks} for finding, ranks in findings]
-            args.json.write_text(dump_json(records, indent=1) + "\n")
-    bad = any(finding.verdict == "bad" for finding, _ in findings)
+    records: list[dict[str, Any]] = []
+    for found in examine(args.recipe, args.data, args.out, place.node_rank, args.join_timeout):
+        records.append({**asdict(found[0]), "ranks": found[1]})
+        if place.rank == 0:
+            print(table([found], place.world_size), flush=True)
+    if place.rank == 0 and args.json is not None:
+        args.json.write_text(dump_json(records, indent=1) + "\n")
+    bad = any(record["verdict"] == "bad" for record in records)
     return ExitCode.FATAL if bad else ExitCode.DONE

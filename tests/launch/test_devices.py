@@ -85,9 +85,10 @@ def of_ranks(*what: str) -> tuple[str, ...]:
     return (sys.executable, "-c", START, RANK, *what)
 
 
-def wait_until_ready(process: "subprocess.Popen[str]", ranks: int = 2) -> None:
+def wait_until_ready(process: "subprocess.Popen[str]") -> None:
     assert process.stdout
-    assert [process.stdout.readline() for _ in range(ranks)] == ["ready\n"] * ranks
+    lines = [process.stdout.readline() for _ in range(3)]
+    assert lines == ["starting 2 processes\n", "ready\n", "ready\n"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """All checks, in order, on all ranks."""
 
 import dataclasses
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -17,8 +18,8 @@ from trainer.recipes import RECIPES
 
 def examine(
     recipe: str, data_file: Path | None, out: Path, node: int, join_timeout: float = JOIN_TIMEOUT
-) -> list[tuple[Finding, list[int]]]:
-    """Join the process group and make every check. A collective.
+) -> Iterator[tuple[Finding, list[int]]]:
+    """Join the process group and make every check. A collective, to its end.
 
     Args:
         recipe: whose network the loader must keep up with.
@@ -27,8 +28,8 @@ def examine(
         node: number of this process's node.
         join_timeout: seconds to wait for the other processes; 0: for ever.
 
-    Returns:
-        Every finding with the ranks that made it, equal on all ranks.
+    Yields:
+        Every finding as it is found, with the ranks that made it; equal on all ranks.
     """
     fabric = launch_fabric("auto", "fp32", join_timeout=join_timeout)
     device = fabric.device
@@ -49,9 +50,7 @@ def examine(
             ("loader", partial(data.keeps_up, config, device)),
         ]
     try:
-        findings: list[tuple[Finding, list[int]]] = []
         for name, check in checks:
-            findings += of_all_ranks(examined(name, check))
-        return findings
+            yield from of_all_ranks(examined(name, check))
     finally:
         shutdown(torch.nn.Identity())

@@ -120,3 +120,17 @@ def test_the_command_prints_and_writes_its_findings(
     assert {"packages", "ffcv", "device", "folder", "loss", "queue", "data", "loader"} <= checks
     for check in checks:
         assert check in printed
+
+
+def test_a_finding_is_printed_before_the_next_check(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    printed = []
+
+    def look(device: torch.device) -> list[Finding]:
+        printed.append(capsys.readouterr().out)
+        return []
+
+    monkeypatch.setattr(proof, "equal_runs", look)
+    assert main(["doctor", "--out", str(tmp_path)]) == 0
+    assert "good  folder" in printed[0]
