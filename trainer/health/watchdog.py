@@ -160,7 +160,8 @@ class Watchdog:
         last_beat = before = time.monotonic()
         while not self._closing.wait(tick):
             now = time.monotonic()
-            if now - before > tick + _STANDSTILL:
+            # Of the first step, which compiles for seconds at a time, it is expected and was said.
+            if now - before > tick + _STANDSTILL and not self._phases.place.patient:
                 log.warning(
                     "[rank %d] this process stood still for %.1f s: stopped, swapped out, or held"
                     " by one long call; the other ranks waited",

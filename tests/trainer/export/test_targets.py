@@ -123,6 +123,10 @@ def test_torch_export_gives_the_features_of_any_number_of_images_without_our_cod
             torch.testing.assert_close(model(images(count)), ours(images(count)))
     assert done.proof.relative_difference <= done.proof.tolerance <= 1e-4
     assert done.proof.dtype == "float32"
+    with pytest.raises(NotImplementedError):  # as docs/finetune.md says
+        model.train()
+    with pytest.raises(AssertionError, match="Guard failed"):
+        model(images()[..., :16, :16])
 
 
 def test_an_encoder_that_cannot_be_traced_is_refused_by_one_line() -> None:

@@ -1,6 +1,7 @@
 """A run that hangs or loses a rank ends in time, and says which rank and which collective."""
 
 import contextlib
+import ctypes
 import dataclasses
 import os
 import shutil
@@ -293,6 +294,23 @@ def test_a_run_that_was_cleared_away_does_not_come_back(tmp_path: Path) -> None:
         shutil.rmtree(tmp_path / "heartbeats")
         shutil.rmtree(tmp_path / "stacks", ignore_errors=True)
     assert not (tmp_path / "heartbeats").exists()
+
+
+def test_a_standstill_is_told_unless_the_first_step_compiles(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watchdog, "_STANDSTILL", 0.3)
+    phases = Phases(torch.device("cpu"))
+    dog = Watchdog(WatchdogConfig(warning=0.4), phases, tmp_path, rank=0, world_size=1)
+    with dog.watching():
+        told = []
+        for step in (1, 2):
+            phases.step(step)
+            time.sleep(0.3)
+            ctypes.PyDLL(None).usleep(900_000)  # keeps the interpreter's lock, as a compiler does
+            time.sleep(0.3)
+            told.append(caplog.text.count("stood still"))
+    assert told[0] == 0 < told[1]
 
 
 _HOLDS_THE_LOCK = """
