@@ -19,9 +19,12 @@ from data_pipeline.packing.source import NO_LABEL, Sample, Source
 # torchvision's ImageFolder takes these, so sample ids and labels agree with it.
 IMAGE_EXTENSIONS = (*(".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"),)
 # What systems leave in folders of images, beside what begins with a dot and so is hidden anyway.
+# Casefolded: they come back from file systems that do not tell upper case from lower.
 _SYSTEM_FOLDERS = frozenset(
-    {"@eaDir", "#recycle", "#snapshot", "__MACOSX", "__pycache__", "lost+found", "Thumbs"}
-    | {"$RECYCLE.BIN", "System Volume Information"}
+    {"@eadir", "#recycle", "@recycle", "$recycle.bin", "recycler", "recycled", "__macosx"}
+    | {"#snapshot", "@recently-snapshot", "@__thumb", "thumbs", "__pycache__", "lost+found"}
+    | {"lost.dir", "network trash folder", "temporary items", "system volume information"}
+    | {f"found.{number:03}" for number in range(1000)}
 )
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 
@@ -78,6 +81,10 @@ class _Files:
         self.passed_over.setdefault(why, []).append(path)
 
 
+# Of a folder and all above it: one that is its own ancestor, by a link, would go on for ever.
+_Identities = frozenset[tuple[int, int]]
+
+
 class FolderSource:
     """Image files below a folder, ordered and labelled as torchvision's ImageFolder does.
 
@@ -91,9 +98,8 @@ class FolderSource:
         self._folder = str(folder.resolve())
         self._extensions = tuple(extensions)
         self.class_names: tuple[str, ...] = ()
-        found = self._find_classes() if labels else None
-        self._found = self._find_flat(recursive=not labels) if found is None else found
-        self.passed_over = self._found.passed_over
+        self._found = self._find(labels)
+        self.passed_over = {why: sorted(names) for why, names in self._found.passed_over.items()}
         self.description = {"kind": "folder", "path": self._folder}
         if not self._found.paths:
             raise DataError(
@@ -113,76 +119,78 @@ class FolderSource:
         path = f"{self._folder}/{self._found.paths[index]}"
         return Sample(path, self._found.labels[index])
 
-    def _find_classes(self) -> _Files | None:
-        """Images of class folders; None where no sub-folder holds any."""
-        found = _Files()
-        with _listing(self._folder) as entries:
-            folders = sorted(entry.name for entry in entries if entry.is_dir())
-        for name in folders:
-            if why := _no_class(name):
-                found.pass_over(why, name)
-        classes = [name for name in folders if not _no_class(name)]
-        for label, name in enumerate(classes):
-            self._find_below(name, found)
+    def _find(self, labels: bool) -> _Files:
+        found, root = _Files(), Path(self._folder)
+        above = frozenset(_identity(folder.stat()) for folder in (root, *root.parents))
+        if not labels:
+            self._take_below("", above, found)
+            found.labels = [NO_LABEL] * len(found.paths)
+            return found
+        folders, files = self._list("", above, found)
+        for label, (name, ancestors) in enumerate(folders.items()):
+            self._take_below(name, ancestors, found)
             found.labels += [label] * (len(found.paths) - len(found.labels))
-        if not found.paths:
-            return None
-        if {name.lower() for name in classes} <= _SPLITS:
+        in_classes = len(found.paths)
+        self._take(files, found)
+        if not in_classes:
+            found.labels = [NO_LABEL] * len(found.paths)
+            return found
+        for path in found.paths[in_classes:]:
+            found.pass_over("outside the class folders", path)
+        del found.paths[in_classes:]
+        self.class_names = tuple(folders)
+        if {name.lower() for name in folders} <= _SPLITS:
+            first = self.class_names[0]
             raise DataError(
-                f"{self._folder}: its folders {', '.join(classes)} are splits, not classes; pack "
-                f"them one by one (as {self._folder}/{classes[0]}), or all of them "
+                f"{self._folder}: its folders {', '.join(folders)} are splits, not classes; pack "
+                f"them one by one (as {self._folder}/{first}), or all of them "
                 "without labels (--no-labels)"
             )
-        self.class_names = tuple(classes)
-        beside = self._find_flat(recursive=False)
-        for why, names in beside.passed_over.items():
-            found.passed_over[why] = names + found.passed_over.get(why, [])
-        for path in beside.paths:
-            found.pass_over("outside the class folders", path)
         return found
 
-    def _find_flat(self, recursive: bool) -> _Files:
-        found = _Files()
-        if recursive:
-            self._find_below("", found)
-        else:
-            self._take_files("", found)
-        found.labels = [NO_LABEL] * len(found.paths)
-        return found
-
-    def _find_below(self, top: str, found: _Files) -> None:
+    def _take_below(self, top: str, above: _Identities, found: _Files) -> None:
         """All image files below ``top``, ordered by folder and then by name, as ImageFolder."""
-        folders: list[str] = []
-        # A folder that is its own ancestor, by way of a link, would go on for ever.
-        stack = [(top, frozenset({self._identity(top)}))]
+        files: dict[str, list[str]] = {}
+        stack = [(top, above)]
         while stack:
-            folder, ancestors = stack.pop()
-            folders.append(folder)
-            with _listing(f"{self._folder}/{folder}") as entries:
-                names = [entry.name for entry in entries if entry.is_dir()]
-            for name in names:
-                below = _below(folder, name)
-                identity = self._identity(below)
-                if why := _no_class(name):
-                    found.pass_over(why, below)
-                elif identity in ancestors:
-                    found.pass_over("link to a folder above it", below)
+            folder, above = stack.pop()
+            below, files[folder] = self._list(folder, above, found)
+            stack += below.items()
+        for folder in sorted(files):
+            self._take(files[folder], found)
+
+    def _list(
+        self, folder: str, above: _Identities, found: _Files
+    ) -> tuple[dict[str, _Identities], list[str]]:
+        """Sub-folders, each with itself and all above it, and files, by their paths, in order."""
+        folders: dict[str, _Identities] = {}
+        files: list[str] = []
+        try:
+            entries = sorted(os.scandir(f"{self._folder}/{folder}"), key=lambda entry: entry.name)
+        except OSError as error:
+            reason = f"cannot be listed: {error.strerror}"
+            if not folder:
+                raise DataError(f"{self._folder}: {reason}; check its mode") from error
+            found.pass_over(reason, folder)
+            return folders, files
+        for entry in entries:
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            try:
+                if not entry.is_dir():
+                    files.append(path)
+                elif why := _no_class(entry.name):
+                    found.pass_over(why, path)
+                elif (identity := _identity(entry.stat())) in above:
+                    found.pass_over("link to a folder above it", path)
                 else:
-                    stack.append((below, ancestors | {identity}))
-        for folder in sorted(folders):
-            self._take_files(folder, found)
-        for names in found.passed_over.values():
-            names.sort()
+                    folders[path] = above | {identity}
+            except OSError as error:  # a link to itself, or through a closed folder
+                found.pass_over(error.strerror or str(error), path)
+        return folders, files
 
-    def _identity(self, folder: str) -> tuple[int, int]:
-        status = Path(self._folder, folder).stat()
-        return status.st_dev, status.st_ino
-
-    def _take_files(self, folder: str, found: _Files) -> None:
-        with _listing(f"{self._folder}/{folder}") as entries:
-            names = sorted(entry.name for entry in entries if not entry.is_dir())
-        for name in names:
-            path = _below(folder, name)
+    def _take(self, files: Sequence[str], found: _Files) -> None:
+        for path in files:
+            name = path.rpartition("/")[2]
             if name.startswith("."):
                 found.pass_over("hidden", path)
             elif name.lower().endswith(self._extensions):
@@ -194,20 +202,13 @@ class FolderSource:
 
 def _no_class(folder: str) -> str | None:
     """Why a folder of this name holds nobody's images, or None."""
-    if folder in _SYSTEM_FOLDERS:
+    if folder.casefold() in _SYSTEM_FOLDERS:
         return "folder of the system's"
     return "hidden" if folder.startswith(".") else None
 
 
-def _below(folder: str, name: str) -> str:
-    return f"{folder}/{name}" if folder else name
-
-
-def _listing(folder: str) -> "os._ScandirIterator[str]":
-    try:
-        return os.scandir(folder)
-    except OSError as error:  # os.walk would silently leave its images out
-        raise DataError(f"{folder}: cannot be listed: {error.strerror}; check its mode") from error
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 class ArraySource:

@@ -44,6 +44,7 @@ def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
     source = opened(tmp_path)
     assert source.class_names == ()
     assert names_and_labels(source) == [("a.png", -1), ("b.jpg", -1)]
+    assert source.passed_over == {"not an image file (.txt)": ["empty/readme.txt"]}
 
 
 def test_without_labels_all_images_below_a_folder_count(tmp_path: Path) -> None:
@@ -67,31 +68,39 @@ def test_nothing_is_passed_over_in_silence(tmp_path: Path) -> None:
 
 def test_what_systems_leave_behind_is_no_class(tmp_path: Path) -> None:
     left = ["@eaDir", "__MACOSX", "lost+found", "Thumbs", "$RECYCLE.BIN", ".ipynb_checkpoints"]
-    files = ["cat/1.jpg", "cat/@eaDir/1.jpg", "thumbs/1.jpg", *(f"{name}/1.jpg" for name in left)]
+    left += ["@Recycle", "@Recently-Snapshot", ".@__thumb", "@__thumb", "LOST.DIR", "thumbs"]
+    left += ["FOUND.000", "RECYCLER", "Network Trash Folder", "Temporary Items", "@EADIR"]
+    files = ["cat/1.jpg", "cat/@eaDir/1.jpg", "found/1.jpg", *(f"{name}/1.jpg" for name in left)]
     images.write_folder(tmp_path, dict.fromkeys(files, b"x"))
     source = opened(tmp_path)
-    assert source.class_names == ("cat", "thumbs")
-    assert names_and_labels(source) == [("cat/1.jpg", 0), ("thumbs/1.jpg", 1)]
+    assert source.class_names == ("cat", "found")
+    assert names_and_labels(source) == [("cat/1.jpg", 0), ("found/1.jpg", 1)]
+    hidden = [name for name in left if name.startswith(".")]
     assert source.passed_over == {
-        "hidden": [".ipynb_checkpoints"],
-        "folder of the system's": sorted([*left[:-1], "cat/@eaDir"]),
+        "hidden": sorted(hidden),
+        "folder of the system's": sorted([*set(left) - set(hidden), "cat/@eaDir"]),
     }
     assert len(opened(tmp_path, labels=False)) == 2
 
 
-def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+@pytest.mark.parametrize("labels", [True, False])
+def test_links_are_followed_but_not_in_circles(tmp_path: Path, labels: bool) -> None:
     images.write_folder(tmp_path, {"elsewhere/x.jpg": b"x", "set/a/1.jpg": b"x"})
     (tmp_path / "set/b").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/again").symlink_to(tmp_path / "set/a")
     (tmp_path / "set/a/2.jpg").symlink_to(tmp_path / "elsewhere/x.jpg")
     (tmp_path / "set/a/gone.jpg").symlink_to("nowhere")
-    (tmp_path / "set/a/up").symlink_to("..")
-    source = opened(tmp_path / "set")
-    found = [name for name, _ in names_and_labels(source)]
-    # The link upwards is entered once, where set/ itself is not yet an ancestor within a/.
-    assert found[:3] == ["a/1.jpg", "a/2.jpg", "a/gone.jpg"]
-    assert found[-1] == "b/x.jpg"
-    assert any("link to a folder above it" in why for why in source.passed_over)
-    assert len(found) < 20
+    circles = {"a/itself": ".", "a/up": "..", "a/two up": "../..", "c": ".", "b/back": "../set"}
+    for name, target in circles.items():
+        (tmp_path / "set" / name).symlink_to(target)
+    source = opened(tmp_path / "set", labels=labels)
+    found = dict(names_and_labels(source))
+    in_a = {"a/1.jpg": 0, "a/2.jpg": 0, "a/gone.jpg": 0}
+    in_b = {"b/x.jpg": 1, "b/again/1.jpg": 1, "b/again/2.jpg": 1, "b/again/gone.jpg": 1}
+    assert found == (in_a | in_b if labels else dict.fromkeys(in_a | in_b, -1))
+    assert source.class_names == (("a", "b") if labels else ())
+    again = [name.replace("a/", "b/again/") for name in circles if name.startswith("a/")]
+    assert source.passed_over == {"link to a folder above it": sorted([*circles, *again])}
 
 
 def test_an_empty_class_keeps_its_number(tmp_path: Path) -> None:
@@ -108,20 +117,31 @@ def test_split_folders_are_not_taken_for_classes(tmp_path: Path) -> None:
     assert len(opened(tmp_path, labels=False)) == 2
 
 
-def test_a_folder_that_cannot_be_listed_is_an_error(
+def test_what_cannot_be_looked_into_is_passed_over_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """os.walk, and so ImageFolder, would leave its images out without a word."""
-    images.write_folder(tmp_path, {"a/1.jpg": b"x", "b/1.jpg": b"x"})
-    scandir = os.scandir
+    """os.walk, and so ImageFolder, leaves its images out without a word."""
+    images.write_folder(tmp_path, {"a/1.jpg": b"x", "b/1.jpg": b"x", "c/b/1.jpg": b"x"})
+    (tmp_path / "a" / "selfloop.jpg").symlink_to("selfloop.jpg")
+    (tmp_path / "loop").symlink_to("loop")
+    scandir, closed = os.scandir, "/b"
 
     def refuse(folder: str) -> object:
-        if folder.endswith("/b"):
+        if folder.endswith(closed):
             raise PermissionError(13, "Permission denied", folder)
         return scandir(folder)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(DataError, match=r"/b: cannot be listed: Permission denied"):
+    source = opened(tmp_path)
+    assert names_and_labels(source) == [("a/1.jpg", 0)]
+    assert source.class_names == ("a", "b", "c")
+    assert source.passed_over == {
+        "cannot be listed: Permission denied": ["b", "c/b"],
+        "Too many levels of symbolic links": ["a/selfloop.jpg", "loop"],
+    }
+    assert len(opened(tmp_path, labels=False)) == 1
+    closed = "/"
+    with pytest.raises(DataError, match=r"cannot be listed: Permission denied; check its mode"):
         opened(tmp_path)
 
 
