@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import ConfigError
+from common.files.atomic_file import check_replaceable
 from launch.exit_codes import ExitCode
 
 if TYPE_CHECKING:
@@ -83,6 +84,8 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError("--live writes no files: leave out --out and --figures")
     if args.figures and len(args.run_folders) > 1:
         raise ConfigError("--figures draws one run: name one")
+    if args.out:
+        check_replaceable(args.out)
     if not 0 <= args.port <= 65535:
         raise ConfigError(f"--port {args.port}: choose 1 to 65535, or 0 for one that is free")
     if args.port and not args.live:

@@ -23,9 +23,13 @@ class AtomicFile:
 
     ``with AtomicFile(path) as atomic: atomic.file.write(...); atomic.publish()``; without
     ``publish`` the file is gone at the block's end. The access mode follows the umask.
+
+    Raises:
+        OSError: there is no writing in the folder, or :func:`check_replaceable` refuses the name.
     """
 
     def __init__(self, path: Path) -> None:
+        check_replaceable(path)
         self._path = path
         self._temporary: Path | None = None
         folder = path.parent
@@ -80,6 +84,19 @@ class AtomicFile:
         except OSError:
             if kind is None:  # else what is raised is the one to tell
                 raise
+
+
+def check_replaceable(path: Path) -> None:
+    """Refuse a name that something has which is not written by giving its name away.
+
+    Of a link to a regular file, or to nothing, the link is replaced and the file stands.
+
+    Raises:
+        FileExistsError: a folder, device, pipe or socket has the name, or a link to one.
+    """
+    if path.exists() and not path.is_file():
+        what = "is a folder" if path.is_dir() else "is no regular file, and is not replaced"
+        raise FileExistsError(f"{path}: {what}; choose another name")
 
 
 def write_atomically(path: Path, content: bytes, *, private: bool = False) -> None:

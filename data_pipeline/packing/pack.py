@@ -20,15 +20,15 @@ import PIL
 
 from common.cores import cores_alone
 from common.errors import DataError
-from common.files.atomic_file import AtomicFile
+from common.files.atomic_file import AtomicFile, check_replaceable
 from common.progress import Progress
 from data_pipeline.packing.beton_writer import BetonWriter
 from data_pipeline.packing.image_codec import CodecConfig, LeftOut, Stored
 from data_pipeline.packing.pack_workers import CHUNK, Chunk, WorkerDiedError, encode_in_order
 from data_pipeline.packing.sources import IMAGE_EXTENSIONS, Source, open_source
-from data_pipeline.reading.beton import MAX_LABEL, sha256_of
+from data_pipeline.reading.beton import MAX_LABEL, sample_count, sha256_of
 from data_pipeline.reading.jpeg import soundness_check
-from data_pipeline.reading.manifest import dump_manifest, manifest_path
+from data_pipeline.reading.manifest import dump_manifest, load_manifest, manifest_path
 
 # Decoding and converting hold eight bytes a pixel: no more fit into this machine's memory.
 _MAX_PIXELS = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8
@@ -171,8 +171,16 @@ def _check_target(out: Path) -> None:
         raise DataError(f"{out}: is a folder; name the file to write, such as {out / 'x.beton'}")
     if not out.parent.is_dir():
         raise DataError(f"{out}: the folder {out.parent} does not exist; make it first")
-    if manifest_path(out).is_dir():
-        raise DataError(f"{manifest_path(out)}: is a folder, but the manifest goes there; move it")
+    for path in (out, manifest_path(out)):
+        check_replaceable(path)
+    if out.suffix == ".beton":  # ours to replace by its name, whatever became of it
+        return
+    load_manifest(out)
+    if out.exists():
+        try:
+            sample_count(out)
+        except DataError:
+            raise DataError(f"{out}: exists and is no .beton; name another OUT.beton") from None
 
 
 def _publish(beton: AtomicFile, manifest: AtomicFile, out: Path) -> None:

@@ -1,3 +1,4 @@
+import os
 import sys
 from pathlib import Path
 
@@ -70,6 +71,17 @@ def test_an_existing_file_is_replaced_only_by_force(
     assert main(["export", str(run), "--out", str(out)]) == 2
     assert "--force" in capsys.readouterr().err
     assert main(["export", str(run), "--out", str(out), "--force"]) == 0
+
+
+def test_a_pipe_is_replaced_not_even_by_force(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "card")
+    words = ["--out", str(tmp_path / "out.safetensors"), "--card", str(tmp_path / "card")]
+    assert main(["export", str(run), *words, "--force"]) == 2
+    assert "card: is no regular file" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["card"]
+    assert (tmp_path / "card").is_fifo()
 
 
 def test_a_library_that_is_not_installed_ends_with_2_and_one_line(

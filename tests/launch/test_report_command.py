@@ -61,6 +61,7 @@ def test_figures_are_drawn_beside_the_page(run, tmp_path, capsys):
     [
         (["--live", "--out", "x.html"], "--live writes no files"),
         (["--live", "--figures", "x"], "--live writes no files"),
+        (["--out", "."], ".: is a folder; choose another name"),
         (["--port", "80"], "add --live"),
         (["--live", "--port", "65536"], "choose 1 to 65535"),
         (["elsewhere", "--figures", "x"], "name one"),

@@ -18,6 +18,7 @@ from torch import nn
 
 from common.collectives import shutdown
 from common.errors import ConfigError
+from common.files.atomic_file import check_replaceable
 from common.randomness import SEEDS
 from common.rendezvous import JOIN_TIMEOUT, join
 from data_pipeline.augment import Augment, AugmentConfig, ViewConfig
@@ -67,8 +68,8 @@ class JobConfig:
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself."""
-        if self.json is not None and self.json.is_dir():
-            raise ConfigError(f"--json {self.json}: is a folder; name a file")
+        if self.json is not None:
+            check_replaceable(self.json)
         self.at_least(1, "batch")
         if self.seed not in SEEDS:
             raise ConfigError(f"--seed {self.seed}: choose {SEEDS[0]} to {SEEDS[-1]} (64 bits)")
@@ -273,10 +274,14 @@ def check_picture(path: Path | None) -> None:
     """Refuse a picture's path that cannot be written, before anything slow happens.
 
     Raises:
-        ConfigError: it is a folder or does not end in .png.
+        ConfigError: it does not end in .png.
+        FileExistsError: it is no regular file.
     """
-    if path is not None and (path.is_dir() or path.suffix.lower() != ".png"):
+    if path is None:
+        return
+    if path.suffix.lower() != ".png":
         raise ConfigError(f"--picture {path}: name a file that ends in .png")
+    check_replaceable(path)
 
 
 def choose_device(name: str) -> torch.device:

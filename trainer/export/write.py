@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from common.errors import ConfigError, DataError
-from common.files.atomic_file import AtomicFile, as_utf8
+from common.files.atomic_file import AtomicFile, as_utf8, check_replaceable
 from common.files.strict_json import dump_json, read_json_file
 from trainer.evaluation.load_encoder import (
     FILE_FORMAT,
@@ -213,8 +213,7 @@ def _check_target(kind: type[Target], out: Path, card: Path, force: bool) -> Non
     if card in (out, description_path(out)):
         raise ConfigError(f"--card {card}: is the name of another file of this export")
     for path in (out, description_path(out), card):
-        if path.is_dir():
-            raise ConfigError(f"{path}: is a folder; choose another name")
+        check_replaceable(path)
         if path.exists() and not force:
             raise ConfigError(f"{path}: exists; choose another name, or --force to replace it")
 

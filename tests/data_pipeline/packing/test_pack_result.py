@@ -2,12 +2,16 @@
 
 import hashlib
 import json
+import os
+import socket
+import stat
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from common.errors import DataError
+from common.files.atomic_file import write_atomically
 from data_pipeline.packing import pack as pack_module
 from data_pipeline.packing.pack import PackConfig
 from data_pipeline.packing.sources import ArraySource
@@ -153,3 +157,58 @@ def test_a_target_that_cannot_be_written_is_refused_first(photos: Path, tmp_path
         packed(photos, tmp_path / "folder.beton")
     with pytest.raises(DataError, match="does not exist; make it first"):
         packed(photos, tmp_path / "missing/x.beton")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device", "link to a pipe"])
+@pytest.mark.parametrize("name", ["x.beton", "x.beton.json"])
+def test_what_is_no_regular_file_is_never_replaced(
+    photos: Path, tmp_path: Path, kind: str, name: str
+) -> None:
+    """As root, ``pack SRC /dev/null`` would have made a file of it for the whole system."""
+    path = tmp_path / name
+    if kind == "socket":
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(os.path.relpath(path))  # a longer address is refused
+    elif kind == "device":
+        try:
+            os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 3))
+        except PermissionError:
+            pytest.skip("needs root to make a device")
+    else:
+        os.mkfifo(tmp_path / "pipe" if "link" in kind else path)
+        if "link" in kind:
+            path.symlink_to("pipe")
+    before = path.lstat()
+    for act in (
+        lambda: packed(photos, tmp_path / "x.beton"),
+        lambda: write_atomically(path, b"content"),
+    ):
+        with pytest.raises(FileExistsError, match=rf"{name}: is no regular file"):
+            act()
+    assert path.lstat() == before
+    assert set(left_in(tmp_path)) <= {name, "pipe"}
+
+
+def test_a_link_to_a_file_is_replaced_and_the_file_stands(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "before").write_bytes(b"before")
+    (tmp_path / "x.beton").symlink_to("before")
+    packed(photos / "class 0", tmp_path / "x.beton")
+    assert not (tmp_path / "x.beton").is_symlink()
+    assert (tmp_path / "before").read_bytes() == b"before"
+
+
+def test_a_file_that_pack_did_not_make_is_not_replaced(photos: Path, tmp_path: Path) -> None:
+    packed(photos / "class 0", tmp_path / "train.beton")
+    (tmp_path / "notes").write_text("mine")
+    (tmp_path / "boxes.json").write_text("{}")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for name in ("train.beton.json", "notes"):
+        with pytest.raises(DataError, match=rf"{name}: exists and is no \.beton; name another"):
+            packed(photos / "class 0", tmp_path / name)
+    with pytest.raises(DataError, match=r"boxes\.json: not a manifest of 'widebatch pack'"):
+        packed(photos / "class 0", tmp_path / "boxes")
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    packed(photos / "class 0", tmp_path / "train")  # new
+    packed(photos / "class 0", tmp_path / "train")  # ours
+    (tmp_path / "train.beton").write_bytes(b"damaged")
+    packed(photos / "class 0", tmp_path / "train.beton")  # as the message about it advises
