@@ -1,5 +1,6 @@
 """Which way up an image is: one reader for every format, decoded or passed through."""
 
+import re
 from io import BytesIO
 
 from PIL import Image
@@ -8,6 +9,7 @@ from data_pipeline.reading.jpeg import JpegError, segments
 
 _TAG = 0x0112
 _APP1 = 0xE1
+_XMP = re.compile(rb"""tiff:Orientation\s*(?:=\s*["']|>)\s*([1-8])\b""")
 _TRANSPOSES = {  # what turns an image of each EXIF orientation upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -26,7 +28,10 @@ def read_orientation(image: Image.Image) -> int:
     1 too where it cannot be read. Ask before the pixels are loaded: see :func:`turn_to_do`.
     """
     try:
-        orientation = image.getexif().get(_TAG, 1)
+        exif = image.getexif()
+        if _TAG not in exif and (stated := _XMP.search(image.info.get("xmp", b""))):
+            exif[_TAG] = int(stated[1])  # Pillow, which turns TIFFs, reads but one way to write XMP
+        orientation = exif.get(_TAG, 1)
     except Exception:  # EXIF is free-form and often broken; Pillow raises whatever its parser meets
         return 1
     return orientation if orientation in _TRANSPOSES else 1

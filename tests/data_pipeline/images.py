@@ -42,12 +42,13 @@ def turned_jpeg(orientation: int, height: int = 200, width: int = 300) -> bytes:
     return jpeg(height, width, exif=exif)
 
 
-def xmp(orientation: int) -> bytes:
+def xmp(orientation: int, form: bytes = b'tiff:Orientation="%d"') -> bytes:
     """An XMP packet that says how to turn an image upright."""
     return (
         b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-'
         b'syntax-ns#"><rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" '
-        b'tiff:Orientation="%d"/></rdf:RDF></x:xmpmeta>' % orientation
+        + form % orientation
+        + b"/></rdf:RDF></x:xmpmeta>"
     )
 
 

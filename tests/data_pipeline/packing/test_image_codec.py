@@ -101,6 +101,15 @@ _STATED = {  # by file kind: how it says that it is turned
     "png": lambda o: images.encoded(images.picture(200, 300), "PNG", exif=_exif(o)),
     "webp": lambda o: images.encoded(images.picture(200, 300), "WEBP", exif=_exif(o)),
     "webp xmp": lambda o: images.encoded(images.picture(200, 300), "WEBP", xmp=images.xmp(o)),
+    "xmp in single quotes": lambda o: images.jpeg(
+        200, 300, xmp=images.xmp(o, b"tiff:Orientation = '%d'")
+    ),
+    "xmp element": lambda o: images.jpeg(
+        200, 300, xmp=images.xmp(o, b"><tiff:Orientation>\n %d\n</tiff:Orientation")
+    ),
+    "tiff xmp": lambda o: images.encoded(
+        images.picture(200, 300), "TIFF", tiffinfo={700: images.xmp(o, b"tiff:Orientation= '%d'")}
+    ),
     "tiff": lambda o: images.encoded(
         images.picture(200, 300), "TIFF", tiffinfo={images.ORIENTATION_TAG: o}
     ),
