@@ -66,7 +66,11 @@ def add_parser(subparsers: Any) -> None:
         action="store_true",
         help="refuse at the first image that cannot be used, and files that are passed over",
     )
-    add("--keep-damaged", action="store_true", help="keep what is left of JPEGs with errors")
+    add(
+        "--keep-damaged",
+        action="store_true",
+        help="keep what is left of JPEGs and PNGs with errors",
+    )
     add("--as-stored", action="store_true", help="do not turn images by the orientation they state")
     add(
         "--min-levels",

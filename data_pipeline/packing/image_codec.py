@@ -14,6 +14,7 @@ transparent                            laid on white
 several frames, pages                  the first
 more than three bands                  the first three, RGB, where a TIFF says that they are
 JPEG data with errors                  left out (``keep_damaged``: what Pillow makes of it)
+PNG with a wrong checksum              the same; formats without checksums hide wrong pixels
 empty, truncated, not an image         left out
 more than ``max_pixels`` to hold       left out, undecoded; JPEGs that shrink are decoded scaled
 signed, 32-bit, floating-point pixels  left out: they have no range
@@ -29,6 +30,7 @@ import contextlib
 import hashlib
 import os
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
@@ -40,6 +42,7 @@ from PIL import Image
 
 from data_pipeline.packing import depth
 from data_pipeline.packing.orientation import jpeg_orientation, read_orientation, turn_to_do, turned
+from data_pipeline.packing.soundness import is_cut_short, png_damage
 from data_pipeline.reading.beton import JPEG_MODE, MAX_PIXELS, RAW_MODE
 from data_pipeline.reading.jpeg import (
     JpegError,
@@ -80,7 +83,7 @@ class CodecConfig:
     min_levels: int = 64
     """Images of more than 8 bits of which fewer levels would remain, and not all, are left out."""
     keep_damaged: bool = False
-    """Keep what Pillow makes of JPEG data with errors instead of leaving the image out."""
+    """Keep what Pillow makes of JPEGs and PNGs with errors instead of leaving the image out."""
 
 
 @dataclass(frozen=True)
@@ -121,13 +124,17 @@ class ImageCodec:
             if isinstance(image, np.ndarray):
                 return self._encode_pixels(image)
             data = _read_file(image)
-            return self._encode_jpeg(data) if is_jpeg(data) else self._convert(data, [])
+            if is_jpeg(data):
+                return self._encode_jpeg(data)
+            if damage := png_damage(data):
+                return self._convert_damaged(data, f"PNG: {damage}")
+            return self._convert(data, [])
         except _UnusableError as error:
             return LeftOut(str(error))
         except MemoryError:
             return LeftOut("not enough memory to decode it")
         except OSError as error:
-            return LeftOut(error.strerror or str(error))
+            return LeftOut(error.strerror or f"cannot be decoded: {error}")
         except Exception as error:
             # Pillow's parsers raise whatever kind they stumble over in a hostile file.
             return LeftOut(f"cannot be decoded: {type(error).__name__}: {error}")
@@ -146,7 +153,7 @@ class ImageCodec:
         try:
             header = read_jpeg_header(data)
         except JpegError as error:
-            return self._convert_damaged(data, str(error))
+            return self._convert_damaged(data, f"JPEG: {error}")
         if header.bits > 8:
             raise _UnusableError(f"JPEG of {header.bits} bits a channel: save it as 16-bit PNG")
         if not self._decodes_scaled(data):
@@ -154,7 +161,7 @@ class ImageCodec:
         if not header.common or header.components not in (1, 3):
             return self._convert(data, [])  # CMYK, 12 bits, arithmetic coding: Pillow's to judge
         if damage := self._problem(data, header):
-            return self._convert_damaged(data, damage)
+            return self._convert_damaged(data, f"JPEG: {damage}")
         longest = config.max_side or 0xFFFF
         fits = header.height * header.width <= MAX_PIXELS
         fits = fits and max(header.height, header.width) <= longest
@@ -165,7 +172,7 @@ class ImageCodec:
 
     def _convert_damaged(self, data: bytes, damage: str) -> Stored:
         if not self._config.keep_damaged:
-            raise _UnusableError(f"damaged JPEG: {damage}")
+            raise _UnusableError(f"damaged {damage}")
         return self._convert(data, ["kept though damaged"])
 
     def _convert(self, data: bytes, changes: list[str]) -> Stored:
@@ -173,10 +180,14 @@ class ImageCodec:
         with _pillow_limit(None if is_jpeg(data) else self._config.max_pixels):
             try:
                 image = Image.open(BytesIO(data))
-            except Image.UnidentifiedImageError:
-                raise _UnusableError(depth.unidentified(data)) from None
             except Image.DecompressionBombError:
                 raise self._too_many("far more pixels") from None
+            except OSError as error:
+                if is_cut_short(data):
+                    raise _UnusableError("truncated") from None
+                if isinstance(error, Image.UnidentifiedImageError):
+                    raise _UnusableError(depth.unidentified(data)) from None
+                raise
             with image:
                 if not self._decodes_scaled(data):
                     self._check_size(image.height, image.width)
@@ -194,7 +205,8 @@ class ImageCodec:
                 image.draft(None, (least[0], least[1]))
             self._check_size(image.height, image.width)
         orientation = read_orientation(image)
-        image.load()
+        with _words_of_libtiff() if image.format == "TIFF" else contextlib.nullcontext():
+            image.load()
         if orientation != 1 and self._config.upright:
             changes.append("turned upright")
         turn = turn_to_do(image, orientation, self._config.upright)
@@ -280,6 +292,23 @@ def _pillow_limit(pixels: int | None) -> Iterator[None]:
         yield
     finally:
         Image.MAX_IMAGE_PIXELS = before
+
+
+@contextlib.contextmanager
+def _words_of_libtiff() -> Iterator[None]:
+    """Keep what libtiff writes to standard error off it, and give it as the reason of a failure."""
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        except OSError as error:
+            said.seek(0)
+            why = " ".join(said.read().decode(errors="replace").split())
+            raise _UnusableError(f"damaged TIFF: {why or error}") from None
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def _read_file(path: str) -> bytes:

@@ -236,6 +236,11 @@ def test_arrays_that_are_no_images_are_left_out(array: np.ndarray) -> None:
     assert isinstance(ImageCodec(CodecConfig()).encode(array), LeftOut)
 
 
+def _half(kind: str, **options: object) -> bytes:
+    data = images.encoded(images.picture(200, 300), kind, **options)
+    return data[: len(data) // 2]
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
@@ -246,7 +251,14 @@ def test_arrays_that_are_no_images_are_left_out(array: np.ndarray) -> None:
         (images.jpeg()[:-2], "damaged JPEG"),
         (images.garbled_jpeg(), "damaged JPEG"),
         (b"\xff\xd8\xff\xe0" + bytes(100), "damaged JPEG"),
-        (images.png("RGB", 200, 200)[:300], "truncated"),
+        (images.png("RGB", 200, 200)[:300], "damaged PNG: truncated"),
+        (images.png("RGB", 200, 200)[:-12], "damaged PNG: truncated"),
+        (_half("WEBP"), "truncated"),
+        (_half("WEBP", lossless=True), "truncated"),
+        (_half("TIFF", compression="tiff_lzw"), "truncated"),
+        (_half("TIFF", compression="tiff_adobe_deflate"), "truncated"),
+        (images.tiff(images.picture(40, 60))[:-50], "truncated"),
+        (_half("TIFF"), "truncated"),
         (images.bomb_png(), "--max-pixels"),
     ],
 )
@@ -257,6 +269,43 @@ def test_what_cannot_be_used_is_left_out_with_its_reason(
     assert isinstance(result, LeftOut)
     assert reason in result.reason
     assert "\n" not in result.reason
+
+
+@pytest.mark.parametrize("mode", ["RGB", "P", "I;16"])
+def test_one_flipped_bit_of_a_png_is_found_out(tmp_path: Path, mode: str) -> None:
+    whole = images.png(mode, 200, 300)
+    start, end = whole.index(b"IDAT") + 4, whole.rindex(b"IEND") - 8
+    for at in np.linspace(start, end - 1, 20).astype(int):
+        data = bytearray(whole)
+        data[at] ^= 4
+        refused = encode(tmp_path, bytes(data))
+        assert isinstance(refused, LeftOut)
+        assert refused.reason.startswith("damaged PNG: wrong checksum of IDAT at byte ")
+    assert stored(tmp_path, whole + b"appended") == stored(tmp_path, whole)
+
+
+def test_a_damaged_png_is_kept_when_asked(tmp_path: Path) -> None:
+    data = bytearray(images.png("RGB"))
+    data[data.rindex(b"IEND") - 8] ^= 1  # of the checksum of the pixels, which are sound
+    assert isinstance(encode(tmp_path, bytes(data)), LeftOut)
+    kept = stored(tmp_path, bytes(data), keep_damaged=True)
+    assert kept.changes == ("kept though damaged",)
+    np.testing.assert_array_equal(pixels_of(kept), images.picture(40, 60))
+
+
+def test_what_libtiff_says_of_a_file_is_its_reason_and_not_on_the_terminal(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = bytearray(
+        images.encoded(images.picture(200, 300), "TIFF", compression="tiff_adobe_deflate")
+    )
+    data[len(data) // 2] ^= 4
+    refused = encode(tmp_path, bytes(data))
+    assert isinstance(refused, LeftOut)
+    assert refused.reason.startswith("damaged TIFF: ZIPDecode: Decoding error at scanline")
+    assert capfd.readouterr().err == ""
+    os.write(2, b"heard")
+    assert capfd.readouterr().err == "heard"
 
 
 def test_a_huge_jpeg_is_left_out_undecoded(tmp_path: Path) -> None:
