@@ -159,7 +159,11 @@ def _configure_logging(verbose: bool) -> None:
 
 def _is_for_users(record: logging.LogRecord) -> bool:
     """Whether it is ours, or a warning: what other libraries note is for their developers."""
-    return record.levelno >= logging.WARNING or record.name.partition(".")[0] in _OURS
+    return record.levelno >= logging.WARNING or _is_ours(record)
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    return record.name.partition(".")[0] in _OURS
 
 
 class _AboveBars(logging.StreamHandler[TextIO]):
@@ -169,6 +173,11 @@ class _AboveBars(logging.StreamHandler[TextIO]):
         bar = getattr(sys.modules.get("tqdm"), "tqdm", None)  # not loaded: none stands there
         with bar.external_write_mode(self.stream) if bar else contextlib.nullcontext():
             super().emit(record)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Ours are one line each, whatever names stand in them, but for tracebacks."""
+        text, one_line = super().format(record), _is_ours(record) and not record.exc_info
+        return surroundings.printable(text) if one_line else text
 
 
 def _report(error: BaseException, debug: bool) -> ExitCode:

@@ -16,6 +16,7 @@ from launch import cluster
 from launch import evaluate_tables as tables
 from launch.exit_codes import ExitCode
 from launch.settings_arguments import parse
+from launch.surroundings import printable
 from trainer.state.run_data import NoDataError, run_data
 
 if TYPE_CHECKING:
@@ -129,11 +130,11 @@ def run(name: str, words: Sequence[str]) -> ExitCode:
             del written[0]  # somebody else's run
             report["notes"].append(f"the result is not kept: {error}; --json OUT.json keeps it")
     for title, text in method.table(report):
-        print(f"{title:<9} {text}")
+        print(printable(f"{title:<9} {text}"))
     for note in report["notes"]:
-        print(f"note: {note}", file=sys.stderr)
+        print(printable(f"note: {note}"), file=sys.stderr)
     for path in filter(None, written):
-        print(f"written to {path}")
+        print(printable(f"written to {path}"))
     return ExitCode.DONE
 
 

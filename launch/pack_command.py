@@ -2,11 +2,13 @@
 
 import argparse
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from launch.exit_codes import ExitCode
+from launch.surroundings import printable
 
 if TYPE_CHECKING:
     from data_pipeline.packing.pack import PackReport
@@ -126,7 +128,8 @@ def run(args: argparse.Namespace) -> int:
         report = pack(args.source, args.out, config)
     finally:
         signal.signal(signal.SIGTERM, previous)
-    _print(report)
+    for line in _lines(report):
+        print(printable(line))
     return int(ExitCode.DONE)
 
 
@@ -134,22 +137,22 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _print(report: "PackReport") -> None:
+def _lines(report: "PackReport") -> Iterator[str]:
     classes = f", {len(report.class_names)} classes" if report.class_names else ""
     rate = report.num_samples / max(report.seconds, 1e-9)
-    print(
+    yield (
         f"{report.path}: {report.num_samples} images{classes}, {report.num_bytes / 1e6:.1f} MB, "
         f"in {report.seconds:.1f} s ({rate:.0f} images/s)"
     )
     for what, count in (report.fates | report.changes).items():
-        print(f"  {count:>9} {what}")
+        yield f"  {count:>9} {what}"
     for why, count in report.passed_over.items():
-        print(f"  {count:>9} files passed over: {why}")
+        yield f"  {count:>9} files passed over: {why}"
     if report.left_out:
-        print(f"  {len(report.left_out):>9} images LEFT OUT, all listed in {report.path}.json:")
+        yield f"  {len(report.left_out):>9} images LEFT OUT, all listed in {report.path}.json:"
         for name, reason in report.left_out[:_SHOWN]:
-            print(f"            {name}: {reason}")
+            yield f"            {name}: {reason}"
     if report.empty_classes:
         names = ", ".join(report.empty_classes[:_SHOWN])
-        print(f"  {len(report.empty_classes):>9} classes without a usable image: {names}")
-    print(f"  sha256 {report.fingerprint}")
+        yield f"  {len(report.empty_classes):>9} classes without a usable image: {names}"
+    yield f"  sha256 {report.fingerprint}"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.files.strict_json import dump_json
 from launch.exit_codes import ExitCode
+from launch.surroundings import printable
 
 if TYPE_CHECKING:
     from trainer.state.run_list import RunFacts
@@ -112,8 +113,8 @@ def _cell(text: str, name: str, letters: int) -> str:
 def _row(facts: "RunFacts") -> dict[str, str]:
     steps = "" if facts.step is None else str(facts.step)
     return {
-        "run": _printable(facts.name),
-        "recipe": _printable(facts.recipe or ""),
+        "run": printable(facts.name),
+        "recipe": printable(facts.recipe or ""),
         "state": facts.state,
         "step": f"{steps}/{facts.total_steps}" if facts.total_steps else steps,
         "epoch": _text(facts.epoch, "{:.1f}"),
@@ -123,17 +124,12 @@ def _row(facts: "RunFacts") -> dict[str, str]:
         "img/s": _text(facts.images_per_second, "{:.0f}"),
         "ranks": _text(facts.ranks, "{}"),
         "age": "" if facts.age_seconds is None else _age(facts.age_seconds),
-        "why": _printable(facts.why),
+        "why": printable(facts.why),
     }
 
 
 def _text(value: float | None, form: str) -> str:
     return "" if value is None else form.format(value)
-
-
-def _printable(text: str) -> str:
-    """Without what would move a terminal's cursor: names come from files."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _age(seconds: float) -> str:

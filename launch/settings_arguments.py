@@ -3,8 +3,10 @@
 tyro tells errors in boxes of many lines; here they become one line, as everywhere else.
 """
 
+import contextlib
 import dataclasses
 import inspect
+import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -80,7 +82,8 @@ def parse(
     def refuse(event: "ParseErrorEvent") -> None:
         raise ConfigError(_one_line(event, [*options, *other_options], f"see '{prog} --help'"))
 
-    with on_parse_error(refuse):
+    coloured = getattr(sys.stdout, "stream", sys.stdout)  # as --help may be
+    with on_parse_error(refuse), contextlib.redirect_stdout(coloured):
         return tyro.cli(
             type(default), prog=prog, description=text, default=default, args=list(words)
         )

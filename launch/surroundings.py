@@ -3,8 +3,10 @@
 import io
 import logging
 import os
+import re
 import sys
 from collections.abc import MutableMapping
+from typing import Any, TextIO
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,10 @@ _NOT_OBEYED = {
 }
 """Variables that change a run's numbers, break it or slow it down unasked, and how."""
 
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x80, 0xA0))}
+_IN_LINES = {code: text for code, text in _CONTROLS.items() if chr(code) not in "\t\n"}
+_TO_ANOTHER_BAR = re.compile(r"(?:\n|\x1b\[A)*")
+
 
 def leave_out(environ: MutableMapping[str, str] = os.environ) -> None:
     """Take variables away that a run does not obey, before the libraries look that do; say so.
@@ -46,7 +52,36 @@ def leave_out(environ: MutableMapping[str, str] = os.environ) -> None:
 
 
 def make_printable() -> None:
-    r"""Write what a terminal's encoding lacks, and names that are no text, as ``\xe9``."""
-    for stream in (sys.stdout, sys.stderr):
+    r"""Write to the terminal what its encoding lacks, and what would steer it, as ``\x1b``."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+            setattr(sys, name, Harmless(stream))
+
+
+def printable(text: str) -> str:
+    r"""A text on one line: what would steer a terminal, and ends of lines, as ``\x1b``."""
+    return text.translate(_CONTROLS)
+
+
+class Harmless:
+    """A stream to a terminal that names of files and the like, whatever is in them, do not steer.
+
+    Args:
+        stream: lines and tqdm's bars are written to it as they are.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Write, and return how many letters."""
+        if text.startswith("\r"):  # a bar
+            text = "\r" + printable(text[1:])
+        elif not _TO_ANOTHER_BAR.fullmatch(text):
+            text = text.translate(_IN_LINES)
+        return self.stream.write(text)

@@ -1,7 +1,8 @@
-"""Is an image file whole, as far as its format lets tell? :mod:`data_pipeline.reading.jpeg` asks of JPEGs.
+"""Is an image file whole, as far as its format lets tell?
 
-Formats without checksums (BMP, WebP, TIFF but for deflated ones) can have wrong pixels that nobody
-finds; a PNG's are found here, since Pillow does not compare the checksums of pixels.
+:mod:`data_pipeline.reading.jpeg` asks of JPEGs. Formats without checksums (BMP, WebP, most TIFF)
+can have wrong pixels that nobody finds; a PNG's are found here, since Pillow does not compare the
+checksums of pixels.
 """
 
 import struct
