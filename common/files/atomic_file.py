@@ -13,6 +13,8 @@ _WHY_NOT = {
     errno.ENOENT: "no such folder; make it first",
 }
 
+_DEVICES = Path("/dev")
+
 
 class AtomicFile:
     """Written under no name (or a temporary one), then given its name in one step.
@@ -92,9 +94,10 @@ def check_replaceable(path: Path) -> None:
     Of a link to a regular file, or to nothing, the link is replaced and the file stands.
 
     Raises:
-        FileExistsError: a folder, device, pipe or socket has the name, or a link to one.
+        FileExistsError: a folder, device, pipe or socket has the name, or a link to one; or it is
+            in /dev, where ``stdout`` may be a link to a file.
     """
-    if path.exists() and not path.is_file():
+    if path.absolute().parent == _DEVICES or (path.exists() and not path.is_file()):
         what = "is a folder" if path.is_dir() else "is no regular file, and is not replaced"
         raise FileExistsError(f"{path}: {what}; choose another name")
 

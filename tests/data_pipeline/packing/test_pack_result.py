@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from common.errors import DataError
-from common.files.atomic_file import write_atomically
+from common.files.atomic_file import check_replaceable, write_atomically
 from data_pipeline.packing import pack as pack_module
 from data_pipeline.packing.pack import PackConfig
 from data_pipeline.packing.sources import ArraySource
@@ -187,6 +187,13 @@ def test_what_is_no_regular_file_is_never_replaced(
             act()
     assert path.lstat() == before
     assert set(left_in(tmp_path)) <= {name, "pipe"}
+
+
+@pytest.mark.parametrize("name", ["stdout", "null", "new"])
+def test_nothing_in_dev_is_replaced(name: str) -> None:
+    """/dev/stdout is a link to a regular file where a shell has redirected it to one."""
+    with pytest.raises(FileExistsError, match=f"/dev/{name}: is no regular file"):
+        check_replaceable(Path("/dev", name))  # asks, and writes nothing
 
 
 def test_a_link_to_a_file_is_replaced_and_the_file_stands(photos: Path, tmp_path: Path) -> None:
