@@ -5,6 +5,7 @@ from typing import Any
 
 Report = dict[str, Any]
 Rows = list[tuple[str, str]]
+_QUERIES, _NEAREST, _PAIRS = 5, 5, 3  # of each list; the JSON has all
 
 
 def labelled(report: Report) -> Rows:
@@ -64,13 +65,21 @@ def retrieve(report: Report) -> Rows:
         rows += [
             (f"recall@{k}", f"{100 * value:.2f} %") for k, value in report["recall_at"].items()
         ]
-    for query in report["queries"][:5]:
+    neighbours = _few(_NEAREST, report["measured"]["k"])
+    rows.append(
+        ("nearest", f"{neighbours} images to {_few(_QUERIES, report['n_query'])} queries (--json)")
+    )
+    for query in report["queries"][:_QUERIES]:
         rows.append((f"#{query['sample']}", query["file"] or ""))
         rows += [
             ("", f"{each['similarity']:.3f} {_called(each['sample'], each['file'])}")
-            for each in query["neighbours"][:5]
+            for each in query["neighbours"][:_NEAREST]
         ]
     return rows
+
+
+def _few(shown: int, total: int) -> str:
+    return f"{shown} of {total:,}" if shown < total else f"{total}"
 
 
 def _called(sample: int, file: str | None) -> str:
@@ -108,23 +117,30 @@ def duplicates(report: Report) -> Rows:
     same = report["false_negatives_of_one_class"]
     labels = "" if same is None else f", {100 * same:.1f} % of one class"
     groups = f"{report['n_duplicates']:,} pairs in {len(report['groups']):,} groups"
-    rows = [
+    least = f"similarity {report['settings']['threshold']:g} or more"
+    return [
+        *[("doubt", report["doubt"])] * bool(report["doubt"]),
         *_searched(report),
-        ("twice", f"{groups}, similarity {report['settings']['threshold']:g} or more"),
+        ("same", f"{groups} look the same to this encoder: {least}"),
         ("", f"the pixels of {report['n_same_pixels']:,} are the same but for 5 of 256 levels"),
-        ("alike", f"{report['n_false_negatives']:,} likely false negatives{labels}"),
+        *_pairs(report, "duplicates"),
+        ("alike", f"{report['n_false_negatives']:,} pairs are likely false negatives{labels}"),
+        *_pairs(report, "false_negatives"),
     ]
-    for name in ("duplicates", "false_negatives"):
-        rows += [
-            (
-                "",
-                f"{' and '.join(map(_called, pair['samples'], pair['files'] or (None, None)))}:"
-                f" similarity {pair['similarity']:.4f}, pixels differ by"
-                f" {pair['pixel_difference']:.1f}",
-            )
-            for pair in report[name][:3]
-        ]
-    return rows
+
+
+def _pairs(report: Report, kind: str) -> Rows:
+    pairs = report[kind][:_PAIRS]
+    heading = f"{_few(_PAIRS, report[f'n_{kind}'])} pairs, the most alike first:"
+    return [("", heading)] * bool(pairs) + [
+        (
+            "",
+            f"  {' and '.join(map(_called, pair['samples'], pair['files'] or (None, None)))}:"
+            f" similarity {pair['similarity']:.4f}, pixels differ by"
+            f" {pair['pixel_difference']:.1f}",
+        )
+        for pair in pairs
+    ]
 
 
 def _shown(paths: str) -> str:

@@ -1,7 +1,9 @@
 """``widebatch evaluate retrieve|cluster|diagnose|duplicates``, as a user types them."""
 
 import json
+import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,8 @@ from launch.__main__ import main
 from tests.dist import run_ranks
 from tests.launch.evaluated import look, main_on_a_rank, make_folder, report
 from tests.said import error_line
+from trainer.evaluation import cluster, duplicates, retrieve
+from trainer.evaluation.pictures import Cell
 
 METHODS = ("retrieve", "cluster", "diagnose", "duplicates")
 
@@ -52,6 +56,42 @@ def test_samples_of_the_searched_file_find_others_of_their_kind(
     assert result["queries"][0]["file"] == "class0/0012.png"  # 20 of each class come in turn
     assert nearest["file"].startswith(f"class{nearest['label']}/")
     assert f"#{nearest['sample']} {nearest['file']}" in said
+    assert "nearest   5 of 6 images to 2 queries (--json)\n" in said
+
+
+def test_how_many_of_the_queries_are_shown_is_said(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--k", "3", "--picture", str(tmp_path / "found.png"), "--pictured", "4"]
+    report(folder, look(folder, "retrieve", "pixels:8", *words))
+    said = capsys.readouterr()
+    assert "nearest   3 images to 5 of 60 queries (--json)\n" in said.out
+    assert "note: 4 of 60 queries are in the picture: --pictured\n" in said.err
+
+
+def test_the_picture_names_files_and_classes(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[list[list[str]]] = []
+    for module in (retrieve, cluster, duplicates):
+
+        def note(rows: Sequence[Sequence[Cell]], *_: object, **__: object) -> None:
+            drawn.append([[cell.text for cell in row] for row in rows])
+
+        monkeypatch.setattr(module, "save_rows", note)
+    picture = ["--picture", str(tmp_path / "x.png"), "--pictured", "2"]
+    query = ["--query", str(folder / "train" / "images" / "class2"), "--k", "1"]
+    report(folder, look(folder, "retrieve", "pixels:16", *picture, *query))
+    report(folder, look(folder, "cluster", "pixels:16", *picture, "--k", "2"))
+    report(folder, look(folder, "duplicates", "pixels:16", *picture, "--threshold", "0.1"))
+    found, grouped, paired = drawn
+    assert found == [
+        ["0002.png\nclass2", "0002.png\n1.000 class2"],
+        ["0005.png\nclass2", "0005.png\n1.000 class2"],
+    ]
+    assert re.fullmatch(r"\d{4}\.png\n\d: \d+ images", grouped[0][0])
+    assert re.fullmatch(r"\d{4}\.png", grouped[0][1])
+    assert re.fullmatch(r"\d{4}\.png\nsame [01]\.\d{3}", paired[0][0])
 
 
 def test_an_image_file_finds_itself_in_the_packed_folder(folder: Path) -> None:
@@ -78,6 +118,20 @@ def test_a_folder_with_classes_is_judged_by_their_names(folder: Path, tmp_path: 
     assert {query["label"] for query in result["queries"]} == {1, 2}
     assert result["recall_at"]["1"] == 1.0  # each finds its own copy
     assert result["n_judged"] == 40
+
+
+def test_a_folder_called_as_a_class_is_judged_as_it(folder: Path, tmp_path: Path) -> None:
+    images = folder / "train" / "images"
+    words = ["--query", str(images / "class1"), "--recall-at", "1"]
+    result = report(folder, look(folder, "retrieve", "pixels:16", *words))
+    assert {query["label"] for query in result["queries"]} == {1}
+    assert (result["recall_at"]["1"], result["n_judged"]) == (1.0, 20)
+    assert "the queries are judged as class1: their folder is called so" in result["notes"]
+    shutil.copytree(images / "class1", tmp_path / "somewhere")
+    words = ["--query", str(tmp_path / "somewhere")]
+    result = report(folder, look(folder, "retrieve", "pixels:16", *words))
+    assert (result["mean_average_precision"], result["n_judged"]) == (None, 0)
+    assert result["notes"][0].startswith("not judged: no query is of a class that is there")
 
 
 def test_a_damaged_query_is_refused_by_its_own_name(
@@ -172,6 +226,24 @@ def test_a_planted_duplicate_is_found_and_shown(folder: Path, tmp_path: Path) ->
     assert first["files"] in result["group_files"]
     assert result["n_same_pixels"] == 1
     picture_size(picture)
+
+
+def test_an_encoder_that_sees_little_is_said_first_and_calls_nothing_twice(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = report(folder, look(folder, "duplicates", "pixels:8", "--threshold", "0.1"))
+    said = capsys.readouterr().out
+    assert said.startswith("doubt     100 % of the images have a near-identical one: rather the en")
+    assert result["doubt"] in said and result["doubt"] not in result["notes"]
+    assert "twice" not in said and "look the same to this encoder: similarity 0.1" in said
+    lines = said.splitlines()
+    kinds = [next(i for i, line in enumerate(lines) if line.startswith(k)) for k in ("same", "al")]
+    heading = f"3 of {result['n_duplicates']:,} pairs, the most alike first:"
+    assert lines[kinds[0] + 2].strip() == heading
+    assert all(" and #" in line for line in lines[kinds[0] + 3 : kinds[1]])
+    strict = ["--threshold", "1", "--least-shared", "1"]
+    assert report(folder, look(folder, "duplicates", "pixels:8", *strict))["doubt"] is None
+    assert capsys.readouterr().out.count("pairs, the most alike first:") == 1  # none is the same
 
 
 def test_samples_without_file_names_keep_their_numbers(

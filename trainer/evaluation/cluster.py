@@ -7,7 +7,8 @@ from typing import Any
 from common.errors import ConfigError
 from data_pipeline.reading.beton import BetonInfo, check_beton
 from trainer.evaluation.job import Job, JobConfig, TrainFile, check_picture
-from trainer.evaluation.pictures import Cell, CropReader, save_rows
+from trainer.evaluation.labelled_subset import names_or_why_not
+from trainer.evaluation.pictures import Cell, CropReader, file_name, save_rows
 from trainer.features.extraction import Features
 from trainer.features.k_means import (
     Clustering,
@@ -125,7 +126,7 @@ def _report(
 def _draw(config: ClusterConfig, path: Path, job: Job, found: Clustering) -> None:
     """A row for each of the largest clusters: its samples nearest to the centre."""
     sizes_K = found.assigned_N.bincount(minlength=len(found.centres_KF))
-    crops = CropReader(config.train, job.preprocessing)
+    crops, files = CropReader(config.train, job.preprocessing), names_or_why_not(config.train)[0]
     rows = []
     for number in sizes_K.sort(descending=True, stable=True).indices[: config.pictured].tolist():
         members = (found.assigned_N == number).nonzero()[:, 0]
@@ -134,6 +135,7 @@ def _draw(config: ClusterConfig, path: Path, job: Job, found: Clustering) -> Non
         if not samples:
             continue
         images = crops.read(samples)
-        texts = [f"{number}: {int(sizes_K[number])} images"] + [f"#{i}" for i in samples[1:]]
+        texts = [file_name(sample, files) for sample in samples]
+        texts[0] += f"\n{number}: {int(sizes_K[number])} images"
         rows.append([Cell(image, text) for image, text in zip(images, texts)])
     save_rows(rows, path)

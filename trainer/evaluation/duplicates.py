@@ -1,4 +1,4 @@
-"""Which images are there twice, and which are negatives that should not be?
+"""Which images look the same to an encoder, and which are negatives that should not be?
 ``widebatch evaluate duplicates``.
 """
 
@@ -21,7 +21,7 @@ from trainer.evaluation.pairs import (
     near_identical,
     neighbourhoods,
 )
-from trainer.evaluation.pictures import Cell, CropReader, save_rows
+from trainer.evaluation.pictures import Cell, CropReader, file_name, save_rows
 from trainer.features.extraction import Features
 
 _SUSPICIOUS = 0.2  # share of samples with a duplicate above which the encoder is rather to blame
@@ -31,11 +31,11 @@ _SAME_PIXELS = 5.0  # of 256 levels, mean difference: what storing a JPEG anew c
 
 @dataclass(frozen=True, kw_only=True)
 class DuplicatesConfig(JobConfig):
-    """Finds, by features, images that are in a data set twice, and likely false negatives.
+    """Finds images that look the same to the encoder, and likely false negatives.
 
-    These are pairs that a contrastive loss wrongly pushes apart: each among the other's nearest,
-    with neighbours in common. Told as lists (--json) and a picture. The JSON says how far the
-    pixels of each pair differ.
+    The former are copies, where the encoder sees much. The latter are pairs that a contrastive loss
+    wrongly pushes apart: each among the other's nearest, with neighbours in common. Told as lists
+    (--json) and a picture. The JSON says how far the pixels of each pair differ.
     """
 
     train: TrainFile
@@ -74,7 +74,8 @@ def duplicates(config: DuplicatesConfig) -> dict[str, Any] | None:
         centre crops), the most alike first; ``groups`` of duplicates, and ``group_files``;
         ``n_duplicates``, ``n_false_negatives``, how many there are; ``n_same_pixels``, how many of
         the listed duplicates differ by less than 5 levels (others may show one thing in two
-        pictures, or tell of an encoder that sees little).
+        pictures, or tell of an encoder that sees little); ``doubt``, in words, where the latter is
+        likely, else ``None``.
 
     Raises:
         ConfigError, CheckpointError, DataError, NumericalError: as
@@ -101,8 +102,11 @@ def duplicates(config: DuplicatesConfig) -> dict[str, Any] | None:
         [_described(pair, features, crops, names) for pair in _each(pairs)] for pairs in listed
     ]
     together = groups(twice.samples_P2)[: config.limit]
+    pictured = []
     if config.picture is not None:
-        _draw(config.picture, [each[: config.pictured] for each in lists], crops)
+        _draw(config.picture, [each[: config.pictured] for each in lists], crops, names)
+        if max(len(twice), len(alike)) > config.pictured:
+            pictured = [f"{config.pictured} pairs of each kind are in the picture: --pictured"]
     return {
         "method": "duplicates",
         "protocol": "embedding-neighbours",
@@ -127,7 +131,8 @@ def duplicates(config: DuplicatesConfig) -> dict[str, Any] | None:
             false_negatives="below it, each among the other's neighbours, ranked by the share of "
             "neighbours in common",
         ),
-        "notes": [*_notes(config, info, twice, listed), *unnamed],
+        "doubt": _doubt(info, twice),
+        "notes": [*_notes(config, info, listed), *pictured, *unnamed],
         **job.facts(train=info),
     }
 
@@ -163,16 +168,18 @@ def _same_label(pairs: Pairs, features: Features) -> float | None:
     return float((labels_P2[:, 0] == labels_P2[:, 1]).double().mean())
 
 
-def _notes(
-    config: DuplicatesConfig, info: BetonInfo, twice: Pairs, listed: list[Pairs]
-) -> Iterator[str]:
+def _doubt(info: BetonInfo, twice: Pairs) -> str | None:
     share = len(twice.samples_P2.unique()) / info.num_samples
-    if share > _SUSPICIOUS:
-        yield (
-            f"{100 * share:.0f} % of the images have a near-identical one: rather the encoder "
-            "tells few apart (see 'widebatch evaluate diagnose'); look at pixel_difference, or "
-            "raise --threshold"
-        )
+    if share <= _SUSPICIOUS:
+        return None
+    return (
+        f"{100 * share:.0f} % of the images have a near-identical one: rather the encoder tells "
+        "few apart (see 'widebatch evaluate diagnose'); look at how far pixels differ, or raise "
+        "--threshold"
+    )
+
+
+def _notes(config: DuplicatesConfig, info: BetonInfo, listed: list[Pairs]) -> Iterator[str]:
     if config.k >= info.num_samples:
         others = info.num_samples - 1
         yield f"--k {config.k} is more than the {others} other images: all of them are looked at"
@@ -180,19 +187,22 @@ def _notes(
         yield f"at most {config.limit} pairs of each kind are listed: see --limit"
 
 
-def _draw(path: Path, lists: list[list[dict[str, Any]]], crops: CropReader) -> None:
-    """Duplicates on the left, likely false negatives on the right, a pair in a row."""
+def _draw(
+    path: Path, lists: list[list[dict[str, Any]]], crops: CropReader, files: list[str] | None
+) -> None:
+    """What looks the same on the left, likely false negatives on the right, a pair in a row."""
     rows = []
     blank = Cell(np.full((1, 1, 3), 255, np.uint8))
     for number in range(max(map(len, lists))):
         row: list[Cell] = []
-        for pairs, name in zip(lists, ("twice", "alike")):
+        for pairs, name in zip(lists, ("same", "alike")):
             if number >= len(pairs):
                 row += [blank, blank]
                 continue
             pair = pairs[number]
             images = crops.read(pair["samples"])
-            texts = (f"{name} {pair['similarity']:.3f}", " ".join(f"#{i}" for i in pair["samples"]))
-            row += [Cell(image, text) for image, text in zip(images, texts)]
+            for image, sample in zip(images, pair["samples"]):
+                file = file_name(sample, files)
+                row.append(Cell(image, f"{file}\n{name} {pair['similarity']:.3f}"))
         rows.append(row)
     save_rows(rows or [[Cell(blank.image_SS3, "none found")]], path)

@@ -21,7 +21,7 @@ from trainer.evaluation.load_encoder import Preprocessing
 Images = npt.NDArray[np.uint8]
 
 _SIDE = 96  # least and usual side of a cell, pixels
-_GAP, _TEXT = 6, 14  # between cells; height of a line under an image
+_GAP, _LINE = 6, 14  # between cells; height of a line under an image
 _SIGN = {True: (0, 158, 115), False: (213, 94, 0)}  # Okabe and Ito's green and vermilion
 
 
@@ -31,7 +31,7 @@ class Cell:
 
     image_SS3: Images  # noqa: N815
     text: str = ""
-    """Under the image; cut to its width."""
+    """Lines under the image, cut to its width."""
     agrees: bool | None = None
     """A green frame, or a red one with a cross: told apart without colour too. None: neither."""
 
@@ -72,7 +72,8 @@ def save_rows(rows: Sequence[Sequence[Cell]], path: Path, *, first_apart: bool =
     """
     side, apart = _SIDE, 3 * _GAP if first_apart else 0
     columns = max(len(row) for row in rows)
-    step = (side + _GAP, side + _TEXT + _GAP)
+    lines = 1 + max(cell.text.count("\n") for row in rows for cell in row)
+    step = (side + _GAP, side + lines * _LINE + _GAP)
     size = (columns * step[0] + _GAP + apart, len(rows) * step[1] + _GAP)
     canvas = Image.new("RGB", size, "white")
     for y, row in enumerate(rows):
@@ -97,7 +98,12 @@ def _draw(canvas: Image.Image, cell: Cell, left: int, top: int) -> None:
         for colour, width in (("black", 5), ("white", 2)):
             draw.line((right - 20, top + 6, right - 6, top + 20), fill=colour, width=width)
             draw.line((right - 6, top + 6, right - 20, top + 20), fill=colour, width=width)
-    text = cell.text
-    while text and draw.textlength(text) > _SIDE:
-        text = text[:-1]
-    draw.text((left, bottom + 2), text, fill="black")
+    for number, text in enumerate(cell.text.split("\n")):
+        while draw.textlength(text) > _SIDE:
+            text = text[:-1]
+        draw.text((left, bottom + 2 + number * _LINE), text, fill="black")
+
+
+def file_name(sample: int, files: Sequence[str] | None) -> str:
+    """The last part of the name of a sample's file; its number where names are not known."""
+    return files[sample].rpartition("/")[2] if files else f"#{sample}"

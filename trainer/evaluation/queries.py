@@ -54,12 +54,17 @@ def open_queries(given: Sequence[Path], searched: BetonInfo) -> Iterator[Queries
             path = _packed(given, Path(stack.enter_context(tempfile.TemporaryDirectory())))
         info = check_beton(path)
         labels = compare_labels(searched, info)
+        labels_M, remarks = labels.test_M, labels.classes.remarks
+        folder = given[0].resolve().name if given[0].is_dir() else ""
+        if folder in searched.class_names and not info.class_names:
+            labels_M = torch.full_like(labels_M, searched.class_names.index(folder))
+            remarks = (f"the queries are judged as {folder}: their folder is called so",)
         some = [str(each.absolute()) for each in given[:3]]
         described = ", ".join(some + ["..."] * (len(given) > 3))
         names = names_or_why_not(path)[0]
         if path != given[0] and not given[0].is_dir():
             names = list(map(str, given))
-        yield Queries(path, info, described, labels.test_M, labels.classes.remarks, names)
+        yield Queries(path, info, described, labels_M, remarks, names)
 
 
 def _packed(given: Sequence[Path], folder: Path) -> Path:

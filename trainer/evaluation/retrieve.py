@@ -11,7 +11,7 @@ from common.errors import ConfigError
 from data_pipeline.reading.beton import check_beton
 from trainer.evaluation.job import Job, JobConfig, TrainFile, check_picture
 from trainer.evaluation.labelled_subset import names_or_why_not
-from trainer.evaluation.pictures import Cell, CropReader, save_rows
+from trainer.evaluation.pictures import Cell, CropReader, file_name, save_rows
 from trainer.evaluation.queries import Queries, open_queries
 from trainer.evaluation.ranking import rank_all
 from trainer.features.extraction import Features
@@ -79,16 +79,19 @@ def retrieve(config: RetrieveConfig) -> dict[str, Any] | None:
         asked = asked._replace(labels_N=queries.labels_M).take(indices)
         itself_M = indices if own else None
         answers = _nearest(bank, asked, config.k, itself_M, job.device)
+        names, unnamed = names_or_why_not(config.train)
+        pictured = []
         if config.picture is not None:
             how = job.preprocessing
             crops = CropReader(queries.path, how), CropReader(config.train, how)
-            some = answers[: config.pictured]
-            _draw(config.picture, asked, bank, some, crops, searched.class_names)
+            some, files = answers[: config.pictured], (queries.names, names)
+            _draw(config.picture, asked, bank, some, crops, files, searched.class_names)
+            if len(some) < len(answers):
+                pictured = [f"{len(some)} of {len(answers)} queries are in the picture: --pictured"]
         facts = job.facts(train=searched, query=queries.info)
         facts["data"]["query"]["path"] = queries.described  # it may have been packed on the way
-        names, unnamed = names_or_why_not(config.train)
         report = _report(config, job, bank, asked, itself_M, answers)
-        report["notes"] += [*([] if own else queries.remarks), *unnamed]
+        report["notes"] += [*([] if own else queries.remarks), *pictured, *unnamed]
         for query in report["queries"]:
             query["file"] = queries.names and queries.names[query["sample"]]
             for found in query["neighbours"]:
@@ -163,7 +166,10 @@ def _report(
     if len(queries) > _LISTED:
         notes.append(f"the neighbours of the first {_LISTED} of {len(queries)} queries are listed")
     if ranking is None:
-        notes.append("no query has a label with an image of its class to be found: not judged")
+        notes.append(
+            "not judged: no query is of a class that is there to be found; their folder is to be "
+            "called as a class, or to have folders that are"
+        )
     elif ranking.left_out:
         notes.append(f"{ranking.left_out} queries have nothing to be found: left out of the means")
     measures = {} if ranking is None else asdict(ranking)
@@ -195,20 +201,23 @@ def _draw(
     bank: Features,
     answers: list[list[tuple[int, float]]],
     crops: tuple[CropReader, CropReader],
-    names: tuple[str, ...],
+    files: tuple[list[str] | None, list[str] | None],
+    classes: tuple[str, ...],
 ) -> None:
-    """A row for each answer: the image that asks, then those found."""
+    """A row for each answer: the image that asks, then those found, by their files and classes."""
     rows, (of_asked, of_bank) = [], crops
     for query, label, found in zip(asked.ids_N.tolist(), asked.labels_N.tolist(), answers):
-        row = [Cell(of_asked.read([query])[0], _name(label, query, names))]
+        name = f"{file_name(query, files[0])}\n{_class(label, classes)}"
+        row = [Cell(of_asked.read([query])[0], name)]
         shown = of_bank.read([i for i, _ in found])
         for image, (sample, similarity) in zip(shown, found):
             theirs = int(bank.labels_N[sample])
             agrees = theirs == label if label >= 0 and theirs >= 0 else None
-            row.append(Cell(image, f"{similarity:.3f} {_name(theirs, sample, names)}", agrees))
+            name = f"{file_name(sample, files[1])}\n{similarity:.3f} {_class(theirs, classes)}"
+            row.append(Cell(image, name, agrees))
         rows.append(row)
     save_rows(rows, path, first_apart=True)
 
 
-def _name(label: int, sample: int, names: tuple[str, ...]) -> str:
-    return names[label] if 0 <= label < len(names) else f"#{sample}"
+def _class(label: int, classes: tuple[str, ...]) -> str:
+    return classes[label] if 0 <= label < len(classes) else ""
