@@ -241,6 +241,7 @@ def _half(kind: str, **options: object) -> bytes:
     return data[: len(data) // 2]
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
