@@ -30,6 +30,6 @@ def _lies_in(interval: str, number: float) -> bool:
 
 def _wanted(interval: str) -> str:
     least, greatest = interval[1:-1].split(", ")
-    if greatest != "inf":
-        return f"lie in {interval}"
-    return f"be a number {'from' if interval.startswith('[') else 'above'} {least}"
+    most = f" to {greatest}" if interval.endswith("]") else f", below {greatest}"
+    most = "" if greatest == "inf" else most
+    return f"be a number {'from' if interval.startswith('[') else 'above'} {least}{most}"

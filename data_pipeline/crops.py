@@ -36,7 +36,7 @@ class CropConfig:
     """Least and greatest aspect ratio of a crop before resizing, width / height."""
 
     def __post_init__(self) -> None:
-        check_bounds(self, "--crop.", size="[2, inf)", scale="(0, 1]", ratio="(0, inf)")
+        check_bounds(self, "--crop.", size="[2, 65535]", scale="(0, 1]", ratio="(0, inf)")
         for name, (least, greatest) in (("scale", self.scale), ("ratio", self.ratio)):
             if least > greatest:
                 raise ConfigError(f"--crop.{name} {least} {greatest}: the least comes first")

@@ -136,12 +136,12 @@ class RunConfig:
         check_bounds(
             self,
             "--",
-            batch="[2, inf)",
+            batch="[2, 1e9]",
             epochs="(0, 1e9]",
             steps="[1, 1e15]",
-            batch_norm_group="[0, inf)",
-            micro_batch="[0, inf)",
-            max_skipped_steps="[1, inf)",
+            batch_norm_group="[0, 1e9]",
+            micro_batch="[0, 1e9]",
+            max_skipped_steps="[1, 1e9]",
         )
         if self.seed not in SEEDS:
             raise ConfigError(f"--seed {self.seed}: choose {SEEDS[0]} to {SEEDS[-1]} (64 bits)")
@@ -225,6 +225,7 @@ def plan_run(config: RunConfig, num_samples: int, world_size: int) -> RunPlan:
     if batch % world_size:
         below, above = batch - batch % world_size, batch + world_size - batch % world_size
         nearest = " and ".join(str(b) for b in (below, above) if 2 <= b <= num_samples)
+        nearest = nearest or f"none, of {num_samples} samples"
         raise ConfigError(
             f"--batch {batch} does not divide by {world_size} processes; nearest that do: {nearest}"
         )

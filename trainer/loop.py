@@ -21,6 +21,8 @@ from trainer.step import StepDone
 
 log = logging.getLogger(__name__)
 
+_CPU_FULL = "DefaultCPUAllocator: can't allocate memory"
+
 
 class Outcome(Enum):
     """How :func:`fit` ended."""
@@ -56,11 +58,13 @@ def fit(config: RunConfig, stop_requested: Callable[[], bool] = lambda: False) -
                     raise
                 rollbacks -= 1
                 log.warning("%s; going on from it, %d more times if need be", error, rollbacks)
-            except torch.OutOfMemoryError as error:
-                raise ConfigError(_does_not_fit(config, error)) from error
+            except RuntimeError as error:
+                if isinstance(error, torch.OutOfMemoryError) or _CPU_FULL in str(error):
+                    raise ConfigError(_does_not_fit(config, error)) from error
+                raise
 
 
-def _does_not_fit(config: RunConfig, error: torch.OutOfMemoryError) -> str:
+def _does_not_fit(config: RunConfig, error: RuntimeError) -> str:
     """What to do where a device has too little memory; of torch's pages the figures alone."""
     figures = ". ".join(str(error).split(". ")[:2])
     if config.micro_batch:

@@ -68,7 +68,7 @@ class LoaderConfig:
     def __post_init__(self) -> None:
         if self.backend not in ("auto", "ffcv", "torchvision"):
             raise ConfigError(f"unknown loader backend {self.backend!r}: auto, ffcv or torchvision")
-        check_bounds(self, "--loader.", workers="[0, inf)", prefetch="[1, inf)")
+        check_bounds(self, "--loader.", workers="[0, 4096]", prefetch="[1, 1000]")
         if self.max_reduction not in (1, 2, 4, 8):
             raise ConfigError(
                 f"loader max_reduction must be 1, 2, 4 or 8, got {self.max_reduction}"

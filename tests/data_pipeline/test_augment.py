@@ -420,7 +420,7 @@ def test_impossible_normalisation_is_refused_by_name():
     with pytest.raises(ConfigError, match=r"--augment.std 0.2 0.0 0.2: must be a number above 0"):
         AugmentConfig(std=(0.2, 0.0, 0.2))
     with pytest.raises(
-        ConfigError, match=r"--augment.mean 124.0 116.0 104.0: must lie in \[0, 1\]"
+        ConfigError, match=r"--augment.mean 124.0 116.0 104.0: must be a number from 0 to 1"
     ):
         AugmentConfig(mean=(124.0, 116.0, 104.0))
 

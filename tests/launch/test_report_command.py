@@ -67,7 +67,7 @@ def test_figures_are_drawn_beside_the_page(run, tmp_path, capsys):
         (["elsewhere", "--figures", "x"], "name one"),
         (["elsewhere"], "elsewhere: holds no config.json"),
         (["--device", "tpu"], "choose auto, cpu"),
-        (["--max-images", "0"], "report.max_images must be 1 or more"),
+        (["--max-images", "0"], "--max-images 0: must be a number from 1"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(run, words, why, capfd, monkeypatch, tmp_path):

@@ -41,8 +41,8 @@ class OnlineKnnConfig:
 
     def __post_init__(self) -> None:
         """Refuse at the start what the first evaluation would, hours later."""
-        counts = dict.fromkeys(("k", "batch", "resize"), "[1, inf)")
-        check_bounds(self, "--knn.", every_epochs="[0, inf)", temperature="(0, inf)", **counts)
+        counts = dict.fromkeys(("k", "batch", "resize"), "[1, 1e9]")
+        check_bounds(self, "--knn.", every_epochs="[0, 1e9]", temperature="(0, inf)", **counts)
 
 
 class OnlineKnn:

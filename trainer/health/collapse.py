@@ -59,10 +59,10 @@ class CollapseConfig:
         check_bounds(
             self,
             "--collapse.",
-            every_steps="[0, inf)",
+            every_steps="[0, 1e9]",
             feature_std="[0, inf)",
             effective_rank="[0, inf)",
-            measurements="[1, inf)",
+            measurements="[1, 1e9]",
         )
 
 

@@ -36,7 +36,7 @@ class GuardConfig:
     """So many times; then stop."""
 
     def __post_init__(self) -> None:
-        check_bounds(self, "--guard.", rollbacks="[1, inf)")
+        check_bounds(self, "--guard.", rollbacks="[1, 1e9]")
 
     @property
     def budget(self) -> int:

@@ -39,7 +39,7 @@ class StragglerConfig:
     def __post_init__(self) -> None:
         if self.factor:
             check_bounds(self, "--straggler.", factor="(1, inf)")
-        check_bounds(self, "--straggler.", readings="[1, inf)")
+        check_bounds(self, "--straggler.", readings="[1, 1e9]")
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ class EncoderConfig:
     Of your own the features are counted at this size: where it is not set, the crop's."""
 
     def __post_init__(self) -> None:
-        check_bounds(self, "--encoder.", image_size="[1, inf)")
+        check_bounds(self, "--encoder.", image_size="[1, 65535]")
 
 
 class Encoder(nn.Module):

@@ -36,7 +36,7 @@ class HeadConfig:
     """Which linear layers have a bias: those that no norm follows, or none."""
 
     def __post_init__(self) -> None:
-        bounds = {"layers": "[1, inf)", "hidden_dim": "[0, inf)", "out_dim": "[1, inf)"}
+        bounds = {"layers": "[1, 1000]", "hidden_dim": "[0, 1e9]", "out_dim": "[1, 1e9]"}
         check_bounds(self, "--head|objective.predictor.", **bounds)
 
 

@@ -47,7 +47,7 @@ class MoCoConfig:
     """reference holds all logits of a process; blocked and triton never do."""
 
     def __post_init__(self) -> None:
-        bounds = {"temperature": "(0, inf)", "queue": "[1, inf)", "momentum": "[0, 1]"}
+        bounds = {"temperature": "(0, inf)", "queue": "[1, 1e9]", "momentum": "[0, 1]"}
         check_bounds(self, "--objective.", **bounds)
 
     def logits_per_image(self, batch: int) -> int:

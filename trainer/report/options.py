@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 
-from common.errors import ConfigError
+from common.bounds import check_bounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +26,8 @@ class ReportConfig:
     """Of the encoder: auto, cpu, cuda or cuda:N."""
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, int) and value < 1:
-                raise ConfigError(f"report.{field.name} must be 1 or more, got {value}")
+        counts = [f.name for f in dataclasses.fields(self) if f.name != "device"]
+        check_bounds(self, "--", **dict.fromkeys(counts, "[1, 1e9]"))
 
 
 class MissingError(Exception):

@@ -40,10 +40,8 @@ class TelemetryConfig:
     the run's own."""
 
     def __post_init__(self) -> None:
-        seconds, ports = "[0, inf)", "[0, 65535]"
-        check_bounds(
-            self, "--telemetry.", log_every="[1, inf)", log_seconds=seconds, prometheus_port=ports
-        )
+        check_bounds(self, "--telemetry.", log_every="[1, 1e9]", log_seconds="[0, inf)")
+        check_bounds(self, "--telemetry.", prometheus_port="[0, 65535]")
 
 
 class Reader(Protocol):

@@ -345,7 +345,9 @@ def test_the_momentum_follows_the_papers_cosine() -> None:
 def test_impossible_settings_are_named() -> None:
     with pytest.raises(ConfigError, match=r"--objective.queue 0: must be a number from 1"):
         MoCoConfig(queue=0)
-    with pytest.raises(ConfigError, match=r"--objective.momentum 1.5: must lie in \[0, 1\]"):
+    with pytest.raises(
+        ConfigError, match=r"--objective.momentum 1.5: must be a number from 0 to 1"
+    ):
         MoCoV3Config(momentum=1.5)
     with pytest.raises(ConfigError, match=r"--objective.temperature 0: must be a number above 0"):
         MoCoConfig(temperature=0)

@@ -101,7 +101,7 @@ def test_a_map_keeps_groups_together():
 
 
 def test_settings_are_checked():
-    with pytest.raises(ConfigError, match=r"report\.queries must be 1 or more"):
+    with pytest.raises(ConfigError, match="--queries 0: must be a number from 1"):
         ReportConfig(queries=0)
     assert dataclasses.replace(SMALL, queries=2).queries == 2
 

@@ -41,8 +41,8 @@ class CheckpointConfig:
     checkpoint of a run must not fail at all."""
 
     def __post_init__(self) -> None:
-        every = {"every_epochs": "[0, inf)", "every_steps": "[0, inf)"}
-        check_bounds(self, "--checkpoint.", **every, keep="[2, inf)", max_failures="[1, inf)")
+        every = {"every_epochs": "[0, 1e9]", "every_steps": "[0, 1e9]"}
+        check_bounds(self, "--checkpoint.", **every, keep="[2, 1e9]", max_failures="[1, 1e9]")
 
 
 class CheckpointSaver:
