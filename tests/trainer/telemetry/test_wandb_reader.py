@@ -107,7 +107,7 @@ def test_records_that_it_does_not_take_do_not_fill_the_memory(
     with reader_of(tmp_path, monkeypatch, lambda *_, **__: threading.Event().wait()) as reader:
         for step in range(1, 100):
             reader.read([{"step": step, "loss": 1.0}])
-        assert reader._waiting.qsize() == 10
+        assert reader._waiting.qsize() <= 10
         reader.close()
     assert caplog.text.count("W&B gets no more records") == 1
 
