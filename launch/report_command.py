@@ -116,12 +116,13 @@ def _write(args: argparse.Namespace, config: "ReportConfig") -> int:
 
 def _serve(args: argparse.Namespace, config: "ReportConfig") -> int:
     from launch.report_server import PageServer
+    from trainer.report.charts import PLOTLY
     from trainer.report.live import LiveReport
     from trainer.report.page import content_security_policy
 
     report = LiveReport(args.run_folders, config, _SECONDS)
     try:
-        server = PageServer(args.port, report.page, content_security_policy(live=True))
+        server = PageServer(args.port, report.page, PLOTLY, content_security_policy(live=True))
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigError(f"--port {args.port}: {reason}; choose another") from None

@@ -1,4 +1,4 @@
-"""Serves one page to this machine's browser, and nothing else to anybody else."""
+"""Serves one page and its script to this machine's browser, and nothing else to anybody else."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ _PATIENCE = 20.0  # seconds for a client to send its request, and to take the an
 
 
 class PageServer(ThreadingHTTPServer):
-    """Answers ``GET /`` with the newest page.
+    """Answers ``GET /`` with the newest page, and ``GET`` of its script with that.
 
     A page elsewhere may point a name of its own at 127.0.0.1 to read ours through the visitor's
     browser (DNS rebinding); such a request names that host, and is refused.
@@ -21,6 +21,7 @@ class PageServer(ThreadingHTTPServer):
     Args:
         port: on loopback; 0: one that is free.
         page: the page as of now; called by several threads.
+        script: its name and text.
         policy: its Content-Security-Policy.
 
     Raises:
@@ -29,8 +30,10 @@ class PageServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, port: int, page: Callable[[], str], policy: str) -> None:
-        self.page, self.policy = page, policy
+    def __init__(
+        self, port: int, page: Callable[[], str], script: tuple[str, str], policy: str
+    ) -> None:
+        self.page, self.script, self.policy = page, script, policy
         super().__init__((HOST, port), _Handler)
 
     @property
@@ -53,10 +56,13 @@ class _Handler(BaseHTTPRequestHandler):
     server_version, sys_version = "widebatch", ""
 
     def do_GET(self) -> None:
+        path = self.path.split("?", 1)[0]
         hosts = self.headers.get_all("Host") or []
         if len(hosts) != 1 or not self.server.knows(hosts[0].strip()):
             self._answer(HTTPStatus.MISDIRECTED_REQUEST, b"ask 127.0.0.1\n")
-        elif self.path.split("?", 1)[0] != "/":
+        elif path == f"/{self.server.script[0]}":
+            self._answer(HTTPStatus.OK, as_utf8(self.server.script[1]), "text/javascript")
+        elif path != "/":
             self._answer(HTTPStatus.NOT_FOUND, b"the report is at /\n")
         else:
             body = as_utf8(self.server.page())

@@ -78,6 +78,25 @@ def test_bad_input_is_refused_in_one_line(run, words, why, capfd, monkeypatch, t
     assert not list(tmp_path.glob("**/*.html"))
 
 
+@pytest.mark.parametrize("words", [[], ["--live"]])
+def test_without_plotly_the_remedy_is_named(run, words, tmp_path):
+    code = (
+        "import sys\nsys.modules['plotly'] = None\n"
+        "from launch.__main__ import main\nsys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "report", str(run), *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == ExitCode.USAGE
+    (line,) = done.stderr.splitlines()
+    assert line.endswith("run `pip install plotly`")
+    assert not list(tmp_path.glob("**/*.html"))
+
+
 def test_a_port_that_is_taken_is_named(run, capfd):
     import socket
 

@@ -18,7 +18,8 @@ def server():
         text = "<!doctype html><p>first</p>"
 
     texts = Texts()
-    with PageServer(0, lambda: texts.text, "default-src 'none'") as running:
+    script = ("library.js", "draw()")
+    with PageServer(0, lambda: texts.text, script, "default-src 'none'") as running:
         running.texts = texts
         thread = threading.Thread(target=running.serve_forever, args=(0.05,), daemon=True)
         thread.start()
@@ -71,6 +72,12 @@ def test_a_request_under_another_name_is_refused(server, host):
 
 def test_localhost_is_a_name_of_ours(server):
     assert ask(server, host=f"LocalHost:{server.server_port}")[0] == 200
+
+
+def test_its_script_is_served_beside_the_page(server):
+    status, body, headers = ask(server, "/library.js")
+    assert (status, body) == (200, "draw()")
+    assert headers["Content-Type"] == "text/javascript; charset=utf-8"
 
 
 @pytest.mark.parametrize("path", ["/config.json", "/../etc/passwd", "/metrics.jsonl", "*"])

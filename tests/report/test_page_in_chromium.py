@@ -1,7 +1,7 @@
 """The page in a real Chromium: legible on any screen, usable by keyboard, alive, and quiet."""
 
 import itertools
-import json
+import re
 import threading
 
 import pytest
@@ -11,6 +11,7 @@ from tests.report.browser import chromium, needs_browser, opened
 from tests.report.made_runs import SMALL, bare_run, finished_run, write_metrics
 from tests.trainer.runs import pack_images
 from trainer.report import Looks, look, names, read_contents, read_settings
+from trainer.report.charts import PLOTLY
 from trainer.report.live import LiveReport
 from trainer.report.page import content_security_policy, page, write_page
 
@@ -95,10 +96,10 @@ CONTRASTS = """() => {
     Math.min(...[...document.querySelectorAll(selector)]
       .map((each) => ratio(getComputedStyle(each)[property])));
   return {
-    text: least("svg text", "fill"),
-    lines: least(".plot .line", "color"),
-    bars: least(".bar", "fill"),
-    points: least(".point", "fill"),
+    text: least(".main-svg text", "fill"),
+    lines: least(".plot .js-line", "stroke"),
+    bars: least("#phases .barlayer .point path", "fill"),
+    points: least(".map .point", "fill"),
   };
 }"""
 
@@ -112,8 +113,20 @@ def test_what_is_drawn_stands_out_from_the_page(browser, one, scheme):
     assert all(ratio >= 3 for ratio in ratios.values()), ratios
 
 
-OVERLAPS = """() => [...document.querySelectorAll("main svg[viewBox]")].flatMap((svg) => {
-  const texts = [...svg.querySelectorAll("text")]
+def test_charts_follow_the_readers_scheme(browser, one):
+    colour = "() => getComputedStyle(document.querySelector('.main-svg text')).fill"
+    with opened(browser, one, color_scheme="light") as shown:
+        light = shown.evaluate(colour)
+        shown.emulate_media(color_scheme="dark")
+        for _ in range(100):
+            if shown.evaluate(colour) != light:
+                break
+            shown.wait_for_timeout(50)
+        assert shown.evaluate(colour) != light
+
+
+OVERLAPS = """() => [...document.querySelectorAll(".plot")].flatMap((plot) => {
+  const texts = [...plot.querySelectorAll(".main-svg text")]
     .map((t) => [t.textContent, t.getBoundingClientRect()]).filter(([, box]) => box.width > 0);
   const found = [];
   texts.forEach(([a, p], i) => texts.slice(i + 1).forEach(([b, q]) => {
@@ -122,35 +135,52 @@ OVERLAPS = """() => [...document.querySelectorAll("main svg[viewBox]")].flatMap(
   }));
   return found;
 })"""
-SMALLEST = """() => Math.min(...[...document.querySelectorAll("main svg text")]
-  .filter((t) => t.getBoundingClientRect().width > 0)
-  .map(({ ownerSVGElement: svg }) => 11 * svg.clientWidth / svg.viewBox.baseVal.width))"""
 
 
 @pytest.mark.parametrize("width", [360, 1280])
-def test_labels_are_large_enough_and_none_lies_over_another(browser, one, several, width):
+def test_no_label_lies_over_another(browser, one, several, width):
     for url in (one, several):
         with opened(browser, url, viewport={"width": width, "height": 740}) as shown:
-            for log in (False, True):
-                if log:
-                    for button in shown.get_by_role("button", name="logarithmic scale").all():
-                        button.click()
-                assert shown.evaluate(OVERLAPS) == []
-                assert shown.evaluate(SMALLEST) >= 9  # pixels
+            assert shown.evaluate(OVERLAPS) == []
 
 
-def test_print_is_light_and_without_controls(browser, one):
+def test_print_is_light_fits_the_sheet_and_has_no_controls(browser, one):
     with opened(browser, one, color_scheme="dark") as shown:
+        drawing = shown.locator("#map-0-plot")
+        size = """plot => [plot, plot.querySelector(".main-svg")]
+            .flatMap((each) => [each.clientWidth, each.clientHeight])"""
+        screen = drawing.evaluate(size)
         shown.emulate_media(media="print", color_scheme="dark")
-        assert (
-            shown.evaluate("getComputedStyle(document.body).backgroundColor")
-            == "rgb(255, 255, 255)"
-        )
-        for name in ("figcaption button", "input", "nav"):
-            assert not any(each.is_visible() for each in shown.locator(name).all())
-        assert shown.locator("#time .legend").get_by_text("forward").is_visible()
-        assert shown.locator("#curve-loss svg").first.is_visible()
+        shown.evaluate("dispatchEvent(new Event('beforeprint'))")
+        white = "rgb(255, 255, 255)"
+        assert shown.evaluate("getComputedStyle(document.body).backgroundColor") == white
+        for name in (".control", ".modebar", "nav"):
+            assert not any(each.is_visible() for each in shown.locator(name).all()), name
+        assert shown.evaluate(CONTRASTS)["text"] >= 4.5
+        for svg in shown.locator(".plot .main-svg").all():
+            box = svg.bounding_box()
+            assert box["x"] + box["width"] <= shown.evaluate(
+                "document.body.getBoundingClientRect().right"
+            )
+        assert shown.evaluate("document.body.clientWidth") <= 718  # A4 within Chromium's margins
+        shown.evaluate("dispatchEvent(new Event('afterprint'))")
+        shown.emulate_media(media="screen")
+        shown.wait_for_timeout(500)
+        assert drawing.evaluate(size) == screen
+        shown.evaluate("addEventListener('beforeprint', () => (document.title = 'printed'))")
         assert shown.pdf(format="A4").startswith(b"%PDF")
+        assert shown.title() == "printed"  # so that charts were drawn for the sheet
+
+
+def test_charts_follow_the_width_of_the_window(browser, one):
+    with opened(browser, one, viewport={"width": 1280, "height": 740}) as shown:
+        drawing = shown.locator("#map-0 .main-svg").first
+        wide = drawing.bounding_box()
+        shown.set_viewport_size({"width": 360, "height": 740})
+        shown.wait_for_timeout(1000)
+        narrow = drawing.bounding_box()
+        assert narrow["width"] < 360 < wide["width"]
+        assert narrow["height"] == wide["height"] > 400
 
 
 def test_motion_is_the_readers_choice(browser, one):
@@ -173,26 +203,25 @@ def test_every_image_says_what_it_is(browser, one):
 def test_pointing_at_a_curve_reads_it(browser, one):
     with opened(browser, one) as shown:
         chart = shown.locator("#curve-loss")
-        chart.locator(".plot").hover(position={"x": 100, "y": 60})
-        read = chart.locator(".readout").inner_text()
-        assert read.startswith("step ")
-        assert read.endswith(" nats")
-        assert chart.locator(".cursor circle").count() == 1
+        chart.locator(".nsewdrag").first.hover(position={"x": 100, "y": 60})
+        label = chart.locator(".hovertext").first
+        label.wait_for()
+        assert re.fullmatch(r"run\u2212?\d+(\.\d+)?", label.text_content())
         shown.mouse.move(0, 0)
-        assert chart.locator(".readout").inner_text() == ""
+        label.wait_for(state="detached")
 
 
-def test_the_keyboard_reads_a_curve(browser, one):
+def test_a_curve_is_read_by_its_table_too(browser, one):
     with opened(browser, one) as shown:
-        slider = shown.get_by_role("slider", name="Loss (nats): step to read")
-        slider.focus()
-        assert slider.get_attribute("aria-valuetext") == "step 200: -15 nats"
-        for _ in range(3):
-            shown.keyboard.press("ArrowLeft")
-        told = shown.locator("#curve-loss .readout").inner_text()
-        assert told == slider.get_attribute("aria-valuetext")
-        assert told != "step 200: -15 nats"
-        assert slider.evaluate("s => getComputedStyle(s).outlineStyle") == "solid"
+        summary = shown.locator("#curve-loss summary")
+        summary.focus()
+        assert summary.evaluate("s => getComputedStyle(s).outlineStyle") != "none"
+        shown.keyboard.press("Enter")
+        rows = shown.locator("#curve-loss tbody tr").all_inner_texts()
+        assert rows[0].split() == ["1", "4.9"]
+        assert rows[-1].split() == ["200", "-15"]
+        words = shown.locator("#curve-loss .plot").get_attribute("aria-label")
+        assert words == "Loss (nats): run from 4.9 at step 1 to -15 at step 200"
 
 
 PLACE = """[document.activeElement.getBoundingClientRect().top + scrollY,
@@ -205,61 +234,78 @@ def test_tab_reaches_everything_in_the_order_of_the_page(browser, one):
         assert shown.evaluate("document.activeElement.className") == "skip-link"
         assert shown.locator(".skip-link").evaluate("s => s.getBoundingClientRect().left") >= 0
         places = []
-        for _ in range(150):
+        for _ in range(250):
             shown.keyboard.press("Tab")
             top, identity = shown.evaluate(PLACE)
             if shown.evaluate("document.activeElement === document.body"):
                 break
             places.append((top, identity))
-        assert "map-0-slider" in [identity for _, identity in places]
+        assert "map-1-slider" in [identity for _, identity in places]
         tops = [top for top, _ in places]
         assert all(b >= a - 45 for a, b in itertools.pairwise(tops))  # a line holds several
 
 
-def test_a_curve_can_be_logarithmic(browser, one):
+def test_curves_can_be_logarithmic(browser, one):
+    kind = "document.getElementById('curve-contrastive_top1-plot')._fullLayout.yaxis.type"
     with opened(browser, one) as shown:
-        chart = shown.locator("#curve-contrastive_top1")
-        button = chart.get_by_role("button", name="Contrastive top-1 (%): logarithmic scale")
-        assert button.get_attribute("aria-pressed") == "false"
-        button.press("Enter")
-        assert button.get_attribute("aria-pressed") == "true"
-        assert not chart.locator(".scale.linear").is_visible()
-        assert chart.locator(".scale.log").is_visible()
+        assert shown.evaluate(kind) == "linear"
+        shown.get_by_label("logarithmic scale").press("Space")
+        assert shown.evaluate(kind) == "log"
 
 
-def test_a_run_can_be_hidden_in_all_charts(browser, several):
+def test_a_finger_on_a_chart_scrolls_the_page(browser, one):
+    mode = "document.getElementById('curve-loss-plot')._fullLayout.dragmode"
+    with opened(browser, one, **PHONE) as shown:
+        assert shown.evaluate(mode) == "zoom"
+    with opened(browser, one, has_touch=True, is_mobile=True, **PHONE) as shown:
+        assert shown.evaluate(mode) is False
+
+
+def test_no_button_sends_a_chart_anywhere(browser, one):
+    with opened(browser, one) as shown:
+        buttons = shown.locator("#curve-loss .modebar-btn").evaluate_all(
+            "all => all.map((each) => each.ariaLabel)"
+        )
+    assert buttons == ["Download plot as a PNG", "Zoom in", "Zoom out", "Reset axes"]
+
+
+def test_the_legend_hides_a_run(browser, several):
     with opened(browser, several) as shown:
-        button = shown.locator("#curves-toggle-1")
-        assert "script" in button.inner_text()
-        button.click()
-        assert button.get_attribute("aria-pressed") == "false"
-        lines = shown.locator("#curves .plot .linear [data-series='1']").all()
-        assert len(lines) >= 5
-        assert not any(line.is_visible() for line in lines)
-        assert shown.locator("#curve-loss .linear [data-series='0']").is_visible()
+        lines = shown.locator("#curve-loss .scatterlayer .trace")
+        assert lines.count() == 3
+        shown.locator("#curve-loss .legendtoggle").nth(1).click()
+        lines.nth(2).wait_for(state="detached")
 
 
 def test_the_map_shows_images_to_pointer_and_keyboard(browser, one):
-    painted = """c => c.getContext("2d").getImageData(0, 0, c.width, c.height).data
-        .some((part, index) => index % 4 < 3 && part > 0)"""
+    place = """(n) => {
+      const plot = document.getElementById("map-1-plot"), { xaxis, yaxis } = plot._fullLayout;
+      const at = plot.data.flatMap((t, c) => t.customdata.map((image, p) => [image, c, p]));
+      const [, curve, point] = at.find(([image]) => image === n);
+      const { x, y } = plot.calcdata[curve][point];
+      return [xaxis.d2p(x), yaxis.d2p(y)];
+    }"""
     with opened(browser, one, **PHONE) as shown:
-        facts = json.loads(shown.locator("#map-0").get_attribute("data-facts"))
-        thumbnail = shown.locator(".thumbnail")
-        plot = shown.locator("#map-0 .map .plot").nth(1)
-        x, y = facts["points"][1][7]
-        box = plot.bounding_box()
-        plot.hover(position={"x": x / 360 * box["width"], "y": y / 360 * box["height"]})
-        assert thumbnail.is_visible()
-        assert facts["texts"][7] == thumbnail.inner_text()
-        assert thumbnail.locator("canvas").evaluate(painted)
+        figure = shown.locator("#map-1")
+        thumbnail = figure.locator(".thumbnail")
+        sheet = shown.locator("#sheet").get_attribute("src")
+        x, y = shown.evaluate(place, 7)
+        figure.locator(".nsewdrag").hover(position={"x": x, "y": y})
+        thumbnail.wait_for()
+        assert sheet in thumbnail.evaluate("t => t.style.backgroundImage")
+        assert thumbnail.evaluate("t => t.style.backgroundPosition") == f"{-96 * 7}px 0px"
+        assert "sample" in figure.locator(".hoverlayer").text_content()
         shown.keyboard.press("Escape")
         assert not thumbnail.is_visible()
 
-        slider = shown.get_by_role("slider", name="Image on the map")
+        shown.mouse.move(0, 0)
+        slider = shown.get_by_label("Image on the map by pretrained encoder")
         slider.focus()
         shown.keyboard.press("Home")
-        shown.keyboard.press("ArrowRight")
-        assert thumbnail.inner_text() == facts["texts"][1] == slider.get_attribute("aria-valuetext")
+        for _ in range(21):
+            shown.keyboard.press("ArrowRight")
+        thumbnail.wait_for()
+        assert thumbnail.evaluate("t => t.style.backgroundPosition") == "-96px -96px"
         assert shown.evaluate("document.documentElement.scrollWidth") <= 360
 
 
@@ -269,14 +315,14 @@ def test_names_of_runs_are_never_run(browser, several):
         assert "<script>document.title" in shown.locator("#head").inner_text()
 
 
-def test_without_javascript_all_figures_and_numbers_are_there(browser, one):
+def test_without_javascript_all_numbers_and_pictures_are_there(browser, one):
     with opened(browser, one, java_script_enabled=False) as shown:
-        assert shown.locator("button, input").count() == 0
-        assert shown.locator("#curve-loss .scale.linear").is_visible()
-        assert shown.locator("#map-0 .plot svg").first.is_visible()
+        assert shown.locator("noscript p").is_visible()
+        assert not any(each.is_visible() for each in shown.locator("input").all())
         shown.locator("#curve-loss summary").click()
-        assert shown.locator("#curve-loss table").is_visible()
         assert "200" in shown.locator("#curve-loss table").inner_text()
+        shown.locator("#images").click()
+        assert shown.locator("#sheet").is_visible()
 
 
 # --- live ---------------------------------------------------------------------------------------
@@ -285,29 +331,32 @@ def test_without_javascript_all_figures_and_numbers_are_there(browser, one):
 def test_a_live_page_refreshes_without_losing_the_readers_place(browser, tmp_path):
     run = bare_run(tmp_path / "run")
     report = LiveReport([run], SMALL, 0.2)
-    with PageServer(0, report.page, content_security_policy(live=True)) as server:
+    policy = content_security_policy(live=True)
+    with PageServer(0, report.page, PLOTLY, policy) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
         thread.start()
         lost = "net::ERR_CONNECTION"  # the browser's own words for a server that has ended
         with opened(browser, server.url, lost, reduced_motion="reduce", **PHONE) as shown:
             shown.locator("#missing").get_by_text("gone.beton").first.wait_for()
-            shown.locator("#curve-gradient_norm summary").click()
-            shown.locator("#curve-lr-log").click()
-            slider = shown.locator("#curve-gradient_norm-slider")
-            slider.focus()
-            shown.keyboard.press("Home")
-            before = slider.bounding_box()["y"]
+            shown.locator("#log").check()
+            summary = shown.locator("#curve-gradient_norm summary")
+            summary.focus()
+            shown.keyboard.press("Enter")
+            summary.scroll_into_view_if_needed()
+            before = summary.bounding_box()["y"]
             assert 0 < before < 740
             assert shown.evaluate("scrollY") > 500
 
             write_metrics(run, 40, skipped=1.0)
             shown.locator("#head").get_by_text("step 40 of 40").wait_for()
-            assert shown.locator("#curves .events").count() == 1  # which came above the reader
-            assert shown.evaluate("document.activeElement.id") == "curve-gradient_norm-slider"
-            assert slider.input_value() == "0"
+            assert shown.locator("#events li").count() == 1  # which came above the reader
+            assert shown.evaluate("document.activeElement.id") == "curve-gradient_norm-numbers"
             assert shown.locator("#curve-gradient_norm details").evaluate("d => d.open")
-            assert shown.locator("#curve-lr-log").get_attribute("aria-pressed") == "true"
-            assert slider.bounding_box()["y"] == pytest.approx(before, abs=3)
+            assert "40" in shown.locator("#curve-gradient_norm table").inner_text()
+            assert shown.locator("#log").is_checked()
+            last = "document.getElementById('curve-loss-plot').calcdata[0].at(-1).x"
+            assert shown.evaluate(last) == 40
+            assert summary.bounding_box()["y"] == pytest.approx(before, abs=3)
 
             server.shutdown()
             server.server_close()

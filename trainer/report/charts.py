@@ -1,309 +1,285 @@
-"""Curves as inline SVG, legible without a script, alive with one; axes and legends of any chart.
+"""The charts of a report: Plotly's figures, each with its text alternative and its numbers.
 
-A chart is a ``<figure>``: its SVG, a legend, and its numbers in a table that opens. Each scale is
-drawn; which one is seen, a class decides. ``page.js`` reads the points from ``data-points`` for
-the read-out.
-
-Shape suffixes: N points.
+Shape suffixes: N points, P pairs.
 """
 
-import itertools
-from collections.abc import Iterator, Sequence
+import html
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from common.files.strict_json import dump_json
-from trainer.report.figures import running_mean
-from trainer.report.html import Html, join, tag
-from trainer.report.ticks import Axis, labels, linear_axis, log_axis, short
+from common.errors import ConfigError
+from trainer.report.evaluations import Bar
+from trainer.report.history import Events, PhaseTime, running_mean
+from trainer.report.looks import EmbeddingMap, Similarities, class_name
 
+try:
+    import plotly.graph_objects as go
+    import plotly.io
+    from plotly.offline import get_plotlyjs
+except ImportError:
+    raise ConfigError(
+        "a report needs plotly, which is not installed; run `pip install plotly`"
+    ) from None
+
+PLOTLY = ("plotly.min.js", get_plotlyjs())
+"""What draws the figures in a browser: a name for it, and its text."""
 Numbers = npt.NDArray[np.float64]
 
-WIDTH, HEIGHT = 360.0, 216.0  # of a chart, in its own units: about a phone's pixels
-LEFT, RIGHT, TOP, BOTTOM = 44.0, 12.0, 10.0, 36.0
-_MOST_POINTS = 180  # of a line: half a chart's pixels
-_MOST_ROWS = 12  # of a chart's table
-DASHES = (None, "6 3", "2 3", "9 3 2 3")
-"""Of lines, so that they differ without colour."""
-COLOURS = 8
-"""Classes ``c0`` ... of the style sheet."""
+# From Plotly's Dark24, those that stand out from a white and from a black page (WCAG 1.4.11).
+COLOURS = (
+    *("#2E91E5", "#EB663B", "#00A08B", "#A777F1", "#B68100", "#FB0D0D", "#778AAE", "#E15F99"),
+    *("#1CA71C", "#DA16FF"),
+)
+_DASHES = ("solid", "dash", "dot", "dashdot")  # of lines, so that they differ without colour
+_SYMBOLS = 7  # of points: with the colours, 70 classes differ
+_MOST_NAMED = 30  # classes in a legend
+_STRETCHES = 300  # of a line: each is drawn by its least and its greatest value
+_MANY = 50  # values, from which on their running mean is drawn too
+_MOST_ROWS = 12  # of a line in a chart's table
 
 
 @dataclass(frozen=True)
 class Line:
-    """Values against steps."""
+    """Values against steps, NaN where a step has none."""
 
     name: str
     steps_N: Numbers  # noqa: N815
     values_N: Numbers  # noqa: N815
-    key: int = 0
-    """Decides colour and dashes; lines of one key are shown and hidden together."""
 
 
 @dataclass(frozen=True)
-class Mark:
-    """Something that happened at steps."""
+class Chart:
+    """A figure, and what it says for those who do not see it."""
 
-    sign: str
-    """``skip``, ``restart`` or ``substitute``."""
-    name: str
-    steps: Sequence[int]
+    identity: str
+    """Of its element, unique on its page."""
+    title: str
+    figure: go.Figure
+    words: str
+    heads: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
 
 
-@dataclass(frozen=True)
-class _Drawn:
-    """A line as it is drawn: few enough points, each for some steps."""
+def themes() -> dict[str, Any]:
+    """Plotly's templates for a light and a dark page, with our colours and little room around."""
+    ours = {
+        "colorway": COLOURS,
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "margin": {"l": 8, "r": 8, "t": 28, "b": 8},
+        "modebar": {"bgcolor": "rgba(0,0,0,0)"},
+        "hovermode": "x",
+        "legend": {"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"},
+    }
+    found = {}
+    for name, template in (("light", "plotly_white"), ("dark", "plotly_dark")):
+        layout = plotly.io.templates[template].layout.to_plotly_json()
+        for axis in ("xaxis", "yaxis"):
+            layout[axis] |= {"ticks": "outside", "title": {"standoff": 4}}
+        found[name] = {"layout": {**layout, **ours}}
+    return found
 
-    line: Line
-    steps: Numbers
-    means: Numbers
-    """The running mean."""
-    exact: Numbers
-    """Mean of the values that a point stands for."""
-    zigzag_steps: Numbers
-    zigzag: Numbers
-    """Least and most of these values by turns."""
+
+def _name(name: str) -> str:
+    """A run or a class as a chart may name it: it takes markup, and has little room."""
+    return html.escape(name if len(name) <= 24 else f"{name[:11]}…{name[-12:]}")
+
+
+def _figure(**layout: Any) -> go.Figure:
+    return go.Figure(layout=go.Layout(template="none", **layout))
 
 
 def line_chart(
-    identity: str,
-    title: str,
-    lines: Sequence[Line],
-    *,
-    unit: str = "",
-    marks: Sequence[Mark] = (),
-    legend: bool = False,
-    x_title: str = "step",
-) -> Html:
-    """Lines in the same axes, linear and (where it can be) logarithmic.
-
-    Args:
-        identity: of the element, unique on its page.
-        title: what the values are.
-        lines: NaN where a step has no value.
-        unit: of the values.
-        marks: drawn on the first of the steps' axis.
-        legend: whether it has one of its own.
-        x_title: what the horizontal axis is.
-    """
-    drawn = [_thinned(line) for line in lines]
-    across = linear_axis(
-        min(0.0, *(float(d.steps[0]) for d in drawn)),
-        max(float(d.steps[-1]) for d in drawn),
-        about=5,
-        tight=True,
-    )
-    everything = np.concatenate([d.zigzag for d in drawn])
-    low, high = float(everything.min()), float(everything.max())
-    low = 0.0 if 0 <= low < 0.5 * high else low
-    axes = [linear_axis(low, high), log_axis(everything)]
-    svg = tag(
-        "svg",
-        *(_plot(drawn, across, axis, marks, x_title) for axis in axes if axis is not None),
-        viewBox=f"0 0 {WIDTH:g} {HEIGHT:g}",
-        role="img",
-        aria_label=_described(title, unit, drawn),
-    )
-    heading = f"{title} ({unit})" if unit else title
-    return tag(
-        "figure",
-        tag("figcaption", tag("h3", heading), tag("p", class_="readout")),
-        tag("div", svg, class_="plot"),
-        _legend(lines) if legend else None,
-        _table(drawn, x_title),
-        class_="chart linear",
-        id=identity,
-        data_points=_points(drawn, across, axes, unit),
-        data_log=axes[1] is not None,
-    )
-
-
-def _thinned(line: Line) -> _Drawn:
-    known = np.isfinite(line.values_N)
-    steps, values = line.steps_N[known], line.values_N[known]
-    means = running_mean(values) if len(values) > 50 else values
-    edges = np.unique(np.linspace(0, len(values), min(len(values), _MOST_POINTS) + 1).round())
-    parts = [slice(int(a), int(b)) for a, b in itertools.pairwise(edges)]
-    if len(parts) == len(values):
-        return _Drawn(line, steps, means, values, steps, values)
-    middles = np.array([(part.start + part.stop - 1) // 2 for part in parts])
-    middles[0], middles[-1] = 0, len(values) - 1  # a line begins and ends where the run does
-    extremes = np.array([[values[part].min(), values[part].max()] for part in parts])
-    return _Drawn(
-        line,
-        steps[middles],
-        means[middles],
-        np.array([values[part].mean() for part in parts]),
-        np.repeat(steps[middles], 2),
-        extremes.ravel(),
-    )
-
-
-def x_on(across: Axis, steps: Numbers) -> Numbers:
-    """Where values lie on a chart's horizontal axis, in its own units."""
-    return LEFT + across.place(steps) * (WIDTH - LEFT - RIGHT)
-
-
-def y_on(axis: Axis, values: Numbers) -> Numbers:
-    """Where they lie on its vertical axis."""
-    return HEIGHT - BOTTOM - axis.place(values) * (HEIGHT - TOP - BOTTOM)
-
-
-def _plot(
-    drawn: Sequence[_Drawn], across: Axis, axis: Axis, marks: Sequence[Mark], x_title: str
-) -> Html:
-    curves = []
-    for each in drawn:
-        dashes = DASHES[each.line.key % len(DASHES)]
-        smooth = tag(
-            "path",
-            d=path(x_on(across, each.steps), y_on(axis, each.means)),
-            stroke_dasharray=dashes,
-        )
-        raw = tag(
-            "path",
-            d=path(x_on(across, each.zigzag_steps), y_on(axis, each.zigzag)),
-            class_="raw",
-        )
-        few = len(each.steps) <= 25
-        dots = [
-            tag("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r="2.5")
-            for x, y in zip(x_on(across, each.steps), y_on(axis, each.exact))
-            if few and np.isfinite(y)
-        ]
-        curves.append(
-            tag(
-                "g",
-                raw if len(each.exact) > 50 else None,
-                smooth,
-                dots,
-                class_=f"line c{each.line.key % COLOURS}",
-                data_series=each.line.key,
-            )
-        )
-    return tag(
-        "g",
-        frame(across, axis, x_title),
-        curves,
-        list(_marks(across, marks)),
-        class_=f"scale {axis.scale}",
-    )
-
-
-def path(xs: Numbers, ys: Numbers) -> str:
-    """A path through points; broken where one is not finite."""
-    parts, pen = [], "M"
-    for x, y in zip(xs, ys):
-        if not np.isfinite(y):
-            pen = "M"
+    identity: str, title: str, lines: Sequence[Line], events: Events | None = None
+) -> Chart:
+    """Lines in the same axes; where values are many, a running mean over the faint values."""
+    figure = _figure(height=280, xaxis_title="step", yaxis_hoverformat=".4~g")
+    words, rows = [], []
+    for number, line in enumerate(lines):
+        known_N = np.isfinite(line.values_N)
+        steps_N, values_N = line.steps_N[known_N], line.values_N[known_N]
+        if not len(values_N):
             continue
-        parts.append(f"{pen}{x:.1f} {y:.1f}")
-        pen = "L"
-    return "".join(parts)
-
-
-def frame(across: Axis, axis: Axis, x_title: str) -> Html:
-    """Both axes with their ticks, and lines across."""
-    bottom = HEIGHT - BOTTOM
-    parts = []
-    for y, label in zip(y_on(axis, np.array(axis.ticks)), labels(axis)):
-        parts.append(tag("path", d=f"M{LEFT:g} {y:.1f}H{WIDTH - RIGHT:g}", class_="grid"))
-        parts.append(tag("text", label, x=LEFT - 5, y=f"{y + 3.5:.1f}", class_="end"))
-    for x, label in zip(x_on(across, np.array(across.ticks)), labels(across)):
-        parts.append(tag("path", d=f"M{x:.1f} {bottom:g}v4", class_="tick"))
-        parts.append(tag("text", label, x=f"{x:.1f}", y=bottom + 16, class_="middle"))
-    parts.append(tag("path", d=f"M{LEFT:g} {bottom:g}H{WIDTH - RIGHT:g}", class_="tick"))
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(tag("text", x_title, x=middle, y=HEIGHT - 5, class_="middle"))
-    return join(parts)
-
-
-def _marks(across: Axis, marks: Sequence[Mark]) -> Iterator[Html]:
-    bottom = HEIGHT - BOTTOM
-    for mark in marks:
-        steps = np.array(mark.steps, np.float64)
-        for x in np.unique(x_on(across, steps[(steps >= across.low) & (steps <= across.high)])):
-            if mark.sign == "restart":
-                d = f"M{x:.1f} {TOP:g}V{bottom:g}"
-            elif mark.sign == "skip":
-                d = f"M{x - 3:.1f} {TOP - 6:g}l6 6m0 -6l-6 6"
-            else:
-                d = f"M{x:.1f} {bottom - 7:g}l3.5 3.5l-3.5 3.5l-3.5 -3.5z"
-            yield tag("path", tag("title", mark.name), d=d, class_=f"mark {mark.sign}")
-
-
-def _legend(lines: Sequence[Line]) -> Html:
-    return legend([(line.key, line.name) for line in lines], "figure")
-
-
-def legend(entries: Sequence[tuple[int, str]], scope: str) -> Html:
-    """Names of lines; a script makes switches of them.
-
-    Args:
-        entries: key and name of each.
-        scope: what the switches work on: ``figure`` or ``section``.
-    """
-    items = []
-    for key, name in entries:
-        sample = tag("path", d="M1 6H23", stroke_dasharray=DASHES[key % len(DASHES)])
-        picture = tag(
-            "svg",
-            tag("g", sample, class_=f"line c{key % COLOURS}"),
-            viewBox="0 0 24 12",
-            class_="sample",
-            aria_hidden="true",
+        drawn_N, many = _extremes(values_N), len(values_N) > _MANY
+        same = {"name": _name(line.name), "legendgroup": str(number), "x": steps_N[drawn_N]}
+        style: dict[str, Any] = {
+            "color": COLOURS[number % len(COLOURS)],
+            "dash": _DASHES[number % len(_DASHES)],
+        }
+        if many:
+            mean_N = running_mean(values_N)[drawn_N]
+            figure.add_scatter(**same, y=mean_N, mode="lines", line=style, hoverinfo="skip")
+            style = {"color": style["color"], "width": 1}
+        figure.add_scatter(
+            **same,
+            y=values_N[drawn_N],
+            mode="lines" if many else "lines+markers",
+            line=style,
+            opacity=0.4 if many else 1,
+            showlegend=not many,
         )
-        items.append(tag("li", tag("span", picture, tag("bdi", name), data_toggle=key)))
-    return tag("ul", items, class_="legend", data_scope=scope)
+        first, last = (f"{short(values_N[at])} at step {short(steps_N[at])}" for at in (0, -1))
+        words.append(f"{line.name} from {first} to {last}")
+        few_N = np.linspace(0, len(values_N) - 1, min(len(values_N), _MOST_ROWS)).round()
+        rows += [[line.name, short(steps_N[int(n)]), short(values_N[int(n)])] for n in few_N]
+    _add_events(figure, events or Events())
+    figure.update_layout(showlegend=len({trace.name for trace in figure.data}) > 1)
+    if len(lines) == 1:  # which line needs no saying
+        rows = [row[1:] for row in rows]
+    heads = ("line", "step", "value")[-len(rows[0]) :]
+    return Chart(identity, title, figure, f"{title}: {'; '.join(words)}", heads, rows)
 
 
-def _described(title: str, unit: str, drawn: Sequence[_Drawn]) -> str:
-    parts = [
-        f"{each.line.name} from {short(each.exact[0])} at step {each.steps[0]:g} to "
-        f"{short(each.exact[-1])} at step {each.steps[-1]:g}"
-        for each in drawn
-    ]
-    return f"{title}{f' in {unit}' if unit else ''}: {'; '.join(parts)}"
+def short(value: float) -> str:
+    """A number for people, four digits where it is not a count."""
+    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
-def _table(drawn: Sequence[_Drawn], x_title: str) -> Html:
+def _extremes(values_N: Numbers) -> npt.NDArray[np.int64]:
+    """Indices of the first and the last value, and of the least and greatest of every stretch."""
+    parts = np.array_split(np.arange(len(values_N)), min(len(values_N), _STRETCHES))
+    found = [part[pick(values_N[part])] for part in parts for pick in (np.argmin, np.argmax)]
+    return np.unique([0, *found, len(values_N) - 1])
+
+
+def _add_events(figure: go.Figure, events: Events) -> None:
+    """Marks at the steps of events, on an axis of their own from the bottom to the top."""
+    figure.update_layout(yaxis2={"overlaying": "y", "range": [0, 1], "visible": False})
+    for name, steps, symbol, height in (
+        ("started again", events.restarts, "line-ns-open", 0.5),
+        ("step left out", events.skipped, "x-thin-open", 0.98),
+        ("damaged samples replaced", events.substitutes, "diamond", 0.02),
+    ):
+        if steps:
+            shown = steps[:: 1 + len(steps) // _STRETCHES]
+            figure.add_scatter(
+                x=shown,
+                y=[height] * len(shown),
+                yaxis="y2",
+                name=name,
+                mode="markers",
+                marker={"symbol": symbol, "size": 8},
+                hovertemplate="%{x}",
+            )
+
+
+def phase_bars(identity: str, runs: Mapping[str, Sequence[PhaseTime]]) -> Chart:
+    """What a step's time is made of: a bar for each run, and the phases' times in a table.
+
+    The table has the median and the slowest rank's of one run, of several the medians.
+    """
+    figure = _figure(
+        barmode="stack",
+        legend_traceorder="normal",
+        height=150 + 40 * len(runs),
+        xaxis_title="ms a step",
+    )
+    found = [{part.name: part for part in parts} for parts in runs.values()]
+    heads, rows = ["phase", *runs], []
+    for name in dict.fromkeys(name for parts in found for name in parts):
+        times = [parts[name].median if name in parts else 0.0 for parts in found]
+        figure.add_bar(
+            orientation="h",
+            name=name,
+            y=list(range(len(runs))),
+            x=[1000 * seconds for seconds in times],
+            hovertemplate="%{x:.3~g} ms",
+        )
+        rows.append([name, *(_ms(seconds) if seconds else "-" for seconds in times)])
+        if len(runs) == 1:
+            heads = ["phase", "a step, median rank", "share", "slowest rank"]
+            total = sum(part.median for part in found[0].values()) or 1.0
+            slowest = f"{_ms(found[0][name].slowest)} (rank {found[0][name].rank})"
+            rows[-1] += [f"{100 * times[0] / total:.1f} %", slowest]
+    figure.update_layout(
+        hovermode="closest",
+        yaxis={
+            "visible": len(runs) > 1,
+            "autorange": "reversed",
+            "tickvals": list(range(len(runs))),
+            "ticktext": [_name(run) for run in runs],
+        },
+    )
+    words = "; ".join(f"{row[0]} {', '.join(row[1 : 1 + len(runs)])}" for row in rows)
+    return Chart(identity, "A step by phase", figure, words, heads, rows)
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:.3g} ms" if seconds < 1 else f"{1000 * seconds:,.0f} ms"
+
+
+def accuracy_bars(identity: str, title: str, bars: Sequence[Bar]) -> Chart:
+    """Accuracies in percent, grouped by how they were measured, over the level of guessing."""
+    figure = _figure(height=360, yaxis={"range": [0, 105], "ticksuffix": " %"}, hovermode=False)
+    for name in dict.fromkeys(bar.name for bar in sorted(bars, key=lambda bar: bar.rank)):
+        mine = [bar for bar in bars if bar.name == name]
+        figure.add_bar(
+            name=name,
+            x=[html.escape(bar.group).replace("\n", "<br>") for bar in mine],
+            y=[100 * bar.value for bar in mine],
+            texttemplate="%{y:.1f}",
+            textposition="outside",
+        )
+    chance = min(bar.chance for bar in bars)
+    figure.add_hline(100 * chance, line={"dash": "dot", "width": 1}, name="chance", showlegend=True)
+    rows = [[" ".join(bar.group.split()), bar.name, f"{100 * bar.value:.1f} %"] for bar in bars]
+    words = "; ".join(", ".join(row) for row in rows)
+    words = f"{words}; chance {100 * chance:.1f} %"
+    return Chart(identity, title, figure, words, ("measured", "of", "top-1"), rows)
+
+
+def similarity_histogram(identity: str, found: Similarities) -> Chart:
+    """Shares of pairs by their cosine: positives and negatives in the same axes."""
+    figure = _figure(
+        height=320, barmode="overlay", bargap=0, xaxis_title="cosine of two views' features"
+    )
+    both = {"positives": found.positive_P, "negatives": found.negative_P}
+    low = min(float(cosine_P.min()) for cosine_P in both.values())
+    edges = np.linspace(np.floor(low * 10) / 10, 1.0, 41)
     rows = []
-    for each in drawn:
-        count = len(each.steps)
-        for index in np.unique(np.linspace(0, count - 1, min(count, _MOST_ROWS)).round()):
-            at = int(index)
-            cells = [f"{each.steps[at]:,.0f}", short(float(each.exact[at]))]
-            names = [tag("td", tag("bdi", each.line.name))] if len(drawn) > 1 else []
-            rows.append(tag("tr", names, [tag("td", cell, class_="number") for cell in cells]))
-    first = [tag("th", "line", scope="col")] if len(drawn) > 1 else []
-    heads = [tag("th", name, scope="col", class_="number") for name in (x_title, "value")]
-    return tag(
-        "details",
-        tag("summary", "Numbers"),
-        tag("table", tag("thead", tag("tr", first, heads)), tag("tbody", rows)),
+    for name, cosine_P in both.items():
+        share = 100 * np.histogram(np.clip(cosine_P, -1, 1), edges)[0] / len(cosine_P)
+        figure.add_bar(
+            name=name,
+            x=(edges[1:] + edges[:-1]) / 2,
+            y=share,
+            opacity=0.6,
+            hovertemplate="%{y:.2f} %",
+        )
+        quantiles = [cosine_P.mean(), *np.quantile(cosine_P, [0.05, 0.5, 0.95])]
+        rows.append([name, f"{len(cosine_P):,}", *(f"{value:.2f}" for value in quantiles)])
+    title = "Share of pairs (%) by similarity"
+    words = f"{title}: " + ", ".join(f"{row[0]} {row[2]} on average" for row in rows)
+    return Chart(
+        identity, title, figure, words, ("", "pairs", "mean", "5 %", "median", "95 %"), rows
     )
 
 
-def _points(drawn: Sequence[_Drawn], across: Axis, axes: Sequence[Axis | None], unit: str) -> str:
-    """What ``page.js`` needs for the read-out, as JSON."""
-    rounded = [
-        {
-            "key": each.line.key,
-            "name": each.line.name,
-            "x": [round(float(x), 1) for x in x_on(across, each.steps)],
-            "steps": [int(step) for step in each.steps],
-            "values": [float(f"{value:.5g}") for value in each.exact],
-            "linear": _heights(axes[0], each.exact),
-            "log": _heights(axes[1], each.exact),
-        }
-        for each in drawn
-    ]
-    return dump_json({"unit": unit, "lines": rounded}, separators=(",", ":"))
-
-
-def _heights(axis: Axis | None, values: Numbers) -> list[float | None]:
-    if axis is None:
-        return []
-    return [round(float(y), 1) if np.isfinite(y) else None for y in y_on(axis, values)]
+def maps(found: EmbeddingMap) -> list[Chart]:
+    """A map for each measure; a point's ``customdata`` is its image's place on the sheet."""
+    labels = np.unique(found.labels_N)
+    charts = []
+    for number, (title, points_N2) in enumerate(found.points.items()):
+        figure = _figure(height=480, hovermode="closest", dragmode="pan")
+        figure.update_layout(showlegend=1 < len(labels) <= _MOST_NAMED)
+        figure.update_xaxes(visible=False)
+        figure.update_yaxes(visible=False)
+        for place, label in enumerate(labels):
+            mine_N = np.flatnonzero(found.labels_N == label)
+            figure.add_scatter(
+                x=points_N2[mine_N, 0],
+                y=points_N2[mine_N, 1],
+                name=_name(class_name(int(label), found.class_names)),
+                mode="markers",
+                marker={"symbol": place % _SYMBOLS, "size": 8},
+                customdata=mine_N.tolist(),
+                text=[f"sample {found.ids_N[n]}" for n in mine_N],
+                hovertemplate="%{text}",
+            )
+        words = f"Map of {len(points_N2)} images by {title}: alike images lie together"
+        charts.append(Chart(f"map-{number}", title, figure, words))
+    return charts

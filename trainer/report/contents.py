@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.health.heartbeat import ranks_in
-from trainer.report.evaluations import Measured, read_evaluations, read_measured
-from trainer.report.figures import Bar
+from trainer.report.evaluations import Bar, Measured, read_measured
 from trainer.report.history import History, read_history
 from trainer.report.looks import Attempts, Looks
 from trainer.report.settings import read_settings, section
@@ -24,14 +23,15 @@ class Contents:
     state: str
     """Where it stands, for people."""
     history: History | None
-    bars: Sequence[Bar]
-    """Accuracies."""
-    chance: float
-    """Accuracy of guessing, a fraction."""
     measured: tuple[Measured, ...]
     looks: Looks
     missing: tuple[tuple[str, str], ...]
     """Part and reason."""
+
+    @property
+    def bars(self) -> list[Bar]:
+        """The accuracies among what was measured."""
+        return [each.bar for each in self.measured if each.bar]
 
 
 def read_contents(run: Path, looks: Looks, name: str = "") -> Contents:
@@ -49,15 +49,12 @@ def read_contents(run: Path, looks: Looks, name: str = "") -> Contents:
     attempts = Attempts()
     history = attempts.make("curves", lambda: read_history(run))
     measured = attempts.make("evaluations", lambda: read_measured(run))
-    bars = attempts.make("accuracy", lambda: read_evaluations(run)) if measured else None
     return Contents(
         run,
         name or names([run])[0],
         settings,
         _state(run, settings, history),
         history,
-        bars[0] if bars else (),
-        bars[1] if bars else 0.0,
         measured or (),
         looks,
         (*attempts.missing, *looks.missing),

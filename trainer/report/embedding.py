@@ -13,8 +13,8 @@ from data_pipeline.reading.order import Position
 from trainer.evaluation.job import choose_device
 from trainer.evaluation.load_encoder import LoadedEncoder
 from trainer.features.extraction import extract_features
-from trainer.report.figures import Images
 from trainer.report.options import MissingError
+from trainer.report.samples import Images
 
 _BATCH = 128  # images per forward pass
 _FEWEST = 10  # points of a map

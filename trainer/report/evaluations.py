@@ -8,7 +8,6 @@ from typing import Any
 
 from common.errors import DataError
 from common.files.strict_json import read_json_file
-from trainer.report.figures import Bar
 from trainer.report.history import number_in
 
 log = logging.getLogger(__name__)
@@ -32,6 +31,22 @@ _FIGURES = {
 
 
 @dataclass(frozen=True)
+class Bar:
+    """One accuracy."""
+
+    group: str
+    """How it was measured; bars of a group stand together."""
+    name: str
+    """What was measured."""
+    value: float
+    """Fraction in [0, 1]."""
+    rank: int = 0
+    """Place among the names, the same in every group."""
+    chance: float = 0.0
+    """Accuracy of guessing, a fraction."""
+
+
+@dataclass(frozen=True)
 class Measured:
     """One file of ``evaluation/``."""
 
@@ -41,6 +56,8 @@ class Measured:
     """What was measured: one of :data:`KINDS`, or as the file says."""
     figures: tuple[tuple[str, str], ...]
     """Name and value, for people."""
+    bar: Bar | None
+    """Its accuracy, where it has one."""
 
 
 def read_measured(run: Path) -> tuple[Measured, ...]:
@@ -50,16 +67,23 @@ def read_measured(run: Path) -> tuple[Measured, ...]:
         DataError: there is none.
     """
     found = []
-    for path, report in _files(run):
+    for path in sorted((run / "evaluation").glob("*.json")):
+        try:
+            report = read_json_file(path)
+        except (DataError, FileNotFoundError) as error:
+            log.info("left out: %s (%s)", path, error)
+            continue
         encoder = report.get("encoder")
         kind = str(encoder.get("kind", "")) if isinstance(encoder, Mapping) else ""
         kind = "run" if kind == "exported" else kind
         method = f"{report.get('method', '')} ({report.get('protocol', '?')})".strip()
         figures = tuple(_figures(report))
         if figures:
-            found.append(Measured(path.name, method, KINDS.get(kind, kind), figures))
+            bar = _bar(report, kind)
+            found.append(Measured(path.name, method, KINDS.get(kind, kind), figures, bar))
     if not found:
-        raise DataError(_none(run))
+        place = run / "evaluation"
+        raise DataError(f"{place}: no evaluations; 'widebatch evaluate' writes them there")
     return tuple(found)
 
 
@@ -70,46 +94,16 @@ def _figures(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield name, f"{100 * value:.1f} %" if is_share else f"{value:.4g}"
 
 
-def read_evaluations(run: Path) -> tuple[list[Bar], float]:
-    """Accuracies that ``widebatch evaluate`` left, as bars, and that of guessing.
-
-    Pixels come before untrained and trained encoders, whatever the files are called.
-
-    Raises:
-        DataError: there is none.
-    """
-    reports = []
-    for path, report in _files(run):
-        if "top1" not in report:  # of what is measured without labels
-            continue
-        try:
-            reports.append((_bar(report), int(report["num_classes"])))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            log.info("left out: %s (no accuracy: %r)", path, error)
-    if not reports:
-        raise DataError(_none(run))
-    return [bar for bar, _ in reports], 1.0 / max(1, *(classes for _, classes in reports))
+def _bar(report: Mapping[str, Any], kind: str) -> Bar | None:
+    try:
+        chance = 1.0 / max(1, int(report["num_classes"]))
+        rank = list(KINDS).index(kind)
+        return Bar(_protocol(report), KINDS[kind], float(report["top1"]), rank, chance)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None  # no accuracy, or not of one of the encoders that are compared
 
 
-def _files(run: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    for path in sorted((run / "evaluation").glob("*.json")):
-        try:
-            yield path, read_json_file(path)
-        except (DataError, FileNotFoundError) as error:
-            log.info("left out: %s (%s)", path, error)
-
-
-def _none(run: Path) -> str:
-    return f"{run / 'evaluation'}: no evaluations; 'widebatch evaluate' writes them there"
-
-
-def _bar(report: dict[str, Any]) -> Bar:
-    kind = report["encoder"]["kind"]
-    kind = "run" if kind == "exported" else kind
-    return Bar(_protocol(report), KINDS[kind], float(report["top1"]), list(KINDS).index(kind))
-
-
-def _protocol(report: dict[str, Any]) -> str:
+def _protocol(report: Mapping[str, Any]) -> str:
     """How an accuracy was measured, in words for an axis."""
     protocol = report["protocol"]
     name = "kNN" if protocol == "weighted-knn" else f"{report.get('method', 'linear')} ({protocol})"

@@ -12,10 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from common.errors import DataError
 from trainer.health.phases import PHASES, WAITS
-from trainer.report.figures import Metrics
+
+Metrics = Mapping[str, npt.NDArray[np.float64]]
+"""Columns of ``metrics.jsonl``, NaN where a step has no value."""
+CURVES = (  # column of metrics.jsonl, what it is, factor
+    ("loss", "Loss (nats)", 1.0),
+    ("contrastive_top1", "Contrastive top-1 (%)", 100.0),
+    ("knn_top1", "Online kNN, top-1 (%)", 100.0),
+    ("lr", "Learning rate", 1.0),
+    ("images_per_second", "Throughput (images/s)", 1.0),
+    ("gradient_norm", "Gradient norm", 1.0),
+    ("loader_wait_seconds", "Wait for data (ms a step)", 1000.0),
+    ("feature_std", "Spread of projections", 1.0),
+    ("effective_rank", "Effective rank", 1.0),
+)
 
 
 @dataclass(frozen=True)
@@ -130,6 +144,15 @@ def number_in(value: Any) -> float:
         return float(value)
     except OverflowError:
         return math.nan
+
+
+def running_mean(values_N: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Mean over a fiftieth of the run around each value, narrower at both ends."""
+    half = max(1, len(values_N) // 100)
+    sums = np.concatenate([[0.0], np.cumsum(values_N)])
+    centre = np.arange(len(values_N))
+    reach = np.minimum(half, np.minimum(centre, len(values_N) - 1 - centre))
+    return (sums[centre + reach + 1] - sums[centre - reach]) / (2 * reach + 1)
 
 
 def read_restarts(run: Path) -> tuple[int, ...]:

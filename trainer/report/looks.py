@@ -6,7 +6,7 @@ pairs.
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,9 +22,8 @@ from trainer.evaluation.load_encoder import LoadedEncoder, load_encoder
 from trainer.features.labelled_files import compare_labels
 from trainer.report.embedding import features_of, nearest, project
 from trainer.report.evaluations import KINDS
-from trainer.report.figures import Images
 from trainer.report.options import MissingError, ReportConfig
-from trainer.report.samples import Samples, evenly, first_views, read_spread, view_batch
+from trainer.report.samples import Images, Samples, evenly, first_views, read_spread, view_batch
 from trainer.report.settings import section
 from trainer.state.run_data import run_data
 
@@ -39,6 +38,10 @@ class Views:
     ids_R: npt.NDArray[np.int64]  # noqa: N815
     originals_RSS3: Images  # noqa: N815
     views_RVSS3: Images  # noqa: N815
+
+    def rows(self) -> Iterator[tuple[int, Images, Images]]:
+        """Id, image (S, S, 3) and views (V, S, S, 3) of each."""
+        return zip(self.ids_R.tolist(), self.originals_RSS3, self.views_RVSS3)
 
 
 @dataclass(frozen=True)
@@ -66,10 +69,14 @@ class Queries:
         labels = [self.labels_R, *(answer.labels_RK for answer in self.answers)]
         return all(bool((part >= 0).all()) for part in labels)
 
+    def agree(self, answer: Answers) -> npt.NDArray[np.bool_]:
+        """Whether a neighbour (R, K) has its query's label."""
+        return answer.labels_RK == self.labels_R[:, None]
+
 
 @dataclass(frozen=True)
 class EmbeddingMap:
-    """Images on a plane, by each measure."""
+    """Images on a plane by each measure, in the order of their labels."""
 
     points: dict[str, npt.NDArray[np.float64]]
     """(N, 2) each."""
@@ -215,6 +222,7 @@ class _Seen:
     def map(self) -> EmbeddingMap:
         """Some of the images on a plane."""
         chosen_N = evenly(len(self._asked.ids_N), self._config.map_images)
+        chosen_N = chosen_N[np.argsort(self._asked.labels_N[chosen_N], kind="stable")]
         points, method = {}, ""
         for title, (_, asked_NF) in self._features.items():
             points[title], method = project(asked_NF[chosen_N])
@@ -253,3 +261,10 @@ def one_per_class(labels_N: npt.NDArray[np.int64], count: int) -> npt.NDArray[np
         mine = labels_N == label
         turn_N[mine] = np.arange(mine.sum())
     return np.lexsort((labels_N, turn_N))[:count]
+
+
+def class_name(label: int, names: Sequence[str]) -> str:
+    """A label in words."""
+    if label < 0:
+        return "no label"
+    return names[label] if label < len(names) else f"class {label}"

@@ -20,8 +20,8 @@ from data_pipeline.reading.order import Position
 from trainer.config import from_json
 from trainer.evaluation.load_encoder import Preprocessing
 from trainer.evaluation.pictures import CropReader
-from trainer.report.figures import Images
 
+Images = npt.NDArray[np.uint8]
 # FFCV would compile for seconds to read a few images.
 _LOADER = LoaderConfig(backend="torchvision", workers=1)
 

@@ -1,85 +1,74 @@
-"""The parts of a page, each from the contents of the runs; a part that no run has is left out."""
+"""What the parts of a page show, from the contents of the runs: charts, and cells of tables."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from trainer.report import bars, pictures
-from trainer.report.charts import Line, Mark, legend, line_chart
+from trainer.report.charts import (
+    Chart,
+    Line,
+    accuracy_bars,
+    line_chart,
+    phase_bars,
+    short,
+    similarity_histogram,
+)
 from trainer.report.contents import Contents
 from trainer.report.evaluations import KINDS
-from trainer.report.history import History
-from trainer.report.html import Html, join, tag
-from trainer.report.scatter import embedding_map
-from trainer.report.settings import section, title
-from trainer.report.tables import scroll, settings_tables
-from trainer.report.ticks import short
+from trainer.report.history import CURVES, Events, History
+from trainer.report.settings import changed, differing, flat, section, title
 
-_CURVES = (  # column of metrics.jsonl, what it is, unit, factor
-    ("loss", "Loss", "nats", 1.0),
-    ("contrastive_top1", "Contrastive top-1", "%", 100.0),
-    ("knn_top1", "Online kNN, top-1", "%", 100.0),
-    ("lr", "Learning rate", "", 1.0),
-    ("images_per_second", "Throughput", "images/s", 1.0),
-    ("gradient_norm", "Gradient norm", "", 1.0),
-    ("loader_wait_seconds", "Wait for data", "ms a step", 1000.0),
-    ("feature_std", "Spread of projections", "", 1.0),
-    ("effective_rank", "Effective rank", "", 1.0),
-)
 _LAST_STEPS = 0.02  # of a run: what a final value is the mean of
 
 
-@dataclass(frozen=True)
-class Section:
-    """A part of the page."""
-
-    identity: str
-    heading: str
-    body: Html
-
-
-def sections(runs: Sequence[Contents]) -> list[Section]:
-    """All parts that the runs have something for, in the order of the page."""
-    makers: list[tuple[str, str, Callable[[Sequence[Contents]], Html | None]]] = [
-        ("summary", "Summary", _summary),
-        ("curves", "Curves", _curves),
-        ("time", "Where the step's time went", _time),
-        ("evaluations", "Evaluations", _evaluations),
-        ("views", "Augmented views", _views),
-        ("neighbours", "Nearest neighbours", _neighbours),
-        ("map", "Map of the embeddings", _map),
-        ("similarities", "Similarity of pairs", _similarities),
-        ("settings", "Settings", settings_tables),
-        ("missing", "Left out", _missing),
-    ]
-    made = [(identity, heading, maker(runs)) for identity, heading, maker in makers]
-    return [Section(identity, heading, body) for identity, heading, body in made if body]
-
-
-# --- numbers ------------------------------------------------------------------------------------
-
-
-def _summary(runs: Sequence[Contents]) -> Html:
-    columns = [dict(_facts(run)) for run in runs]
-    names = dict.fromkeys(name for column in columns for name in column)
-    rows = [
-        tag(
-            "tr",
-            tag("th", name, scope="row"),
-            [tag("td", tag("bdi", column.get(name, "-"))) for column in columns],
-        )
-        for name in names
-    ]
-    head = tag("tr", tag("td"), [tag("th", tag("bdi", run.name), scope="col") for run in runs])
-    table = tag("table", tag("thead", head) if len(runs) > 1 else None, tag("tbody", rows))
-    hint = "At the end: the mean of the last 2 % of the steps."
-    return join([scroll(table, "Final numbers", wide=len(runs) > 1), tag("p", hint, class_="hint")])
+def values(runs: Sequence[Contents]) -> dict[str, Any]:
+    """What ``page.html`` shows, by name; empty where no run has something for it."""
+    several = len(runs) > 1
+    facts = [dict(_facts(run)) for run in runs]
+    lacks = dict.fromkeys(lack for run in runs for lack in run.missing)
+    return {
+        "runs": runs,
+        "names": [run.name for run in runs],
+        "facts": [
+            [name, *(column.get(name, "-") for column in facts)]
+            for name in dict.fromkeys(name for column in facts for name in column)
+        ],
+        "curves": list(_curves(runs)),
+        "events": [f"{run.name}: {event}" if several else event for run, event in _events(runs)],
+        "phases": list(_phases(runs)),
+        "accuracies": [
+            accuracy_bars(
+                f"accuracy-{number}",
+                f"Top-1 accuracy, {run.name}" if several else "Top-1 accuracy",
+                run.bars,
+            )
+            for number, run in enumerate(runs)
+            if run.bars
+        ],
+        "measured": [
+            [
+                f"{run.name}: {each.file}" if several else each.file,
+                *(each.method, each.of),
+                ", ".join(f"{name} {value}" for name, value in each.figures),
+            ]
+            for run in runs
+            for each in run.measured
+        ],
+        "similarities": [
+            similarity_histogram("similarity", run.looks.similarities)
+            for run in runs
+            if run.looks.similarities
+        ],
+        "differing": [[name, *row] for name, row in differing([r.settings for r in runs]).items()],
+        "settings": [_settings(run) for run in runs],
+        "missing": [
+            (", ".join(run.name for run in runs if lack in run.missing), *lack) for lack in lacks
+        ],
+    }
 
 
 def _facts(run: Contents) -> Iterator[tuple[str, str]]:
-    noted = section(run.settings, "run")
     yield "state", run.state
     yield "recipe", title(run.settings)
     yield "data", str(section(run.settings, "data").get("train", "-"))
@@ -88,7 +77,7 @@ def _facts(run: Contents) -> Iterator[tuple[str, str]]:
     for bar in run.bars:
         if bar.name == KINDS["run"]:
             yield f"{' '.join(bar.group.split())}, top-1", f"{100 * bar.value:.1f} %"
-    versions = section(noted, "versions")
+    versions = section(section(run.settings, "run"), "versions")
     code = [f"{name} {versions[name]}" for name in ("widebatch", "torch") if name in versions]
     if code:
         yield "made by", ", ".join(code)
@@ -115,181 +104,58 @@ def _measures(history: History) -> Iterator[tuple[str, str]]:
     yield "damaged samples replaced", f"{events.substitute_count}"
 
 
-def _curves(runs: Sequence[Contents]) -> Html | None:
-    told = [(key, run, run.history) for key, run in enumerate(runs) if run.history is not None]
-    if not told:
-        return None
-    marks = _marks(told[0][2]) if len(runs) == 1 else ()
-    charts = []
-    for column, name, unit, factor in _CURVES:
-        lines = [
-            Line(run.name, history.metrics["step"], history.metrics[column] * factor, key)
-            for key, run, history in told
+def _curves(runs: Sequence[Contents]) -> Iterator[Chart]:
+    told = [run.history or History({}, Events()) for run in runs]
+    for column, heading, factor in CURVES:
+        lines = [  # empty where a run has none, so that runs keep their colours
+            Line(run.name, history.metrics["step"], history.metrics[column] * factor)
             if column in history.metrics
+            else Line(run.name, np.zeros(0), np.zeros(0))
+            for run, history in zip(runs, told)
         ]
-        if lines:
-            chart = line_chart(f"curve-{column}", name, lines, unit=unit, marks=marks)
-            charts.append(chart)
-    entries = [(key, run.name) for key, run, _ in told]
-    return join(
-        [
-            legend(entries, "section") if len(entries) > 1 else None,
-            tag(
-                "p",
-                "Faint: every step; strong: the running mean over a fiftieth of the run.",
-                class_="hint",
-            )
-            if any(len(history.metrics["step"]) > 50 for _, _, history in told)
-            else None,
-            _events(told),
-            tag("div", charts, class_="charts"),
-        ]
-    )
+        if any(len(line.steps_N) for line in lines):
+            events = told[0].events if len(told) == 1 else Events()
+            yield line_chart(f"curve-{column}", heading, lines, events)
 
 
-def _marks(history: History) -> tuple[Mark, ...]:
-    events = history.events
-    return (
-        Mark("restart", "started again", events.restarts),
-        Mark("skip", "step left out", events.skipped),
-        Mark("substitute", "damaged samples replaced", events.substitutes),
-    )
-
-
-def _events(told: Sequence[tuple[int, Contents, History]]) -> Html | None:
-    items = []
-    for _, run, history in told:
-        events = history.events
-        for sign, words, steps in (
-            ("✕", "left out for gradients that were not finite: step", events.skipped),
-            ("┆", "started again after step", events.restarts),
+def _events(runs: Sequence[Contents]) -> Iterator[tuple[Contents, str]]:
+    for run in runs:
+        events = run.history.events if run.history else Events()
+        for words, steps in (
+            ("left out for gradients that were not finite: step", events.skipped),
+            ("started again after step", events.restarts),
             (
-                "◆",
                 f"{events.substitute_count} damaged samples replaced, noted at step",
                 events.substitutes,
             ),
         ):
             if steps:
-                shown = ", ".join(f"{step:,}" for step in steps[:8])
                 more = f" and {len(steps) - 8} more" if len(steps) > 8 else ""
-                whose = tag("bdi", run.name, ": ") if len(told) > 1 else None
-                items.append(tag("li", whose, f"{sign} {words} {shown}{more}"))
-    return (
-        tag("ul", items, class_="events", aria_label="What happened on the way") if items else None
-    )
+                yield run, f"{words} {', '.join(f'{step:,}' for step in steps[:8])}{more}"
 
 
-def _time(runs: Sequence[Contents]) -> Html | None:
+def _phases(runs: Sequence[Contents]) -> Iterator[Chart]:
     told = {run.name: run.history for run in runs if run.history and run.history.phases}
-    if not told:
-        return None
-    phases = {name: history.phases for name, history in told.items()}
-    table = scroll(bars.phase_table(phases), "Phases of a step", wide=len(phases) > 1)
-    parts = [tag("div", bars.phase_bars(phases), table)]
-    (first, *others) = told.values()
-    if not others and first.phase_metrics is not None and len(first.phase_metrics["step"]) > 1:
-        columns = {k: v for k, v in first.phase_metrics.items() if k != "step"}
-        lines = [
-            Line(name, first.phase_metrics["step"], 1000 * values, bars.phase_colour(name))
-            for name, values in columns.items()
-        ]
-        chart = line_chart("curve-phases", "Phases", lines, unit="ms a step", legend=True)
-        parts.append(chart)
-    hint = "Means of all readings. Waits for other ranks count as collectives, not as work."
-    return join([tag("p", hint, class_="hint"), tag("div", parts, class_="split")])
+    if told:
+        yield phase_bars("phases", {name: history.phases for name, history in told.items()})
+    for history in told.values():
+        readings = history.phase_metrics
+        if len(told) == 1 and readings is not None and len(readings["step"]) > 1:
+            lines = [
+                Line(phase.name, readings["step"], 1000 * readings[phase.name])
+                for phase in history.phases
+            ]
+            yield line_chart("curve-phases", "Phases (ms a step)", lines)
 
 
-def _evaluations(runs: Sequence[Contents]) -> Html | None:
-    charts = [
-        join([_whose(runs, run), bars.accuracy_bars(run.bars, run.chance)])
-        for run in runs
-        if run.bars
-    ]
-    rows = [
-        tag(
-            "tr",
-            tag("td", tag("bdi", run.name)) if len(runs) > 1 else None,
-            [tag("td", tag("bdi", cell)) for cell in (each.file, each.method, each.of)],
-            tag("td", ", ".join(f"{name} {value}" for name, value in each.figures)),
-        )
-        for run in runs
-        for each in run.measured
-    ]
-    if not rows:
-        return None
-    heads = [*(["run"] if len(runs) > 1 else []), "file", "method", "of", "figures"]
-    head = tag("tr", [tag("th", name, scope="col") for name in heads])
-    table = tag("table", tag("thead", head), tag("tbody", rows))
-    every = tag("details", tag("summary", "All evaluations"), scroll(table, "Evaluations"))
-    return join([tag("div", [tag("div", chart) for chart in charts], class_="charts"), every])
-
-
-# --- pictures -----------------------------------------------------------------------------------
-
-
-def _each(runs: Sequence[Contents], name: str) -> list[tuple[Contents, Any]]:
-    found = [(run, getattr(run.looks, name)) for run in runs]
-    return [(run, part) for run, part in found if part is not None]
-
-
-def _views(runs: Sequence[Contents]) -> Html | None:
-    grids = [
-        join([_whose(runs, run), pictures.views_grid(views)]) for run, views in _each(runs, "views")
-    ]
-    hint = "The first samples of the run, and the views that its first epoch made of them."
-    return join([tag("p", hint, class_="hint"), *grids]) if grids else None
-
-
-def _neighbours(runs: Sequence[Contents]) -> Html | None:
-    parts = []
-    for run, queries in _each(runs, "queries"):
-        hint = "The nearest training images by cosine similarity, the nearest first."
-        if queries.labelled:
-            hint += f" Of their query's class (✓): {pictures.agreement(queries)}."
-        parts += [
-            _whose(runs, run),
-            tag("p", hint, class_="hint"),
-            pictures.neighbours(queries),
-        ]
-    return join(parts) if parts else None
-
-
-def _map(runs: Sequence[Contents]) -> Html | None:
-    parts = []
-    for number, (run, found) in enumerate(_each(runs, "map")):
-        hint = f"{len(found.ids_N)} images on a plane, by {found.method}."
-        parts += [
-            _whose(runs, run),
-            tag("p", hint, class_="hint"),
-            embedding_map(f"map-{number}", found),
-        ]
-    return join(parts) if parts else None
-
-
-def _similarities(runs: Sequence[Contents]) -> Html | None:
-    charts = [
-        join([_whose(runs, run), bars.similarity_histogram(found.positive_P, found.negative_P)])
-        for run, found in _each(runs, "similarities")
-    ]
-    hint = (
-        "Cosine of the encoder's features, before any head, of two augmented views: of one image "
-        "(positives) and of two images (negatives)."
-    )
-    grid = tag("div", [tag("div", chart) for chart in charts], class_="charts")
-    return join([tag("p", hint, class_="hint"), grid]) if charts else None
-
-
-def _whose(runs: Sequence[Contents], run: Contents) -> Html | None:
-    return tag("p", tag("bdi", run.name), class_="whose") if len(runs) > 1 else None
-
-
-# --- what else ---------------------------------------------------------------------------------
-
-
-def _missing(runs: Sequence[Contents]) -> Html | None:
-    items = []
-    for lack in dict.fromkeys(lack for run in runs for lack in run.missing):
-        lacking = [run.name for run in runs if lack in run.missing]
-        whose = None if len(lacking) == len(runs) else [tag("bdi", ", ".join(lacking)), ": "]
-        items.append(tag("li", whose, f"{lack[0]}: {lack[1]}"))
-    return tag("ul", items) if items else None
+def _settings(run: Contents) -> tuple[str, str, list[list[str]], list[tuple[str, str]]]:
+    """Name, what is to be said of the recipe, what differs from it, and all settings."""
+    recipe, changes = run.settings.get("recipe"), changed(run.settings)
+    if changes is None:
+        said = f"No recipe {recipe!r} here to compare with."
+    elif changes:
+        said = f"Different from the recipe {recipe}:"
+    else:
+        said = f"As the recipe {recipe} has them, but for the data."
+    rows = [[name, *pair] for name, pair in (changes or {}).items()]
+    return run.name, said, rows, list(flat(run.settings).items())

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import os
 import time
 
@@ -14,7 +13,7 @@ from tests.report.made_runs import bare_run, write_evaluation, write_metrics
 from trainer.config import to_json
 from trainer.recipes import RECIPES
 from trainer.report import Looks, names, read_contents
-from trainer.report.evaluations import read_evaluations, read_measured
+from trainer.report.evaluations import read_measured
 from trainer.report.history import columns, read_history, read_records
 from trainer.report.settings import changed, differing, flat
 from trainer.telemetry import TensorBoard
@@ -102,15 +101,15 @@ def test_evaluations_stand_in_groups_pixels_first(tmp_path):
     write_evaluation(tmp_path, "c", "pixels", 0.3, protocol="logistic", few=None)
     (tmp_path / "evaluation" / "d.json").write_text("[]")
     (tmp_path / "evaluation" / "e.json").write_text('{"method": "cluster", "nmi": 0.25}')
-    bars, chance = read_evaluations(tmp_path)
-    assert chance == pytest.approx(1 / 3)
+    measured = read_measured(tmp_path)
+    bars = [each.bar for each in measured if each.bar]
+    assert [bar.chance for bar in bars] == [pytest.approx(1 / 3)] * 3
     assert [(bar.group, bar.name, bar.value) for bar in bars] == [
         ("kNN\n10 labels\nper class", "pretrained encoder", 0.8),
         ("kNN\n10 labels\nper class", "untrained encoder", 0.2),
         ("linear (logistic)\n30\nlabels", "raw pixels", 0.3),
     ]
     assert sorted(bars, key=lambda bar: bar.rank)[0].name == "raw pixels"
-    measured = read_measured(tmp_path)
     assert [each.file for each in measured] == ["a.json", "b.json", "c.json", "e.json"]
     assert dict(measured[0].figures) == {"top-1": "80.0 %", "top-5": "100.0 %"}
     assert dict(measured[-1].figures) == {"NMI": "0.25"}
@@ -186,4 +185,4 @@ def test_a_run_before_its_first_step_says_so(tmp_path):
     contents = read_contents(run, Looks())
     assert contents.history is None
     assert [part for part, _ in contents.missing] == ["curves", "evaluations"]
-    assert not math.isnan(contents.chance)
+    assert contents.bars == []

@@ -2,14 +2,17 @@
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from common.errors import ConfigError
 from tests.report.made_runs import SMALL, bare_run, finished_run
 from tests.trainer.runs import pack_images
 from tests.trainer.saved_runs import save_run
-from trainer.report import Looks, figures, look, read_contents, read_settings
-from trainer.report.figures import Bar
+from trainer.report import Looks, look, png, read_contents, read_settings
+from trainer.report.evaluations import Bar
+from trainer.report.history import running_mean
+from trainer.report.looks import Answers, Queries
 from trainer.report.png import write_figures
 
 NAMES = ["curves", "accuracy", "views", "neighbours", "map", "overview"]
@@ -51,56 +54,56 @@ def test_the_same_run_gives_the_same_bytes(finished, tmp_path):
 
 
 def test_without_matplotlib_the_remedy_is_named(finished, tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     with pytest.raises(ConfigError, match="pip install matplotlib"):
         write_figures(finished, tmp_path / "out")
 
 
-def test_a_failure_while_drawing_keeps_the_previous_figure(tmp_path):
-    path = tmp_path / "a.png"
+def test_a_failure_while_drawing_keeps_the_previous_figure(finished, tmp_path, monkeypatch):
+    path = tmp_path / "curves.png"
     path.write_bytes(b"previous")
-    with figures.new_figure(1, 1) as figure:
 
-        def fail(*args, **kwargs):
-            raise OSError("disk full")
+    def fail(*args, **kwargs):
+        raise OSError("disk full")
 
-        figure.savefig = fail
-        with pytest.raises(OSError, match="disk full"):
-            figures.save_png(figure, path)
+    monkeypatch.setattr(Figure, "savefig", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_figures(finished, tmp_path)
     assert path.read_bytes() == b"previous"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_the_running_mean_keeps_a_ramp_and_its_ends():
     ramp = np.arange(500.0)
-    assert np.allclose(figures.running_mean(ramp), ramp)
+    assert np.allclose(running_mean(ramp), ramp)
     noise = np.random.default_rng(0).normal(size=5000)
-    assert figures.running_mean(noise).std() < 0.2
+    assert running_mean(noise).std() < 0.2
 
 
 def test_a_name_has_one_colour_and_one_place_in_every_group():
     bars = [Bar("g", "b", 0.5, 1), Bar("h", "a", 0.2, 0), Bar("h", "b", 0.7, 1)]
-    figure = figures.accuracy_bars(bars, 0.1)
-    axes = figure.axes[0]
-    (a,), b = (container.patches for container in axes.containers)
-    assert [container.get_label() for container in axes.containers] == ["a", "b"]
+    figure = Figure()
+    png._accuracy(figure, bars)
+    (a,), b = (container.patches for container in figure.axes[0].containers)
+    names = [container.get_label() for container in figure.axes[0].containers]
+    assert names == ["a", "b"]
     assert a.get_facecolor() != b[0].get_facecolor() == b[1].get_facecolor()
     assert a.get_x() < b[1].get_x()
     assert b[1].get_height() == pytest.approx(70)
 
 
 def test_crossed_neighbours_are_those_of_another_class():
-    images = np.zeros((2, 3, 8, 8, 3), np.uint8)
-    agree = np.array([[True, False, True], [False, False, True]])
-    with figures.new_figure(3, 2) as figure:
-        axes = figure.add_subplot()
-        end = figures.draw_neighbours(axes, figures.Neighbours("t", images, agree), left=10.0)
-    centres = {
-        (int((line.get_xdata()[0] - 10) // 9), int(line.get_ydata().min() // 9))
-        for line in axes.lines
-    }
-    assert centres == {(1, 0), (0, 1), (1, 1)}
-    assert end == 10 + 3 * 8 + 2
+    labels = np.array([[0, 1, 0], [2, 0, 1]])
+    answer = Answers("t", np.zeros((2, 3, 8, 8, 3), np.uint8), labels)
+    figure = Figure()
+    png._neighbours(
+        figure, Queries(np.zeros((2, 8, 8, 3), np.uint8), np.array([0, 1]), (answer,), ())
+    )
+    _, axes = figure.axes
+    black, white = axes.collections
+    assert np.array_equal(black.get_offsets(), white.get_offsets())
+    cells = {(int(x // 9), int(y // 9)) for x, y in white.get_offsets()}
+    assert cells == {(1, 0), (0, 1), (1, 1)}
 
 
 def test_a_run_that_has_just_begun_gets_what_there_is(tmp_path):
