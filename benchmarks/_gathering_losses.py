@@ -4,7 +4,7 @@ Every loss is NT-Xent of the global batch, and leaves the same gradient by this 
 times that of the global mean. They differ in what they send. Of M rows of D numbers on each of W
 processes, in rings:
 
-- ours: one all-gather of rows, one of two numbers per row; nothing in backward;
+- ours: one all-gather of rows, one of three numbers per row; nothing in backward;
 - reduce-scatter: an all-gather of rows; in backward a reduce-scatter of the gradients of all rows;
 - all-reduce: the same, but with an all-reduce, of which each process keeps its own part. That is
   what lightly's and solo-learn's GatherLayer does.
@@ -28,7 +28,7 @@ from common.gather import Gathering, start_gather
 from kernels.ntxent import nt_xent, ops
 
 TEMPERATURE = 0.1
-STATISTICS = 2  # numbers per row in our second gather: log-sum-exp and positive
+STATISTICS = 3  # numbers per row in our second gather: log-sum-exp, positive, nearest or not
 FLOAT = 4
 
 Loss = Callable[[torch.Tensor], torch.Tensor]
@@ -49,7 +49,7 @@ class Contender:
 
 
 def ours(z_VBD: torch.Tensor) -> torch.Tensor:
-    return nt_xent(z_VBD, TEMPERATURE)
+    return nt_xent(z_VBD, TEMPERATURE)[0]
 
 
 def gathered_first() -> AbstractContextManager[Any]:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from data_pipeline.augment import Augment, simclr_views
-from kernels import explain
+from kernels.dispatch import explain
 from kernels.ema import ema_update_
 from kernels.ntxent import nt_xent
 from trainer.optim.lars import LARS
@@ -48,10 +48,10 @@ def loss_contenders(rows: int, dim: int, dtype: torch.dtype) -> list[Contender]:
         return lambda: loss(*inputs).backward()
 
     found = [
-        Contender("widebatch", backward(lambda x: nt_xent(x, TEMPERATURE), z)),
+        Contender("widebatch", backward(lambda x: nt_xent(x, TEMPERATURE)[0], z)),
         Contender(
             "widebatch, plain torch",
-            backward(lambda x: nt_xent(x, TEMPERATURE, implementation="blocked"), z),
+            backward(lambda x: nt_xent(x, TEMPERATURE, implementation="blocked")[0], z),
         ),
         Contender("eager", backward(eager_nt_xent, z)),
         Contender("torch.compile", backward(torch.compile(eager_nt_xent, dynamic=False), z)),

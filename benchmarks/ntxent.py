@@ -38,7 +38,7 @@ class Contender:
 
 
 def ours(z_VBD: torch.Tensor) -> torch.Tensor:
-    return nt_xent(z_VBD, TEMPERATURE)
+    return nt_xent(z_VBD, TEMPERATURE)[0]
 
 
 def plain_torch(z_VBD: torch.Tensor) -> torch.Tensor:

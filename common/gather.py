@@ -20,6 +20,43 @@ def rank_and_size(group: Group = None) -> tuple[int, int]:
     return dist.get_rank(group), dist.get_world_size(group)
 
 
+class Shares(NamedTuple):
+    """How many rows each rank has, and which of the ranks this one is."""
+
+    rows: list[int]
+    rank: int
+
+    @property
+    def own(self) -> slice:
+        """This rank's rows among all rows."""
+        start = sum(self.rows[: self.rank])
+        return slice(start, start + self.rows[self.rank])
+
+
+def shares(
+    local_rows: int, rows_per_rank: Sequence[int] | None = None, group: Group = None
+) -> Shares:
+    """The rows of all ranks, by what the host knows. Not a collective.
+
+    Args:
+        local_rows: M of this rank.
+        rows_per_rank: as in :func:`gather_rows`.
+        group: as there.
+
+    Raises:
+        ValueError: ``rows_per_rank`` contradicts the group's size or this rank's rows.
+    """
+    rank, size = rank_and_size(group)
+    rows = [local_rows] * size if rows_per_rank is None else list(rows_per_rank)
+    if len(rows) != size:
+        raise ValueError(f"rows_per_rank names {len(rows)} ranks, the process group has {size}")
+    if rows[rank] != local_rows:
+        raise ValueError(
+            f"rows_per_rank gives rank {rank} {rows[rank]} rows, but it brought {local_rows}"
+        )
+    return Shares(rows, rank)
+
+
 def gather_rows(
     local: torch.Tensor, rows_per_rank: Sequence[int] | None = None, group: Group = None
 ) -> torch.Tensor:
@@ -68,17 +105,16 @@ def start_gather(
     Arguments and errors are those of :func:`gather_rows`. ``local`` must not be written to before
     :meth:`Gathering.wait` has returned.
     """
-    rank, size = rank_and_size(group)
-    rows = _checked_rows(local, rows_per_rank, rank, size)
+    rows = shares(local.shape[0], rows_per_rank, group).rows
     local = local.detach()
-    if size == 1:
+    if len(rows) == 1:
         return Gathering(None, local, rows)
     longest = max(rows)
     padded = local.contiguous()
     if local.shape[0] < longest:  # all_gather_single wants one shape on all ranks
         padded = local.new_zeros((longest, *local.shape[1:]))
         padded[: local.shape[0]] = local
-    gathered = local.new_empty((size * longest, *local.shape[1:]))
+    gathered = local.new_empty((len(rows) * longest, *local.shape[1:]))
     work = dist.all_gather_single(gathered, padded, group=group, async_op=True)
     return Gathering(work, gathered, rows)
 
@@ -98,12 +134,6 @@ def group_named(name: str) -> Group:
     return _resolve_process_group(GroupName(name)) if name else None
 
 
-def first_row(rows_per_rank: Sequence[int] | None, local_rows: int, group: Group = None) -> int:
-    """Where this rank's rows begin among all rows."""
-    rank, _ = rank_and_size(group)
-    return rank * local_rows if rows_per_rank is None else sum(rows_per_rank[:rank])
-
-
 class DifferentiableGather(torch.autograd.Function):
     """:func:`gather_rows` with its true adjoint: the sum of all ranks' gradients of these rows."""
 
@@ -112,8 +142,7 @@ class DifferentiableGather(torch.autograd.Function):
         ctx: Any, local: torch.Tensor, rows_per_rank: Sequence[int] | None, group: Group
     ) -> torch.Tensor:
         ctx.group = group
-        ctx.start = first_row(rows_per_rank, local.shape[0], group)
-        ctx.stop = ctx.start + local.shape[0]
+        ctx.own = shares(local.shape[0], rows_per_rank, group).own
         # A new tensor on one process too: autograd takes no input for an output.
         gathered = gather_rows(local, rows_per_rank, group)
         return gathered.clone() if gathered.data_ptr() == local.data_ptr() else gathered
@@ -127,17 +156,4 @@ class DifferentiableGather(torch.autograd.Function):
             grad = grad.contiguous().clone()
             with waiting("embeddings: all-reduce of gradients"):
                 dist.all_reduce(grad, group=ctx.group)
-        return grad[ctx.start : ctx.stop], None, None
-
-
-def _checked_rows(
-    local: torch.Tensor, rows_per_rank: Sequence[int] | None, rank: int, size: int
-) -> list[int]:
-    rows = [local.shape[0]] * size if rows_per_rank is None else list(rows_per_rank)
-    if len(rows) != size:
-        raise ValueError(f"rows_per_rank names {len(rows)} ranks, the process group has {size}")
-    if rows[rank] != local.shape[0]:
-        raise ValueError(
-            f"rows_per_rank gives rank {rank} {rows[rank]} rows, but it brought {local.shape[0]}"
-        )
-    return rows
+        return grad[ctx.own], None, None

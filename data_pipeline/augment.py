@@ -27,7 +27,6 @@ from kernels.augment import (
     Jitter,
     augment,
     choose,
-    explain,
     gaussian_half_kernels,
     identity_table,
     to_device,
@@ -217,10 +216,6 @@ class Augment:
     def plain(self, crops_BVHWC: torch.Tensor) -> torch.Tensor:
         """The crops as they are, scaled to [0, 1] and normalised: for evaluation. As a call."""
         return self._run(crops_BVHWC, identity_table(crops_BVHWC.shape[0] * crops_BVHWC.shape[1]))
-
-    def explain(self, device: torch.device | str) -> str:
-        """One line: which implementation runs on ``device``, and why."""
-        return explain(device, self.dtype, self.implementation)
 
     def _run(self, crops_BVHWC: torch.Tensor, table_RP: FloatArray | torch.Tensor) -> torch.Tensor:
         return augment(

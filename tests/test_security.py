@@ -77,7 +77,6 @@ def test_weights_are_unpickled_in_one_place_only() -> None:
 def test_code_named_by_a_text_is_imported_in_known_places_only() -> None:
     """A recipe may name an encoder's code; a file from elsewhere may not (see weights.py)."""
     assert _where({"import_module", "__import__", "run_path", "run_module"}) <= {
-        "kernels/inspect.py",  # its own modules, by a fixed list
         "launch/evaluate_command.py",  # the trainer's, by a fixed table
         "trainer/models/encoders.py",
     }
@@ -92,7 +91,6 @@ def test_json_from_files_is_read_strictly_where_it_may_come_from_elsewhere() -> 
 def test_json_is_written_by_the_one_function_that_leaves_nan_out() -> None:
     assert _where({"dumps", "dump"}) == {
         "common/files/strict_json.py",
-        "kernels/inspect.py",  # to its own parent, which reads it
         "common/collectives.py",  # from rank to rank
     }
 

@@ -1,8 +1,8 @@
 """Augmentation of a whole batch in one call; one row of parameters per output image.
 
-:func:`augment` chooses the implementation, :func:`explain` says which and why. All are pure
-functions of pixels and table, and none lets an image's result depend on the images beside it: a
-view is byte-equal in whatever batch it stands, which "the same run on any number of GPUs" rests on.
+:func:`augment` chooses the implementation. All are pure functions of pixels and table, and none
+lets an image's result depend on the images beside it: a view is byte-equal in whatever batch it
+stands, which "the same run on any number of GPUs" rests on.
 
 ========== ========================================= ===========================================
 reference  ``reference.py``, any device and dtype    plain torch; the oracle of the others
@@ -14,18 +14,15 @@ A table is drawn on the host and copied, or, for "triton", on the GPU from sampl
 :func:`kernels.augment.triton_draw.draw_table`.
 """
 
-import importlib.util
 import math
-import os
-from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 
-from kernels import choice
+from kernels import dispatch
 from kernels.augment.table import Column, FloatArray, Jitter, gaussian_half_kernels, identity_table
-from kernels.on_device import to_device
+from kernels.dispatch import to_device
 
 __all__ = [
     "Column",
@@ -33,7 +30,6 @@ __all__ = [
     "Jitter",
     "augment",
     "choose",
-    "explain",
     "gaussian_half_kernels",
     "identity_table",
     "to_device",
@@ -78,7 +74,7 @@ def augment(
     if not all(math.isfinite(m) and 0 < s < math.inf for m, s in zip(mean, std)):
         raise ValueError(f"augment: cannot normalise by mean {mean} and deviation {std}")
     chosen = _choose(crops_BVHWC.device, dtype, implementation)
-    choice.record("augment", chosen.implementation, chosen.reason, fallback=chosen.fallback)
+    dispatch.record(*chosen)
     if chosen.implementation == "triton":
         from kernels.augment.triton_kernels import augment_triton
 
@@ -112,65 +108,16 @@ def choose(
     return _choose(torch.device(device), dtype, implementation).implementation
 
 
-def explain(
-    device: torch.device | str,
-    dtype: torch.dtype = torch.float32,
-    implementation: Implementation = "auto",
-) -> str:
-    """One line: which implementation :func:`augment` runs for these, and why."""
-    chosen = _choose(torch.device(device), dtype, implementation)
-    real = "float64" if dtype == torch.float64 else "float32"
-    what = {
-        "cpu": f"numba, {torch.get_num_threads()} thread(s) over images",
-        "reference": "plain torch",
-        "triton": "one launch",
-    }[chosen.implementation]
-    return (
-        f"augment: {chosen.implementation} ({what}; {chosen.reason}), "
-        f"arithmetic in {real}, output {str(dtype)[6:]}"
-    )
-
-
-class _Chosen(NamedTuple):
-    implementation: str
-    reason: str
-    fallback: bool = False
-
-
-def _choose(device: torch.device, dtype: torch.dtype, implementation: str) -> _Chosen:
-    if implementation == "reference":
-        return _Chosen("reference", "as asked")
-    obstacle = _obstacle_to_triton(device, dtype)
-    if implementation == "auto":
-        if device.type == "cpu":
-            return _Chosen("cpu", f"fastest here for {device.type}")
-        if not obstacle:
-            return _Chosen("triton", f"fastest here for {device.type}")
-        return _Chosen("reference", obstacle, fallback=device.type == "cuda")
-    if implementation == "cpu":
-        if device.type != "cpu":
-            raise ValueError(f"augment: implementation 'cpu' cannot run on {device}; use 'auto'")
-        return _Chosen("cpu", "as asked")
-    if implementation == "triton":
-        if obstacle:
-            raise ValueError(f"augment: implementation 'triton' cannot run: {obstacle}; use 'auto'")
-        return _Chosen("triton", "as asked")
-    raise ValueError(f"augment: no implementation {implementation!r}; use 'auto'")
-
-
-def _obstacle_to_triton(device: torch.device, dtype: torch.dtype) -> str:
-    """What is in the way of the Triton kernel; empty where nothing is."""
+def _choose(device: torch.device, dtype: torch.dtype, asked: str) -> dispatch.Choice:
+    if asked not in get_args(Implementation):
+        raise ValueError(f"augment: no implementation {asked!r}; use 'auto'")
+    if asked == "cpu" and device.type != "cpu":
+        raise ValueError(f"augment: implementation 'cpu' cannot run on {device}; use 'auto'")
+    obstacle = dispatch.triton_obstacle(device)
     if dtype == torch.float64:
-        return "Triton's arithmetic is float32, not float64"
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # then a kernel runs on the CPU
-    if device.type != "cuda" and not (interpreted and device.type == "cpu"):
-        return f"Triton does not run on {device.type}"
-    return "" if _has_triton() else "Triton is not installed"
-
-
-@lru_cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+        obstacle = "Triton's arithmetic is float32, not float64"
+    plain = "cpu" if device.type == "cpu" else "reference"
+    return dispatch.choose("augment", asked, device, obstacle, plain)
 
 
 def _on_device(table_RP: FloatArray | torch.Tensor, device: torch.device) -> torch.Tensor:

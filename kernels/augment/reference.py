@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from kernels.augment.table import JITTER_STEPS, LUMA, Column, FloatArray, Jitter
-from kernels.on_device import to_device
+from kernels.dispatch import to_device
 
 Triple = tuple[float, float, float]
 

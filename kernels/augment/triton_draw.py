@@ -19,8 +19,7 @@ import triton
 import triton.language as tl
 
 from kernels.augment.table import JITTER_STEPS, Column, Jitter
-from kernels.compile_case import CompileCase
-from kernels.on_device import on_device_of
+from kernels.dispatch import on_device_of
 
 
 class Stream(IntEnum):
@@ -274,24 +273,3 @@ def draw_table(
                 enable_fp_fusion=False,
             )
     return table_RP
-
-
-def compile_cases() -> list[CompileCase]:
-    """ImageNet's blur and CIFAR's, to a table that the augmentation takes."""
-    return [
-        CompileCase(
-            name=f"augment draw radius={radius}",
-            kernel=draw_kernel,
-            signature={
-                "ids": "*i64",
-                "settings": "*fp64",
-                "table": "*fp32",
-                "run_key": "u64",
-                "samples": "i32",
-            },
-            constants={"RADIUS": radius, "BLOCK": _BLOCK},
-            aligned=("ids", "settings", "table"),
-            warps=2,
-        )
-        for radius in (11, 1)
-    ]

@@ -29,9 +29,7 @@ from kernels.augment.triton_colour import (
     steps_before_contrast,
     write_finished,
 )
-from kernels.augment.triton_draw import compile_cases as draw_cases
-from kernels.compile_case import CompileCase
-from kernels.on_device import on_device_of
+from kernels.dispatch import on_device_of
 
 Triple = tuple[float, float, float]
 
@@ -192,25 +190,3 @@ def _constants(height: int, width: int, radius: int, launch: Launch) -> dict[str
         "STRIP": launch.strip,
         "BLOCK": launch.block,
     }
-
-
-def compile_cases() -> list[CompileCase]:
-    """ImageNet's and CIFAR's crops, in every output type; and the draws of their parameters."""
-    cases = draw_cases()
-    for side, radius in ((224, 11), (32, 1)):
-        launch = plan_launch(side, side, radius)
-        for out in ("bf16", "fp16", "fp32"):
-            pointers = {"pixels": "*u8", "table": "*fp32", "out": f"*{out}", "scratch": "*fp32"}
-            numbers = dict.fromkeys(("rows", "samples", "views"), "i32")
-            normal = {f"{what}_{c}": "fp32" for what in ("scale", "shift") for c in "rgb"}
-            cases.append(
-                CompileCase(
-                    name=f"augment {out} {side}x{side}",
-                    kernel=augment_kernel,
-                    signature={**pointers, "ticket": "*i32", **numbers, **normal},
-                    constants=_constants(side, side, radius, launch),
-                    aligned=(*pointers, "ticket"),
-                    warps=launch.warps,
-                )
-            )
-    return cases

@@ -11,9 +11,8 @@ from typing import Literal
 
 import torch
 
-from kernels import choice
-from kernels.lars import obstacle
-from kernels.lars.multi_tensor import check_alike, same_layout
+from kernels import dispatch
+from kernels.multi_tensor import obstacle, same_layout
 
 __all__ = ["Implementation", "ema_update_"]
 
@@ -50,7 +49,10 @@ def ema_update_(
         raise ValueError(f"ema_update_: no implementation {implementation!r}; use 'auto'")
     if not keys or momentum == 1:  # 0 times a query that is not finite would be NaN
         return
-    if _runs_triton(keys, queries, implementation):
+    found = _obstacle(keys, queries)
+    chosen = dispatch.choose("ema", implementation, keys[0].device, found, plain="foreach")
+    dispatch.record(*chosen)
+    if chosen.implementation == "triton":
         from kernels.ema.triton_kernels import ema_triton_
 
         ema_triton_(keys, queries, momentum)
@@ -59,28 +61,6 @@ def ema_update_(
     torch._foreach_add_(
         list(keys), [q.to(k.dtype) for k, q in zip(keys, queries)], alpha=1.0 - momentum
     )
-
-
-def _runs_triton(
-    keys: Sequence[torch.Tensor], queries: Sequence[torch.Tensor], implementation: str
-) -> bool:
-    """Whether this call goes to Triton; says so in the log, and why not where it could be."""
-    if implementation == "foreach":
-        choice.record("ema", "foreach", "as asked")
-        return False
-    device = keys[0].device.type
-    found = _obstacle(keys, queries)
-    if implementation == "triton":
-        if found:
-            raise ValueError(f"ema_update_: implementation 'triton' cannot run: {found}")
-        check_alike([keys, queries], "ema_update_")
-        choice.record("ema", "triton", "as asked")
-        return True
-    if device == "cuda" and not found:
-        choice.record("ema", "triton", "fastest here for cuda")
-        return True
-    choice.record("ema", "foreach", found or f"on {device}", fallback=device == "cuda")
-    return False
 
 
 def _obstacle(keys: Sequence[torch.Tensor], queries: Sequence[torch.Tensor]) -> str:

@@ -13,15 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.compile_case import CompileCase
-from kernels.lars.multi_tensor import (
-    CHUNK,
-    address_table,
-    addresses,
-    all_aligned,
-    chunks,
-)
-from kernels.on_device import on_device_of
+from kernels.dispatch import on_device_of
+from kernels.multi_tensor import CHUNK, address_table, addresses, all_aligned, chunks
 
 _CHUNK = tl.constexpr(CHUNK)
 _BLOCK = 1024
@@ -94,25 +87,3 @@ def ema_triton_(
 
 
 _TYPES: dict[torch.dtype, Any] = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16}
-
-
-def compile_cases() -> list[CompileCase]:
-    """float32 queries, aligned or not."""
-    return [
-        CompileCase(
-            name=f"ema{'' if aligned else ' unaligned'}",
-            kernel=ema_kernel,
-            signature={
-                "table": "*i64",
-                "plan": "*i32",
-                "tensors": "i32",
-                "chunk_count": "i32",
-                "momentum": "fp32",
-                "rest": "fp32",
-            },
-            constants={"QUERY": tl.float32, "ALIGNED": aligned, "BLOCK": _BLOCK},
-            aligned=("table", "plan"),
-            warps=_WARPS,
-        )
-        for aligned in (True, False)
-    ]

@@ -6,25 +6,20 @@ triton     ``triton_kernels.py``, CUDA, float32  three launches for all tensors 
 ========== ===================================== ==============================================
 
 There is no third: where Triton does not run, the optimizer's own foreach operations are faster than
-the reference. :func:`obstacle` says whether it runs, and if not, why.
+the reference. :func:`kernels.multi_tensor.obstacle` says whether it runs, and if not, why.
 """
 
-import importlib.util
-import os
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Literal, get_args
 
 import torch
 
-from kernels.lars.multi_tensor import check_alike
 from kernels.lars.reference import Settings, Variant, lars_reference_
+from kernels.multi_tensor import check_alike, obstacle
 
-__all__ = ["Implementation", "Settings", "Variant", "lars_update_", "obstacle"]
+__all__ = ["Implementation", "Settings", "Variant", "lars_update_"]
 
 Implementation = Literal["reference", "triton"]
-
-_GRADIENTS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @torch.no_grad()
@@ -72,24 +67,6 @@ def lars_update_(
     lars_triton_(weights, grads, momenta, settings, adapt=adapt, found_inf=found_inf)
 
 
-def obstacle(weight: torch.Tensor, grad: torch.Tensor) -> str:
-    """What keeps "triton" from updating ``weight`` by ``grad``; empty where nothing does."""
-    for tensor in (weight, grad):
-        # A DTensor's address is a shard's, its norm all processes'.
-        if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
-            return f"{type(tensor).__name__} is not a plain tensor"
-        if tensor.layout != torch.strided:
-            return f"a tensor of shape {tuple(tensor.shape)} is sparse"
-    if weight.dtype != torch.float32:
-        return f"parameters are {str(weight.dtype)[6:]}, not float32"
-    if grad.dtype not in _GRADIENTS:
-        return f"gradients are {str(grad.dtype)[6:]}"
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # then a kernel runs on the CPU
-    if weight.device.type != "cuda" and not (interpreted and weight.device.type == "cpu"):
-        return f"Triton does not run on {weight.device.type}"
-    return "" if _has_triton() else "Triton is not installed"
-
-
 def _first_obstacle(
     weights: Sequence[torch.Tensor],
     grads: Sequence[torch.Tensor],
@@ -101,8 +78,3 @@ def _first_obstacle(
     if momenta is not None and momenta[0].dtype != torch.float32:
         return f"momenta are {str(momenta[0].dtype)[6:]}, not float32"
     return ""
-
-
-@lru_cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None

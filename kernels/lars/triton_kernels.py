@@ -2,7 +2,7 @@
 # Arguments of device code have the types of the launch: CompileCase.signature says which.
 """LARS over all tensors of a parameter group in three launches: norms, ratios, update.
 
-A program of the first adds squares over one chunk of a tensor (:mod:`kernels.lars.multi_tensor`),
+A program of the first adds squares over one chunk of a tensor (:mod:`kernels.multi_tensor`),
 one of the second the sums of a tensor's chunks, both in an order that sizes alone fix: the same
 bits in every run, no atomics. The third reads weight, gradient and momentum and writes weight and
 momentum. Nothing of a gradient's size is allocated, where one operation at a time needs two.
@@ -17,16 +17,9 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.compile_case import CompileCase
-from kernels.lars.multi_tensor import (
-    CHUNK,
-    address_table,
-    addresses,
-    all_aligned,
-    chunks,
-)
+from kernels.dispatch import on_device_of
 from kernels.lars.reference import Settings
-from kernels.on_device import on_device_of
+from kernels.multi_tensor import CHUNK, address_table, addresses, all_aligned, chunks
 
 _CHUNK = tl.constexpr(CHUNK)
 _BLOCK = 1024  # elements a program works on at a time: 8 per thread
@@ -323,53 +316,3 @@ def _trust_ratios(
 
 
 _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-
-
-def compile_cases() -> list[CompileCase]:
-    """Norms, ratios and update as a guarded step with momentum launches them."""
-    cases = [_ratios_case()]
-    for name, grad in (("fp32", tl.float32), ("bf16", tl.bfloat16)):
-        for aligned in (True, False):
-            shared = {"GRAD": grad, "ALIGNED": aligned, "BLOCK": _BLOCK}
-            suffix = f"grad={name}{'' if aligned else ' unaligned'}"
-            cases += [_norms_case(suffix, shared), _update_case(suffix, shared)]
-    return cases
-
-
-def _norms_case(suffix: str, shared: dict[str, Any]) -> CompileCase:
-    pointers = {"table": "*i64", "plan": "*i32", "partial": "*fp32"}
-    return CompileCase(
-        name=f"lars norms {suffix}",
-        kernel=norms_kernel,
-        signature={**pointers, "tensors": "i32", "chunk_count": "i32", "weight_decay": "fp32"},
-        constants={**shared, "PAPER": False},
-        aligned=tuple(pointers),
-        warps=_WARPS,
-    )
-
-
-def _ratios_case() -> CompileCase:
-    pointers = {"partial": "*fp32", "first": "*i32", "ratios": "*fp32"}
-    numbers = dict.fromkeys(("weight_decay", "trust_coefficient", "eps"), "fp32")
-    return CompileCase(
-        name="lars ratios",
-        kernel=ratios_kernel,
-        signature={**pointers, "chunk_count": "i32", **numbers},
-        constants={"PAPER": True, "BLOCK": _BLOCK},
-        aligned=tuple(pointers),
-        warps=_WARPS,
-    )
-
-
-def _update_case(suffix: str, shared: dict[str, Any]) -> CompileCase:
-    pointers = {"table": "*i64", "plan": "*i32", "ratios": "*fp32", "found_inf": "*fp32"}
-    numbers = dict.fromkeys(("lr", "momentum", "weight_decay"), "fp32")
-    switches = ("ADAPT", "LR_INSIDE", "MOMENTUM", "NESTEROV", "GUARDED")
-    return CompileCase(
-        name=f"lars update {suffix}",
-        kernel=update_kernel,
-        signature={**pointers, "tensors": "i32", "chunk_count": "i32", **numbers},
-        constants={**shared, **dict.fromkeys(switches, True)},
-        aligned=tuple(pointers),
-        warps=_WARPS,
-    )

@@ -1,6 +1,7 @@
-"""NT-Xent, SimCLR's loss (arXiv 2002.05709, eq. 1), over the samples of all processes.
+"""NT-Xent, SimCLR's loss, and InfoNCE, MoCo's, over the samples of all processes.
 
-For N unit rows u (two views of every sample of every process) and temperature tau::
+**NT-Xent** (arXiv 2002.05709, eq. 1). For N unit rows u (two views of every sample of every
+process) and temperature tau::
 
     s_ij = u_i . u_j / tau
     lse_i = log sum_{j != i} exp(s_ij)
@@ -13,37 +14,40 @@ anchors, and as the positive of its positive. With ``p_ij = exp(s_ij - lse_i)``:
 
 ``s`` is symmetric, so ``p_ji = exp(s_ij - lse_j)``: given all rows and all N log-sum-exps, a
 process computes the *complete* derivative of the global loss by its own rows. Forward gathers the
-rows, while the own block is computed, and then two floats per row (three with accuracy); backward
-communicates nothing, where a differentiable gather would reduce-scatter N x D gradients.
+rows, while the own block is computed, and then three floats per row; backward communicates nothing,
+where a differentiable gather would reduce-scatter N x D gradients.
+
+**InfoNCE.** For unit queries q and keys k that take no gradient, over all N queries::
+
+    loss = 1/N sum_i ( log sum_j exp(q_i . k_j / tau) - q_i . k_pos(i) / tau )
+    dloss/dq_i = 1/(N tau) ( sum_j p_ij k_j - k_pos(i) )
+
+- MoCo v3 (arXiv 2104.02057): j runs over the keys of all processes, gathered; a query's positive is
+  its own key. The symmetric loss is two calls, and the paper multiplies it by ``2 tau``.
+- MoCo v1 and v2 (arXiv 1911.05722, 2003.04297): over the own key and the queue; no other key of the
+  batch.
 
 **Scale.** DistributedDataParallel averages parameter gradients over W processes:
 ``1/W sum_r J_r^T g_r`` with ``J_r`` the Jacobian of process r's rows. The gradient of the global
 mean is ``sum_r J_r^T dloss/dz_r``; therefore ``g_r = W dloss/dz_r`` is what backward returns.
 
-MoCo's loss, queries against keys that take no gradient, is :func:`info_nce`
-(:mod:`kernels.ntxent.contrast`). Both are custom operations (:mod:`kernels.ntxent.ops` and
-:mod:`kernels.ntxent.info_nce_ops`): ``torch.compile`` takes them without a graph break.
+Both are one custom operation (:mod:`kernels.ntxent.ops`): ``torch.compile`` takes them without a
+graph break. Both count the accuracy of the contrastive task in the same pass.
 """
 
+import math
 from collections.abc import Sequence
+from typing import get_args
 
 import torch
 
-from common.gather import Group, group_name
-from kernels import choice
+from common.gather import Group, group_name, shares
+from kernels import dispatch
 from kernels.ntxent import ops
-from kernels.ntxent.contrast import info_nce, info_nce_and_accuracy
-from kernels.ntxent.implementations import Implementation, RowKernels, check_options
-from kernels.ntxent.reference import reference_nt_xent, unit_rows
+from kernels.ntxent.ops import Implementation
+from kernels.ntxent.reference import reference_loss, unit_rows
 
-__all__ = [
-    "Implementation",
-    "RowKernels",
-    "info_nce",
-    "info_nce_and_accuracy",
-    "nt_xent",
-    "nt_xent_and_accuracy",
-]
+__all__ = ["Implementation", "info_nce", "nt_xent"]
 
 
 def nt_xent(
@@ -54,7 +58,7 @@ def nt_xent(
     implementation: Implementation = "auto",
     rows_per_rank: Sequence[int] | None = None,
     block_size: int | None = None,
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """NT-Xent over the global batch: the same value and gradient on any number of processes.
 
     A collective: every process of ``group`` must call it, and call ``backward`` with the same
@@ -70,91 +74,144 @@ def nt_xent(
         temperature: tau, a positive number; it has no gradient.
         group: the process group whose samples are each other's negatives; ``None`` is the default
             group, or this process alone where there is none.
-        implementation: ``"reference"`` holds the N x N matrix; ``"blocked"`` holds one tile of it,
-            on any device; ``"triton"`` holds it in registers, on CUDA; ``"auto"`` takes the fastest
-            that runs here, and ``kernels.explain()`` says which that was.
+        implementation: ``"reference"`` holds the own rows of the N x N matrix; ``"blocked"`` holds
+            one tile of it, on any device; ``"triton"`` holds it in registers, on CUDA; ``"auto"``
+            takes the fastest that runs here, and ``kernels.dispatch.explain()`` says which.
         rows_per_rank: B of every process, where they differ.
         block_size: rows and columns of a tile (for ``"triton"`` 16, 32, 64 or 128); ``None``
             chooses by device.
 
     Returns:
-        0-d float32 (float64 for float64): the mean over all anchors of all processes, equal on all.
-        Its gradient by ``z_VBD`` is W times that of the global mean (see the module).
+        The mean loss over all anchors of all processes, and the share of them to which no other row
+        is as similar as their positive (on a tie it is not counted): 0-d float32 (float64 for
+        float64), equal on all processes. The loss's gradient by ``z_VBD`` is W times that of the
+        global mean (see the module); accuracy has none.
 
     Raises:
         ValueError: a shape, dtype, temperature or name that cannot be meant.
     """
-    return _nt_xent(
-        z_VBD, temperature, group, implementation, rows_per_rank, block_size, accuracy=False
-    )[0]
+    if z_VBD.ndim != 3 or z_VBD.shape[0] != 2:
+        raise ValueError(f"nt_xent wants (2, B, D) projections, got {tuple(z_VBD.shape)}")
+    if sum(rows_per_rank or z_VBD.shape[1:2]) == 0:
+        raise ValueError("nt_xent got no samples")
+    rows = None if rows_per_rank is None else [2 * count for count in rows_per_rank]
+    settings = _settings(temperature, rows, group, block_size, implementation)
+    own = shares(2 * z_VBD.shape[1], rows, group).own
+    place_M = torch.arange(own.start, own.stop, device=z_VBD.device)
+    return _loss(z_VBD, None, None, place_M.roll(z_VBD.shape[1]), settings)
 
 
-def nt_xent_and_accuracy(
-    z_VBD: torch.Tensor,
-    temperature: float = 0.1,
+def info_nce(
+    queries_MD: torch.Tensor,
+    keys_MD: torch.Tensor,
+    temperature: float,
     *,
+    positive_M: torch.Tensor | None = None,
+    queue_QD: torch.Tensor | None = None,
     group: Group = None,
     implementation: Implementation = "auto",
     rows_per_rank: Sequence[int] | None = None,
     block_size: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """:func:`nt_xent`, and the accuracy of the contrastive task, counted in the same pass.
+    """InfoNCE of the global batch: the same value and gradient on any number of processes.
+
+    A collective, as :func:`nt_xent`. Memory is that of the rows, the columns and one tile.
 
     Args:
-        z_VBD: as in :func:`nt_xent`.
-        temperature: as there.
-        group: as there.
+        queries_MD: ``(M, D)``, this process's predictions before normalisation, any floating
+            dtype; normalised, rounded and differentiated as :func:`nt_xent` does.
+        keys_MD: ``(M, D)``, the keys of these queries, before normalisation; no gradient.
+        temperature: tau, a positive number; it has no gradient.
+        positive_M: int64 ``(M,)``, each query's positive among the keys of all processes, in rank
+            order; ``None`` takes ``keys_MD`` row by row. Not with a queue.
+        queue_QD: ``(Q, D)`` unit rows: a query is then compared with its own key and these, not
+            with other keys. Equal on all processes, if the loss is to be the same on any number.
+        group: as in :func:`nt_xent`.
         implementation: as there.
-        rows_per_rank: as there.
-        block_size: as there.
+        rows_per_rank: M of every process, where they differ.
+        block_size: as in :func:`nt_xent`.
 
     Returns:
-        The loss, and the share of anchors of all processes to which no other row is as similar as
-        their positive (on a tie it is not counted): 0-d in [0, 1], float32 (float64 for float64),
-        equal on all processes, no gradient.
+        As :func:`nt_xent`: the mean loss over all queries of all processes, and the share of them
+        whose positive has the largest logit of all.
+
+    Raises:
+        ValueError: a shape, dtype, temperature or name that cannot be meant.
+        RuntimeError: ``positive_M`` names no key. On CUDA a later call raises it.
     """
-    return _nt_xent(
-        z_VBD, temperature, group, implementation, rows_per_rank, block_size, accuracy=True
-    )
-
-
-def _nt_xent(
-    z_VBD: torch.Tensor,
-    temperature: float,
-    group: Group,
-    implementation: Implementation,
-    rows_per_rank: Sequence[int] | None,
-    block_size: int | None,
-    accuracy: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    check_options("nt_xent", temperature, implementation, block_size)
-    _check(z_VBD, rows_per_rank)
-    rows = None if rows_per_rank is None else [2 * count for count in rows_per_rank]
-    with torch.autocast(z_VBD.device.type, enabled=False):
-        unit_MD = unit_rows(z_VBD).flatten(0, 1)
-        if implementation == "reference":
-            choice.record("ntxent", "reference", "as asked")
-            loss, hits = reference_nt_xent(
-                unit_MD.to(z_VBD.dtype), temperature, group=group, rows_per_rank=rows
-            )
-            return loss.to(unit_MD.dtype), hits.to(unit_MD.dtype)
-        loss, hits, _, _ = ops.ntxent(
-            unit_MD,
-            z_VBD.dtype,
-            1.0 / temperature,
-            rows,
-            group_name(group),
-            block_size,
-            implementation,
-            accuracy,
+    rows, size_d = len(queries_MD), queries_MD.shape[-1]
+    if queries_MD.ndim != 2 or queries_MD.shape != keys_MD.shape:
+        raise ValueError(
+            f"info_nce wants queries and keys of one shape (M, D), got "
+            f"{tuple(queries_MD.shape)} and {tuple(keys_MD.shape)}"
         )
-    return loss, hits
+    if sum(rows_per_rank or [rows]) == 0:
+        raise ValueError("info_nce got no queries")
+    if queue_QD is not None and (queue_QD.ndim != 2 or queue_QD.shape[1] != size_d):
+        raise ValueError(f"info_nce wants a queue (Q, {size_d}), got {tuple(queue_QD.shape)}")
+    settings = _settings(temperature, rows_per_rank, group, block_size, implementation)
+    every = shares(rows, rows_per_rank, group)
+    if positive_M is None:
+        first = every.own.start if queue_QD is None else len(queue_QD)
+        positive_M = first + torch.arange(rows, device=queries_MD.device)
+    elif queue_QD is not None:
+        raise ValueError("info_nce: with a queue a query's positive is its own key")
+    elif positive_M.shape != (rows,) or positive_M.dtype != torch.int64:
+        raise ValueError(
+            f"info_nce wants one positive per query, int64, got {positive_M.dtype} "
+            f"{tuple(positive_M.shape)}"
+        )
+    else:
+        # Or a negative index would count from the end, and cross-entropy pass over -100. On CUDA
+        # the host does not wait: what comes later fails.
+        torch._assert_async(
+            ((positive_M >= 0) & (positive_M < sum(every.rows))).all(),
+            f"info_nce: positive_M must name keys of all processes, 0 to {sum(every.rows) - 1}",
+        )
+    with torch.no_grad(), torch.autocast(queries_MD.device.type, enabled=False):
+        key_MD = unit_rows(keys_MD).to(queries_MD.dtype)
+        queue_QD = None if queue_QD is None else queue_QD.detach().to(queries_MD.dtype)
+    return _loss(queries_MD, key_MD, queue_QD, positive_M, settings)
 
 
-def _check(z_VBD: torch.Tensor, rows_per_rank: Sequence[int] | None) -> None:
-    if z_VBD.ndim != 3 or z_VBD.shape[0] != 2:
-        raise ValueError(f"nt_xent wants (2, B, D) projections, got {tuple(z_VBD.shape)}")
-    if not z_VBD.is_floating_point():
-        raise ValueError(f"nt_xent wants floating-point projections, got {z_VBD.dtype}")
-    if sum(rows_per_rank or z_VBD.shape[1:2]) == 0:
-        raise ValueError("nt_xent got no samples")
+def _settings(
+    temperature: float,
+    rows_per_rank: Sequence[int] | None,
+    group: Group,
+    block_size: int | None,
+    implementation: str,
+) -> ops.Settings:
+    """What both losses are told, refused where it cannot be meant."""
+    if isinstance(temperature, torch.Tensor):
+        raise ValueError("a contrastive loss has no derivative by the temperature: give a number")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"a contrastive loss wants a positive temperature, got {temperature}")
+    if implementation not in get_args(Implementation):
+        names = ", ".join(get_args(Implementation))
+        raise ValueError(f"no implementation {implementation!r}: {names}")
+    if block_size is not None and block_size < 1:
+        raise ValueError(f"block_size must be positive, got {block_size}")
+    name = group_name(group)
+    return ops.Settings(1.0 / temperature, rows_per_rank, name, block_size, implementation)
+
+
+def _loss(
+    z: torch.Tensor,
+    key_MD: torch.Tensor | None,
+    queue_QD: torch.Tensor | None,
+    positive_M: torch.Tensor,
+    settings: ops.Settings,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Either loss, of ``(..., D)`` rows before normalisation; keys and queue as in ``ops``."""
+    if not z.is_floating_point():
+        raise ValueError(f"a contrastive loss wants floating-point rows, got {z.dtype}")
+    with torch.autocast(z.device.type, enabled=False):
+        unit_MD = unit_rows(z).flatten(0, -2)
+        tensors = key_MD, queue_QD, positive_M
+        if settings.implementation == "reference":
+            dispatch.record("ntxent", "reference", "as asked")
+            found = reference_loss(unit_MD.to(z.dtype), *tensors, *settings[:3])
+            loss, accuracy = (value.to(unit_MD.dtype) for value in found)
+        else:
+            loss, accuracy, *_ = ops.loss(unit_MD, *tensors, z.dtype, *settings)
+    return loss, accuracy

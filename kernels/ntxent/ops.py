@@ -1,251 +1,267 @@
-"""NT-Xent as a custom operation, which ``torch.compile`` takes without a graph break.
+"""Both losses as one custom operation, which ``torch.compile`` takes without a graph break.
 
-It is one operation with its collectives inside: the compiler sees neither the gather nor the
-tiles, and cannot move one against the other. That is what lets the gather of the rows run while
-the own block is computed. A process group travels by its name, since an operation takes no objects.
+Its collectives are inside: the compiler sees neither the gather nor the tiles, and cannot move one
+against the other. That is what lets the gather of the rows run while the own block is computed. A
+process group travels by its name, since an operation takes no objects.
 
-The operations are ``widebatch::ntxent`` and ``widebatch::ntxent_gradient``. The functions that they
-run stand beside them, undecorated: :func:`ntxent_forward` and so on. InfoNCE's are made alike, in
-:mod:`kernels.ntxent.info_nce_ops`.
+NT-Xent is InfoNCE whose keys are the rows themselves: they have a gradient too, and no row meets
+itself. What follows from that is told by ``key_MD is None``.
+
+Shapes: M rows of this process, N columns, Q rows of the queue, D dimensions.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial, reduce
+from types import ModuleType
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import library
 
-from common.gather import (
-    Group,
-    first_row,
-    gather_rows,
-    group_named,
-    rank_and_size,
-    start_gather,
-)
-from kernels.ntxent.implementations import kernels_for
+from common.gather import Group, gather_rows, group_named, shares, start_gather
+from kernels import dispatch
+from kernels.ntxent import cpu
 from kernels.ntxent.reference import statistics_dtype
-from kernels.ntxent.rivals import told_apart
 
-__all__ = [
-    "all_rows",
-    "ntxent",
-    "ntxent_forward",
-    "ntxent_gradient",
-    "ntxent_gradient_rows",
-    "own_storage",
-    "refuse_second_derivative",
-]
+__all__ = ["Implementation", "Settings", "choose", "gradient_rows", "loss", "loss_rows"]
+
+PART = 4096  # rows at a time, where they are copied
+
+Implementation = Literal["auto", "reference", "blocked", "triton"]
 
 
-def ntxent_forward(
+class Settings(NamedTuple):
+    """What a loss is told beside its tensors, in types that an operation takes."""
+
+    inv_temperature: float
+    """1 / tau."""
+    rows_per_rank: Sequence[int] | None
+    """M of every process, where they differ."""
+    group: str
+    """Name of the process group; empty for this process alone."""
+    block_size: int | None
+    """Rows and columns of a tile; ``None`` chooses by device."""
+    implementation: str
+    """``"auto"``, ``"blocked"`` or ``"triton"``."""
+
+    def where(self) -> tuple[Sequence[int] | None, Group]:
+        """What the collectives want to know."""
+        return self.rows_per_rank, group_named(self.group)
+
+
+_SETTINGS = (
+    "float inv_temperature, SymInt[]? rows_per_rank, str group, SymInt? block_size,"
+    " str implementation"
+)
+
+
+def choose(device: torch.device, dtype: torch.dtype, size_d: int, asked: str) -> dispatch.Choice:
+    """Which implementation serves rows of ``size_d`` dimensions, and why.
+
+    Raises:
+        ValueError: ``"triton"`` was asked for and cannot run.
+    """
+    obstacle = dispatch.triton_obstacle(device)
+    if not obstacle and asked != "blocked":
+        from kernels.ntxent import triton
+
+        obstacle = triton.unsupported(device, dtype, size_d)
+    return dispatch.choose("ntxent", asked, device, obstacle, plain="blocked")
+
+
+def _kernels_for(rows_MD: torch.Tensor, asked: str) -> ModuleType:
+    """The module that :func:`choose` chooses for these rows; notes the choice."""
+    choice = choose(rows_MD.device, rows_MD.dtype, rows_MD.shape[1], asked)
+    dispatch.record(*choice)
+    if choice.implementation == "blocked":
+        return cpu
+    from kernels.ntxent import triton
+
+    return triton
+
+
+def loss_rows(
     unit_MD: torch.Tensor,
-    factor_dtype: torch.dtype,
-    inv_temperature: float,
-    rows_per_rank: Sequence[int] | None,
-    group: str,
-    block_size: int | None,
-    implementation: str,
-    accuracy: bool,
+    key_MD: torch.Tensor | None,
+    queue_QD: torch.Tensor | None,
+    positive_M: torch.Tensor,
+    dtype: torch.dtype,
+    *settings: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Loss over all ranks, and what backward needs of the others.
+    """Loss and accuracy over all processes, and what backward needs of the others.
 
     Args:
-        unit_MD: this rank's unit rows, view 0's and then view 1's, float32 or float64.
-        factor_dtype: what they are rounded to as factors of the products.
-        inv_temperature: 1 / tau.
-        rows_per_rank: M of every rank, where they differ.
-        group: name of the process group, empty for this process alone.
-        block_size: rows and columns of a tile.
-        implementation: ``"auto"``, ``"blocked"`` or ``"triton"``.
-        accuracy: whether to count the anchors whose positive is the nearest.
+        unit_MD: this process's unit rows, float32 or float64; for NT-Xent view 0's, then view 1's.
+        key_MD: this process's unit keys in ``dtype``; ``None`` for NT-Xent.
+        queue_QD: with it a row is compared with its own key and these, without it with the rows
+            or keys of all processes.
+        positive_M: int64, each row's positive: its place among the rows or keys of all processes,
+            or behind the queue.
+        dtype: what the rows are rounded to as factors of the products.
+        settings: :class:`Settings`, one by one.
 
     Returns:
-        Loss and accuracy, 0-d (accuracy 0 where it was not asked for); all rows in
-        ``factor_dtype``, ``(N, D)``; their log-sum-exps, ``(N,)``.
+        Loss and accuracy, 0-d; all columns in ``dtype``, the own keys behind the queue; the rows'
+        log-sum-exps, ``(M,)``, for NT-Xent those of all processes' rows, ``(N,)``.
     """
-    local_MD = unit_MD.to(factor_dtype)
-    kernels = kernels_for(local_MD, implementation, "ntxent")
-    gathering = start_gather(local_MD, rows_per_rank, group_named(group))
-    # While the other ranks' rows travel: the own block, where the matrix is symmetric.
-    itself = slice(0, len(local_MD))
-    index_M = torch.arange(len(local_MD), device=local_MD.device).roll(len(local_MD) // 2)
-    lse_M, rival_M = kernels.row_statistics(
-        local_MD, itself, inv_temperature, index_M if accuracy else None, block_size
+    given = Settings(*settings)
+    rows_MD = unit_MD.to(dtype)
+    statistics = partial(
+        _kernels_for(rows_MD, given.implementation).statistics,
+        rows_MD,
+        inv_temperature=given.inv_temperature,
+        block_size=given.block_size,
     )
-    all_ND = gathering.wait()
-    start = first_row(rows_per_rank, len(local_MD), group_named(group))
-    for others in (all_ND[:start], all_ND[start + len(local_MD) :]):
-        if len(others):
-            # No column there is a positive: -1 is no index.
-            nowhere = torch.full_like(index_M, -1) if accuracy else None
-            other_lse_M, other_rival_M = kernels.cross_statistics(
-                local_MD, others, inv_temperature, nowhere, block_size
-            )
-            lse_M = torch.logaddexp(lse_M, other_lse_M)
-            if rival_M is not None and other_rival_M is not None:
-                rival_M = torch.maximum(rival_M, other_rival_M)
-    one_BD, other_BD = local_MD.to(lse_M.dtype).chunk(2)
-    positive_M = (one_BD * other_BD).sum(1).repeat(2) * inv_temperature
-    columns = [lse_M, positive_M]
-    if rival_M is not None:
-        columns.append(told_apart(positive_M, rival_M, lse_M))
+    if key_MD is None or queue_QD is None:
+        own_MD = rows_MD if key_MD is None else key_MD
+        own = shares(len(rows_MD), *given.where()).own
+        gathering = start_gather(own_MD, *given.where())
+        # While the other processes' rows travel: the own block, where NT-Xent's is symmetric.
+        found = [statistics(own_MD, positive_M - own.start, symmetric=key_MD is None)]
+        columns_ND = gathering.wait()
+        for first, others in ((0, columns_ND[: own.start]), (own.stop, columns_ND[own.stop :])):
+            if len(others):
+                found.append(statistics(others, positive_M - first))
+        columns_ND = columns_ND.contiguous()
+        if columns_ND.data_ptr() == (unit_MD if key_MD is None else key_MD).data_ptr():
+            columns_ND = columns_ND.clone()  # an operation returns no argument
+    else:
+        # Kept for backward, before which MoCo overwrites the oldest keys of the queue.
+        columns_ND = torch.cat([queue_QD, key_MD])
+        found = [statistics(queue_QD, positive_M)]
+    lses, hardests = zip(*found)
+    lse_M, hardest_M = reduce(torch.logaddexp, lses), reduce(torch.maximum, hardests)
+    logit_M = given.inv_temperature * _similarities(rows_MD, columns_ND, positive_M)
+    if queue_QD is not None:
+        lse_M = torch.logaddexp(lse_M, logit_M)
+    # Of a NaN there is no hit: Triton's maxima pass over NaN where torch's keep it.
+    hit_M = ((logit_M > hardest_M) & ~lse_M.isnan()).to(lse_M.dtype)
     # Not one mean per process and a sum of means: gathered rows make the value equal on all.
-    lse_N, positive_N, *hit_N = gather_rows(
-        torch.stack(columns, dim=1), rows_per_rank, group_named(group)
-    ).unbind(1)
-    loss = (lse_N - positive_N).mean()
-    hits = hit_N[0].mean() if hit_N else torch.zeros_like(loss)
-    return loss, hits, own_storage(all_ND, unit_MD), lse_N.contiguous()
+    if key_MD is None:
+        of_rows_M3 = torch.stack([lse_M, logit_M, hit_M], 1)
+        lse_N, logit_N, hit_N = gather_rows(of_rows_M3, *given.where()).unbind(1)
+        return (lse_N - logit_N).mean(), hit_N.mean(), columns_ND, lse_N.contiguous()
+    of_rows_M2 = torch.stack([lse_M - logit_M, hit_M], 1)
+    loss, accuracy = gather_rows(of_rows_M2, *given.where()).mean(0).unbind()
+    return loss.clone(), accuracy.clone(), columns_ND, lse_M
 
 
-def ntxent_gradient_rows(
-    all_ND: torch.Tensor,
-    lse_N: torch.Tensor,
-    start: int,
-    stop: int,
-    inv_temperature: float,
-    block_size: int | None,
-    implementation: str,
+def gradient_rows(
+    columns_ND: torch.Tensor,
+    lse: torch.Tensor,
+    unit_MD: torch.Tensor | None,
+    positive_M: torch.Tensor,
+    dtype: torch.dtype,
+    with_queue: bool,
+    *settings: Any,
 ) -> torch.Tensor:
-    """``sum_{j != i} (p_ij + p_ji) u_j - 2 u_pos(i)`` for rows ``start`` to ``stop``."""
-    kernels = kernels_for(all_ND, implementation, "ntxent")
-    own = slice(start, stop)
-    gradient_MD = kernels.row_gradient(all_ND, own, lse_N, inv_temperature, block_size)
-    for half_BD, positive_BD in zip(gradient_MD.chunk(2), reversed(all_ND[own].chunk(2))):
-        half_BD.sub_(positive_BD, alpha=2)
+    """tau times the derivative of the sum of all losses by this process's rows.
+
+    ``sum_{j != i} (p_ij + p_ji) u_j - 2 u_pos(i)``, or ``sum_j p_ij k_j - k_pos(i)`` of InfoNCE.
+
+    Args:
+        columns_ND: what :func:`loss_rows` returned.
+        lse: as those.
+        unit_MD: as there; ``None`` for NT-Xent, whose rows are among the columns.
+        positive_M: as there.
+        dtype: as there.
+        with_queue: whether there was a queue.
+        settings: as there.
+    """
+    given = Settings(*settings)
+    rows = len(positive_M)
+    own = shares(rows, *given.where()).own if unit_MD is None else None
+    rows_MD = columns_ND[own] if unit_MD is None else unit_MD.to(dtype)
+    gradient_MD: torch.Tensor = _kernels_for(rows_MD, given.implementation).gradient(
+        rows_MD,
+        columns_ND[: len(columns_ND) - rows] if with_queue else columns_ND,
+        lse,
+        given.inv_temperature,
+        own=own,
+        block_size=given.block_size,
+    )
+    if with_queue:  # the own key is no column of it: p_pos k_pos - k_pos
+        logit_M = given.inv_temperature * _similarities(rows_MD, columns_ND, positive_M)
+        return gradient_MD.add_(torch.expm1(logit_M - lse)[:, None] * columns_ND[positive_M])
+    for gradient_rD, positive_r in zip(gradient_MD.split(PART), positive_M.split(PART)):
+        gradient_rD.sub_(columns_ND[positive_r], alpha=1 if own is None else 2)
     return gradient_MD
 
 
-@library.custom_op("widebatch::ntxent", mutates_args=())
-def ntxent(
-    unit_MD: torch.Tensor,
-    factor_dtype: torch.dtype,
-    inv_temperature: float,
-    rows_per_rank: Sequence[int] | None,
-    group: str,
-    block_size: int | None,
-    implementation: str,
-    accuracy: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """:func:`ntxent_forward`, with its derivative by ``unit_MD``."""
-    with torch.autocast(unit_MD.device.type, enabled=False):
-        return ntxent_forward(
-            unit_MD,
-            factor_dtype,
-            inv_temperature,
-            rows_per_rank,
-            group,
-            block_size,
-            implementation,
-            accuracy,
-        )
+def _similarities(
+    rows_MD: torch.Tensor, columns_ND: torch.Tensor, positive_M: torch.Tensor
+) -> torch.Tensor:
+    """Of the rows and their positives, ``(M,)``."""
+    dtype = statistics_dtype(rows_MD.dtype)
+    parts = zip(rows_MD.split(PART), positive_M.split(PART))
+    return torch.cat(
+        [(u_rD.to(dtype) * columns_ND[positive_r]).sum(1) for u_rD, positive_r in parts]
+    )
 
 
-@ntxent.register_fake
-def _(
-    unit_MD: torch.Tensor,
-    factor_dtype: torch.dtype,
-    inv_temperature: float,
-    rows_per_rank: Sequence[int] | None,
-    group: str,
-    block_size: int | None,
-    implementation: str,
-    accuracy: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    count = all_rows(unit_MD, rows_per_rank, group_named(group))
-    dtype = statistics_dtype(factor_dtype)
+def _outside_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
+    def run(columns: torch.Tensor, *rest: Any) -> Any:
+        with torch.autocast(columns.device.type, enabled=False):
+            return function(columns, *rest)
+
+    return run
+
+
+loss = library.custom_op(
+    "widebatch::contrastive_loss",
+    _outside_autocast(loss_rows),
+    mutates_args=(),
+    schema="(Tensor unit_MD, Tensor? key_MD, Tensor? queue_QD, Tensor positive_M, ScalarType dtype,"
+    f" {_SETTINGS}) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+gradient = library.custom_op(
+    "widebatch::contrastive_gradient",
+    _outside_autocast(gradient_rows),
+    mutates_args=(),
+    schema="(Tensor columns_ND, Tensor lse, Tensor? unit_MD, Tensor positive_M, ScalarType dtype,"
+    f" bool with_queue, {_SETTINGS}) -> Tensor",
+)
+
+
+@loss.register_fake
+def _(unit_MD: Any, key_MD: Any, queue_QD: Any, positive: Any, dtype: Any, *settings: Any) -> Any:
+    rows, size_d = unit_MD.shape
+    total = sum(shares(rows, *Settings(*settings).where()).rows)
+    columns = total if queue_QD is None else queue_QD.shape[0] + rows
     return (
-        unit_MD.new_empty((), dtype=dtype),
-        unit_MD.new_empty((), dtype=dtype),
-        unit_MD.new_empty((count, unit_MD.shape[1]), dtype=factor_dtype),
-        unit_MD.new_empty((count,), dtype=dtype),
+        *(unit_MD.new_empty((), dtype=statistics_dtype(dtype)) for _ in range(2)),
+        unit_MD.new_empty((columns, size_d), dtype=dtype),
+        unit_MD.new_empty((total if key_MD is None else rows,), dtype=statistics_dtype(dtype)),
     )
 
 
-@library.custom_op("widebatch::ntxent_gradient", mutates_args=())
-def ntxent_gradient(
-    all_ND: torch.Tensor,
-    lse_N: torch.Tensor,
-    start: int,
-    stop: int,
-    inv_temperature: float,
-    block_size: int | None,
-    implementation: str,
-) -> torch.Tensor:
-    """:func:`ntxent_gradient_rows`."""
-    with torch.autocast(all_ND.device.type, enabled=False):
-        return ntxent_gradient_rows(
-            all_ND, lse_N, start, stop, inv_temperature, block_size, implementation
-        )
+@gradient.register_fake
+def _(columns_ND: Any, lse: Any, unit_MD: Any, positive_M: Any, *_: Any) -> Any:
+    return lse.new_empty((positive_M.shape[0], columns_ND.shape[1]))
 
 
-@ntxent_gradient.register_fake
-def _(
-    all_ND: torch.Tensor,
-    lse_N: torch.Tensor,
-    start: int,
-    stop: int,
-    inv_temperature: float,
-    block_size: int | None,
-    implementation: str,
-) -> torch.Tensor:
-    return lse_N.new_empty((stop - start, all_ND.shape[1]))
-
-
-def _keep_for_ntxent(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    unit_MD, _, inv_temperature, rows_per_rank, group, block_size, implementation, _ = inputs
-    _, hits, all_ND, lse_N = output
-    ctx.mark_non_differentiable(hits, all_ND, lse_N)
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    unit_MD, key_MD, queue_QD, positive_M, dtype, *settings = inputs
+    ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(all_ND, lse_N)
-    ctx.start = first_row(rows_per_rank, unit_MD.shape[0], group_named(group))
-    ctx.stop = ctx.start + unit_MD.shape[0]
-    ctx.world_size = rank_and_size(group_named(group))[1]
-    ctx.inv_temperature, ctx.block_size = inv_temperature, block_size
-    ctx.implementation = implementation
+    ctx.save_for_backward(*output[2:], None if key_MD is None else unit_MD, positive_M)
+    ctx.rest = (dtype, queue_QD is not None, *settings)
 
 
-def _ntxent_backward(ctx: Any, grad: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
-    refuse_second_derivative()
-    if grad is None:
-        return (None,) * 8
-    all_ND, lse_N = ctx.saved_tensors
-    grad_MD = ntxent_gradient(
-        all_ND,
-        lse_N,
-        ctx.start,
-        ctx.stop,
-        ctx.inv_temperature,
-        ctx.block_size,
-        ctx.implementation,
-    )
-    # W: DistributedDataParallel averages (see the package's docstring).
-    grad_MD = grad_MD.mul_(grad * (ctx.world_size * ctx.inv_temperature / all_ND.shape[0]))
-    return (grad_MD, *(None,) * 7)
-
-
-ntxent.register_autograd(_ntxent_backward, setup_context=_keep_for_ntxent)
-
-
-def refuse_second_derivative() -> None:
-    """Backward runs with gradients enabled where ``create_graph=True`` was asked for.
-
-    Its operations would count as constants there, and the second derivative be silently wrong.
-    """
+def _backward(ctx: Any, grad: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
+    # Backward runs with gradients enabled where create_graph=True was asked for. Its operations
+    # would count as constants there, and the second derivative be silently wrong.
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         raise RuntimeError("the contrastive losses have no second derivative (create_graph=True)")
+    others = (None,) * (4 + len(Settings._fields))
+    if grad is None:
+        return None, *others
+    given = Settings(*ctx.rest[2:])
+    grad_MD = gradient(*ctx.saved_tensors, *ctx.rest)
+    every = shares(grad_MD.shape[0], *given.where()).rows
+    # W: DistributedDataParallel averages (see the package's docstring).
+    scale = len(every) * given.inv_temperature / sum(every)
+    return grad_MD.mul_(grad * scale), *others
 
 
-def all_rows(local: torch.Tensor, rows_per_rank: Sequence[int] | None, group: Group) -> int:
-    """Rows of all processes together: as told, or this process's times their number."""
-    if rows_per_rank is not None:
-        return sum(rows_per_rank)
-    return local.shape[0] * rank_and_size(group)[1]
-
-
-def own_storage(gathered: torch.Tensor, argument: torch.Tensor) -> torch.Tensor:
-    """Gathered rows, copied where they are the argument: an operation returns no view of that."""
-    if gathered.data_ptr() != argument.data_ptr():
-        return gathered.contiguous()
-    return gathered.clone(memory_format=torch.contiguous_format)
+loss.register_autograd(_backward, setup_context=_keep)

@@ -7,123 +7,55 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy
 
-from common.gather import (
-    DifferentiableGather,
-    Group,
-    first_row,
-    gather_rows,
-    rank_and_size,
-)
+from common.gather import DifferentiableGather, gather_rows, group_named, shares
 
 
-def reference_nt_xent(
+def reference_loss(
     unit_MD: torch.Tensor,
-    temperature: float,
-    *,
-    group: Group = None,
-    rows_per_rank: Sequence[int] | None = None,
+    key_MD: torch.Tensor | None,
+    queue_QD: torch.Tensor | None,
+    positive_M: torch.Tensor,
+    inv_temperature: float,
+    rows_per_rank: Sequence[int] | None,
+    group: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """SimCLR eq. 1, averaged over the rows of all ranks (arXiv 2002.05709).
+    """NT-Xent (arXiv 2002.05709, eq. 1) or InfoNCE (1911.05722, 2104.02057) over all processes.
 
-    Every rank gathers all N rows *with* gradient and computes the complete loss. The adjoint of the
-    gather sums W equal gradients, so a local row receives W times the gradient of the global mean:
-    the convention of :func:`kernels.ntxent.nt_xent`, reached by another way than there.
+    Columns are gathered *with* gradient where they have one, and so are losses, whose mean every
+    process takes. The adjoint of a gather sums W gradients, so a local row receives W times the
+    gradient of the global mean: the convention of :mod:`kernels.ntxent`, reached by another way.
 
     Args:
-        unit_MD: this rank's unit rows, the M/2 of view 0 and then those of view 1.
-        temperature: tau.
-        group: the process group of the loss.
-        rows_per_rank: M of every rank, where they differ.
+        unit_MD: this process's unit rows.
+        key_MD: unit rows that they are compared with, which take no gradient; ``None`` for NT-Xent.
+        queue_QD: with it each row is compared with its own key and these.
+        positive_M: int64, without a queue each row's positive among the rows or keys of all.
+        inv_temperature: 1 / tau.
+        rows_per_rank: M of every process, where they differ.
+        group: name of the process group, empty for this process alone.
 
     Returns:
-        The global mean and top-1 accuracy, 0-d, in the dtype of ``unit_MD``. Takes O(N^2) memory
-        on every rank.
+        The global mean and top-1 accuracy, 0-d, in the dtype of ``unit_MD``. Takes O(M N) memory.
     """
-    all_ND = DifferentiableGather.apply(unit_MD, rows_per_rank, group)
-    logits_NN = all_ND @ all_ND.T / temperature
-    itself_NN = torch.eye(len(all_ND), dtype=torch.bool, device=all_ND.device)
-    rows = rows_per_rank or [len(unit_MD)] * rank_and_size(group)[1]
-    logits_NN = logits_NN.masked_fill(itself_NN, float("-inf"))
-    positive_N = positive_indices(rows).to(all_ND.device)
-    hit_N = _nearest_is_positive(logits_NN, positive_N)
-    return cross_entropy(logits_NN, positive_N), hit_N.mean()
-
-
-def reference_info_nce(
-    unit_MD: torch.Tensor,
-    key_MD: torch.Tensor,
-    temperature: float,
-    *,
-    positive_M: torch.Tensor | None = None,
-    queue_QD: torch.Tensor | None = None,
-    group: Group = None,
-    rows_per_rank: Sequence[int] | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """InfoNCE with the complete matrix of this rank's queries (arXiv 1911.05722, 2104.02057).
-
-    Args:
-        unit_MD: this rank's unit queries.
-        key_MD: this rank's unit keys, which take no gradient.
-        temperature: tau.
-        positive_M: as in :func:`kernels.ntxent.contrast.info_nce`.
-        queue_QD: as there.
-        group: as there.
-        rows_per_rank: as there.
-
-    Returns:
-        Loss, whose gradient is W times that of the global mean, and top-1 accuracy, 0-d.
-    """
-    if queue_QD is None:
-        columns_ND = gather_rows(key_MD, rows_per_rank, group)
-        if positive_M is None:
-            start = first_row(rows_per_rank, len(key_MD), group)
-            positive_M = start + torch.arange(len(key_MD), device=key_MD.device)
-        else:
-            require_indices(positive_M, len(columns_ND))
-        logits_MN = unit_MD @ columns_ND.T / temperature
+    where = rows_per_rank, group_named(group)
+    if key_MD is None:
+        columns_ND = DifferentiableGather.apply(unit_MD, *where)
+        logits_MN = unit_MD @ columns_ND.T * inv_temperature
+        itself_MN = torch.zeros_like(logits_MN, dtype=torch.bool)
+        itself_MN[:, shares(len(unit_MD), *where).own].fill_diagonal_(True)
+        logits_MN = logits_MN.masked_fill(itself_MN, float("-inf"))
+    elif queue_QD is None:
+        logits_MN = unit_MD @ gather_rows(key_MD, *where).T * inv_temperature
     else:
-        own_M1 = (unit_MD * key_MD.detach()).sum(1, keepdim=True)
-        logits_MN = torch.cat([own_M1, unit_MD @ queue_QD.detach().T], 1) / temperature
-        positive_M = torch.zeros(len(key_MD), dtype=torch.int64, device=key_MD.device)
+        own_M1 = (unit_MD * key_MD).sum(1, keepdim=True)
+        logits_MN = torch.cat([own_M1, unit_MD @ queue_QD.T], 1) * inv_temperature
+        positive_M = torch.zeros_like(positive_M)
     loss_M = cross_entropy(logits_MN, positive_M, reduction="none")
-    hit_M = _nearest_is_positive(logits_MN, positive_M)
-    # The gather's adjoint sums W equal gradients: W times the gradient of the global mean.
-    loss = DifferentiableGather.apply(loss_M, rows_per_rank, group).mean()
-    return loss, gather_rows(hit_M, rows_per_rank, group).mean()
-
-
-def _nearest_is_positive(logits_MN: torch.Tensor, positive_M: torch.Tensor) -> torch.Tensor:
-    """1 for rows whose positive has the largest logit of all, else 0 (on a tie too)."""
-    index_M1 = positive_M[:, None]
-    rival_M = logits_MN.scatter(1, index_M1, float("-inf")).amax(1)
-    return (logits_MN.gather(1, index_M1)[:, 0] > rival_M).to(logits_MN.dtype)
-
-
-def require_indices(positive_M: torch.Tensor, keys: int) -> None:
-    """Fail where a positive is none of the ``keys``; on CUDA when the stream gets there.
-
-    Without it a negative index would count from the end, and cross-entropy pass over -100.
-
-    Raises:
-        RuntimeError: on the CPU; on CUDA a later call raises it, for the host does not wait.
-    """
-    torch._assert_async(
-        ((positive_M >= 0) & (positive_M < keys)).all(),
-        f"info_nce: positive_M must name keys of all processes, 0 to {keys - 1}",
-    )
-
-
-def positive_indices(rows_per_rank: Sequence[int]) -> torch.Tensor:
-    """Index of each row's positive among all rows, int64 ``(N,)``.
-
-    A rank holds both views of its samples, so the positive of a row is half the rank's block away:
-    for 2 ranks with 4 rows, ``[2, 3, 0, 1, 6, 7, 4, 5]``.
-    """
-    positive, start = [], 0
-    for rows in rows_per_rank:
-        positive.append(start + torch.arange(rows).roll(rows // 2))
-        start += rows
-    return torch.cat(positive)
+    loss = DifferentiableGather.apply(loss_M, *where).mean()
+    negatives_MN = logits_MN.detach().scatter(1, positive_M[:, None], float("-inf"))
+    logit_M = logits_MN.detach().gather(1, positive_M[:, None])[:, 0]
+    hit_M = (logit_M > negatives_MN.amax(1)).to(logits_MN.dtype)  # not on a tie
+    return loss, gather_rows(hit_M, *where).mean()
 
 
 def unit_rows(z: torch.Tensor) -> torch.Tensor:

@@ -1,419 +1,296 @@
-"""NT-Xent and InfoNCE on CUDA, tile by tile: the N x N matrix never exists, nor do atomics.
+"""The Triton kernels of :mod:`kernels.ntxent.triton`, which says what they share and why.
 
-Three kernels, each a loop of tiles of ``u_i . u_j / tau``:
+Counts are not specialised on: Triton would compile a kernel anew, with other registers, for a count
+of 1 or a multiple of 16, and no inspection of the machine code would have seen it. Strides and
+dimensions are multiples of 16 always.
 
-``own_block_kernel``
-    log-sum-exps among the own rows, where the matrix is symmetric: only tiles on and above the
-    diagonal. A tile's sums along rows go to its rows, its sums along columns to its columns, so
-    that every product and (above tau = 0.025) every exponential serves twice.
-``cross_kernel``
-    log-sum-exps of rows over other columns: other ranks' rows, MoCo's keys, MoCo's queue.
-``gradient_kernel``
-    ``sum_j w_ij u_j`` with the tile recomputed; ``w = p_ij + p_ji`` (NT-Xent) or ``p_ij`` (MoCo).
-
-**No atomics.** Programs write partial results to slots of their own, which torch adds in a fixed
-order; the grid depends on shapes alone. The same input gives the same bits on any GPU of a kind.
-The own block's slots: rows are cut into at most 64 groups; the program of groups (A, B), A <= B,
-adds to slot B of A's rows and to slot A of B's rows, and no other program touches those. That is
-64 floats per row at most: the memory of the rows themselves at D = 128 in 16 bits.
-
-**Bounded logits.** Rows are unit vectors, so a logit lies within +-1/tau. Above tau = 0.025 the
-shift 1/tau serves all rows: ``exp(s - 1/tau) >= exp(-2/tau) >= 2^-118`` neither over- nor
-underflows, no maximum is kept, and ``p_ij + p_ji = exp(s - 1/tau) (f_i + f_j)`` with
-``f = exp(1/tau - lse)`` takes one exponential. Below, every row keeps its own running maximum
-(online softmax, arXiv 1805.02867) and every pair takes two.
-
-**Backward is not symmetric,** though its tiles are. Per pair (i, j) and dimension a plain pass
-spends 2 FLOPs on the logit and 2 on ``w_ij u_j``; sharing the tile saves half of the former only,
-a quarter of the whole. It would cost a second accumulator of a tile's width and an addition of
-``128 x D`` floats to memory per tile: at D = 128 that is 128 KiB moved per 12.6 MFLOP, 6 TB/s at
-an H100's 600 TFLOP/s, above what its L2 delivers; and, without atomics, one N x D float32 buffer
-per group. :func:`kernels.ntxent.triton_plan.flop_count` counts it all.
-
-Shapes: M rows against N columns, D dimensions, m x n a tile, S slots. See ``blocked.py`` for the
-functions' contract.
+Shapes: M rows against N columns, D dimensions, m x n a tile, k a chunk of the dimensions. ``rows``
+and ``columns`` are matrices of unit rows: (pointer, count, stride).
 """
 
-import math
-from typing import Any, NamedTuple
+# mypy: disable-error-code="no-untyped-def"
+# Types of a kernel's arguments are Triton's, not Python's.
 
-import torch
-from torch.nn.functional import pad
-from triton.runtime.interpreter import InterpretedFunction
+import triton
+import triton.language as tl
 
-from kernels.ntxent.triton_device import cross_kernel, gradient_kernel, own_block_kernel
-from kernels.ntxent.triton_plan import (
-    TRITON_DTYPE,
-    TileConfig,
-    TileConfigs,
-    blocks_of,
-    compile_cases,
-    tile_config,
-)
+__all__ = ["gradient_kernel", "own_block_kernel", "rectangle_kernel"]
 
-__all__ = [
-    "compile_cases",
-    "cross_gradient",
-    "cross_statistics",
-    "row_gradient",
-    "row_logsumexp",
-    "row_statistics",
-    "unsupported",
-]
-
-MAX_DIMENSIONS = 512
-MAX_GROUPS = 64
-# Programs that fill any GPU up to B200's 148 multiprocessors twice. Not asked of the device: the
-# order of a sum must not depend on it.
-PROGRAMS = 296
-# 2 * 41 * log2(e) < 120 with the rounding of 16-bit unit rows: exponents stay normal numbers.
-BOUNDED_INVERSE_TEMPERATURE = 40.0
-
-_INTERPRETED = isinstance(own_block_kernel, InterpretedFunction)
+LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
-def unsupported(device: torch.device, dtype: torch.dtype, size_d: int) -> str | None:
-    """What keeps these kernels from such rows, as a phrase; ``None`` where nothing does."""
-    if device.type != "cuda" and not _INTERPRETED:
-        return f"Triton needs a CUDA device, the rows are on {device.type}"
-    if dtype not in TRITON_DTYPE:
-        return f"the Triton kernels take bfloat16, float16 and float32, not {dtype}"
-    if not 1 <= size_d <= MAX_DIMENSIONS:
-        return f"the Triton kernels take 1 to {MAX_DIMENSIONS} dimensions, not {size_d}"
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
-        return "the Triton kernels need compute capability 8.0 (A100) or newer"
-    return None
+@triton.jit
+def _load(matrix, first, first_d, SIZE_D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Rows and dimensions from ``first, first_d`` as ``(BLOCK, BLOCK_D)``, zeros beyond them."""
+    pointer, count, stride = matrix
+    row = tl.arange(0, BLOCK)
+    d = first_d + tl.arange(0, BLOCK_D)
+    inside = (row < count - first)[:, None]
+    if SIZE_D % BLOCK_D != 0:
+        inside = inside & (d < SIZE_D)[None, :]
+    # 64 bits for where the tile begins: N * D may pass 2^31, offsets within a tile do not.
+    base = pointer + tl.cast(first, tl.int64) * stride
+    return tl.load(base + row[:, None] * stride + d[None, :], mask=inside, other=0.0)
 
 
-def row_logsumexp(
-    all_ND: torch.Tensor, own: slice, inv_temperature: float, block_size: int | None = None
-) -> torch.Tensor:
-    """``log sum_{j != i} exp(u_i . u_j / tau)`` for the own rows i, over all rows j.
+@triton.jit
+def _products(
+    rows_mk,
+    rows,
+    first_row,
+    columns,
+    first_column,
+    SIZE_D: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """``u_i . v_j`` of a tile, and the first ``CHUNK`` dimensions of its columns.
 
-    As :func:`kernels.ntxent.blocked.row_logsumexp`, for unit rows on CUDA.
-
-    Args:
-        all_ND: unit rows of all ranks, bfloat16, float16 or float32, D up to 512. They are copied
-            where D or the distance of rows is no multiple of 16 or a row's elements are strided.
-        own: this rank's rows among them.
-        inv_temperature: 1 / tau.
-        block_size: rows and columns of a tile, a power of two from 16 to 128; ``None`` takes
-            :func:`kernels.ntxent.triton_plan.tile_config`'s.
-
-    Returns:
-        ``(M,)`` float32.
-
-    Raises:
-        ValueError: device, dtype, dimensions or block size are not supported.
+    ``rows_mk`` are those of its rows. Where they are not all, for float32 rows fill the registers,
+    rows and columns are read a chunk at a time.
     """
-    return row_statistics(all_ND, own, inv_temperature, block_size=block_size)[0]
+    columns_nk = _load(columns, first_column, 0, SIZE_D, BLOCK_N, CHUNK)
+    if CHUNK >= SIZE_D:
+        products_mn = tl.dot(rows_mk, tl.trans(columns_nk), input_precision=PRECISION)
+    else:
+        products_mn = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        for first_d in range(0, SIZE_D, CHUNK):
+            more_mk = _load(rows, first_row, first_d, SIZE_D, BLOCK_M, CHUNK)
+            more_nk = _load(columns, first_column, first_d, SIZE_D, BLOCK_N, CHUNK)
+            products_mn = tl.dot(more_mk, tl.trans(more_nk), products_mn, input_precision=PRECISION)
+    return products_mn, columns_nk
 
 
-def row_statistics(
-    all_ND: torch.Tensor,
-    own: slice,
-    inv_temperature: float,
-    positive_M: torch.Tensor | None = None,
-    block_size: int | None = None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """:func:`row_logsumexp`, and each row's largest logit but its positive's, in the same pass.
+@triton.jit
+def _nothing(BLOCK: tl.constexpr):
+    """Statistics of no logits: sums of ``exp2``, their maxima, largest logits of negatives."""
+    lowest = tl.full((BLOCK,), float("-inf"), tl.float32)
+    return tl.zeros((BLOCK,), tl.float32), lowest, lowest
 
-    A row is told from its negatives ("top-1") where its positive's logit is the larger one.
 
-    Args:
-        all_ND: as in :func:`row_logsumexp`.
-        own: as there.
-        inv_temperature: as there.
-        positive_M: int64, each own row's positive, counted from the first own row; the positive of
-            a row's positive is the row.
-        block_size: as there.
+@triton.jit
+def _add_tile(total, maximum, logits_mn, shift, AXIS: tl.constexpr, ONLINE: tl.constexpr):
+    """Sums and maxima with a tile's logits along ``AXIS`` added.
 
-    Returns:
-        ``(M,)`` float32 log-sum-exps, and ``(M,)`` float32 rivals' logits, ``None`` without
-        ``positive_M``.
+    Sums are relative to their maximum; with ``ONLINE`` off to ``shift``, which no logit exceeds,
+    and the maxima are not kept.
     """
-    rows_MD = all_ND[own]
-    statistics = [_own_block(_checked(rows_MD), inv_temperature, positive_M, block_size)]
-    for columns in (all_ND[: own.start], all_ND[own.stop :]):
-        if len(columns):
-            # No column there is a positive: -1 is no index.
-            nowhere = None if positive_M is None else torch.full_like(positive_M, -1)
-            statistics.append(
-                cross_statistics(rows_MD, columns, inv_temperature, nowhere, block_size)
-            )
-    lse_M, rival_M = statistics[0]
-    for other_lse_M, other_rival_M in statistics[1:]:
-        lse_M = torch.logaddexp(lse_M, other_lse_M)
-        if rival_M is not None and other_rival_M is not None:
-            rival_M = torch.maximum(rival_M, other_rival_M)
-    return lse_M, rival_M
+    if ONLINE:
+        larger = tl.maximum(maximum, tl.max(logits_mn, AXIS))
+        # No logit yet: any finite reference gives the sum 0, where -inf - -inf would be NaN.
+        reference = tl.where(larger == float("-inf"), 0.0, larger)
+        weights_mn = tl.exp2(logits_mn - tl.expand_dims(reference, AXIS))
+        total = total * tl.exp2(maximum - reference) + tl.sum(weights_mn, AXIS)
+        maximum = larger
+    else:
+        total += tl.sum(tl.exp2(logits_mn - shift), AXIS)
+    return total, maximum
 
 
-def cross_statistics(
-    rows_MD: torch.Tensor,
-    columns_ND: torch.Tensor,
-    inv_temperature: float,
-    positive_M: torch.Tensor | None = None,
-    block_size: int | None = None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """``log sum_j exp(u_i . v_j / tau)``, and each row's largest logit but its positive's.
+@triton.jit
+def _add_to_slot(slots, index, inside, total, maximum, hardest, ONLINE: tl.constexpr):
+    """Add statistics to those in memory. Only this program touches these addresses."""
+    sums, maxima, hardests = slots
+    before = tl.load(sums + index, mask=inside, other=0.0)
+    if ONLINE:
+        maximum_before = tl.load(maxima + index, mask=inside, other=float("-inf"))
+        larger = tl.maximum(maximum, maximum_before)
+        reference = tl.where(larger == float("-inf"), 0.0, larger)
+        total = total * tl.exp2(maximum - reference)
+        before = before * tl.exp2(maximum_before - reference)
+        tl.store(maxima + index, larger, mask=inside)
+    tl.store(sums + index, before + total, mask=inside)
+    hardest_before = tl.load(hardests + index, mask=inside, other=float("-inf"))
+    tl.store(hardests + index, tl.maximum(hardest, hardest_before), mask=inside)
 
-    As :func:`kernels.ntxent.rectangle.cross_statistics`; limits as in :func:`row_logsumexp`.
 
-    Args:
-        rows_MD: unit rows: queries.
-        columns_ND: unit rows of the same dtype: keys.
-        inv_temperature: 1 / tau.
-        positive_M: int64, each row's positive among the columns; -1 where it is none of them.
-        block_size: as in :func:`row_logsumexp`.
+@triton.jit(do_not_specialize=["row_count", "share"])
+def own_block_kernel(
+    row_pointer,
+    positive,
+    sums,
+    maxima,
+    hardests,
+    row_count,
+    row_stride,
+    scale,
+    share,
+    SIZE_D: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    ONLINE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Statistics of ``scale u_i . u_j``, j != i, of all rows, from the upper triangle of tiles.
 
-    Returns:
-        As :func:`row_statistics`.
+    A program has two groups of ``share`` blocks of rows.
     """
-    rows_MD, columns_ND = _checked_pair(rows_MD, columns_ND)
-    config = _configs(rows_MD, block_size).cross
-    grid, per_split = _grid(len(rows_MD), len(columns_ND), config)
-    partial = _Partial.empty(grid[1], rows_MD, inv_temperature, positive_M)
-    if rows_MD.numel() and len(columns_ND):
-        _launch(
-            cross_kernel,
-            grid,
-            config,
-            rows=rows_MD,
-            columns=columns_ND,
-            **partial.arguments(positive_M),
-            row_count=len(rows_MD),
-            column_count=len(columns_ND),
-            row_stride=rows_MD.stride(0),
-            column_stride=columns_ND.stride(0),
-            scale=inv_temperature / math.log(2),
-            columns_per_split=per_split,
-            **_constants(rows_MD, config, partial.online),
-            BLOCK_M=config.rows,
-            BLOCK_N=config.columns,
-            RIVAL=positive_M is not None,
-        )
-    return partial.combine(inv_temperature)
-
-
-def _own_block(
-    rows_MD: torch.Tensor,
-    inv_temperature: float,
-    positive_M: torch.Tensor | None,
-    block_size: int | None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    configs = _configs(rows_MD, block_size)
-    light = inv_temperature <= BOUNDED_INVERSE_TEMPERATURE and positive_M is None
-    config = configs.own_block_light if light else configs.own_block
-    blocks = blocks_of(len(rows_MD), config.rows)
-    per_group = max(1, blocks_of(blocks, MAX_GROUPS))
-    groups = blocks_of(blocks, per_group)
-    partial = _Partial.empty(groups, rows_MD, inv_temperature, positive_M)
-    if len(rows_MD):
-        _launch(
-            own_block_kernel,
-            (groups, groups),
-            config,
-            unit=rows_MD,
-            **partial.arguments(positive_M),
-            count=len(rows_MD),
-            stride=rows_MD.stride(0),
-            scale=inv_temperature / math.log(2),
-            blocks_per_group=per_group,
-            **_constants(rows_MD, config, partial.online),
-            BLOCK=config.rows,
-            RIVAL=positive_M is not None,
-        )
-    return partial.combine(inv_temperature)
-
-
-class _Partial(NamedTuple):
-    """Statistics by slot, each ``(S, M)``, in powers of two, neutral until written."""
-
-    sums: torch.Tensor
-    maxima: torch.Tensor | None
-    rivals: torch.Tensor | None
-
-    @classmethod
-    def empty(
-        cls,
-        slots: int,
-        rows_MD: torch.Tensor,
-        inv_temperature: float,
-        positive_M: torch.Tensor | None,
-    ) -> "_Partial":
-        shape = (max(1, slots), len(rows_MD))
-        zeros = torch.zeros(shape, device=rows_MD.device, dtype=torch.float32)
-        online = inv_temperature > BOUNDED_INVERSE_TEMPERATURE
-        return cls(
-            zeros,
-            torch.full_like(zeros, float("-inf")) if online else None,
-            None if positive_M is None else torch.full_like(zeros, float("-inf")),
-        )
-
-    @property
-    def online(self) -> bool:
-        return self.maxima is not None
-
-    def arguments(self, positive_M: torch.Tensor | None) -> dict[str, torch.Tensor]:
-        """The kernels' pointers; those that its switches leave unused point to the sums."""
-        return {
-            "positive": self.sums if positive_M is None else positive_M.contiguous(),
-            "sums": self.sums,
-            "maxima": self.sums if self.maxima is None else self.maxima,
-            "rivals": self.sums if self.rivals is None else self.rivals,
-        }
-
-    def combine(self, inv_temperature: float) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Natural log-sum-exps and rivals' logits, ``(M,)``."""
-        if self.maxima is None:
-            lse_M = self.sums.sum(0).log() + inv_temperature
-        else:
-            lse_M = (self.sums.log() + self.maxima * math.log(2)).logsumexp(0)
-        return lse_M, None if self.rivals is None else self.rivals.amax(0) * math.log(2)
-
-
-def row_gradient(
-    all_ND: torch.Tensor,
-    own: slice,
-    lse_N: torch.Tensor,
-    inv_temperature: float,
-    block_size: int | None = None,
-) -> torch.Tensor:
-    """``sum_{j != i} (p_ij + p_ji) u_j`` for the own rows i, ``(M, D)`` float32.
-
-    As :func:`kernels.ntxent.blocked.row_gradient`; limits as in :func:`row_logsumexp`.
-    """
-    return _gradient(all_ND[own], all_ND, lse_N[own], lse_N, own.start, inv_temperature, block_size)
-
-
-def cross_gradient(
-    rows_MD: torch.Tensor,
-    columns_ND: torch.Tensor,
-    lse_M: torch.Tensor,
-    inv_temperature: float,
-    block_size: int | None = None,
-) -> torch.Tensor:
-    """``sum_j exp(u_i . v_j / tau - lse_i) v_j`` over all columns j, ``(M, D)`` float32.
-
-    As :func:`kernels.ntxent.rectangle.cross_gradient`; limits as in :func:`row_logsumexp`.
-    """
-    return _gradient(rows_MD, columns_ND, lse_M, None, 0, inv_temperature, block_size)
-
-
-def _gradient(
-    rows_MD: torch.Tensor,
-    columns_ND: torch.Tensor,
-    lse_M: torch.Tensor,
-    lse_N: torch.Tensor | None,
-    own_start: int,
-    inv_temperature: float,
-    block_size: int | None,
-) -> torch.Tensor:
-    dimensions = rows_MD.shape[1]
-    rows_MD, columns_ND = _checked_pair(rows_MD, columns_ND)
-    lse_M = lse_M.clone()  # aligned, which a slice of all ranks' need not be
-    size_d = rows_MD.shape[1]  # padded
-    config = _configs(rows_MD, block_size).gradient
-    grid, per_split = _grid(len(rows_MD), len(columns_ND), config)
-    shape = (max(1, grid[1]), len(rows_MD), size_d)
-    partial_SMD = torch.zeros(shape, device=rows_MD.device, dtype=torch.float32)
-    if rows_MD.numel() and len(columns_ND):
-        _launch(
-            gradient_kernel,
-            (*grid, blocks_of(size_d, config.chunk)),
-            config,
-            rows=rows_MD,
-            columns=columns_ND,
-            row_lse=lse_M,
-            column_lse=lse_M if lse_N is None else lse_N.contiguous(),
-            gradient=partial_SMD,
-            row_count=len(rows_MD),
-            column_count=len(columns_ND),
-            row_stride=rows_MD.stride(0),
-            column_stride=columns_ND.stride(0),
-            own_start=own_start,
-            scale=inv_temperature / math.log(2),
-            columns_per_split=per_split,
-            **_constants(rows_MD, config, inv_temperature > BOUNDED_INVERSE_TEMPERATURE),
-            BLOCK_M=config.rows,
-            BLOCK_N=config.columns,
-            TWO_SIDED=lse_N is not None,
-            EXCLUDE_SELF=lse_N is not None,
-        )
-    gradient_MD = partial_SMD[0] if len(partial_SMD) == 1 else partial_SMD.sum(0)
-    return gradient_MD[:, :dimensions].contiguous()
-
-
-def _checked_pair(
-    rows_MD: torch.Tensor, columns_ND: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    if (rows_MD.dtype, rows_MD.shape[1]) != (columns_ND.dtype, columns_ND.shape[1]):
-        raise ValueError(
-            f"ntxent: rows of {rows_MD.shape[1]} {rows_MD.dtype} against columns of "
-            f"{columns_ND.shape[1]} {columns_ND.dtype}"
-        )
-    return _checked(rows_MD), _checked(columns_ND)
-
-
-def _checked(rows: torch.Tensor) -> torch.Tensor:
-    """Rows that the kernels can read 16 bytes at a time, copied and padded with zeros if need be.
-
-    Unaligned loads take registers until they spill; a copy is nothing beside N products per row.
-    """
-    reason = unsupported(rows.device, rows.dtype, rows.shape[1])
-    if reason is not None:
-        raise ValueError(f"ntxent: {reason}; use implementation='auto'")
-    if rows.shape[1] % 16:
-        return pad(rows, (0, -rows.shape[1] % 16))
-    aligned = rows.stride(1) == 1 and rows.stride(0) % 16 == 0 and rows.data_ptr() % 16 == 0
-    return rows if aligned else rows.clone(memory_format=torch.contiguous_format)
-
-
-def _configs(rows_MD: torch.Tensor, block_size: int | None) -> TileConfigs:
-    on_gpu = rows_MD.is_cuda
-    capability = torch.cuda.get_device_capability(rows_MD.device) if on_gpu else (9, 0)
-    configs = tile_config(rows_MD.shape[1], rows_MD.dtype, capability)
-    if block_size is None:
-        return configs
-    if block_size not in (16, 32, 64, 128):
-        raise ValueError(f"ntxent: a Triton tile has 16, 32, 64 or 128 rows, not {block_size}")
-    return TileConfigs(*(c._replace(rows=block_size, columns=block_size) for c in configs))
-
-
-def _grid(rows: int, columns: int, config: TileConfig) -> tuple[tuple[int, int], int]:
-    """Blocks of rows and splits of the columns, and the columns of one split."""
-    row_blocks, column_blocks = blocks_of(rows, config.rows), blocks_of(columns, config.columns)
-    wanted = max(1, min(column_blocks, blocks_of(PROGRAMS, max(1, row_blocks))))
-    per_split = max(1, blocks_of(column_blocks, wanted)) * config.columns
-    return (row_blocks, blocks_of(columns, per_split)), per_split
-
-
-def _constants(rows_MD: torch.Tensor, config: TileConfig, online: bool) -> dict[str, Any]:
-    return {
-        "SIZE_D": rows_MD.shape[1],
-        "CHUNK": config.chunk,
-        "ONLINE": online,
-        "PRECISION": _precision(rows_MD.dtype),
-        "UPCAST": _INTERPRETED and rows_MD.dtype == torch.bfloat16,
-    }
-
-
-def _precision(dtype: torch.dtype) -> str:
-    """How float32 factors are multiplied; 16-bit ones have no choice.
-
-    ``torch.set_float32_matmul_precision("high")`` allows TF32's 10 bits; without it three TF32
-    passes give float32's 23, where ``"ieee"`` would leave the tensor cores idle and spill.
-    """
-    if dtype != torch.float32:
-        return "ieee"
-    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
-
-
-def _launch(kernel: Any, grid: tuple[int, ...], config: TileConfig, **arguments: Any) -> None:
-    device = next(v.device for v in arguments.values() if isinstance(v, torch.Tensor))
-    if device.type != "cuda":
-        kernel[grid](**arguments)
+    upper = tl.program_id(0)
+    right = tl.program_id(1)
+    if upper > right:
         return
-    with torch.cuda.device(device):
-        kernel[grid](**arguments, num_warps=config.warps, num_stages=config.stages)
+    rows = (row_pointer, row_count, row_stride)
+    slots = (sums, maxima, hardests)
+    blocks = tl.cdiv(row_count, BLOCK_M)
+    last_row_block = tl.minimum((upper + 1) * share, blocks)
+    last_column_block = tl.minimum((right + 1) * share, blocks)
+    slot_of_rows = tl.cast(right, tl.int64) * row_count
+    slot_of_columns = tl.cast(upper, tl.int64) * row_count
+    for row_block in range(upper * share, last_row_block):
+        first_row = row_block * BLOCK_M
+        row = first_row + tl.arange(0, BLOCK_M)
+        rows_mk = _load(rows, first_row, 0, SIZE_D, BLOCK_M, CHUNK)
+        total, maximum, hardest = _nothing(BLOCK_M)
+        positive_m = tl.load(positive + row, mask=row < row_count, other=-1)
+        for column_block in range(tl.maximum(row_block, right * share), last_column_block):
+            first = column_block * BLOCK_M
+            column = first + tl.arange(0, BLOCK_M)
+            logits_mn, _ = _products(
+                rows_mk, rows, first_row, rows, first, SIZE_D, CHUNK, BLOCK_M, BLOCK_M, PRECISION
+            )
+            logits_mn *= scale
+            pair = (row < row_count)[:, None] & (column < row_count)[None, :]
+            pair = pair & (row[:, None] != column[None, :])
+            logits_mn = tl.where(pair, logits_mn, float("-inf"))
+            # On the diagonal the tile is its own transpose: its rows are its columns.
+            mirrored = (column < row_count) & (column_block != row_block)
+            total, maximum = _add_tile(total, maximum, logits_mn, scale, 1, ONLINE)
+            total_n, maximum_n, _ = _nothing(BLOCK_M)
+            total_n, maximum_n = _add_tile(total_n, maximum_n, logits_mn, scale, 0, ONLINE)
+            # A row's positive has that row as its own: this hides those of the transpose too. Not
+            # before the sums: a second tile would take registers.
+            positives_mn = positive_m[:, None] == column[None, :]
+            negatives_mn = tl.where(positives_mn, float("-inf"), logits_mn)
+            hardest = tl.maximum(hardest, tl.max(negatives_mn, 1))
+            hardest_n = tl.max(negatives_mn, 0)
+            _add_to_slot(
+                slots, slot_of_columns + column, mirrored, total_n, maximum_n, hardest_n, ONLINE
+            )
+        # Within a group these rows were columns before: other threads may have written their slot.
+        tl.debug_barrier()
+        _add_to_slot(slots, slot_of_rows + row, row < row_count, total, maximum, hardest, ONLINE)
+        tl.debug_barrier()
+
+
+@triton.jit(do_not_specialize=["row_count", "column_count"])
+def rectangle_kernel(
+    row_pointer,
+    column_pointer,
+    positive,
+    sums,
+    maxima,
+    hardests,
+    row_count,
+    column_count,
+    row_stride,
+    column_stride,
+    scale,
+    share,
+    SIZE_D: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    ONLINE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Statistics of ``scale u_i . v_j`` of a block of rows over ``share`` columns."""
+    split = tl.program_id(1)
+    first_row = tl.program_id(0) * BLOCK_M
+    row = first_row + tl.arange(0, BLOCK_M)
+    rows = (row_pointer, row_count, row_stride)
+    columns = (column_pointer, column_count, column_stride)
+    rows_mk = _load(rows, first_row, 0, SIZE_D, BLOCK_M, CHUNK)
+    total, maximum, hardest = _nothing(BLOCK_M)
+    positive_m = tl.load(positive + row, mask=row < row_count, other=-1)
+    begin = split * share
+    end = tl.minimum(begin + share, column_count)
+    for first in range(begin, end, BLOCK_N):
+        column = first + tl.arange(0, BLOCK_N)
+        logits_mn, _ = _products(
+            rows_mk, rows, first_row, columns, first, SIZE_D, CHUNK, BLOCK_M, BLOCK_N, PRECISION
+        )
+        logits_mn *= scale
+        logits_mn = tl.where((column < column_count)[None, :], logits_mn, float("-inf"))
+        total, maximum = _add_tile(total, maximum, logits_mn, scale, 1, ONLINE)
+        negatives_mn = tl.where(positive_m[:, None] == column[None, :], float("-inf"), logits_mn)
+        hardest = tl.maximum(hardest, tl.max(negatives_mn, 1))
+    index = tl.cast(split, tl.int64) * row_count + row
+    tl.store(sums + index, total, mask=row < row_count)
+    if ONLINE:
+        tl.store(maxima + index, maximum, mask=row < row_count)
+    tl.store(hardests + index, hardest, mask=row < row_count)
+
+
+@triton.jit(do_not_specialize=["row_count", "column_count", "own_start"])
+def gradient_kernel(
+    row_pointer,
+    column_pointer,
+    row_lse,
+    column_lse,
+    gradient,
+    row_count,
+    column_count,
+    row_stride,
+    column_stride,
+    own_start,
+    scale,
+    share,
+    SIZE_D: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    OWN: tl.constexpr,
+    ONLINE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """``sum_j w_ij v_j`` of a block of rows over ``share`` columns, ``CHUNK`` dimensions.
+
+    ``w_ij = exp(s_ij - lse_i)``. With ``OWN`` row i is column ``own_start + i``, which is left out,
+    and the weights are ``exp(s_ij - lse_i) + exp(s_ij - lse_j)``.
+    """
+    split = tl.program_id(1)
+    first_row = tl.program_id(0) * BLOCK_M
+    row = first_row + tl.arange(0, BLOCK_M)
+    rows = (row_pointer, row_count, row_stride)
+    columns = (column_pointer, column_count, column_stride)
+    rows_mk = _load(rows, first_row, 0, SIZE_D, BLOCK_M, CHUNK)
+    lse_m = tl.load(row_lse + row, mask=row < row_count, other=0.0) * LOG2_E
+    if not ONLINE:
+        factor_m = tl.exp2(scale - lse_m)
+    first_d = tl.program_id(2) * CHUNK
+    gradient_mk = tl.zeros((BLOCK_M, CHUNK), tl.float32)
+    begin = split * share
+    end = tl.minimum(begin + share, column_count)
+    for first in range(begin, end, BLOCK_N):
+        column = first + tl.arange(0, BLOCK_N)
+        logits_mn, columns_nk = _products(
+            rows_mk, rows, first_row, columns, first, SIZE_D, CHUNK, BLOCK_M, BLOCK_N, PRECISION
+        )
+        logits_mn *= scale
+        if OWN:
+            lse_n = tl.load(column_lse + column, mask=column < column_count, other=0.0) * LOG2_E
+        if ONLINE:
+            weight_mn = tl.exp2(logits_mn - lse_m[:, None])
+            if OWN:
+                weight_mn += tl.exp2(logits_mn - lse_n[None, :])
+        else:
+            weight_mn = tl.exp2(logits_mn - scale)
+            if OWN:
+                weight_mn = weight_mn * (factor_m[:, None] + tl.exp2(scale - lse_n)[None, :])
+            else:
+                weight_mn = weight_mn * factor_m[:, None]
+        pair = (column < column_count)[None, :]
+        if OWN:
+            pair = pair & (row[:, None] + own_start != column[None, :])
+        weight_mn = tl.where(pair, weight_mn, 0.0)
+        if CHUNK < SIZE_D:
+            columns_nk = _load(columns, first, first_d, SIZE_D, BLOCK_N, CHUNK)
+        gradient_mk = tl.dot(
+            weight_mn.to(columns_nk.dtype), columns_nk, gradient_mk, input_precision=PRECISION
+        )
+    d = first_d + tl.arange(0, CHUNK)
+    base = gradient + (tl.cast(split, tl.int64) * row_count + first_row) * SIZE_D
+    offset = tl.arange(0, BLOCK_M)[:, None] * SIZE_D + d[None, :]
+    tl.store(base + offset, gradient_mk, mask=(row < row_count)[:, None] & (d < SIZE_D)[None, :])

@@ -17,7 +17,7 @@ from data_pipeline.augment import (
     draw_parameters,
     mocov3_views,
 )
-from kernels import choice
+from kernels import dispatch
 from kernels.augment import (
     Column,
     Jitter,
@@ -193,15 +193,15 @@ def test_a_blur_too_narrow_to_see_is_left_out() -> None:
 
 @pytest.fixture
 def _forget() -> Iterator[None]:
-    choice.forget()
+    dispatch.forget()
     yield
-    choice.forget()
+    dispatch.forget()
 
 
 @pytest.mark.usefixtures("_forget")
 def test_the_choice_is_recorded() -> None:
     run(crops(1, 3, 3), identity_table(1))
-    assert "augment: triton: as asked" in choice.explain()
+    assert "augment: triton: as asked" in dispatch.explain()
 
 
 # --- parameters drawn by the kernel -------------------------------------------------------------

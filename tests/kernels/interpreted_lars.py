@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from kernels import choice
+from kernels import dispatch
+from kernels import multi_tensor as multi
 from kernels.ema import ema_update_
 from kernels.lars import Settings, Variant, lars_update_
-from kernels.lars import multi_tensor as multi
 from kernels.lars import triton_kernels as kernels
 from trainer.optim.lars import LARS
 from trainer.optim.optimizers import apply_update, gradient_norm
@@ -278,12 +278,12 @@ def test_wrong_tensors_are_refused() -> None:
 
 
 def test_the_choice_is_recorded() -> None:
-    choice.forget()
+    dispatch.forget()
     train("triton", range(1))
     ema_update_([torch.ones(3)], [torch.ones(3)], 0.5, "triton")
-    assert "lars: triton: as asked" in choice.explain()
-    assert "ema: triton: as asked" in choice.explain()
-    choice.forget()
+    assert "lars: triton: as asked" in dispatch.explain()
+    assert "ema: triton: as asked" in dispatch.explain()
+    dispatch.forget()
 
 
 # --- the key encoder ----------------------------------------------------------------------------

@@ -14,15 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from triton.runtime.interpreter import interpreter_builder
 
-from kernels import choice
-from kernels.ntxent import (
-    blocked,
-    info_nce_and_accuracy,
-    nt_xent,
-    nt_xent_and_accuracy,
-    rectangle,
-)
-from kernels.ntxent import triton_kernels as kernels
+from kernels import dispatch
+from kernels.ntxent import cpu, info_nce, nt_xent
+from kernels.ntxent import triton as kernels
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ONLINE = 100.0  # 1 / 0.01: beyond what one shift for all rows can hold
@@ -40,6 +34,36 @@ def _rows(
     half = count // 2
     rows[half : 2 * half] = 0.7 * rows[:half] + 0.5 * rows[half : 2 * half]
     return torch.nn.functional.normalize(rows, dim=1).to(dtype)
+
+
+def _statistics(
+    all_ND: torch.Tensor,
+    own: slice,
+    inv_t: float,
+    block: int | None = None,
+    positive_M: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the own rows over all rows, from the own block and what is left and right of it."""
+    rows = all_ND[own]
+    nowhere_M = torch.full((len(rows),), -1)
+    positive_M = nowhere_M if positive_M is None else positive_M
+    options: dict[str, Any] = {"inv_temperature": inv_t, "block_size": block}
+    lse_M, hardest_M = kernels.statistics(rows, rows, positive_M, symmetric=True, **options)
+    for others in (all_ND[: own.start], all_ND[own.stop :]):
+        other_lse_M, other_hardest_M = kernels.statistics(rows, others, nowhere_M, **options)
+        lse_M = torch.logaddexp(lse_M, other_lse_M)
+        hardest_M = torch.maximum(hardest_M, other_hardest_M)
+    return lse_M, hardest_M
+
+
+def _lse(all_ND: torch.Tensor, own: slice, inv_t: float, block: int | None = None) -> torch.Tensor:
+    return _statistics(all_ND, own, inv_t, block)[0]
+
+
+def _gradient(
+    all_ND: torch.Tensor, own: slice, lse_N: torch.Tensor, inv_t: float, block: int | None = None
+) -> torch.Tensor:
+    return kernels.gradient(all_ND[own], all_ND, lse_N, inv_t, own=own, block_size=block)
 
 
 def _exact_logits(rows: torch.Tensor, columns: torch.Tensor, inv_t: float) -> torch.Tensor:
@@ -75,8 +99,8 @@ def _plain_own(
 def _check_own(all_ND: torch.Tensor, own: slice, inv_t: float, block: int | None) -> None:
     exact_lse_N, _, exact_gradient = _exact_own(all_ND, own, inv_t)
     plain_lse, plain_gradient = _plain_own(all_ND, own, exact_lse_N, inv_t)
-    lse_M = kernels.row_logsumexp(all_ND, own, inv_t, block)
-    gradient = kernels.row_gradient(all_ND, own, exact_lse_N.float(), inv_t, block)
+    lse_M = _lse(all_ND, own, inv_t, block)
+    gradient = _gradient(all_ND, own, exact_lse_N.float(), inv_t, block)
     assert lse_M.dtype == gradient.dtype == torch.float32
     assert lse_M.shape == (own.stop - own.start,)
     assert _error(lse_M, exact_lse_N[own]) <= 2 * _error(plain_lse, exact_lse_N[own]) + FLOOR
@@ -163,24 +187,24 @@ def test_no_two_programs_write_to_one_address(
         assert all(len(owners) == 1 for owners in writers.values())
         writers.clear()
 
-    lse_N, _ = kernels.row_statistics(rows, every, inv_t, torch.arange(100).roll(50), 16)
+    positive = torch.arange(100).roll(50)
+    lse_N, _ = kernels.statistics(rows, rows, positive, inv_t, symmetric=True, block_size=16)
     check()
-    kernels.cross_statistics(rows, rows, inv_t, None, 16)
+    kernels.statistics(rows, rows, positive, inv_t, block_size=16)
     check()
-    kernels.row_gradient(rows, every, lse_N, inv_t, 16)
+    _gradient(rows, every, lse_N, inv_t, 16)
     check()
 
 
 @pytest.mark.parametrize("inv_t", [BOUNDED, ONLINE])
-def test_rivals_are_the_largest_logits_but_the_positive(inv_t: float) -> None:
+def test_hardest_negatives_are_the_largest_logits_but_the_positive(inv_t: float) -> None:
     all_ND, own = _rows(60, 24), slice(10, 50)
     positive = torch.arange(40).roll(20)
-    lse_M, rival_M = kernels.row_statistics(all_ND, own, inv_t, positive, 16)
+    lse_M, hardest_M = _statistics(all_ND, own, inv_t, 16, positive)
     _, logits, _ = _exact_own(all_ND, own, inv_t)
     assert torch.allclose(lse_M.double(), logits.logsumexp(1), rtol=1e-5)
     expected = logits.scatter(1, positive[:, None] + own.start, -math.inf).amax(1)
-    assert rival_M is not None
-    assert torch.allclose(rival_M.double(), expected, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(hardest_M.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -192,14 +216,14 @@ def test_rows_against_other_columns(
     queries, keys = _rows(rows, dim, dtype, seed=1), _rows(columns, dim, dtype, seed=2)
     positive = torch.arange(rows) % columns
     exact = _exact_logits(queries, keys, inv_t)
-    lse_M, rival_M = kernels.cross_statistics(queries, keys, inv_t, positive, 16)
+    lse_M, hardest_M = kernels.statistics(queries, keys, positive, inv_t, block_size=16)
     plain = ((queries @ keys.T).float() * inv_t).logsumexp(1)
-    assert rival_M is not None
     assert _error(lse_M, exact.logsumexp(1)) <= 2 * _error(plain, exact.logsumexp(1)) + FLOOR
-    rivals = exact.scatter(1, positive[:, None], -math.inf).amax(1)
-    assert torch.allclose(rival_M.double(), rivals, atol=1e-5 * inv_t)
+    hardest = exact.scatter(1, positive[:, None], -math.inf).amax(1)
+    assert torch.allclose(hardest_M.double(), hardest, atol=1e-5 * inv_t)
     weights = (exact - exact.logsumexp(1, keepdim=True)).exp()
-    gradient = kernels.cross_gradient(queries, keys, exact.logsumexp(1).float(), inv_t, 16)
+    lse = exact.logsumexp(1).float()
+    gradient = kernels.gradient(queries, keys, lse, inv_t, block_size=16)
     plain_gradient = weights.to(dtype) @ keys
     floor = FLOOR * max(1.0, inv_t)
     exact_gradient = weights @ keys.double()
@@ -207,27 +231,26 @@ def test_rows_against_other_columns(
 
 
 def test_no_columns_sum_to_nothing() -> None:
-    lse_M, _ = kernels.cross_statistics(_rows(4, 8), _rows(0, 8), BOUNDED)
-    assert torch.equal(lse_M, torch.full((4,), -math.inf))
-    assert kernels.row_logsumexp(_rows(4, 8), slice(2, 2), BOUNDED).shape == (0,)
-    assert kernels.row_gradient(_rows(4, 8), slice(2, 2), torch.ones(4), BOUNDED).shape == (0, 8)
+    found = kernels.statistics(_rows(4, 8), _rows(0, 8), torch.zeros(4).long(), BOUNDED)
+    assert all(torch.equal(x, torch.full((4,), -math.inf)) for x in found)
+    assert _lse(_rows(4, 8), slice(2, 2), BOUNDED).shape == (0,)
+    assert _gradient(_rows(4, 8), slice(2, 2), torch.ones(4), BOUNDED).shape == (0, 8)
 
 
 def test_opposite_neighbours_lose_no_row_to_underflow() -> None:
     # As in test_ntxent: a maximum shared by a tile would turn a row's sum into log 0.
     z = torch.tensor([[[1.0, 0.0], [1.0, 0.0]], [[1.0, 0.0], [-1.0, 1e-3]]])
-    exact = nt_xent(z.double(), 0.01, implementation="reference")
-    assert nt_xent(z, 0.01, implementation="triton").item() == pytest.approx(exact.item(), rel=1e-5)
+    exact, _ = nt_xent(z.double(), 0.01, implementation="reference")
+    ours, _ = nt_xent(z, 0.01, implementation="triton")
+    assert ours.item() == pytest.approx(exact.item(), rel=1e-5)
 
 
 def test_the_shift_for_all_rows_holds_at_its_limit() -> None:
     # Two rows, opposite: every logit is as far below 1/tau as can be.
     rows = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
     inv_t = kernels.BOUNDED_INVERSE_TEMPERATURE
-    assert torch.allclose(
-        kernels.row_logsumexp(rows, slice(0, 2), inv_t), torch.tensor([-inv_t, -inv_t])
-    )
-    gradient = kernels.row_gradient(rows, slice(0, 2), torch.tensor([-inv_t, -inv_t]), inv_t)
+    assert torch.allclose(_lse(rows, slice(0, 2), inv_t), torch.tensor([-inv_t, -inv_t]))
+    gradient = _gradient(rows, slice(0, 2), torch.tensor([-inv_t, -inv_t]), inv_t)
     assert torch.allclose(gradient, -2 * rows, rtol=1e-4)
 
 
@@ -235,37 +258,35 @@ def test_the_shift_for_all_rows_holds_at_its_limit() -> None:
 def test_nan_is_passed_on_not_hidden(inv_t: float) -> None:
     rows = _rows(20, 8)
     rows[3, 1] = math.nan
-    assert kernels.row_logsumexp(rows, slice(0, 20), inv_t, 16).isnan().all()
+    assert _lse(rows, slice(0, 20), inv_t, 16).isnan().all()
 
 
 def test_strided_rows_give_the_same() -> None:
     rows = _rows(40, 24)
-    lse_N = kernels.row_logsumexp(rows, slice(0, 40), BOUNDED, 16)
-    gradient = kernels.row_gradient(rows, slice(0, 40), lse_N, BOUNDED, 16)
+    lse_N = _lse(rows, slice(0, 40), BOUNDED, 16)
+    gradient = _gradient(rows, slice(0, 40), lse_N, BOUNDED, 16)
     wide = torch.full((40, 31), math.nan)
     wide[:, 3:27] = rows
     for strided in (wide[:, 3:27], rows.T.contiguous().T):
         assert not strided.is_contiguous()
-        assert torch.equal(kernels.row_logsumexp(strided, slice(0, 40), BOUNDED, 16), lse_N)
-        assert torch.equal(
-            kernels.row_gradient(strided, slice(0, 40), lse_N, BOUNDED, 16), gradient
-        )
+        assert torch.equal(_lse(strided, slice(0, 40), BOUNDED, 16), lse_N)
+        assert torch.equal(_gradient(strided, slice(0, 40), lse_N, BOUNDED, 16), gradient)
 
 
 def test_the_same_input_gives_the_same_bits() -> None:
     rows = _rows(90, 24, torch.float16)
     for inv_t in (BOUNDED, ONLINE):
-        first, second = (kernels.row_logsumexp(rows, slice(0, 90), inv_t, 16) for _ in range(2))
+        first, second = (_lse(rows, slice(0, 90), inv_t, 16) for _ in range(2))
         assert torch.equal(first, second)
-        one, two = (kernels.row_gradient(rows, slice(0, 90), first, inv_t, 16) for _ in range(2))
+        one, two = (_gradient(rows, slice(0, 90), first, inv_t, 16) for _ in range(2))
         assert torch.equal(one, two)
 
 
-def test_own_block_and_cross_kernel_agree() -> None:
+def test_own_block_and_rectangle_kernel_agree() -> None:
     # The symmetric kernel against the plain one, which knows nothing of triangles and slots.
     rows = _rows(100, 16)
-    symmetric = kernels.row_logsumexp(rows, slice(0, 100), BOUNDED, 16)
-    plain, _ = kernels.cross_statistics(rows, rows, BOUNDED, None, 16)
+    symmetric = _lse(rows, slice(0, 100), BOUNDED, 16)
+    plain, _ = kernels.statistics(rows, rows, torch.zeros(100).long(), BOUNDED, block_size=16)
     itself = rows.square().sum(1) * BOUNDED
     assert torch.allclose(symmetric, plain + torch.log1p(-(itself - plain).exp()), atol=1e-5)
 
@@ -279,14 +300,14 @@ def test_own_block_and_cross_kernel_agree() -> None:
 )
 def test_what_is_not_supported_is_said(rows: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        kernels.row_logsumexp(rows, slice(0, 4), BOUNDED)
+        _lse(rows, slice(0, 4), BOUNDED)
 
 
 def test_other_mistakes_are_said() -> None:
     with pytest.raises(ValueError, match="128 rows, not 48"):
-        kernels.row_logsumexp(_rows(4, 8), slice(0, 4), BOUNDED, 48)
+        _lse(_rows(4, 8), slice(0, 4), BOUNDED, 48)
     with pytest.raises(ValueError, match="against columns of"):
-        kernels.cross_statistics(_rows(4, 8), _rows(4, 9), BOUNDED)
+        kernels.statistics(_rows(4, 8), _rows(4, 9), torch.zeros(4).long(), BOUNDED)
 
 
 def _value_and_gradient(z: torch.Tensor, loss: Any) -> tuple[float, torch.Tensor]:
@@ -303,20 +324,20 @@ def test_nt_xent_and_its_gradient(dtype: torch.dtype, temperature: float) -> Non
     # Unlike views: where all is learnt the gradient is the difference of equal numbers.
     z = torch.randn(2, 19, 20, generator=torch.Generator().manual_seed(0)).to(dtype)
     exact, exact_gradient = _value_and_gradient(
-        z.double(), lambda x: nt_xent(x, temperature, implementation="reference")
+        z.double(), lambda x: nt_xent(x, temperature, implementation="reference")[0]
     )
     plain, plain_gradient = _value_and_gradient(
-        z, lambda x: nt_xent(x, temperature, implementation="reference")
+        z, lambda x: nt_xent(x, temperature, implementation="reference")[0]
     )
     value, gradient = _value_and_gradient(
-        z, lambda x: nt_xent(x, temperature, implementation="triton", block_size=16)
+        z, lambda x: nt_xent(x, temperature, implementation="triton", block_size=16)[0]
     )
     assert abs(value - exact) <= 2 * abs(plain - exact) + 1e-5 * max(1, abs(exact))
     assert _error(gradient, exact_gradient) <= 2 * _error(plain_gradient, exact_gradient) + 1e-4
-    assert "ntxent: triton" in choice.explain()
+    assert "ntxent: triton" in dispatch.explain()
     near = torch.stack([z[0], z[1] + 0.7 * z[0]])
-    _, hits = nt_xent_and_accuracy(near.double(), temperature, implementation="reference")
-    _, ours = nt_xent_and_accuracy(near, temperature, implementation="triton", block_size=16)
+    _, hits = nt_xent(near.double(), temperature, implementation="reference")
+    _, ours = nt_xent(near, temperature, implementation="triton", block_size=16)
     assert 0 < hits < 1
     assert abs(ours - hits) <= 2 / 38  # rounding may decide a close one
 
@@ -327,8 +348,8 @@ def test_rows_that_overflow_are_passed_on_not_hidden(rows: int, temperature: flo
     z = torch.randn(2, 20, 20, generator=torch.Generator().manual_seed(0))
     z[:, :rows] *= 1e19
     losses: list[Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]] = [
-        lambda x: nt_xent_and_accuracy(x, temperature, implementation="triton"),
-        lambda x: info_nce_and_accuracy(x[0], x[1], temperature, implementation="triton"),
+        lambda x: nt_xent(x, temperature, implementation="triton"),
+        lambda x: info_nce(x[0], x[1], temperature, implementation="triton"),
     ]
     for loss in losses:
         leaf = z.clone().requires_grad_()
@@ -348,7 +369,7 @@ def test_info_nce_and_its_gradient(dtype: torch.dtype, with_queue: bool) -> None
 
     def loss(x: torch.Tensor, implementation: Any) -> torch.Tensor:
         wide = None if queue is None else queue.to(x.dtype)
-        value, accuracy = info_nce_and_accuracy(
+        value, accuracy = info_nce(
             x,
             keys.to(x.dtype),
             0.2,
@@ -368,18 +389,18 @@ def test_info_nce_and_its_gradient(dtype: torch.dtype, with_queue: bool) -> None
     assert hits[2].item() == pytest.approx(hits[0].item())
 
 
-def test_plain_torch_has_the_same_contract() -> None:
-    all_ND, own = _rows(50, 16), slice(10, 40)
-    lse_N = blocked.row_logsumexp(all_ND, slice(0, 50), BOUNDED)
-    assert torch.allclose(kernels.row_logsumexp(all_ND, own, BOUNDED), lse_N[own], atol=1e-5)
-    assert torch.allclose(
-        kernels.row_gradient(all_ND, own, lse_N, BOUNDED),
-        blocked.row_gradient(all_ND, own, lse_N, BOUNDED),
-        atol=1e-5,
-    )
-    ours = kernels.cross_statistics(all_ND[own], all_ND, BOUNDED, torch.arange(30))
-    theirs = rectangle.cross_statistics(all_ND[own], all_ND, BOUNDED, torch.arange(30))
-    for mine, plain in zip(ours, theirs):
-        assert mine is not None
-        assert plain is not None
-        assert torch.allclose(mine, plain, atol=1e-5)
+@pytest.mark.parametrize("inv_t", [BOUNDED, ONLINE])
+def test_plain_torch_has_the_same_contract(inv_t: float) -> None:
+    all_ND, own, positive = _rows(50, 16), slice(10, 40), torch.arange(30).roll(15)
+    rows = all_ND[own]
+    for columns, symmetric in ((rows, True), (all_ND, False)):
+        ours = kernels.statistics(rows, columns, positive, inv_t, symmetric=symmetric)
+        plain = cpu.statistics(rows, columns, positive, inv_t, symmetric=symmetric)
+        for mine, theirs in zip(ours, plain, strict=True):
+            assert torch.allclose(mine, theirs, atol=1e-6 * inv_t)
+    every = torch.zeros(50).long()
+    lse_N, _ = cpu.statistics(all_ND, all_ND, every, inv_t, symmetric=True)
+    for lse, place in ((lse_N, own), (lse_N[own], None)):
+        ours_MD = kernels.gradient(rows, all_ND, lse, inv_t, own=place)
+        plain_MD = cpu.gradient(rows, all_ND, lse, inv_t, own=place)
+        assert torch.allclose(ours_MD, plain_MD, rtol=1e-6 * inv_t, atol=1e-6 * inv_t)

@@ -10,7 +10,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kernels.augment.plan import bytes_moved, plan_launch
-from kernels.compile_case import CompileCase
+from tests.kernels.compile_cases import CompileCase, case_named
 from tests.kernels.interpreter import run_interpreted
 
 
@@ -39,10 +39,7 @@ def compiled(case: CompileCase, **options: Any) -> str:
 
 def test_a_gpu_rounds_to_bfloat16_and_sees_what_its_threads_have_written() -> None:
     """What the interpreter cannot show: it truncates, and runs one thread."""
-    from kernels.augment.triton_kernels import compile_cases
-
-    case = next(case for case in compile_cases() if case.name == "augment bf16 224x224")
-    ptx = compiled(case)
+    ptx = compiled(case_named("augment bf16 224x224"))
     assert re.search(r"cvt\.rn\.bf16(x2)?\.f32", ptx)
     assert "cvt.rz.bf16" not in ptx
     # Ring and strip are written and read by one launch: the read-only cache would not notice.
@@ -52,10 +49,8 @@ def test_a_gpu_rounds_to_bfloat16_and_sees_what_its_threads_have_written() -> No
 
 def test_draws_are_compiled_without_fused_multiply_adds() -> None:
     """The host rounds the product and the sum; fused, the last bit of a factor would differ."""
-    from kernels.augment.triton_draw import compile_cases
-
-    fused = compiled(compile_cases()[0])
-    exact = compiled(compile_cases()[0], enable_fp_fusion=False)
+    case = case_named("augment draw radius=11")
+    fused, exact = compiled(case), compiled(case, enable_fp_fusion=False)
     count = {name: len(re.findall(name, exact)) for name in (r"mul\.rn\.f64", r"add\.rn\.f64")}
     assert min(count.values()) >= 7  # four factors, sigma, and the chances
     # What is left of them is inside the exponential.

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from kernels import choice
+from kernels import dispatch, multi_tensor
 from kernels.ema import ema_update_
-from kernels.lars import multi_tensor, obstacle
+from kernels.multi_tensor import obstacle
 from tests.kernels.interpreter import run_interpreted
 from trainer.optim.lars import LARS
 
@@ -51,13 +51,13 @@ def test_tables_are_made_again_only_when_something_has_moved() -> None:
 
 def test_on_a_cpu_foreach_runs_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    choice.forget()
+    dispatch.forget()
     parameter = nn.Parameter(torch.ones(2, 2))
     parameter.grad = torch.ones(2, 2)
     LARS([parameter], lr=0.1).step()
     ema_update_([torch.ones(2)], [torch.zeros(2)], 0.5)
-    told = choice.explain()
-    choice.forget()
+    told = dispatch.explain()
+    dispatch.forget()
     assert "lars: foreach: Triton does not run on cpu" in told
     assert "ema: foreach: Triton does not run on cpu" in told
     assert "(fallback)" not in told  # nothing is faster here

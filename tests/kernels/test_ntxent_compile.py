@@ -12,14 +12,7 @@ import pytest
 import torch
 from torch import library
 
-from kernels.ntxent import (
-    Implementation,
-    info_nce,
-    info_nce_and_accuracy,
-    info_nce_ops,
-    nt_xent,
-    ops,
-)
+from kernels.ntxent import Implementation, info_nce, nt_xent, ops
 from tests.dist import run_ranks
 
 
@@ -44,7 +37,7 @@ def _value_and_gradient(function: Any, *leaves: torch.Tensor) -> tuple[torch.Ten
 
 
 def _nt_xent_of_a_model(z_VBD: torch.Tensor) -> torch.Tensor:
-    return nt_xent(torch.tanh(z_VBD) * 2, 0.1)
+    return nt_xent(torch.tanh(z_VBD) * 2, 0.1)[0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -68,14 +61,17 @@ def test_nt_xent_compiles_for_any_batch() -> None:
         assert torch.allclose(gradient, expected_gradient, atol=1e-12)
 
 
-@pytest.mark.parametrize("with_queue", [False, True])
-def test_info_nce_compiles_whole(with_queue: bool) -> None:
+@pytest.mark.parametrize("kind", ["own keys", "named keys", "queue"])
+def test_info_nce_compiles_whole(kind: str) -> None:
     queries, keys = _projections()
-    queue = torch.nn.functional.normalize(_projections(9)[0], dim=1) if with_queue else None
+    more: dict[str, torch.Tensor] = {}
+    if kind == "queue":
+        more["queue_QD"] = torch.nn.functional.normalize(_projections(9)[0], dim=1)
+    elif kind == "named keys":
+        more["positive_M"] = torch.arange(6).flip(0)
 
     def loss(queries_MD: torch.Tensor, keys_MD: torch.Tensor) -> torch.Tensor:
-        value, accuracy = info_nce_and_accuracy(queries_MD, keys_MD, 0.2, queue_QD=queue)
-        assert accuracy is not None
+        value, accuracy = info_nce(queries_MD, keys_MD, 0.2, **more)
         return value + 0 * accuracy
 
     compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
@@ -110,27 +106,24 @@ def _unit(rows: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> torch
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
 
 
-@pytest.mark.parametrize("factor_dtype", [torch.float64, torch.float32])
-def test_operations_keep_torchs_rules(factor_dtype: torch.dtype) -> None:
-    unit = _unit(8).requires_grad_()
-    rest = (factor_dtype, 5.0, None, "", None, "auto", True)
-    library.opcheck(ops.ntxent, (unit, *rest), test_utils=CHECKS)
-    _, _, all_ND, lse_N = ops.ntxent(unit.detach(), *rest)
-    library.opcheck(
-        ops.ntxent_gradient, (all_ND, lse_N, 0, 8, 5.0, None, "auto"), test_utils=CHECKS
-    )
+SETTINGS = ops.Settings(5.0, None, "", None, "auto")
 
 
-@pytest.mark.parametrize("with_queue", [False, True])
-def test_operations_of_info_nce_keep_torchs_rules(with_queue: bool) -> None:
-    unit, key = _unit(5).requires_grad_(), _unit(5, seed=1)
-    queue = _unit(7, seed=2) if with_queue else None
-    rest = (key, queue, None, torch.float64, 5.0, None, "", None, "auto", True)
-    library.opcheck(info_nce_ops.info_nce, (unit, *rest), test_utils=CHECKS)
-    _, _, columns, lse, positive = info_nce_ops.info_nce(unit.detach(), *rest)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("kind", ["nt_xent", "info_nce", "queue"])
+def test_operations_keep_torchs_rules(kind: str, dtype: torch.dtype) -> None:
+    unit, positive = _unit(8), torch.arange(8).roll(4)
+    key = None if kind == "nt_xent" else _unit(8, dtype, seed=1)
+    queue = _unit(7, dtype, seed=2) if kind == "queue" else None
+    if queue is not None:
+        positive = 7 + torch.arange(8)
+    rest = (key, queue, positive, dtype, *SETTINGS)
+    library.opcheck(ops.loss, (unit.clone().requires_grad_(), *rest), test_utils=CHECKS)
+    _, _, columns, lse = ops.loss(unit, *rest)
+    rows = None if key is None else unit
     library.opcheck(
-        info_nce_ops.info_nce_gradient,
-        (unit.detach(), columns, lse, positive, with_queue, 5.0, None, "auto"),
+        ops.gradient,
+        (columns, lse, rows, positive, dtype, queue is not None, *SETTINGS),
         test_utils=CHECKS,
     )
 
@@ -138,14 +131,14 @@ def test_operations_of_info_nce_keep_torchs_rules(with_queue: bool) -> None:
 @pytest.mark.parametrize("implementation", ["reference", "blocked"])
 def test_gradients_are_derivatives(implementation: Implementation) -> None:
     z = _projections(3, 4).requires_grad_()
-    torch.autograd.gradcheck(lambda x: nt_xent(x, 0.3, implementation=implementation), z)
+    torch.autograd.gradcheck(lambda x: nt_xent(x, 0.3, implementation=implementation)[0], z)
     queries, keys = _projections(4, 5)
     queue = _unit(6)[:, :5]
     for queue_QD in (None, queue):
         torch.autograd.gradcheck(
             lambda x, columns=queue_QD: info_nce(
                 x, keys, 0.3, queue_QD=columns, implementation=implementation
-            ),
+            )[0],
             queries.clone().requires_grad_(),
         )
 
@@ -153,10 +146,10 @@ def test_gradients_are_derivatives(implementation: Implementation) -> None:
 def test_a_second_derivative_is_refused_not_wrong() -> None:
     z = _projections().requires_grad_()
     with pytest.raises(RuntimeError, match="no second derivative"):
-        torch.autograd.grad(nt_xent(z), z, create_graph=True)
+        torch.autograd.grad(nt_xent(z)[0], z, create_graph=True)
 
 
 def test_no_gradient_is_asked_for_and_none_is_made() -> None:
-    loss = nt_xent(_projections())
+    loss, _ = nt_xent(_projections())
     assert not loss.requires_grad
     assert math.isfinite(loss.item())

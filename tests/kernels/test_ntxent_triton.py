@@ -5,11 +5,11 @@ import logging
 import pytest
 import torch
 
-import kernels
-from kernels import choice
+from benchmarks.roofline import flop_count
+from kernels import dispatch
 from kernels.ntxent import nt_xent
-from kernels.ntxent.implementations import choose
-from kernels.ntxent.triton_plan import flop_count, tile_config
+from kernels.ntxent.ops import choose
+from kernels.ntxent.triton import tile_config
 from tests.kernels.interpreter import run_interpreted
 
 
@@ -24,34 +24,34 @@ def test_kernels_in_the_interpreter_on_the_grid() -> None:
 
 
 def test_without_a_gpu_triton_is_refused_with_the_reason() -> None:
-    with pytest.raises(ValueError, match="Triton needs a CUDA device, the rows are on cpu"):
+    with pytest.raises(ValueError, match="Triton does not run on cpu"):
         nt_xent(torch.randn(2, 4, 8), implementation="triton")
 
 
 def test_auto_takes_what_runs_and_says_why() -> None:
     cpu = choose(torch.device("cpu"), torch.float32, 128, "auto")
-    assert (cpu.name, cpu.fallback) == ("blocked", False)
+    assert (cpu.implementation, cpu.fallback) == ("blocked", False)
     wide = choose(torch.device("cuda"), torch.bfloat16, 1024, "auto")
-    assert (wide.name, wide.fallback) == ("blocked", True)
+    assert (wide.implementation, wide.fallback) == ("blocked", True)
     assert "1 to 512 dimensions, not 1024" in wide.reason
     double = choose(torch.device("cuda"), torch.float64, 128, "auto")
-    assert (double.name, double.fallback) == ("blocked", True)
+    assert (double.implementation, double.fallback) == ("blocked", True)
 
 
 def test_a_choice_is_said_once_and_explained(caplog: pytest.LogCaptureFixture) -> None:
-    choice.forget()
-    assert kernels.explain() == "no kernel has run yet"
-    with caplog.at_level(logging.DEBUG, logger="kernels.choice"):
+    dispatch.forget()
+    assert dispatch.explain() == "no kernel has run yet"
+    with caplog.at_level(logging.DEBUG, logger="kernels.dispatch"):
         for _ in range(3):
             nt_xent(torch.randn(2, 4, 8))
-        choice.record("ntxent", "blocked", "no Triton", fallback=True)
-        choice.record("ntxent", "blocked", "no Triton", fallback=True)
+        dispatch.record("ntxent", "blocked", "no Triton", fallback=True)
+        dispatch.record("ntxent", "blocked", "no Triton", fallback=True)
     assert [record.levelname for record in caplog.records] == ["DEBUG", "WARNING"]
-    assert kernels.explain().splitlines() == [
-        "ntxent: blocked: the fastest there is for cpu, float32, D = 8",
+    assert dispatch.explain().splitlines() == [
+        "ntxent: blocked: Triton does not run on cpu",
         "ntxent: blocked (fallback): no Triton",
     ]
-    choice.forget()
+    dispatch.forget()
 
 
 def test_symmetry_halves_the_forward_pass() -> None:

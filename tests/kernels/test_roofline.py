@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 
-from kernels.roofline import GPUS, ntxent, tables
+from benchmarks import roofline
+from benchmarks.roofline import GPUS, ntxent, tables
+from kernels.ntxent.triton import MAX_GROUPS, tile_config
 
 PAGE = Path(__file__).parents[2] / "docs" / "kernels.md"
 
@@ -12,7 +15,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "kernels.md"
 def test_the_page_holds_the_tables_as_they_are_computed() -> None:
     page = PAGE.read_text()
     for table in tables().split("\n\n"):
-        assert table in page, "docs/kernels.md: put in what `python -m kernels.roofline` prints"
+        assert table in page, "docs/kernels.md: put in what `python benchmarks/roofline.py` prints"
 
 
 @pytest.mark.parametrize("rows", [4096, 65536])
@@ -24,6 +27,12 @@ def test_a_step_takes_five_products_and_three_halves_exponentials_a_pair(rows: i
 
 def test_memory_grows_with_the_rows_and_not_with_their_square() -> None:
     assert ntxent(262144).memory == pytest.approx(4 * ntxent(65536).memory)
+
+
+def test_tiles_are_those_of_the_launches() -> None:
+    tiles = tile_config(128, torch.bfloat16, (9, 0))
+    assert (tiles.own_block.rows, tiles.rectangle.rows) == (roofline.OWN_BLOCK, roofline.BLOCK)
+    assert (tiles.gradient.rows, MAX_GROUPS) == (roofline.BLOCK, roofline.GROUPS)
 
 
 def test_no_time_is_shorter_than_its_products_take() -> None:

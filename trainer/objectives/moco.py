@@ -15,7 +15,7 @@ from torch import nn
 
 from common.bounds import check_bounds
 from common.gather import gather_rows, rank_and_size
-from kernels.ntxent import Implementation, info_nce_and_accuracy
+from kernels.ntxent import Implementation, info_nce
 from kernels.ntxent.reference import unit_rows
 from trainer.models.encoders import Encoder
 from trainer.models.heads import ProjectionHead
@@ -94,7 +94,7 @@ class MoCo(Objective):
     def loss(self, outputs: Projections) -> Loss:
         """InfoNCE of each query against its key and the queue; see :meth:`Objective.loss`."""
         assert outputs.keys is not None  # noqa: S101 - for the type checker
-        value, top1 = info_nce_and_accuracy(
+        value, top1 = info_nce(
             outputs.queries,
             outputs.keys,
             self.config.temperature,

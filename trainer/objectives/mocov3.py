@@ -12,7 +12,7 @@ import tyro
 
 from common.bounds import check_bounds
 from common.errors import ConfigError
-from kernels.ntxent import Implementation, info_nce_and_accuracy
+from kernels.ntxent import Implementation, info_nce
 from trainer.models.encoders import Encoder
 from trainer.models.heads import HeadConfig, ProjectionHead, build_head
 from trainer.objectives.base import Loss, Objective, Projections
@@ -93,7 +93,7 @@ class MoCoV3(Objective):
         return Loss(value, (one.top1 + other.top1) / 2)
 
     def _contrast(self, queries_ND: torch.Tensor, keys_ND: torch.Tensor) -> Loss:
-        value, top1 = info_nce_and_accuracy(
+        value, top1 = info_nce(
             queries_ND,
             keys_ND,
             self.config.temperature,

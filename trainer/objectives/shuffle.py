@@ -16,7 +16,7 @@ import torch.distributed as dist
 from common.gather import Group, rank_and_size
 from common.randomness import Stream, sample_keys
 from common.waiting import waiting
-from kernels.on_device import to_device
+from kernels.dispatch import to_device
 
 IntArray = npt.NDArray[np.int64]
 

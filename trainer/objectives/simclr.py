@@ -11,7 +11,7 @@ import torch
 import tyro
 
 from common.bounds import check_bounds
-from kernels.ntxent import Implementation, nt_xent_and_accuracy
+from kernels.ntxent import Implementation, nt_xent
 from trainer.models.encoders import Encoder
 from trainer.models.heads import ProjectionHead
 from trainer.objectives.base import Loss, Objective, Projections
@@ -52,7 +52,7 @@ class SimCLR(Objective):
     def loss(self, outputs: Projections) -> Loss:
         """NT-Xent of the whole process group (SimCLR eq. 1); see :meth:`Objective.loss`."""
         z_VND = outputs.queries.unflatten(0, (self.views, -1))
-        value, top1 = nt_xent_and_accuracy(
+        value, top1 = nt_xent(
             z_VND, self.config.temperature, implementation=self.config.loss_implementation
         )
         return Loss(value, top1)

@@ -37,9 +37,9 @@ import torch
 import torch.distributed as dist
 from torch.optim.sgd import sgd
 
-from kernels import choice
-from kernels.lars import Settings, Variant, lars_update_, obstacle
-from kernels.lars.multi_tensor import is_dense
+from kernels import dispatch
+from kernels.lars import Settings, Variant, lars_update_
+from kernels.multi_tensor import is_dense, obstacle
 from trainer.optim.sharded_norms import LayerNorms
 
 Implementation = Literal["auto", "foreach", "triton"]
@@ -184,25 +184,13 @@ class LARS(torch.optim.Optimizer):
 
     def _runs_triton(self, params: Tensors) -> bool:
         """Whether the kernels update these; says so in the log, and why not where they could."""
-        asked = self.implementation
         if self.holders is not None:
-            choice.record("lars", "foreach", "the kernels see no whole layer in a sharded one")
-            return False
-        if asked == "foreach":
-            choice.record("lars", "foreach", "as asked")
+            dispatch.record("lars", "foreach", "the kernels see no whole layer in a sharded one")
             return False
         found = next(filter(None, (obstacle(p, p.grad) for p in params if p.grad is not None)), "")
-        if asked == "triton":
-            if found:
-                raise ValueError(f"LARS: implementation 'triton' cannot run: {found}; use 'auto'")
-            choice.record("lars", "triton", "as asked")
-            return True
-        on_cuda = params[0].device.type == "cuda"
-        if on_cuda and not found:
-            choice.record("lars", "triton", "fastest here for cuda")
-            return True
-        choice.record("lars", "foreach", found or "fastest here for cpu", fallback=on_cuda)
-        return False
+        chosen = dispatch.choose("lars", self.implementation, params[0].device, found, "foreach")
+        dispatch.record(*chosen)
+        return chosen.implementation == "triton"
 
     def _update_by_kernel(self, group: dict[str, Any], params: Tensors, adapt: bool) -> None:
         names = ("lr", "momentum", "weight_decay", "trust_coefficient", "variant", "nesterov")

@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 def _prove(rank: int, world_size: int, broken: str) -> dict[str, str]:
     if broken == "loss":  # negatives without gradient: the classic bug, right value, wrong gradient
         right = proof.nt_xent
-        proof.nt_xent = lambda z, t, **_: right(z, t) / world_size  # type: ignore[assignment]
+        proof.nt_xent = lambda z, t, **_: (right(z, t)[0] / world_size,)  # type: ignore[assignment]
     elif broken == "batch norm":
         proof.convert_sync_batch_norm = lambda layer: layer  # type: ignore[assignment]
     elif broken == "lars":

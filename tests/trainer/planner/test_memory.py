@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.roofline import flop_count
 from common.errors import ConfigError
-from kernels.ntxent.triton_plan import flop_count
 from tests.trainer.plans import NOWHERE, rates, small
 from tests.trainer.runs import SMALL_ENCODER, tiny_mocov3_config
 from trainer.models.encoders import EncoderConfig

@@ -1,17 +1,16 @@
 """Compile every Triton kernel for GPUs that are not here, and read what came out.
 
-``python -m kernels.inspect [--arch 80 90 100] [--only SUBSTRING] [--json]``
+``python -m tests.kernels.machine_code [--arch 80 90 100] [--only SUBSTRING] [--json]``
 
-Every kernel module lists its configurations in ``compile_cases()``. Each is compiled to machine
-code by the ``ptxas`` that Triton brings, and disassembled: registers, local-memory accesses
-(spills), shared memory, tensor-core instructions. The exit status is 1 where a configuration
-breaks a limit: it spills, asks for more shared memory than a block may have, or multiplies without
-tensor cores although it was written for them. No GPU takes part, and none proves less: this says
-what a kernel would run with, not how fast.
+Every configuration of :mod:`tests.kernels.compile_cases` is compiled to machine code by the
+``ptxas`` that Triton brings, and disassembled: registers, local-memory accesses (spills), shared
+memory, tensor-core instructions. The exit status is 1 where a configuration breaks a limit: it
+spills, asks for more shared memory than a block may have, or multiplies without tensor cores
+although it was written for them. No GPU takes part, and none proves less: this says what a kernel
+would run with, not how fast.
 """
 
 import argparse
-import importlib
 import json
 import re
 import subprocess
@@ -19,20 +18,11 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from kernels.compile_case import CompileCase
+from tests.kernels.compile_cases import KERNELS, CompileCase
 
-__all__ = ["ARCHITECTURES", "MODULES", "Report", "cases", "compile_case", "main", "table"]
-
-MODULES = (
-    "kernels.ntxent.triton_kernels",
-    "kernels.augment.triton_kernels",
-    "kernels.lars.triton_kernels",
-    "kernels.ema.triton_kernels",
-)
 ARCHITECTURES = (80, 90, 100)  # A100, H100, B200: compute capability times ten
 # Largest dynamic shared memory of a thread block, bytes (CUDA C++ Programming Guide, table of
 # technical specifications per compute capability).
@@ -62,15 +52,6 @@ class Report:
     tensor_cores: str = ""
     """The instruction found and how often: ``HGMMA 32``."""
     problems: tuple[str, ...] = ()
-
-
-def cases(modules: Sequence[str] = MODULES) -> Iterator[CompileCase]:
-    """The configurations of all kernels that exist."""
-    for name in modules:
-        parent = name.rpartition(".")[0]
-        if find_spec(parent) is None or find_spec(name) is None:
-            continue
-        yield from importlib.import_module(name).compile_cases()
 
 
 def compile_case(case: CompileCase, architecture: int) -> Report:
@@ -185,17 +166,19 @@ def table(reports: Sequence[Report]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; return 1 where a limit is broken or there was nothing to compile."""
-    parser = argparse.ArgumentParser(prog="python -m kernels.inspect", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.kernels.machine_code", description=__doc__
+    )
     parser.add_argument("--arch", type=int, nargs="+", choices=ARCHITECTURES, default=ARCHITECTURES)
     parser.add_argument("--only", default="", help="only configurations whose name contains this")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     options = parser.parse_args(arguments)
     reports = [
         compile_case(case, architecture)
+        for cases in KERNELS.values()
         for case in cases()
         if options.only in case.name
         for architecture in options.arch
-        if architecture in case.architectures
     ]
     if options.json:
         for report in reports:

@@ -1,7 +1,9 @@
 """What a GPU must at least do for every kernel: multiply-adds, exponentials, bytes, and their time.
 
-``python -m kernels.roofline`` prints the tables of ``docs/kernels.md``. Every figure is arithmetic
-from the counts below and the vendors' peak rates; none was measured.
+    python benchmarks/roofline.py
+
+prints the tables of ``docs/kernels.md``. Every figure is arithmetic from the counts below and the
+vendors' peak rates; none was measured.
 """
 
 from typing import NamedTuple
@@ -9,10 +11,12 @@ from typing import NamedTuple
 import torch
 
 from kernels.augment.plan import bytes_moved
-from kernels.ntxent.triton_plan import flop_count
 
-__all__ = ["GPUS", "Gpu", "NTXent", "main", "ntxent", "tables"]
-
+# Sides of NT-Xent's tiles for 16-bit rows of up to 128 dimensions (kernels.ntxent.triton), and the
+# groups that its own block is cut into.
+OWN_BLOCK = 64
+BLOCK = 128
+GROUPS = 64
 RESNET50_PARAMETERS = 27_967_000
 """ResNet-50 without its classifier and SimCLR's head 2048-2048-128, rounded."""
 
@@ -43,8 +47,8 @@ class NTXent(NamedTuple):
     flops: int
     exponentials: int
     bytes: int
-    """Between device memory and the GPU, tiles of 128 columns being read once per 128 rows out of
-    a cache that holds nothing in between."""
+    """Between device memory and the GPU, columns being read once per tile of rows out of a cache
+    that holds nothing in between."""
     memory: int
     """Beside the rows and their gradient."""
 
@@ -55,16 +59,53 @@ class NTXent(NamedTuple):
         return max(products, powers, traffic), max(products + powers, traffic)
 
 
+class Work(NamedTuple):
+    """Of a forward and a backward pass; a multiply-add is 2 FLOPs."""
+
+    forward: int
+    backward: int
+    exponentials: int
+
+    @property
+    def total(self) -> int:
+        """FLOPs of the products of both passes."""
+        return self.forward + self.backward
+
+
+def flop_count(rows: int, columns: int, size_d: int, *, symmetric: bool = True) -> Work:
+    """What NT-Xent of ``rows`` own rows among ``columns`` rows costs, tiles at the edge included.
+
+    Per pair and dimension forward takes 2 FLOPs, backward 4 (the logit again, and the weighted
+    sum): 6 N^2 D on one process. With symmetry forward takes half on the own block: 5 N^2 D. What
+    autograd would do with the tile recomputed, two products for the two sides of ``s_ij``, takes
+    2 + 6 = 8 N^2 D; sharing the tile in backward too would take 1 + 3 = 4 (kernels.ntxent.triton
+    says why it is not done). Exponentials are those of bounded logits; below tau = 0.025 it is
+    twice as many.
+    """
+    own_blocks, blocks = -(-rows // OWN_BLOCK), -(-rows // BLOCK)
+    own_tiles = own_blocks * (own_blocks + 1) // 2 if symmetric else own_blocks**2
+    others = blocks * -(-(columns - rows) // BLOCK)
+    forward_pairs = own_tiles * OWN_BLOCK**2 + others * BLOCK**2
+    backward_pairs = blocks * -(-columns // BLOCK) * BLOCK**2
+    # A tile of the own block is summed along both sides from one exponential per pair.
+    return Work(
+        forward=2 * size_d * forward_pairs,
+        backward=4 * size_d * backward_pairs,
+        exponentials=forward_pairs + backward_pairs,
+    )
+
+
 def ntxent(rows: int, size_d: int = 128) -> NTXent:
     """Counts for bfloat16 rows and a temperature of at least 0.025."""
     work = flop_count(rows, rows, size_d)
-    blocks = -(-rows // 128)
+    own_blocks, blocks = -(-rows // OWN_BLOCK), -(-rows // BLOCK)
     row_bytes = 2 * size_d
     # Forward reads the upper triangle's columns, backward all of them; both read each row block.
-    columns_read = (blocks * (blocks + 1) // 2 + blocks * blocks) * 128 * row_bytes
+    columns_read = own_blocks * (own_blocks + 1) // 2 * OWN_BLOCK + blocks * blocks * BLOCK
+    columns_read *= row_bytes
     gradient = 4 * size_d * rows
-    groups = min(blocks, 64)
-    partial = 4 * rows * groups  # float32 partial sums of the symmetric forward pass
+    # float32 partial sums, and hardest negatives, of the symmetric forward pass
+    partial = 2 * 4 * rows * min(own_blocks, GROUPS)
     return NTXent(
         flops=work.total,
         exponentials=work.exponentials,

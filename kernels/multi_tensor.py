@@ -15,6 +15,8 @@ from functools import lru_cache
 
 import torch
 
+from kernels.dispatch import to_device, triton_obstacle
+
 CHUNK = 8192  # elements: ResNet-50 is 3,200 of them, 24 for each processor of an H100
 _ALIGNMENT = 16  # bytes of the widest load
 
@@ -43,7 +45,7 @@ def chunks(sizes: tuple[int, ...], device: torch.device) -> Chunks:
         first.append(len(plan))
     plan_3C = torch.tensor(plan, dtype=torch.int32).reshape(-1, 3).T.contiguous()
     first_T1 = torch.tensor(first, dtype=torch.int32)
-    return Chunks(_upload(plan_3C, device), _upload(first_T1, device), len(plan))
+    return Chunks(to_device(plan_3C, device), to_device(first_T1, device), len(plan))
 
 
 def addresses(lists: Sequence[Sequence[torch.Tensor]]) -> tuple[tuple[int, ...], ...]:
@@ -54,7 +56,7 @@ def addresses(lists: Sequence[Sequence[torch.Tensor]]) -> tuple[tuple[int, ...],
 @lru_cache(maxsize=64)
 def address_table(where: tuple[tuple[int, ...], ...], device: torch.device) -> torch.Tensor:
     """The addresses as int64 ``(lists, T)`` on ``device``."""
-    return _upload(torch.tensor(where, dtype=torch.int64), device)
+    return to_device(torch.tensor(where, dtype=torch.int64), device)
 
 
 def all_aligned(where: tuple[tuple[int, ...], ...]) -> bool:
@@ -84,6 +86,21 @@ def check_alike(lists: Sequence[Sequence[torch.Tensor]], what: str) -> None:
                 )
 
 
+def obstacle(target: torch.Tensor, source: torch.Tensor) -> str:
+    """What keeps Triton from moving ``target`` by ``source``; empty where nothing does."""
+    for tensor in (target, source):
+        # A DTensor's address is a shard's, its norm all processes'.
+        if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+            return f"{type(tensor).__name__} is not a plain tensor"
+        if tensor.layout != torch.strided:
+            return f"a tensor of shape {tuple(tensor.shape)} is sparse"
+    if target.dtype != torch.float32:
+        return f"parameters are {str(target.dtype)[6:]}, not float32"
+    if source.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"gradients are {str(source.dtype)[6:]}"
+    return triton_obstacle(target.device)
+
+
 def same_layout(tensor: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two tensors have one shape and their elements lie alike and without gaps."""
     if tensor.shape != other.shape:
@@ -105,10 +122,3 @@ def is_dense(tensor: torch.Tensor) -> bool:
                 return False
             expected *= size
     return True
-
-
-def _upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Host to device without waiting: a copy from pageable memory would wait for the stream."""
-    if device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
