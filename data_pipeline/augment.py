@@ -87,7 +87,8 @@ class ViewConfig:
             blur_kernel="(0, 1]",
         )
         if self.blur_sigma[0] > self.blur_sigma[1]:
-            raise ConfigError(f"blur-sigma {self.blur_sigma}: the lesser one comes first")
+            shown = " ".join(map(str, self.blur_sigma))
+            raise ConfigError(f"--augment.view1|view2.blur-sigma {shown}: the least comes first")
 
     def blur_radius(self, side: int) -> int:
         """Pixels on each side of the kernel's centre, for crops of ``side`` pixels.
