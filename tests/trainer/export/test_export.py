@@ -310,7 +310,7 @@ def edited(folder: Path, exported: Exported, edit: Callable[[dict], object]) -> 
         (lambda f: f.pop("encoder"), "no section 'encoder'"),
         (lambda f: f["encoder"].update(name="resnet19"), "did you mean resnet1"),
         (lambda f: f["encoder"].update(name="resnet34"), "does not hold the encoder"),
-        (lambda f: f["encoder"].update(image_size=10**7), "image_size 10000000"),
+        (lambda f: f["encoder"].update(image_size=10**7), "image-size 10000000"),
         (lambda f: f["encoder"].update(evil=1), "evil"),
         (lambda f: f["preprocessing"].update(mean=[0.5]), "mean"),
     ],
