@@ -52,6 +52,7 @@ _TEMPLATES.globals |= {
     "style": Markup(_STYLE),  # noqa: S704
     "themes": dump_json(themes()),
 }
+_PAGE = _TEMPLATES.get_template("page.html")
 
 
 def content_security_policy(*, live: bool) -> str:
@@ -85,8 +86,7 @@ def page(runs: Sequence[Contents], *, live_seconds: float = 0.0) -> str:
             stands for itself.
     """
     policy = content_security_policy(live=live_seconds > 0)
-    template = _TEMPLATES.get_template("page.html")
-    return template.render(values(runs), policy=policy, live=live_seconds)
+    return _PAGE.render(values(runs), policy=policy, live=live_seconds)
 
 
 def write_page(path: Path, content: str) -> None:
