@@ -19,7 +19,7 @@ help:  ## show this list
 setup:  ## install everything that running needs: .venv, and system packages for FFCV
 	@launch/setup.sh base
 
-demo: setup  ## pack, pretrain on 2 processes, evaluate and export a small data set: 8 minutes
+demo: setup  ## pack, pretrain on 2 processes, evaluate and export a small data set: minutes
 	@$(BIN)/python -m launch.demo
 
 lint: setup  ## formatting, style, types; shell scripts too where shellcheck is installed
