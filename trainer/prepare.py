@@ -248,7 +248,7 @@ def _watch(run: Run, endpoint: Prometheus | None, stack: contextlib.ExitStack) -
     stream.readers += [run.guard, substitutes]
     run.watchers = [
         run.record,
-        lambda step: run.collapse.measure(step.outputs.queries, step.number),
+        lambda step: run.collapse.measure(run.objective.embedding(step.outputs), step.number),
         lambda step: substitutes.step(step.number, step.batch),
     ]
     if config.log_samples:

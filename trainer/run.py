@@ -140,7 +140,7 @@ class Run:
                 "loader_wait_seconds": self.waited(),
             },
             loss=done.loss.value,
-            contrastive_top1=done.loss.top1,
+            **done.loss.metrics,
             gradient_norm=done.gradient_norm,
             skipped=done.skipped,
         )

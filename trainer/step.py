@@ -1,15 +1,13 @@
 """One step's loss and gradients: of a whole batch at once, or of one that does not fit, in pieces.
 
 A contrastive loss does not split: every image meets every other. In pieces (``--micro-batch``) the
-projections of all images are made first, without gradient; then the loss and its derivative by the
-projections; then every piece again, with its own part of that derivative (the gradient cache of Gao
+outputs of all images are made first, without gradient; then the loss and its derivative by their
+rows; then every piece again, with its own part of that derivative (the gradient cache of Gao
 et al. 2021, arXiv 2101.06983). The second time makes the same views, because augmentation is a
 function of the sample's id. BatchNorm, which that leaves wrong, is exact here too:
 :mod:`trainer.parallel.micro_batch_norm`.
 
-Kept for the whole batch are crops (uint8) and projections; all else is a piece's.
-
-Shapes: N images of this process, V views, M rows of projections, D dimensions.
+Kept for the whole batch are crops (uint8) and outputs; all else is a piece's.
 """
 
 from collections.abc import Callable
@@ -27,7 +25,7 @@ from common import fault_injection
 from common.errors import ConfigError
 from data_pipeline.augment import Augment
 from data_pipeline.reading.batch import Batch
-from trainer.objectives.base import Loss, Objective, Projections
+from trainer.objectives.base import Inputs, Loss, Objective, Outputs
 from trainer.parallel.micro_batch_norm import PieceStatistics
 from trainer.parallel.sync_batch_norm import SyncBatchNorm
 
@@ -40,7 +38,7 @@ class StepDone(NamedTuple):
     number: int
     """Optimizer steps done, this one among them."""
     batch: Batch
-    outputs: Projections
+    outputs: Outputs
     loss: Loss
     lr: float
     gradient_norm: torch.Tensor
@@ -48,9 +46,9 @@ class StepDone(NamedTuple):
     """0-d, 1 where a gradient was not finite and nothing was changed; on the device."""
 
 
-Gradients = Callable[[Batch, int], tuple[Projections, Loss]]
+Gradients = Callable[[Batch, int], tuple[Outputs, Loss]]
 """From a batch and the number of steps done before it, leaves gradients in the parameters and
-returns the projections and the loss."""
+returns the outputs and the loss."""
 
 
 class WholeBatch:
@@ -75,12 +73,12 @@ class WholeBatch:
         self._fabric, self._objective, self._model = fabric, objective, model
         self._augment, self._enter = augment, enter
 
-    def __call__(self, batch: Batch, step: int) -> tuple[Projections, Loss]:
+    def __call__(self, batch: Batch, step: int) -> tuple[Outputs, Loss]:
         """See :data:`Gradients`."""
         self._enter("augment")
-        views_VNCHW = self._augment(batch.crops_BVHWC, batch.ids_B, batch.position.epoch)
+        inputs = make_inputs(self._augment, batch, step)
         self._enter("forward")
-        outputs: Projections = self._model(views_VNCHW, step)
+        outputs: Outputs = self._model(inputs)
         loss = self._objective.loss(outputs)
         self._enter("backward")
         self._fabric.backward(fault_injection.tensor("step.backward", loss.value))
@@ -119,48 +117,43 @@ class InPieces:
         self._augment, self._size, self._norm, self._reseed = augment, size, norm, reseed
         self._enter = enter
 
-    def __call__(self, batch: Batch, step: int) -> tuple[Projections, Loss]:
+    def __call__(self, batch: Batch, step: int) -> tuple[Outputs, Loss]:
         """See :data:`Gradients`."""
         pieces = range(0, len(batch.ids_B), self._size)
         forward = partial(self._forward, self._objective, batch, step)
         statistics = PieceStatistics(self._objective, exact=self._norm == "exact")
-        outputs = statistics.project(forward, len(pieces))
-        whole, loss, gradients = self._loss([Projections(*output) for output in outputs])
+        whole, loss, gradients = self._loss(statistics.project(forward, len(pieces)))
         if self._norm == "exact":
-            statistics.collect_gradient_sums(lambda piece: forward(piece).queries, gradients)
+            statistics.collect_gradient_sums(forward, [partial(_inner, g) for g in gradients])
         with statistics.known():
             for piece, gradient in enumerate(gradients):
                 statistics.start_piece()
                 with self._averaging(last=piece == len(pieces) - 1):
-                    queries = self._forward(self._model, batch, step, piece).queries
+                    outputs = self._forward(self._model, batch, step, piece)
                     self._enter("backward")
-                    self._fabric.backward(queries, gradient)
+                    self._fabric.backward(_inner(gradient, outputs))
         return whole, loss
 
-    def _forward(self, module: nn.Module, batch: Batch, step: int, piece: int) -> Projections:
+    def _forward(self, module: nn.Module, batch: Batch, step: int, piece: int) -> Outputs:
         self._enter("forward")
         self._reseed(step, piece)
         rows = slice(piece * self._size, (piece + 1) * self._size)
-        views_VNCHW = self._augment(
-            batch.crops_BVHWC[rows], batch.ids_B[rows], batch.position.epoch
-        )
+        inputs = make_inputs(self._augment, batch, step, rows)
         # Fabric's wrapper brings its own autocast.
         with nullcontext() if module is self._model else self._fabric.autocast():
-            outputs: Projections = module(views_VNCHW, step)
+            outputs: Outputs = module(inputs)
         return outputs
 
-    def _loss(self, outputs: list[Projections]) -> tuple[Projections, Loss, list[torch.Tensor]]:
-        """The whole batch's projections and loss, and its derivative by every piece's queries."""
-        keys = [output.keys for output in outputs if output.keys is not None]
-        rows = self._size if len(outputs) > 1 else None
-        queries_MD = _join([output.queries for output in outputs], rows).requires_grad_()
-        whole = Projections(queries_MD, _join(keys, rows) if keys else None)
+    def _loss(self, pieces: list[Outputs]) -> tuple[Outputs, Loss, list[dict[str, torch.Tensor]]]:
+        """The whole batch's outputs and loss, and its derivative by the rows of every piece."""
+        rows = _join([piece.rows for piece in pieces])
+        whole = Outputs(rows, _join([piece.fixed for piece in pieces]))
+        leaves = [each.requires_grad_() for each in rows.values()]
         loss = self._objective.loss(whole)
-        (gradient_MD,) = torch.autograd.grad(
-            fault_injection.tensor("step.backward", loss.value), queries_MD
-        )
-        shapes = [output.queries for output in outputs]
-        return whole, Loss(loss.value.detach(), loss.top1), _split(gradient_MD, shapes, rows)
+        value = fault_injection.tensor("step.backward", loss.value)
+        split = (each.split(self._size) for each in torch.autograd.grad(value, leaves))
+        gradients = [dict(zip(rows, piece)) for piece in zip(*split)]
+        return whole, loss._replace(value=value.detach()), gradients
 
     def _averaging(self, last: bool) -> AbstractContextManager[object]:
         """DDP averages gradients after the last piece, all pieces' at once."""
@@ -186,21 +179,18 @@ def refuse_own_statistics(objective: Objective) -> None:
             )
 
 
-def _join(parts: list[torch.Tensor], size: int | None) -> torch.Tensor:
-    """View-major rows of all pieces, view-major."""
-    if size is None:
-        return parts[0].detach()
-    blocks = len(parts[0]) // size
-    return torch.cat([part.unflatten(0, (blocks, -1)) for part in parts], 1).flatten(0, 1).detach()
+def make_inputs(augment: Augment, batch: Batch, step: int, rows: slice = slice(None)) -> Inputs:
+    """What an objective sees of the images ``rows`` of a batch."""
+    crops_BVHWC = batch.crops_BVHWC[rows]
+    views_RCHW = augment(crops_BVHWC, batch.ids_B[rows], batch.position.epoch)
+    return Inputs((views_RCHW.unflatten(0, (crops_BVHWC.shape[1], -1)),), step)
 
 
-def _split(
-    rows_MD: torch.Tensor, parts: list[torch.Tensor], size: int | None
-) -> list[torch.Tensor]:
-    """What :func:`_join` joined."""
-    if size is None:
-        return [rows_MD]
-    blocks = len(parts[0]) // size
-    counts = [len(part) // blocks for part in parts]
-    pieces = rows_MD.unflatten(0, (blocks, -1)).split(counts, dim=1)
-    return [piece.flatten(0, 1).contiguous() for piece in pieces]
+def _join(pieces: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    return {name: torch.cat([piece[name] for piece in pieces]).detach() for name in pieces[0]}
+
+
+def _inner(gradient: dict[str, torch.Tensor], outputs: Outputs) -> torch.Tensor:
+    """The inner product, whose derivative by the outputs' rows is ``gradient``, to the bit."""
+    products = [(outputs.rows[name] * gradient[name]).sum() for name in gradient]
+    return torch.stack(products).sum()

@@ -2,12 +2,12 @@
 
 One step is::
 
-    outputs = objective(views, step)
-    loss, top1 = objective.loss(outputs)
+    outputs = objective(inputs)
+    loss = objective.loss(outputs)
     ...                                     # backward pass, optimizer
     objective.after_step(outputs, step, total_steps, skipped)
 
-Shapes: N images of this process, V = 2 views, D projection dimensions.
+Shapes: N images of this process, V views of a group, D dimensions.
 """
 
 from typing import ClassVar, NamedTuple
@@ -18,23 +18,34 @@ from torch import nn
 from trainer.models.encoders import Encoder
 
 
-class Projections(NamedTuple):
-    """What a forward pass hands to the loss, view by view and not normalised."""
+class Inputs(NamedTuple):
+    """What an objective sees of a batch, or of a piece of one; on the device."""
 
-    queries: torch.Tensor
-    """``(rows, D)``: the loss is differentiated by these and nothing else."""
-    keys: torch.Tensor | None = None
-    """``(rows, D)``, the key encoder's, without gradient; none where there is no key encoder."""
+    views: tuple[torch.Tensor, ...]
+    """A tensor for each group of views: ``(V, N, 3, H, W)``, every image channels_last."""
+    step: int = 0
+    """Optimizer steps done before this one: what randomness of a step is keyed by."""
+
+
+class Outputs(NamedTuple):
+    """What a forward pass hands to the loss. The first dimension of every tensor is the image, so
+    that the outputs of pieces of a batch join to those of the batch."""
+
+    rows: dict[str, torch.Tensor]
+    """``(N, ...)``: the loss is differentiated by these and nothing else."""
+    fixed: dict[str, torch.Tensor] = {}  # noqa: RUF012 - nobody writes to it
+    """``(N, ...)`` without gradient: keys, targets."""
 
 
 class Loss(NamedTuple):
-    """What the projections of a step are worth; both 0-d and equal on all processes."""
+    """What the outputs of a step are worth; 0-d and equal on all processes."""
 
     value: torch.Tensor
     """What the gradient is of."""
-    top1: torch.Tensor
-    """Share of anchors or queries that are nearer to their positive than to anything else: the
-    accuracy of the contrastive task, 0 to 1, without gradient."""
+    metrics: dict[str, torch.Tensor]
+    """What else a person wants to see of the step, by the name it has in metrics.jsonl; without
+    gradient. ``contrastive_top1``: share of anchors or queries that are nearer to their positive
+    than to anything else, 0 to 1."""
 
 
 class Objective(nn.Module):
@@ -44,16 +55,11 @@ class Objective(nn.Module):
     """V: views of each image that a step takes."""
     encoder: Encoder
 
-    def forward(self, views_VNCHW: torch.Tensor, step: int = 0) -> Projections:
-        """Project images.
-
-        Args:
-            views_VNCHW: ``(V*N, 3, H, W)``, all images of the first view first.
-            step: optimizer steps done before this one: what randomness of a step is keyed by.
-        """
+    def forward(self, inputs: Inputs) -> Outputs:
+        """Everything that the loss takes of this process's images."""
         raise NotImplementedError
 
-    def loss(self, outputs: Projections) -> Loss:
+    def loss(self, outputs: Outputs) -> Loss:
         """The loss of the whole process group.
 
         Called outside autocast: rows are normalised and the loss reduced in float32 or better. The
@@ -62,8 +68,12 @@ class Objective(nn.Module):
         """
         raise NotImplementedError
 
+    def embedding(self, outputs: Outputs) -> torch.Tensor:
+        """``(M, D)``, any number of rows an image: what the collapse alarm looks at."""
+        raise NotImplementedError
+
     def after_step(
-        self, outputs: Projections, step: int, total_steps: int, skipped: torch.Tensor
+        self, outputs: Outputs, step: int, total_steps: int, skipped: torch.Tensor
     ) -> None:
         """What follows the optimizer's step: moving averages, queues. A collective.
 

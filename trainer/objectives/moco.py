@@ -19,7 +19,7 @@ from kernels.ntxent import Implementation, info_nce
 from kernels.ntxent.reference import unit_rows
 from trainer.models.encoders import Encoder
 from trainer.models.heads import ProjectionHead
-from trainer.objectives.base import Loss, Objective, Projections
+from trainer.objectives.base import Inputs, Loss, Objective, Outputs
 from trainer.objectives.key_encoder import KeyEncoder, MomentumSchedule, momentum_at
 from trainer.objectives.key_queue import KeyQueue
 from trainer.objectives.shuffle import batch_permutation, inverse, permute_rows
@@ -76,10 +76,11 @@ class MoCo(Objective):
         self.config = config
         self.seed = seed
 
-    def forward(self, views_VNCHW: torch.Tensor, step: int = 0) -> Projections:
-        """``(2*N, 3, H, W)`` view-major images to N queries and N keys; see Objective.forward."""
-        query_images, key_images = views_VNCHW.chunk(self.views)
-        return Projections(self.head(self.encoder(query_images)), self._keys(key_images, step))
+    def forward(self, inputs: Inputs) -> Outputs:
+        """``queries`` and ``keys``, ``(N, D)``, not normalised."""
+        query_images, key_images = inputs.views[0]
+        queries_ND = self.head(self.encoder(query_images))
+        return Outputs({"queries": queries_ND}, {"keys": self._keys(key_images, inputs.step)})
 
     @torch.no_grad()
     def _keys(self, images_NCHW: torch.Tensor, step: int) -> torch.Tensor:
@@ -91,28 +92,30 @@ class MoCo(Objective):
         shuffled_ND = self.key(permute_rows(images_NCHW, permutation))
         return permute_rows(shuffled_ND, inverse(permutation))
 
-    def loss(self, outputs: Projections) -> Loss:
+    def loss(self, outputs: Outputs) -> Loss:
         """InfoNCE of each query against its key and the queue; see :meth:`Objective.loss`."""
-        assert outputs.keys is not None  # noqa: S101 - for the type checker
         value, top1 = info_nce(
-            outputs.queries,
-            outputs.keys,
+            outputs.rows["queries"],
+            outputs.fixed["keys"],
             self.config.temperature,
             queue_QD=self.queue.rows,
             implementation=self.config.loss_implementation,
         )
-        return Loss(value, top1)
+        return Loss(value, {"contrastive_top1": top1})
+
+    def embedding(self, outputs: Outputs) -> torch.Tensor:
+        """The queries, ``(N, D)``."""
+        return outputs.rows["queries"]
 
     @torch.no_grad()
     def after_step(
-        self, outputs: Projections, step: int, total_steps: int, skipped: torch.Tensor
+        self, outputs: Outputs, step: int, total_steps: int, skipped: torch.Tensor
     ) -> None:
         """Move the key encoder and enqueue the keys of all processes, in the order of samples."""
         config = self.config
         momentum = momentum_at(config.momentum, config.momentum_schedule, step + 1, total_steps)
         self.key.follow(self.encoder, self.head, momentum, skipped)
-        assert outputs.keys is not None  # noqa: S101 - for the type checker
-        self.queue.push(unit_rows(gather_rows(outputs.keys)), skipped)
+        self.queue.push(unit_rows(gather_rows(outputs.fixed["keys"])), skipped)
 
     def synchronised_parts(self, sync_batch_norm: bool) -> list[nn.Module]:
         """The query's networks by the run's setting, the key's by ``key_batch_norm``."""

@@ -15,7 +15,7 @@ from common.errors import ConfigError
 from kernels.ntxent import Implementation, info_nce
 from trainer.models.encoders import Encoder
 from trainer.models.heads import HeadConfig, ProjectionHead, build_head
-from trainer.objectives.base import Loss, Objective, Projections
+from trainer.objectives.base import Inputs, Loss, Objective, Outputs
 from trainer.objectives.key_encoder import KeyEncoder, MomentumSchedule, momentum_at
 
 
@@ -73,37 +73,42 @@ class MoCoV3(Objective):
         self.key = KeyEncoder(encoder, head)
         self.config = config
 
-    def forward(self, views_VNCHW: torch.Tensor, step: int = 0) -> Projections:
-        """``(V*N, 3, H, W)`` view-major images to ``(V*N, D)`` predictions and keys."""
+    def forward(self, inputs: Inputs) -> Outputs:
+        """``predictions`` and ``keys``, ``(N, 2, D)``, not normalised."""
         # A view at a time: BatchNorm statistics are a view's own, as the views differ in kind.
-        images = views_VNCHW.chunk(self.views)
-        queries = [self.predictor(self.head(self.encoder(x))) for x in images]
-        keys = [self.key(x) for x in images]
-        return Projections(torch.cat(queries), torch.cat(keys))
+        views = inputs.views[0]
+        predictions = [self.predictor(self.head(self.encoder(x_NCHW))) for x_NCHW in views]
+        keys = [self.key(x_NCHW) for x_NCHW in views]
+        rows, fixed = (torch.stack(each).transpose(0, 1) for each in (predictions, keys))
+        return Outputs({"predictions": rows}, {"keys": fixed})
 
-    def loss(self, outputs: Projections) -> Loss:
+    def loss(self, outputs: Outputs) -> Loss:
         """``2 T (ctr(q1, k2) + ctr(q2, k1))``; see :meth:`Objective.loss`."""
-        assert outputs.keys is not None  # noqa: S101 - for the type checker
-        query1_ND, query2_ND = outputs.queries.chunk(self.views)
-        key1_ND, key2_ND = outputs.keys.chunk(self.views)
+        query1_ND, query2_ND = outputs.rows["predictions"].unbind(1)
+        key1_ND, key2_ND = outputs.fixed["keys"].unbind(1)
+        one, top1 = self._contrast(query1_ND, key2_ND)
+        other, other_top1 = self._contrast(query2_ND, key1_ND)
         # 2 T keeps the gradient's size when T changes (the paper's algorithm 1).
-        one = self._contrast(query1_ND, key2_ND)
-        other = self._contrast(query2_ND, key1_ND)
-        value = 2 * self.config.temperature * (one.value + other.value)
-        return Loss(value, (one.top1 + other.top1) / 2)
+        value = 2 * self.config.temperature * (one + other)
+        return Loss(value, {"contrastive_top1": (top1 + other_top1) / 2})
 
-    def _contrast(self, queries_ND: torch.Tensor, keys_ND: torch.Tensor) -> Loss:
-        value, top1 = info_nce(
+    def embedding(self, outputs: Outputs) -> torch.Tensor:
+        """The predictions of both views, ``(2*N, D)``."""
+        return outputs.rows["predictions"].transpose(0, 1).flatten(0, 1)
+
+    def _contrast(
+        self, queries_ND: torch.Tensor, keys_ND: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return info_nce(
             queries_ND,
             keys_ND,
             self.config.temperature,
             implementation=self.config.loss_implementation,
         )
-        return Loss(value, top1)
 
     @torch.no_grad()
     def after_step(
-        self, outputs: Projections, step: int, total_steps: int, skipped: torch.Tensor
+        self, outputs: Outputs, step: int, total_steps: int, skipped: torch.Tensor
     ) -> None:
         """Move the key encoder."""
         config = self.config

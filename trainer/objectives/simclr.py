@@ -14,7 +14,7 @@ from common.bounds import check_bounds
 from kernels.ntxent import Implementation, nt_xent
 from trainer.models.encoders import Encoder
 from trainer.models.heads import ProjectionHead
-from trainer.objectives.base import Loss, Objective, Projections
+from trainer.objectives.base import Inputs, Loss, Objective, Outputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,14 +45,21 @@ class SimCLR(Objective):
         self.head = head
         self.config = config
 
-    def forward(self, views_VNCHW: torch.Tensor, step: int = 0) -> Projections:
-        """Project ``(V*N, 3, H, W)`` view-major images to ``(V*N, D)``, not yet normalised."""
-        return Projections(self.head(self.encoder(views_VNCHW)))
+    def forward(self, inputs: Inputs) -> Outputs:
+        """Project all views in one pass: ``projections`` are ``(N, V, D)``, not normalised."""
+        views_VNCHW = inputs.views[0]
+        z_RD = self.head(self.encoder(views_VNCHW.flatten(0, 1)))  # R = V * N rows, view-major
+        return Outputs({"projections": z_RD.unflatten(0, (len(views_VNCHW), -1)).transpose(0, 1)})
 
-    def loss(self, outputs: Projections) -> Loss:
+    def loss(self, outputs: Outputs) -> Loss:
         """NT-Xent of the whole process group (SimCLR eq. 1); see :meth:`Objective.loss`."""
-        z_VND = outputs.queries.unflatten(0, (self.views, -1))
         value, top1 = nt_xent(
-            z_VND, self.config.temperature, implementation=self.config.loss_implementation
+            outputs.rows["projections"].transpose(0, 1),
+            self.config.temperature,
+            implementation=self.config.loss_implementation,
         )
-        return Loss(value, top1)
+        return Loss(value, {"contrastive_top1": top1})
+
+    def embedding(self, outputs: Outputs) -> torch.Tensor:
+        """The projections of all views, ``(V*N, D)``."""
+        return outputs.rows["projections"].transpose(0, 1).flatten(0, 1)

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from trainer.objectives.base import Objective
+from trainer.objectives.base import Inputs, Objective
 from trainer.run import Run
 
 
@@ -26,16 +26,12 @@ def settle_gradient_buckets(run: Run) -> None:
         return
     buffers = {name: buffer.clone() for name, buffer in run.objective.named_buffers()}
     side = run.config.crop.size
-    blank = torch.zeros(
-        Objective.views * run.plan.local_batch,
-        3,
-        side,
-        side,
-        dtype=run.augment.dtype,
-        device=run.fabric.device,
-    ).to(memory_format=torch.channels_last)
+    shape = (Objective.views * run.plan.local_batch, 3, side, side)
+    blank = torch.zeros(shape, dtype=run.augment.dtype, device=run.fabric.device)
+    blank = blank.to(memory_format=torch.channels_last).unflatten(0, (Objective.views, -1))
     for _ in range(2):  # the rebuild happens at the forward pass after the first backward pass
-        run.fabric.backward(run.model(blank).queries.sum())
+        rows = run.model(Inputs((blank,))).rows.values()
+        run.fabric.backward(torch.stack([each.sum() for each in rows]).sum())
         run.optimizer.zero_grad(set_to_none=True)
     with torch.no_grad():
         for name, buffer in run.objective.named_buffers():

@@ -100,17 +100,17 @@ class PieceStatistics:
                 self._called.append(layer)
 
     def collect_gradient_sums(
-        self, forward: Callable[[int], torch.Tensor], gradients: Sequence[torch.Tensor]
+        self, forward: Callable[[int], Any], losses: Sequence[Callable[[Any], torch.Tensor]]
     ) -> None:
         """Step 3: what the backward pass of every layer needs of the other pieces.
 
         Args:
-            forward: as in :meth:`project`, returning what the loss is differentiated by.
-            gradients: the loss's derivative by that, of every piece.
+            forward: as in :meth:`project`.
+            losses: of what it returns for each piece, a number with the loss's derivative.
         """
         with self._attached(), torch.no_grad():
             for index in reversed(range(len(self._statistics))):
-                self._sums[index] = self._gradient_sums(index, forward, gradients)
+                self._sums[index] = self._gradient_sums(index, forward, losses)
 
     @contextmanager
     def known(self) -> Iterator[None]:
@@ -155,14 +155,14 @@ class PieceStatistics:
     def _gradient_sums(
         self,
         index: int,
-        forward: Callable[[int], torch.Tensor],
-        gradients: Sequence[torch.Tensor],
+        forward: Callable[[int], Any],
+        losses: Sequence[Callable[[Any], torch.Tensor]],
     ) -> torch.Tensor:
         layer, statistics = self._called[index], self._statistics[index]
         sums_2C = torch.zeros(2, layer.num_features, dtype=torch.float64)
         sums_2C = sums_2C.to(statistics.mean.device)
-        for piece, gradient in enumerate(gradients):
-            dy = self._output_gradient(index, forward, piece, gradient)
+        for piece, loss in enumerate(losses):
+            dy = self._output_gradient(index, forward, piece, loss)
             if dy is not None and self._leaf_input is not None:
                 sums_2C += gradient_sums(dy, self._leaf_input, statistics, layer.eps)
         self._leaf_input = self._leaf_output = None
@@ -174,22 +174,22 @@ class PieceStatistics:
     def _output_gradient(
         self,
         index: int,
-        forward: Callable[[int], torch.Tensor],
+        forward: Callable[[int], Any],
         piece: int,
-        gradient: torch.Tensor,
+        loss: Callable[[Any], torch.Tensor],
     ) -> torch.Tensor | None:
         """The loss's derivative by a layer's output; none if the loss does not see it (keys)."""
         self.start_piece()
         self._leaf = index
         try:
             with torch.no_grad():  # what the layer switches on ends here
-                result = forward(piece)
+                value = loss(forward(piece))
         finally:
             self._leaf = None
-        if not result.requires_grad or self._leaf_output is None:
+        if not value.requires_grad or self._leaf_output is None:
             return None
         dy: torch.Tensor | None
-        (dy,) = torch.autograd.grad(result, self._leaf_output, gradient, allow_unused=True)
+        (dy,) = torch.autograd.grad(value, self._leaf_output, allow_unused=True)
         return dy
 
     @contextmanager

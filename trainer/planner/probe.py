@@ -20,7 +20,7 @@ from common.files.strict_json import dump_json
 from data_pipeline.reading.batch import Batch
 from data_pipeline.reading.order import Position
 from trainer.config import RunConfig, from_json
-from trainer.objectives.base import Projections
+from trainer.objectives.base import Outputs
 from trainer.optim.optimizers import apply_update, gradient_norm
 from trainer.prepare import prepare
 from trainer.run import Run
@@ -93,7 +93,7 @@ class _Took:
     update: float
 
 
-def _step(run: Run, batches: Iterator[Batch], step: int) -> tuple[_Took, Batch, Projections]:
+def _step(run: Run, batches: Iterator[Batch], step: int) -> tuple[_Took, Batch, Outputs]:
     start = time.perf_counter()
     batch = next(batches)
     outputs, _ = run.gradients(batch, step)
@@ -105,15 +105,15 @@ def _step(run: Run, batches: Iterator[Batch], step: int) -> tuple[_Took, Batch, 
     return _Took(end - start, run.waited(), end - update), batch, outputs
 
 
-def _update(run: Run, outputs: Projections, step: int) -> None:
+def _update(run: Run, outputs: Outputs, step: int) -> None:
     skipped = apply_update(run.optimizer, run.lr_at(step), gradient_norm(run.optimizer))
     run.objective.after_step(outputs, step, run.plan.total_steps, skipped)
     run.optimizer.zero_grad(set_to_none=True)
 
 
-def _loss(run: Run, outputs: Projections) -> None:
-    queries = outputs.queries.detach().requires_grad_()
-    torch.autograd.grad(run.objective.loss(Projections(queries, outputs.keys)).value, queries)
+def _loss(run: Run, outputs: Outputs) -> None:
+    rows = {name: each.detach().requires_grad_() for name, each in outputs.rows.items()}
+    torch.autograd.grad(run.objective.loss(Outputs(rows, outputs.fixed)).value, list(rows.values()))
 
 
 def _timed(run: Run, work: Callable[[], Any]) -> float:

@@ -25,7 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from common.errors import ConfigError, first_sentence
 from trainer.config import RunConfig
-from trainer.objectives.base import Objective, Projections
+from trainer.objectives.base import Inputs, Objective, Outputs
 from trainer.objectives.moco import MoCoConfig
 from trainer.objectives.simclr import SimCLRConfig
 from trainer.parallel.activation_checkpoint import checkpoint_blocks
@@ -171,18 +171,20 @@ def _step(
         param.register_post_accumulate_grad_hook(_keeper(ledger, bucketed=world_size > 1))
     views, side = Objective.views, config.crop.size
     ledger.hold("crops", _batches_held(config, device) * local_batch * views * side * side * 3)
-    images_VNCHW = _views(config, ledger, views * images, device)
+    images_VNCHW = _views(config, ledger, views * images, device).unflatten(0, (views, -1))
     first = len(ledger.operations)
     with ledger.phase("activations"), _autocast(config):
-        outputs: Projections = objective(images_VNCHW, 0)
+        outputs: Outputs = objective(Inputs((images_VNCHW,)))
     last, saved = len(ledger.operations), ledger.live["activations"]
     loss = contrast(config, local_batch, world_size, device).bytes
-    if images < local_batch:  # all pieces' projections, joined, and the derivative by them
-        rows = sum(each.nbytes for each in outputs if each is not None)
-        ledger.hold("loss", 4 * rows * local_batch // images)
+    if images < local_batch:  # all pieces' outputs, joined, and the derivative by them
+        kept = sum(each.nbytes for each in (*outputs.rows.values(), *outputs.fixed.values()))
+        ledger.hold("loss", 4 * kept * local_batch // images)
     ledger.hold("loss", loss)
     with ledger.phase("temporaries"):
-        outputs.queries.backward(torch.empty_like(outputs.queries))
+        rows = list(outputs.rows.values())
+        torch.autograd.backward(rows, [torch.empty_like(each) for each in rows])
+        del rows
     ledger.release("loss", loss)
     del images_VNCHW, outputs
     copies = _update_bytes(config, objective, size, device)

@@ -18,7 +18,7 @@ from common.errors import ConfigError
 from tests.dist import run_ranks
 from trainer.models.encoders import Encoder
 from trainer.models.heads import HeadConfig, build_head
-from trainer.objectives.base import Objective, Projections
+from trainer.objectives.base import Inputs, Objective
 from trainer.objectives.build import ObjectiveConfig, make_objective
 from trainer.objectives.key_encoder import momentum_at
 from trainer.objectives.key_queue import KeyQueue
@@ -85,8 +85,8 @@ def _train(rank: int, world_size: int, config: ObjectiveConfig) -> dict[str, Any
     share = BATCH // world_size
     losses = []
     for step in range(STEPS):
-        mine = views(step)[:, rank * share : (rank + 1) * share].flatten(0, 1)
-        outputs = model(mine, step)
+        mine = views(step)[:, rank * share : (rank + 1) * share]
+        outputs = model(Inputs((mine,), step))
         loss = objective.loss(outputs).value
         fabric.backward(loss)
         skipped = apply_update(optimizer, LR, gradient_norm(optimizer))
@@ -220,7 +220,7 @@ def _forward_with_own_queue(rank: int, world_size: int) -> dict[str, Any]:
     model = fabric.setup_module(objective)
     objective.queue.rows.fill_(float(rank))
     for step in range(2):
-        fabric.backward(objective.loss(model(views(step).flatten(0, 1), step)).value)
+        fabric.backward(objective.loss(model(Inputs((views(step),), step))).value)
     named = list(objective.named_parameters())
     return {
         "rows": objective.queue.rows.unique().tolist(),
@@ -248,14 +248,14 @@ def test_a_skipped_step_moves_neither_key_encoder_nor_queue(config: ObjectiveCon
     objective = objective_of(config)
     optimizer = build_optimizer(objective, OptimConfig(name="sgd"))
     for step in range(2):  # so that queries and keys differ
-        outputs = objective(views(step).flatten(0, 1), step)
+        outputs = objective(Inputs((views(step),), step))
         objective.loss(outputs).value.backward()
         skipped = apply_update(optimizer, LR, gradient_norm(optimizer))
         objective.after_step(outputs, step, STEPS, skipped)
         optimizer.zero_grad()
-    broken = views(2).flatten(0, 1)
-    broken[0] = float("nan")
-    outputs = objective(broken, 2)
+    broken = views(2)
+    broken[0, 0] = float("nan")
+    outputs = objective(Inputs((broken,), 2))
     objective.loss(outputs).value.backward()
     before = {name: value.clone() for name, value in objective.state_dict().items()}
     skipped = apply_update(optimizer, LR, gradient_norm(optimizer))
@@ -263,7 +263,7 @@ def test_a_skipped_step_moves_neither_key_encoder_nor_queue(config: ObjectiveCon
     assert skipped == 1
     for name, value in objective.state_dict().items():
         assert torch.equal(value.nan_to_num(), before[name].nan_to_num()), name
-    objective.after_step(objective(views(3).flatten(0, 1), 3), 2, STEPS, TAKEN)
+    objective.after_step(objective(Inputs((views(3),), 3)), 2, STEPS, TAKEN)
     assert not torch.equal(objective.state_dict()["key.head.layers.0.linear.weight"],
                            before["key.head.layers.0.linear.weight"])  # fmt: skip
 
@@ -274,10 +274,9 @@ def test_a_skipped_step_moves_neither_key_encoder_nor_queue(config: ObjectiveCon
 def _shuffled_keys(rank: int, world_size: int) -> torch.Tensor:
     objective = objective_of(v2(key_batch_norm="shuffle"))
     share = BATCH // world_size
-    mine = views(0)[:, rank * share : (rank + 1) * share].flatten(0, 1)
-    outputs: Projections = objective(mine, 3)
-    assert outputs.keys is not None
-    return outputs.keys
+    mine = views(0)[:, rank * share : (rank + 1) * share]
+    keys: torch.Tensor = objective(Inputs((mine,), 3)).fixed["keys"]
+    return keys
 
 
 def test_shuffled_keys_have_the_statistics_of_other_images_and_their_own_places() -> None:

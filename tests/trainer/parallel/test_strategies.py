@@ -32,7 +32,7 @@ from trainer.features.online_knn import OnlineKnnConfig
 from trainer.loop import fit
 from trainer.models.encoders import build_encoder
 from trainer.models.heads import HeadConfig, build_head
-from trainer.objectives.base import Objective
+from trainer.objectives.base import Inputs, Objective
 from trainer.objectives.build import make_objective
 from trainer.objectives.simclr import SimCLRConfig
 from trainer.optim.optimizers import OptimConfig, apply_update, gradient_norm
@@ -73,10 +73,10 @@ def _objective() -> Objective:
     return objective
 
 
-def _views(step: int, rank: int, world_size: int) -> torch.Tensor:
+def _inputs(step: int, rank: int, world_size: int) -> Inputs:
     generator = torch.Generator().manual_seed(step)
     views_VNCHW = torch.randn(2, BATCH, 3, 32, 32, generator=generator)
-    return views_VNCHW.chunk(world_size, 1)[rank].flatten(0, 1)
+    return Inputs((views_VNCHW.chunk(world_size, 1)[rank],), step)
 
 
 def _weights(sharding: Sharding) -> dict[str, torch.Tensor]:
@@ -98,7 +98,7 @@ def _train_by_hand(
             optimizer.inner.holders = None
         norms = []
         for step in range(STEPS):
-            loss = objective.loss(sharding.model(_views(step, rank, world_size), step)).value
+            loss = objective.loss(sharding.model(_inputs(step, rank, world_size))).value
             fabric.backward(loss * (math.nan if step == BAD_STEP else 1.0), model=sharding.model)
             norm = gradient_norm(sharding.optimizer)
             before = _weights(sharding)

@@ -11,6 +11,7 @@ from common.errors import ConfigError
 from tests.trainer.plans import NOWHERE, rates, small
 from tests.trainer.runs import SMALL_ENCODER, tiny_mocov3_config
 from trainer.models.encoders import EncoderConfig
+from trainer.objectives.base import Inputs
 from trainer.optim.optimizers import OptimConfig, build_optimizer
 from trainer.parallel.networks import build_objective
 from trainer.parallel.strategy import StrategyConfig
@@ -45,8 +46,9 @@ def test_counted_activations_are_what_autograd_keeps_of_real_tensors(
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"),
     ):
-        queries = objective(views).queries
-    kept[queries.untyped_storage().data_ptr()] = queries.untyped_storage()
+        inputs = Inputs((views.unflatten(0, (2, -1)),))
+        projections = objective(inputs).rows["projections"]
+    kept[projections.untyped_storage().data_ptr()] = projections.untyped_storage()
     own.add(views.untyped_storage().data_ptr())
     real = sum(storage.nbytes() for place, storage in kept.items() if place not in own)
     assert step_cost.saved == pytest.approx(real, rel=0.03)
