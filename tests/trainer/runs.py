@@ -17,7 +17,8 @@ from data_pipeline.packing.pack import PackConfig, pack
 from data_pipeline.reading.loader import LoaderConfig
 from tests.dist import run_ranks
 from trainer.config import DataConfig, RunConfig, from_json, to_json
-from trainer.models.encoders import EncoderConfig, HeadConfig, remove_classifier
+from trainer.models.encoders import EncoderConfig, remove_classifier
+from trainer.models.heads import HeadConfig
 from trainer.objectives.moco import MoCoConfig
 from trainer.objectives.mocov3 import MoCoV3Config
 from trainer.optim.schedule import ScheduleConfig

@@ -1,150 +1,142 @@
-"""Linear probe: a linear classifier on a frozen encoder, trained by SimCLR's recipe.
+"""Settings of an evaluation by labels."""
 
-SimCLR (Chen et al. 2020, arXiv 2002.05709, appendix B.6 and google-research/simclr): SGD with
-Nesterov momentum 0.9, learning rate 0.1 x batch / 256 without warm-up, cosine to 0 per step, weight
-decay 1e-6, batch 4096, 90 epochs, classifier starting at zero. Weight decay covers the bias, as
-there.
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
-Two protocols train the same classifier:
+from common.errors import ConfigError
+from trainer.evaluation.job import JobConfig, TestFile, TrainFile
+from trainer.evaluation.linear import SIMCLR_IMAGENET, SIMCLR_IMAGENET_CROP, LinearConfig
+from trainer.evaluation.logistic import LogisticConfig
 
-* *cached*: each image has one feature vector, that of its centre crop;
-* *canonical*: each image is cropped and flipped anew in every epoch and goes through the encoder,
-  as in the paper.
-
-Shape suffixes: N training samples, M test samples, B batch, F features, C classes.
-"""
-
-import dataclasses
-from dataclasses import dataclass
-
-import numpy as np
-import torch
-from torch import nn
-
-from data_pipeline.reading.order import Position, global_batch_ids
-from trainer.evaluation.supervised import Batches, Recipe, fit, zero_linear
-from trainer.features.extraction import Features
-from trainer.features.labels import accuracy_of, class_count
+Protocol = Literal["auto", "logistic", "cached", "sweep", "canonical"]
+Preset = Literal["simclr-imagenet"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearConfig(Recipe):
-    """SimCLR's linear evaluation."""
+class EvaluateConfig(JobConfig):
+    """One evaluation by labels."""
 
-    name = "the linear probe"
-    base_lr: float = 0.1  # per 256 samples of the batch
-    batch_size: int = 4096  # all training samples where there are fewer
-    epochs: int = 90
-    momentum: float = 0.9  # Nesterov's
-    weight_decay: float = 1e-6
-    seed: int = 0  # of the order of samples, and of the crops in the canonical protocol
+    method: ClassVar[str]
+    train: TrainFile
+    """Labelled images to learn from."""
+    test: TestFile
+    """Labelled images to measure on."""
+    labels_per_class: int | None = None
+    """Labelled training images of each class to use, chosen by the seed. None: all."""
 
-
-SIMCLR_IMAGENET = LinearConfig()
-"""google-research/simclr's command for the linear evaluation on ImageNet, value by value: rate 0.1
-per 256, batch 4096, 90 epochs, weight decay 1e-6, no warm-up. It is for crops of 224 pixels."""
-SIMCLR_IMAGENET_CROP = (224, 256)  # side and shorter side before it at the test, pixels
-
-
-@dataclass(frozen=True)
-class LinearResult:
-    """Accuracy of the trained classifier, as fractions in [0, 1], and the classifier."""
-
-    top1: float
-    top5: float
-    """Within the best ``min(5, classes)``."""
-    config: LinearConfig
-    """With the samples of a step that there were."""
-    steps: int
-    final_loss: float
-    """Mean cross-entropy of the last epoch, nats."""
-    classifier: nn.Linear
+    def __post_init__(self) -> None:
+        """Refuse what contradicts itself."""
+        super().__post_init__()
+        self.at_least(1, "labels_per_class")
 
 
-def linear_probe(
-    train: Features,
-    test: Features,
-    config: LinearConfig | None = None,
-    *,
-    device: torch.device | str = "cpu",
-    progress: bool = False,
-) -> LinearResult:
-    """Train on cached features, test on cached features. One process; no collectives.
+@dataclass(frozen=True, kw_only=True)
+class KnnConfig(EvaluateConfig):
+    """Weighted k nearest neighbours by cosine similarity.
+
+    Each of the k nearest training images votes for its class with weight exp(similarity /
+    temperature). Exact, deterministic. Of several k, found in one pass, the first is the result and
+    all are in the JSON as by_k.
+    """
+
+    method = "knn"
+    k: tuple[int, ...] = (200,)
+    """Neighbours that vote; at most the training samples."""
+    temperature: float = 0.07
+    """Of the votes."""
+
+    def __post_init__(self) -> None:
+        """Refuse what contradicts itself."""
+        super().__post_init__()
+        if not self.k:
+            raise ConfigError("--k: name at least one number of neighbours")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig(EvaluateConfig):
+    """A linear classifier on the frozen encoder.
+
+    Protocols:
+      logistic   multinomial logistic regression on features of centre crops, full batch to
+                 convergence, L2 of strength C on standardised features; C chosen on held-out
+                 training images
+      cached     SimCLR's recipe on features of centre crops: SGD with Nesterov momentum, learning
+                 rate 0.1 x batch / 256, cosine to 0, batch 4096, 90 epochs, weight decay 1e-6
+      sweep      the same for every --base-lr with every --weight-decay at once, one matrix product
+                 for all; the best on held-out training images is trained again on all of them
+      canonical  as cached with new random crops and flips of each image in every epoch, through the
+                 encoder: what published figures use
+      auto       logistic where images x features x classes is up to 5e8, else cached; the output
+                 says which
+
+    --preset simclr-imagenet is SimCLR's protocol for ImageNet with all its values: canonical, 90
+    epochs, batch 4096, learning rate 1.6, weight decay 1e-6, crops of 224 pixels (of 256 at the
+    test).
+    """
+
+    method = "linear"
+    protocol: Protocol = "auto"
+    """See above."""
+    preset: Preset | None = None
+    """A published protocol with all its values."""
+    c: float | None = None
+    """logistic: inverse strength of L2, as scikit-learn's. None: chosen."""
+    epochs: int = LinearConfig.epochs
+    """cached, sweep, canonical: passes over the training images."""
+    base_lr: tuple[float, ...] = ()
+    """cached, canonical: learning rate per 256 images of a step; none: 0.1. sweep: those to try;
+    none: nine from 0.003 to 30."""
+    linear_batch: int = LinearConfig.batch_size
+    """cached, sweep, canonical: images per step over all processes."""
+    weight_decay: tuple[float, ...] = ()
+    """cached, canonical: none: 1e-6. sweep: those to try; none: 0, 1e-6, 1e-5 and 1e-4."""
+
+    def __post_init__(self) -> None:
+        """Refuse what contradicts itself."""
+        super().__post_init__()
+        for name in ("base_lr", "weight_decay"):
+            if self.protocol != "sweep" and len(getattr(self, name)) > 1:
+                option = "--" + name.replace("_", "-")
+                raise ConfigError(f"{option}: several values go with --protocol sweep")
+        if self.protocol == "canonical" and self.labels_per_class is not None:
+            raise ConfigError(
+                "--labels-per-class goes with cached features: use --protocol cached or logistic"
+            )
+        self.linear(), self.logistic()  # can they be?
+
+    def linear(self) -> LinearConfig:
+        """The training of one classifier; of a sweep, all but its rate and decay."""
+        if self.preset is not None:
+            return replace(SIMCLR_IMAGENET, seed=self.seed)
+        return LinearConfig(
+            base_lr=self.base_lr[0] if self.base_lr else LinearConfig.base_lr,
+            batch_size=self.linear_batch,
+            epochs=self.epochs,
+            weight_decay=self.weight_decay[0] if self.weight_decay else LinearConfig.weight_decay,
+            seed=self.seed,
+        )
+
+    def logistic(self) -> LogisticConfig:
+        """The fit of the protocol of that name."""
+        return LogisticConfig(c=self.c, seed=self.seed)
+
+
+def preset_config(config: ProbeConfig) -> ProbeConfig:
+    """``config`` with everything that its preset says.
+
+    ``simclr-imagenet`` is SimCLR's linear evaluation of ImageNet: see
+    :data:`trainer.evaluation.linear.SIMCLR_IMAGENET`.
 
     Raises:
-        ConfigError: training diverged.
-        DataError: a set is empty or not labelled.
+        ConfigError: it says something else itself.
     """
-    device, count = torch.device(device), len(train.labels_N)
-    config = limited(config or LinearConfig(), count)
-    return train_linear(
-        cached_batches(train, config, device),
-        count // config.batch_size,
-        test,
-        class_count(train.labels_N, test.labels_N),
-        config,
-        device=device,
-        progress=progress,
-    )
-
-
-def limited(config: LinearConfig, num_samples: int) -> LinearConfig:
-    """``config`` with a batch of all samples where there are fewer."""
-    return dataclasses.replace(config, batch_size=min(config.batch_size, num_samples))
-
-
-def cached_batches(train: Features, config: LinearConfig, device: torch.device) -> Batches:
-    """All batches of a training on cached features, in :mod:`data_pipeline.reading.order`."""
-    features_NF, labels_N = _near(train.features_NF, device), train.labels_N
-    num_train, size = len(labels_N), config.batch_size
-    for epoch in range(config.epochs):
-        for step in range(num_train // size):
-            ids = global_batch_ids(config.seed, Position(epoch, step), size, num_train)
-            ids_B = torch.from_numpy(ids.astype(np.int64))
-            features_BF = features_NF[ids_B.to(features_NF.device)]
-            yield features_BF.to(device), labels_N[ids_B].to(device)
-
-
-def train_linear(
-    batches: Batches,
-    steps_per_epoch: int,
-    test: Features,
-    num_classes: int,
-    config: LinearConfig,
-    *,
-    device: torch.device | str = "cpu",
-    together: bool = False,
-    progress: bool = False,
-) -> LinearResult:
-    """Train on batches of features, test on cached features. A collective if ``together``.
-
-    Args:
-        batches: of features (B, F) without gradient.
-        steps_per_epoch: global batches in an epoch.
-        test: features of the test set's centre crops, equal on all processes.
-        num_classes: classes of training and test set.
-        config: the recipe, with the global batch that ``batches`` have.
-        device: where to train.
-        together: several processes share each batch.
-        progress: show a bar on a terminal.
-
-    Raises:
-        ConfigError: training diverged.
-    """
-    device = torch.device(device)
-    classifier = zero_linear(test.features_NF.shape[1], num_classes).to(device)
-    final_loss = fit(
-        classifier, config, batches, steps_per_epoch, together=together, progress=progress
-    )
-    reached = accuracy_of(classifier, test, device)
-    steps = config.epochs * steps_per_epoch
-    return LinearResult(*reached, config, steps, final_loss, classifier)
-
-
-def _near(features_NF: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The features on ``device``, if they take at most half of what is free there."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        if features_NF.numel() * features_NF.element_size() > free // 2:
-            return features_NF
-    return features_NF.to(device)
+    if config.preset is None:
+        return config
+    if config.protocol not in ("auto", "canonical"):
+        raise ConfigError(f"--preset {config.preset} is canonical: leave out --protocol")
+    for name in ("epochs", "base_lr", "linear_batch", "weight_decay", "size", "resize", "c"):
+        if getattr(config, name) != getattr(ProbeConfig, name):
+            option = "--" + name.replace("_", "-")
+            raise ConfigError(f"--preset {config.preset} says what {option} is: leave it out")
+    size, resize = SIMCLR_IMAGENET_CROP
+    return replace(config, protocol="canonical", size=size, resize=resize)

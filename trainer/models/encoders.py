@@ -22,27 +22,9 @@ from torch.func import functional_call
 from common.bounds import check_bounds
 from common.errors import ConfigError
 from trainer.models.cifar_resnet import CIFAR_RESNETS, CifarResNet
-from trainer.models.heads import HeadConfig, ProjectionHead, build_head
-
-__all__ = [
-    "Encoder",
-    "EncoderConfig",
-    "HeadConfig",
-    "ProjectionHead",
-    "build_encoder",
-    "build_head",
-    "parameter_count",
-    "remove_classifier",
-    "stochastic_layers",
-    "use_cifar_stem",
-]
 
 _CLASSES = 1000  # of torchvision's classifiers, by which they are recognised
 
-_OPTIONS_BY_FAMILY: dict[str, dict[str, Any]] = {
-    "googlenet": {"aux_logits": False, "init_weights": True},
-    "inception_v3": {"aux_logits": False, "init_weights": True},
-}
 STRIDES = {"cifar": 1, "cifar-stride2": 2}
 """Of the first convolution, by those stems that have 3x3 and no max-pool."""
 
@@ -163,11 +145,7 @@ def _build_torchvision_model(config: EncoderConfig) -> nn.Module:
         known = [*CIFAR_RESNETS, *torchvision.models.list_models(module=torchvision.models)]
         raise ConfigError(f"--encoder.name: there is no model {_unknown(config.name, known)}")
     _refuse_a_resnets_settings(config)
-    options = dict(_OPTIONS_BY_FAMILY.get(config.name, {}))
-    if config.name.startswith("vit_"):
-        options["image_size"] = config.image_size
-    if config.name.startswith("maxvit"):
-        options["input_size"] = (config.image_size, config.image_size)
+    options = torchvision_options(config)
     if config.zero_init_residual:
         options["zero_init_residual"] = True
     try:
@@ -178,6 +156,17 @@ def _build_torchvision_model(config: EncoderConfig) -> nn.Module:
     if config.stem != "imagenet":
         use_cifar_stem(model, STRIDES[config.stem])
     return model
+
+
+def torchvision_options(config: EncoderConfig) -> dict[str, Any]:
+    """What torchvision has to be told so that its model has the encoder's shape."""
+    if config.name.startswith("vit_"):
+        return {"image_size": config.image_size}
+    if config.name.startswith("maxvit"):
+        return {"input_size": (config.image_size, config.image_size)}
+    if config.name in ("googlenet", "inception_v3"):
+        return {"aux_logits": False, "init_weights": True}
+    return {}
 
 
 def remove_classifier(model: nn.Module) -> str:
@@ -299,11 +288,6 @@ def _feature_dim(model: nn.Module, config: EncoderConfig) -> int:
         shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
         raise ConfigError(f"--encoder.name: {config.name} returns {shape}, not (N, F) features")
     return output.shape[1]
-
-
-def parameter_count(module: nn.Module) -> int:
-    """Number of trainable values."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
 def stochastic_layers(module: nn.Module) -> list[str]:

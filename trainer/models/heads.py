@@ -58,16 +58,10 @@ class ProjectionHead(nn.Module):
             for i in range(config.layers)
         )
 
-    def forward(self, features_NF: torch.Tensor, depth: int | None = None) -> torch.Tensor:
-        """Project features.
-
-        Args:
-            features_NF: the encoder's output.
-            depth: stop after so many layers, activation included: SimCLR v2 fine-tunes from the
-                first one. None is all of them.
-        """
+    def forward(self, features_NF: torch.Tensor) -> torch.Tensor:
+        """Project the encoder's output."""
         x = features_NF
-        for layer in self.layers[:depth]:
+        for layer in self.layers:
             x = layer(x)
         return x
 
