@@ -18,8 +18,8 @@ from tests.trainer.runs import SMALL_ENCODER, pack_images
 from tests.trainer.saved_runs import RESNET18_CIFAR, save_run
 from trainer.evaluation.load_encoder import load_encoder
 from trainer.export import Exported, export
+from trainer.export.named_models import ToTimm
 from trainer.export.to_huggingface import ToHuggingFace
-from trainer.export.to_timm import ToTimm
 from trainer.models.encoders import EncoderConfig, build_encoder
 from trainer.models.init_from import start_from
 

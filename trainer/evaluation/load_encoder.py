@@ -15,7 +15,7 @@ is left to runs, whose folder is the user's own.
 import dataclasses
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,6 +75,10 @@ class LoadedEncoder:
     preprocessing: Preprocessing
     description: dict[str, Any]
     """JSON values: source, kind, architecture, feature_dim, weights_file, sha256, step, epoch..."""
+    config: EncoderConfig | None = None
+    """Of the architecture; None: raw pixels."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """All that the run's ``config.json``, or the JSON of an exported file, says."""
 
 
 def load_encoder(source: str, which: Which = "last") -> LoadedEncoder:
@@ -95,7 +99,7 @@ def load_encoder(source: str, which: Which = "last") -> LoadedEncoder:
         return _pixels(source)
     if source.startswith(_UNTRAINED) and not path.exists():
         return _untrained(source)
-    return _from_run(path, which) if path.is_dir() else _from_file(path)
+    return load_run(path, which) if path.is_dir() else _from_file(path)
 
 
 def check_source(source: str) -> None:
@@ -162,29 +166,30 @@ def run_encoder_config(config: Mapping[str, Any], where: str) -> EncoderConfig:
     return from_json(EncoderConfig, _section(config, "encoder", where), f"{where}: encoder")
 
 
-def _from_run(run: Path, which: Which) -> LoadedEncoder:
-    tensors, config = load_encoder_state(run, best=which == "best")
-    where = str(run / "config.json")
-    encoder_config = run_encoder_config(config, where)
-    encoder = build_encoder(encoder_config)
-    fill(encoder, tensors, f"{run}: its checkpoint")
-    saved = config["checkpoint"]
+def load_run(run: Path, which: Which = "last") -> LoadedEncoder:
+    """The encoder of a run's folder; ``settings`` are what ``load_encoder_state`` gives.
+
+    Raises:
+        CheckpointError, ConfigError: as :func:`load_encoder`.
+    """
+    tensors, settings = load_encoder_state(run, best=which == "best")
+    where, saved = str(run / "config.json"), settings["checkpoint"]
+    config = run_encoder_config(settings, where)
     weights = run / "checkpoints" / f"step-{saved['step']:08d}" / "model.safetensors"
     with weights.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
+    encoder = build_encoder(config)
+    fill(encoder, tensors, f"{run}: its checkpoint")
     described = {
-        **_described(str(run.absolute()), "run", encoder_config, encoder),
-        "weights_file": str(weights.absolute()),
-        "sha256": digest,
-        "which": which,
-        **{name: saved.get(name) for name in ("step", "epoch", "data_fingerprint")},
-        **{name: config.get(name) for name in ("recipe", "seed", "batch")},
+        **_described(str(run.absolute()), "run", config, encoder),
+        **_origin(weights, digest, {**saved, **settings, "which": which}),
     }
-    return LoadedEncoder(encoder.eval(), run_preprocessing(config, where), described)
+    preprocessing = run_preprocessing(settings, where)
+    return LoadedEncoder(encoder.eval(), preprocessing, described, config, settings)
 
 
 def _from_file(path: Path) -> LoadedEncoder:
-    facts, encoder_config = _read_description(path)
+    facts, config, preprocessing = _read_settings(path)
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     if digest != facts.get("sha256"):
@@ -192,19 +197,13 @@ def _from_file(path: Path) -> LoadedEncoder:
             f"{path}: its content does not match the checksum in {description_path(path).name}; "
             "copy both files again, or export again"
         )
-    encoder = build_encoder(encoder_config)
+    encoder = build_encoder(config)
     fill(encoder, parse_safetensors(data, path), str(path))
     described = {
-        **_described(str(path.absolute()), "exported", encoder_config, encoder),
-        "weights_file": str(path.absolute()),
-        "sha256": digest,
-        **{
-            name: facts.get(name)
-            for name in ("which", "step", "epoch", "data_fingerprint", "recipe", "seed", "batch")
-        },
+        **_described(str(path.absolute()), "exported", config, encoder),
+        **_origin(path, digest, facts),
     }
-    preprocessing = _file_preprocessing(facts, description_path(path))
-    return LoadedEncoder(encoder.eval(), preprocessing, described)
+    return LoadedEncoder(encoder.eval(), preprocessing, described, config, facts)
 
 
 def _untrained(source: str) -> LoadedEncoder:
@@ -213,21 +212,15 @@ def _untrained(source: str) -> LoadedEncoder:
     Training started from them, unless its ``init_from`` names a file.
     """
     path = Path(source.removeprefix(_UNTRAINED))
-    if path.is_dir():
-        config, where = _read_json(path / "config.json"), str(path / "config.json")
-        encoder_config = run_encoder_config(config, where)
-        preprocessing = run_preprocessing(config, where)
-    else:
-        config, encoder_config = _read_description(path)
-        preprocessing = _file_preprocessing(config, description_path(path))
-    seed = config.get("seed")
+    settings, config, preprocessing = _read_settings(path)
+    seed = settings.get("seed")
     seed = seed if isinstance(seed, int) else 0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # as the run does before it builds its encoder
-        encoder = build_encoder(encoder_config)
+        encoder = build_encoder(config)
     source = f"{_UNTRAINED}{path.absolute()}"
-    described = {**_described(source, "untrained", encoder_config, encoder), "seed": seed}
-    return LoadedEncoder(encoder.eval(), preprocessing, described)
+    described = {**_described(source, "untrained", config, encoder), "seed": seed}
+    return LoadedEncoder(encoder.eval(), preprocessing, described, config, settings)
 
 
 def _pixels(source: str) -> LoadedEncoder:
@@ -255,36 +248,46 @@ def _described(source: str, kind: str, config: EncoderConfig, encoder: nn.Module
     }
 
 
-def _read_description(weights: Path) -> tuple[dict[str, Any], EncoderConfig]:
-    """The JSON beside exported weights, checked, and the encoder that it names."""
-    path = description_path(weights)
-    if not path.is_file():
+def _origin(weights: Path, digest: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("which", "step", "epoch", "data_fingerprint", "recipe", "seed", "batch")
+    return {
+        "weights_file": str(weights.absolute()),
+        "sha256": digest,
+        **{name: facts.get(name) for name in names},
+    }
+
+
+def _read_settings(path: Path) -> tuple[dict[str, Any], EncoderConfig, Preprocessing]:
+    """What ``config.json`` of a run, or the JSON beside exported weights, says of the encoder."""
+    if path.is_dir():
+        where = path / "config.json"
+        settings = _read_json(where)
+        config = run_encoder_config(settings, str(where))
+        return settings, config, run_preprocessing(settings, str(where))
+    where = description_path(path)
+    if not where.is_file():
         raise DataError(
-            f"{path}: missing; 'widebatch export' writes it beside the weights: copy it too, or "
+            f"{where}: missing; 'widebatch export' writes it beside the weights: copy it too, or "
             "export again"
         )
-    facts = _read_json(path)
+    facts = _read_json(where)
     if facts.get("format") != FILE_FORMAT or facts.get("version") != FILE_VERSION:
         raise DataError(
-            f"{path}: says format {facts.get('format')!r} version {facts.get('version')!r}, this "
+            f"{where}: says format {facts.get('format')!r} version {facts.get('version')!r}, this "
             f"program reads {FILE_FORMAT!r} version {FILE_VERSION}"
         )
-    config = run_encoder_config(facts, str(path))
+    config = run_encoder_config(facts, str(where))
     if ":" in config.name:
         raise DataError(
-            f"{path}: names the code {config.name!r}; exported files may name torchvision's "
+            f"{where}: names the code {config.name!r}; exported files may name torchvision's "
             "architectures only"
         )
     if not 0 < config.image_size <= _MAX_IMAGE_SIZE:  # a transformer's weights grow with it
-        raise DataError(f"{path}: image_size {config.image_size} is not in 1 to {_MAX_IMAGE_SIZE}")
-    return facts, config
-
-
-def _file_preprocessing(facts: Mapping[str, Any], path: Path) -> Preprocessing:
-    values = dict(_section(facts, "preprocessing", str(path)))
+        raise DataError(f"{where}: image_size {config.image_size} is not in 1 to {_MAX_IMAGE_SIZE}")
+    values = _section(facts, "preprocessing", str(where))
     names = {field.name for field in dataclasses.fields(Preprocessing)}
     known = {name: value for name, value in values.items() if name in names}
-    return from_json(Preprocessing, known, f"{path}: preprocessing")
+    return facts, config, from_json(Preprocessing, known, f"{where}: preprocessing")
 
 
 def fill(encoder: nn.Module, tensors: dict[str, torch.Tensor], where: str) -> None:

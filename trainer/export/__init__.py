@@ -1,6 +1,5 @@
 """Hand an encoder on to another library, with a proof that it is still the same function."""
 
-from trainer.export.proof import Proof, prove
-from trainer.export.write import FORMATS, Exported, export
+from trainer.export.write import Exported, export
 
-__all__ = ["FORMATS", "Exported", "Proof", "export", "prove"]
+__all__ = ["Exported", "export"]

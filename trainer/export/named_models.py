@@ -1,108 +1,153 @@
-"""torchvision: the keys of ``torchvision.models.NAME()``, only the classifier's missing."""
+"""torchvision and timm: libraries that build the encoder's architecture by its name."""
 
-from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 import torchvision
 from torch import nn
 
-from common.files.safetensors_file import parse_safetensors
 from trainer.evaluation.load_encoder import Preprocessing
-from trainer.export.target import Features, Target, Tensors, fill_exactly, refused
+from trainer.export.target import WeightsFile
 from trainer.models.encoders import (
     STRIDES,
     EncoderConfig,
     is_torchvisions,
     remove_classifier,
+    torchvision_options,
     use_cifar_stem,
 )
+from trainer.models.tensor_names import timm_vit
+
+# Same keys, same computation: timm took torchvision's ResNets over with their names.
+_TIMM_RESNETS = (
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    *("wide_resnet50_2", "wide_resnet101_2"),
+    *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
+)
+_TIMM_VITS = {
+    "vit_b_16": "vit_base_patch16_224",
+    "vit_b_32": "vit_base_patch32_224",
+    "vit_l_16": "vit_large_patch16_224",
+    "vit_l_32": "vit_large_patch32_224",
+    "vit_h_14": "vit_huge_patch14_224",
+}
 
 
-def stem_lines(encoder: EncoderConfig) -> list[str]:
-    """Python that makes the ResNet of torchvision or timm take weights with another stem."""
-    if encoder.stem == "imagenet":
-        return []
-    stride = STRIDES[encoder.stem]
-    return [
-        f"model.conv1 = torch.nn.Conv2d(3, 64, kernel_size=3, stride={stride}, padding=1, "
-        "bias=False)",
-        "model.maxpool = torch.nn.Identity()",
-    ]
+class _NamedModel(WeightsFile):
+    """A model by its name and options, a ResNet perhaps with another stem."""
 
-
-class ToTorchvision(Target):
-    """A safetensors file for ``load_state_dict(strict=False)``."""
-
-    name = "torchvision"
-    built_by = "a model that torchvision built"
-    suffix = ".safetensors"
-    packages = ("torchvision", "safetensors")
-
-    def __init__(self, encoder: EncoderConfig, preprocessing: Preprocessing) -> None:
+    def __init__(
+        self,
+        encoder: EncoderConfig,
+        preprocessing: Preprocessing,
+        architecture: str,
+        options: dict[str, Any],
+    ) -> None:
         super().__init__(encoder, preprocessing)
-        if not is_torchvisions(encoder.name):
-            raise refused(self.name, f"{encoder.name} is no architecture of torchvision's")
-        self._options = _options(encoder)
-        self._adapt = stem_lines(encoder)
-        with torch.device("meta"):
-            self._classifier = remove_classifier(self._model())
+        self.architecture, self.options = architecture, options
+        self.adapt: list[str] = []
+        if encoder.stem != "imagenet":
+            self.adapt = [
+                "model.conv1 = torch.nn.Conv2d(3, 64, kernel_size=3, "
+                f"stride={STRIDES[encoder.stem]}, padding=1, bias=False)",
+                "model.maxpool = torch.nn.Identity()",
+            ]
 
-    def _model(self) -> nn.Module:
-        model: nn.Module = torchvision.models.get_model(
-            self.encoder.name, weights=None, **self._options
-        )
-        return model
-
-    def write(self, model: nn.Module, tensors: Tensors) -> dict[str, bytes]:
-        """The encoder's own keys are torchvision's."""
-        return {"": safetensors.torch.save(tensors)}
-
-    def load(self, written: Path | bytes) -> Features:
-        """A fresh model of torchvision's, its classifier an identity."""
-        assert isinstance(written, bytes)  # noqa: S101  (a file's target)
-        model = self._model()
-        if self._adapt:
+    def adapted(self, model: nn.Module) -> nn.Module:
+        """What the lines of ``adapt`` make of the library's model."""
+        if self.adapt:
             use_cifar_stem(model, STRIDES[self.encoder.stem])
-        tensors = parse_safetensors(written, Path("export"))
-        left_out = {f"{self._classifier}.weight", f"{self._classifier}.bias"}
-        fill_exactly(model, tensors, left_out, f"torchvision's {self.encoder.name}")
-        parent, _, name = self._classifier.rpartition(".")
-        model.get_submodule(parent).add_module(name, nn.Identity())
-        return model.to(self.dtype).eval()
+        return model
 
     def facts(self) -> dict[str, Any]:
         """How to make the model that takes the weights."""
-        return {
-            "architecture": self.encoder.name,
-            "options": self._options,  # of torchvision.models.ARCHITECTURE, beside weights=None
-            "adapt": self._adapt,
-            "classifier": self._classifier,
-        }
+        return {"architecture": self.architecture, "options": self.options, "adapt": self.adapt}
+
+    def arguments(self) -> str:
+        """The options, to follow other arguments in a line of Python."""
+        return "".join(f", {name}={value!r}" for name, value in self.options.items())
+
+
+class ToTorchvision(_NamedModel):
+    """The keys of ``torchvision.models.NAME()``, only the classifier's missing."""
+
+    name = "torchvision"
+    built_by = "a model that torchvision built"
+    packages = ("torchvision", "safetensors")
+
+    def __init__(self, encoder: EncoderConfig, preprocessing: Preprocessing) -> None:
+        if not is_torchvisions(encoder.name):
+            raise self.refused(f"{encoder.name} is no architecture of torchvision's")
+        super().__init__(encoder, preprocessing, encoder.name, torchvision_options(encoder))
+        with torch.device("meta"):
+            self.classifier = remove_classifier(self.model())
+
+    def model(self) -> nn.Module:
+        """With its classifier."""
+        return self.adapted(
+            torchvision.models.get_model(self.architecture, weights=None, **self.options)
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """As of any named model, and which layer the file has no weights of."""
+        return {**super().facts(), "classifier": self.classifier}
 
     def instructions(self, name: str) -> list[str]:
         """With the lines that adapt the stem."""
-        options = "".join(f", {key}={value!r}" for key, value in self._options.items())
         return [
             "import torch",
             "import torchvision",
             "from safetensors.torch import load_file",
             "",
-            f"model = torchvision.models.{self.encoder.name}(weights=None{options})",
-            *self._adapt,
+            f"model = torchvision.models.{self.architecture}(weights=None{self.arguments()})",
+            *self.adapt,
             f"missing, unexpected = model.load_state_dict(load_file({name!r}), strict=False)",
-            f"# missing: {self._classifier}.weight and {self._classifier}.bias, "
-            "your new classifier",
+            f"# missing: {self.classifier}.weight and {self.classifier}.bias, your new classifier",
         ]
 
 
-def _options(config: EncoderConfig) -> dict[str, Any]:
-    """What torchvision has to be told so that its model has the encoder's shape."""
-    if config.name.startswith("vit_"):
-        return {"image_size": config.image_size}
-    if config.name.startswith("maxvit"):
-        return {"input_size": (config.image_size, config.image_size)}
-    if config.name in ("googlenet", "inception_v3"):
-        return {"aux_logits": False, "init_weights": True}
-    return {}
+class ToTimm(_NamedModel):
+    """All keys of ``timm.create_model(NAME, num_classes=0)``."""
+
+    name = "timm"
+    built_by = "a model that timm built"
+    packages = ("timm", "safetensors")
+
+    def __init__(self, encoder: EncoderConfig, preprocessing: Preprocessing) -> None:
+        self._is_vit = encoder.name in _TIMM_VITS
+        if not self._is_vit and encoder.name not in _TIMM_RESNETS:
+            raise self.refused(
+                f"no counterpart of {encoder.name} is known, only of {', '.join(_TIMM_RESNETS)} "
+                f"and {', '.join(_TIMM_VITS)}"
+            )
+        architecture = _TIMM_VITS.get(encoder.name, encoder.name)
+        options = {"img_size": encoder.image_size} if self._is_vit else {}
+        super().__init__(encoder, preprocessing, architecture, options)
+
+    def renamed(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """ResNets under their own keys, transformers under timm's."""
+        if self._is_vit:
+            return {timm_vit(name): value for name, value in tensors.items()}
+        return tensors
+
+    def model(self) -> nn.Module:
+        """Without classifier."""
+        try:
+            import timm
+        except ImportError as error:
+            raise self.absent("timm", error) from None
+        return self.adapted(
+            timm.create_model(self.architecture, pretrained=False, num_classes=0, **self.options)
+        )
+
+    def instructions(self, name: str) -> list[str]:
+        """For features; a classifier is added by another ``num_classes`` and ``strict=False``."""
+        return [
+            *(["import torch"] if self.adapt else []),
+            "import timm",
+            "from safetensors.torch import load_file",
+            "",
+            f"model = timm.create_model({self.architecture!r}, num_classes=0{self.arguments()})",
+            *self.adapt,
+            f"model.load_state_dict(load_file({name!r}))",
+        ]

@@ -1,8 +1,9 @@
 """The proof of an export: features of real images, ours beside those of the foreign library."""
 
+import contextlib
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from data_pipeline.augment import Augment, AugmentConfig
 from data_pipeline.packing.embedded import NAME, embedded_images
 from data_pipeline.reading.loader import LoaderConfig, eval_loader
 from trainer.evaluation.load_encoder import Preprocessing
-from trainer.export.target import Features
+from trainer.export.target import Features, Target
 from trainer.state.run_data import run_data
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class Proof:
     dtype: str
     """Of the foreign model's arithmetic; ours is float64."""
     computed_by: str
-    versions: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str]
     """Of the packages that took part."""
 
 
@@ -46,31 +47,24 @@ class Proof:
 def prove(
     encoder: nn.Module,
     foreign: Features,
+    target: type[Target],
     images: torch.Tensor,
     image_source: str,
-    *,
-    tolerance: float = 1e-9,
-    dtype: torch.dtype = torch.float64,
-    computed_by: str = "a model",
-    versions: Mapping[str, str] | None = None,
 ) -> Proof:
     """Compare a foreign model's features of ``images`` with the encoder's in float64.
 
     Args:
         encoder: ours; becomes float64.
-        foreign: of images in ``dtype``.
+        foreign: of images in the target's ``dtype``.
+        target: says who computes ``foreign``, how, and what difference is allowed.
         images: (N, 3, H, W), normalised.
         image_source: where they come from.
-        tolerance: largest difference allowed, over the largest feature.
-        dtype: of the foreign model's arithmetic.
-        computed_by: who ``foreign`` is, in words.
-        versions: of the packages that took part.
 
     Raises:
         NumericalError: they differ by more than the tolerance, are not finite, or all zero.
     """
     ours_NF = encoder.double().eval()(images.double())
-    theirs_NF = foreign(images.to(dtype)).double()
+    theirs_NF = foreign(images.to(target.dtype)).double()
     if ours_NF.shape != theirs_NF.shape:
         raise NumericalError(
             f"export: features have shape {tuple(theirs_NF.shape)} in the foreign model and "
@@ -84,10 +78,10 @@ def prove(
             "features would prove nothing; export an earlier checkpoint; nothing was written"
         )
     relative = difference / largest
-    if not relative <= tolerance:
+    if not relative <= target.tolerance:
         raise NumericalError(
             f"export: the foreign model's features differ by {relative:.1e} of the largest "
-            f"feature, more than {tolerance:.0e}; nothing was written"
+            f"feature, more than {target.tolerance:.0e}; nothing was written"
         )
     return Proof(
         images=len(images),
@@ -95,64 +89,48 @@ def prove(
         largest_feature=largest,
         largest_difference=difference,
         relative_difference=relative,
-        tolerance=tolerance,
-        dtype=str(dtype).removeprefix("torch."),
-        computed_by=computed_by,
-        versions=dict(versions or {}),
+        tolerance=target.tolerance,
+        dtype=str(target.dtype).removeprefix("torch."),
+        computed_by=target.built_by,
+        versions=target.versions(),
     )
 
 
 def proof_images(
-    run: Path, config: Mapping[str, Any], preprocessing: Preprocessing
+    run: Path, config: Mapping[str, Any], how: Preprocessing
 ) -> tuple[torch.Tensor, str]:
     """Images as the encoder sees them: the run's own where its data is still there, else digits.
 
     Args:
         run: its folder.
         config: of the run.
-        preprocessing: of the run.
+        how: of the run.
 
     Returns:
         (N, 3, H, W) float32 normalised, and where they come from.
     """
-    plain = Augment(
-        AugmentConfig(
-            normalize=preprocessing.normalize, mean=preprocessing.mean, std=preprocessing.std
-        ),
-        seed=0,
-    ).plain
+    augment = AugmentConfig(normalize=how.normalize, mean=how.mean, std=how.std)
+    plain = Augment(augment, seed=0).plain
     try:
         path = run_data(run, config, "train")
-        return plain(_first_crops(path, preprocessing)), str(path)
+        return plain(_first_crops(path, how)), str(path)
     except DataError as error:
         log.warning("%s; the proof uses the embedded digits", error)
     try:
-        return plain(_digits(preprocessing.size)), f"embedded:{NAME}"
+        return plain(_digits(how.size)), f"embedded:{NAME}"
     except DataError as error:  # scikit-learn brings the digits, and need not be there
         log.warning("%s; the proof uses random images", error)
+    shape = (_IMAGES, 1, how.size, how.size, 3)
     generator = torch.Generator().manual_seed(0)
-    side = preprocessing.size
-    noise = torch.randint(
-        0, 256, (_IMAGES, 1, side, side, 3), dtype=torch.uint8, generator=generator
-    )
-    return plain(noise), "random"
+    return plain(torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)), "random"
 
 
-def _first_crops(path: Path, preprocessing: Preprocessing) -> torch.Tensor:
+def _first_crops(path: Path, how: Preprocessing) -> torch.Tensor:
     # The torchvision backend: FFCV would compile for seconds to read eight images.
-    loader = eval_loader(
-        path,
-        preprocessing.size,
-        preprocessing.resize,
-        LoaderConfig(backend="torchvision", workers=1),
-        batch_size=_IMAGES,
-        rank=0,
-        world_size=1,
-    )
-    try:
+    reader = LoaderConfig(backend="torchvision", workers=1)
+    loader = eval_loader(path, how.size, how.resize, reader, batch_size=_IMAGES)
+    with contextlib.closing(loader):
         return next(iter(loader)).crops_BVHWC
-    finally:
-        loader.close()
 
 
 def _digits(side: int) -> torch.Tensor:

@@ -6,14 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import safetensors.torch
 import torch
 from torch import nn
 
 from common.errors import ConfigError, NumericalError
+from common.files.safetensors_file import Tensors, parse_safetensors
 from trainer.evaluation.load_encoder import Preprocessing
 from trainer.models.encoders import EncoderConfig
 
-Tensors = dict[str, torch.Tensor]
 Features = Callable[[torch.Tensor], torch.Tensor]
 """Images (N, 3, H, W) of the target's ``dtype`` to features (N, F)."""
 
@@ -74,41 +75,65 @@ class Target(abc.ABC):
     def instructions(self, name: str) -> list[str]:
         """Lines of Python that load what was written as ``name``."""
 
-    def versions(self) -> dict[str, str]:
+    @classmethod
+    def versions(cls) -> dict[str, str]:
         """Of the packages that took part in the proof."""
-        return {name: importlib.metadata.version(name) for name in ("torch", *self.packages)}
+        return {name: importlib.metadata.version(name) for name in ("torch", *cls.packages)}
 
+    def absent(self, package: str, error: ImportError) -> ConfigError:
+        """The one line for a library that is not there: it is never a requirement of ours."""
+        return ConfigError(
+            f"--format {self.name}: needs {package}, which is not one of Widebatch's own "
+            f"requirements ({error}); install it: python -m pip install {package}"
+        )
 
-def absent(target: str, package: str, error: ImportError) -> ConfigError:
-    """The one line for a library that is not there: it is never a requirement of ours."""
-    return ConfigError(
-        f"--format {target}: needs {package}, which is not one of Widebatch's own requirements "
-        f"({error}); install it: python -m pip install {package}"
-    )
+    def refused(self, what: str) -> "RefusedError":
+        """The reason in the form of all others; ``export`` adds who can."""
+        return RefusedError(f"--format {self.name}: {what}")
 
 
 class RefusedError(ConfigError):
     """An encoder that a target cannot express; says why."""
 
 
-def refused(target: str, what: str) -> RefusedError:
-    """The reason in the form of all others; :func:`trainer.export.export` adds who can."""
-    return RefusedError(f"--format {target}: {what}")
+class WeightsFile(Target):
+    """A safetensors file for ``load_state_dict`` of a model that the library builds."""
 
+    suffix = ".safetensors"
+    packages: ClassVar[tuple[str, ...]] = ("safetensors",)
+    classifier: str = ""
+    """Path of the layer that the library's model has and the file does not; empty: none."""
 
-def fill_exactly(model: nn.Module, tensors: Tensors, left_out: set[str], who: str) -> None:
-    """Load ``tensors`` so that only ``left_out`` stays as it was.
+    @abc.abstractmethod
+    def model(self) -> nn.Module:
+        """The library's own, with random weights."""
 
-    Raises:
-        NumericalError: other keys are missing, some are too many, or shapes differ.
-    """
-    try:
-        missing, unexpected = model.load_state_dict(tensors, strict=False)
-    except RuntimeError as error:
-        problem = " ".join(str(error).split())
-        raise NumericalError(f"export: {problem}; nothing was written") from None
-    if unexpected or set(missing) != left_out:
-        raise NumericalError(
-            f"export: {who} misses {sorted(set(missing) - left_out)} and does not know "
-            f"{sorted(unexpected)}; nothing was written"
-        )
+    def renamed(self, tensors: Tensors) -> Tensors:
+        """The encoder's tensors by the library's names; torchvision's own, unless overridden."""
+        return tensors
+
+    def write(self, model: nn.Module, tensors: Tensors) -> dict[str, bytes]:
+        """The one file."""
+        return {"": safetensors.torch.save(self.renamed(tensors))}
+
+    def load(self, written: Path | bytes) -> Features:
+        """The library's model with every tensor but the classifier's, which becomes an identity."""
+        assert isinstance(written, bytes)  # noqa: S101  (a file's target)
+        model = self.model()
+        try:
+            missing, unexpected = model.load_state_dict(
+                parse_safetensors(written, Path("export")), strict=False
+            )
+        except RuntimeError as error:
+            problem = " ".join(str(error).split())
+            raise NumericalError(f"export: {problem}; nothing was written") from None
+        wanted = [name for name in missing if name.rpartition(".")[0] != self.classifier]
+        if unexpected or wanted:
+            raise NumericalError(
+                f"export: {self.built_by} misses {sorted(wanted)} and does not know "
+                f"{sorted(unexpected)}; nothing was written"
+            )
+        if self.classifier:
+            parent, _, name = self.classifier.rpartition(".")
+            model.get_submodule(parent).add_module(name, nn.Identity())
+        return model.to(self.dtype).eval()

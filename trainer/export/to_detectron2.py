@@ -6,16 +6,14 @@ normalisation that its configurations freeze. What it shows is that every tensor
 name and place; detectron2's own code does not run.
 """
 
-from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
 
-from common.files.safetensors_file import parse_safetensors
 from trainer.evaluation.load_encoder import Preprocessing
-from trainer.export.target import Features, Target, Tensors, fill_exactly, refused
+from trainer.export.target import Tensors, WeightsFile
 from trainer.models.encoders import EncoderConfig
 from trainer.models.tensor_names import detectron2_resnet
 
@@ -32,49 +30,42 @@ _RESNETS: dict[str, tuple[int, int, int]] = {
     "resnext101_32x8d": (101, 32, 8),
     "resnext101_64x4d": (101, 64, 4),
 }
-_BLOCKS = {18: [2, 2, 2, 2], 34: [3, 4, 6, 3], 50: [3, 4, 6, 3], 101: [3, 4, 23, 3]} | {
-    152: [3, 8, 36, 3]
+_BLOCKS = {
+    18: [2, 2, 2, 2],
+    34: [3, 4, 6, 3],
+    50: [3, 4, 6, 3],
+    101: [3, 4, 23, 3],
+    152: [3, 8, 36, 3],
 }
 
 
-class ToDetectron2(Target):
+class ToDetectron2(WeightsFile):
     """A safetensors file for the backbone's ``load_state_dict``."""
 
     name = "detectron2"
     built_by = "a stand-in with detectron2's names (not detectron2 itself)"
-    suffix = ".safetensors"
-    packages = ("safetensors",)
 
     def __init__(self, encoder: EncoderConfig, preprocessing: Preprocessing) -> None:
         super().__init__(encoder, preprocessing)
         if encoder.name not in _RESNETS:
-            raise refused(
-                self.name,
-                f"its ResNet backbone cannot be {encoder.name}, only {', '.join(_RESNETS)}",
+            raise self.refused(
+                f"its ResNet backbone cannot be {encoder.name}, only {', '.join(_RESNETS)}"
             )
         if encoder.stem != "imagenet":
-            raise refused(
-                self.name, "its stem is 7x7 with stride 2 and max-pool, not the CIFAR stem"
-            )
+            raise self.refused("its stem is 7x7 with stride 2 and max-pool, not the CIFAR stem")
         self._depth, self._groups, self._width = _RESNETS[encoder.name]
 
-    def write(self, model: nn.Module, tensors: Tensors) -> dict[str, bytes]:
-        """Renamed; the counters of batches go, as frozen normalisation has none."""
-        kept = {
+    def renamed(self, tensors: Tensors) -> Tensors:
+        """By detectron2's names; the counters of batches go, as frozen normalisation has none."""
+        return {
             detectron2_resnet(name): value
             for name, value in tensors.items()
             if not name.endswith("num_batches_tracked")
         }
-        return {"": safetensors.torch.save(kept)}
 
-    def load(self, written: Path | bytes) -> Features:
+    def model(self) -> nn.Module:
         """The stand-in, pooled to one vector an image."""
-        assert isinstance(written, bytes)  # noqa: S101  (a file's target)
-        model = _ResNet(self._depth, self._groups, self._width)
-        fill_exactly(
-            model, parse_safetensors(written, Path("export")), set(), "detectron2's ResNet"
-        )
-        return model.to(self.dtype).eval()
+        return _ResNet(self._depth, self._groups, self._width)
 
     def facts(self) -> dict[str, Any]:
         """The settings that differ from detectron2's defaults, by its names."""
@@ -108,47 +99,17 @@ class ToDetectron2(Target):
         ]
 
 
-class _FrozenNorm(nn.Module):
-    """FrozenBatchNorm2d: four buffers and no counter."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor
-    running_mean: torch.Tensor
-    running_var: torch.Tensor
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            self.register_buffer(name, torch.ones(channels))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) to the same."""
-        return nn.functional.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=1e-5
-        )
-
-
 class _Conv(nn.Conv2d):
     """A convolution with its normalisation inside, as ``detectron2.layers.Conv2d``."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, groups: int = 1):
         super().__init__(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
-        self.norm = _FrozenNorm(outputs)
+        self.norm = FrozenBatchNorm2d(outputs)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  (nn.Conv2d's name)
         """Convolve and normalise."""
         normalised: torch.Tensor = self.norm(super().forward(input))
         return normalised
-
-
-class _Stem(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = _Conv(3, 64, 7, 2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """To a quarter of the size."""
-        return nn.functional.max_pool2d(self.conv1(x).relu(), 3, 2, 1)
 
 
 class _Block(nn.Module):
@@ -180,7 +141,8 @@ class _ResNet(nn.Module):
 
     def __init__(self, depth: int, groups: int, width: int) -> None:
         super().__init__()
-        self.stem = _Stem()
+        self.stem = nn.Sequential()
+        self.stem.add_module("conv1", _Conv(3, 64, 7, 2))
         inputs, outputs = 64, 64 if depth < 50 else 256
         for stage, count in enumerate(_BLOCKS[depth]):
             middle = groups * width * 2**stage if depth >= 50 else None
@@ -194,6 +156,7 @@ class _ResNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, 3, H, W) to (N, F)."""
-        for part in (self.stem, *(self.get_submodule(f"res{stage}") for stage in (2, 3, 4, 5))):
-            x = part(x)
+        x = nn.functional.max_pool2d(self.stem(x).relu(), 3, 2, 1)
+        for stage in (2, 3, 4, 5):
+            x = self.get_submodule(f"res{stage}")(x)
         return x.mean((2, 3))

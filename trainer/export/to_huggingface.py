@@ -11,7 +11,7 @@ from torch import nn
 from common.errors import NumericalError
 from common.files.strict_json import dump_json
 from trainer.evaluation.load_encoder import Preprocessing
-from trainer.export.target import Features, Target, Tensors, absent, refused
+from trainer.export.target import Features, Target, Tensors
 from trainer.models.encoders import EncoderConfig
 from trainer.models.tensor_names import huggingface_resnet, huggingface_vit
 
@@ -37,23 +37,18 @@ class ToHuggingFace(Target):
     def __init__(self, encoder: EncoderConfig, preprocessing: Preprocessing) -> None:
         super().__init__(encoder, preprocessing)
         if encoder.name not in _RESNETS and encoder.name not in _VITS:
-            raise refused(
-                self.name,
+            raise self.refused(
                 f"no configuration of transformers' ResNet or ViT is {encoder.name}, only "
-                f"{', '.join((*_RESNETS, *_VITS))}",
+                f"{', '.join((*_RESNETS, *_VITS))}"
             )
         if encoder.stem != "imagenet":
-            raise refused(
-                self.name,
+            raise self.refused(
                 "transformers' ResNet has a 7x7 stem with stride 2 and max-pool, which no setting "
-                "turns into the CIFAR stem",
+                "turns into the CIFAR stem"
             )
         self._is_vit = encoder.name in _VITS
         self._config = _vit_config(encoder) if self._is_vit else _resnet_config(encoder.name)
-
-    @property
-    def _class_name(self) -> str:
-        return "ViTModel" if self._is_vit else "ResNetModel"
+        self._class_name: str = self._config["architectures"][0]
 
     def write(self, model: nn.Module, tensors: Tensors) -> dict[str, bytes]:
         """The files that ``save_pretrained`` would write."""
@@ -71,7 +66,7 @@ class ToHuggingFace(Target):
         try:
             import transformers
         except ImportError as error:
-            raise absent(self.name, "transformers", error) from None
+            raise self.absent("transformers", error) from None
         transformers.utils.logging.disable_progress_bar()
         kind = getattr(transformers, self._class_name)
         options = {"add_pooling_layer": False} if self._is_vit else {}

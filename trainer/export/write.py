@@ -6,48 +6,42 @@ model card ``NAME.md``. Hugging Face's is a folder, in which they are ``widebatc
 """
 
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from common.errors import ConfigError, DataError
-from common.files.atomic_file import AtomicFile, as_utf8, check_replaceable
+from common.files.atomic_file import AtomicFile, as_utf8, check_replaceable, write_atomically
 from common.files.strict_json import dump_json, read_json_file
 from trainer.evaluation.load_encoder import (
     FILE_FORMAT,
     FILE_VERSION,
-    Preprocessing,
+    LoadedEncoder,
     Which,
     description_path,
-    fill,
-    run_encoder_config,
-    run_preprocessing,
+    load_run,
 )
-from trainer.export.atomic_folder import AtomicFolder
+from trainer.export.atomic_folder import atomic_folder
 from trainer.export.card import model_card
+from trainer.export.named_models import ToTimm, ToTorchvision
+from trainer.export.programs import ToOnnx, ToTorchExport
 from trainer.export.proof import Proof, proof_images, prove
 from trainer.export.target import RefusedError, Target, Tensors
 from trainer.export.to_detectron2 import ToDetectron2
 from trainer.export.to_huggingface import ToHuggingFace
-from trainer.export.to_onnx import ToOnnx
-from trainer.export.to_timm import ToTimm
-from trainer.export.to_torch_export import ToTorchExport
-from trainer.export.to_torchvision import ToTorchvision
-from trainer.models.encoders import EncoderConfig, build_encoder
-from trainer.state.checkpoint import load_encoder_state
+from trainer.models.encoders import fixed_image_size
 from trainer.state.provenance import versions
 
 TARGETS: dict[str, type[Target]] = {
     target.name: target
     for target in (ToTorchvision, ToTimm, ToHuggingFace, ToDetectron2, ToOnnx, ToTorchExport)
 }
-FORMATS = tuple(TARGETS)
 
 # `widebatch evaluate` reads torchvision's keys alone; others' files must not look like them.
 _FOREIGN_FORMAT = "widebatch-export"
@@ -70,19 +64,6 @@ class Exported:
     """Content of the JSON."""
 
 
-@dataclass(frozen=True)
-class _Outgoing:
-    """The encoder that goes out."""
-
-    run: Path
-    config: dict[str, Any]
-    encoder_config: EncoderConfig
-    preprocessing: Preprocessing
-    encoder: nn.Module
-    tensors: Tensors
-    which: Which
-
-
 def export(
     run: Path,
     out: Path,
@@ -96,7 +77,7 @@ def export(
     Args:
         run: the run's folder.
         out: a file with the format's suffix; for ``huggingface`` a folder.
-        file_format: one of ``FORMATS``.
+        file_format: one of ``TARGETS``.
         which: the newest whole checkpoint, or that of the best online kNN.
         force: replace existing files.
         card: where the model card goes, if not beside ``out``; not for a folder, which has it in.
@@ -108,97 +89,103 @@ def export(
         NumericalError: the proof failed; nothing is written.
     """
     if file_format not in TARGETS:
-        raise ConfigError(f"--format {file_format}: choose from {', '.join(FORMATS)}")
+        raise ConfigError(f"--format {file_format}: choose from {', '.join(TARGETS)}")
     kind = TARGETS[file_format]
     if not kind.suffix and card is not None:
         raise ConfigError(f"--card {card}: the card of a folder is {out / _CARD}; leave it out")
     card = card or (out.with_suffix(".md") if kind.suffix else out / _CARD)
-    _check_target(kind, out, card, force)
-    tensors, config = load_encoder_state(run, best=which == "best")
-    where = str(run / "config.json")
-    encoder_config = run_encoder_config(config, where)
-    preprocessing = run_preprocessing(config, where)
-    target = _target(kind, encoder_config, preprocessing)
-    encoder = build_encoder(encoder_config)
-    fill(encoder, tensors, f"{run}: its checkpoint")
-    source = _Outgoing(
-        run, config, encoder_config, preprocessing, encoder.eval(), _plain(tensors), which
-    )
+    check = functools.partial(_check_target, kind, out, card, force)
+    check()
+    source = load_run(run, which)
+    target = _target(kind, source)
+    tensors = _plain(source.encoder.state_dict())
+    files = target.write(source.encoder, tensors)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write = _write_file if kind.suffix else _write_folder
-    return write(source, target, out, card, force)
+    tell = functools.partial(_told, run, source, target, out.name)
+    if kind.suffix:
+        description, model = description_path(out), files[""]
+        facts = _write_file(model, (out, description, card), tell, check)
+    else:
+        description, model = out / _DESCRIPTION, files[_MODEL]
+        facts = _write_folder(files, out, tell, check)
+    proof = Proof(**facts["proof"])
+    return Exported(out, description, card, proof, len(tensors), len(model), facts)
 
 
-def _target(kind: type[Target], encoder: EncoderConfig, preprocessing: Preprocessing) -> Target:
+def _target(kind: type[Target], source: LoadedEncoder) -> Target:
+    config = source.config
+    assert config is not None  # noqa: S101  (a run's encoder has one)
     try:
-        return kind(encoder, preprocessing)
+        return kind(config, source.preprocessing)
     except RefusedError as error:
         able = []
         for name, other in TARGETS.items():
             with suppress(RefusedError):
-                other(encoder, preprocessing)
+                other(config, source.preprocessing)
                 able.append(name)
         raise RefusedError(f"{error}; take --format {' or '.join(able)}") from None
 
 
-def _write_file(source: _Outgoing, target: Target, out: Path, card: Path, force: bool) -> Exported:
-    card.parent.mkdir(parents=True, exist_ok=True)
-    content = target.write(source.encoder, source.tensors)[""]
-    with ExitStack() as stack:
-        paths = (out, description_path(out), card)
-        weights, description, text = (stack.enter_context(AtomicFile(path)) for path in paths)
-        written = _put(weights, content)
-        facts, proof = _proven(source, target, written, out.name)
-        facts["sha256"] = hashlib.sha256(written).hexdigest()
-        _put(description, _json(facts))
-        _put(text, as_utf8(model_card(source.run, source.config, facts)))
-        _check_target(type(target), out, card, force)
-        _publish(weights, description, text, out)
-    return Exported(
-        out, description_path(out), card, proof, len(source.tensors), len(written), facts
-    )
+_Tell = Callable[[Path | bytes, Any], tuple[dict[str, Any], str]]
+"""From what was written, and its checksum: content of the JSON, and the card."""
 
 
-def _write_folder(
-    source: _Outgoing, target: Target, out: Path, card: Path, force: bool
-) -> Exported:
-    files = target.write(source.encoder, source.tensors)
-    with AtomicFolder(out) as atomic:
-        atomic.write(files)
-        facts, proof = _proven(source, target, atomic.folder, out.name)
-        facts["sha256"] = {name: hashlib.sha256(files[name]).hexdigest() for name in files}
-        text = model_card(source.run, source.config, facts)
-        atomic.write({_DESCRIPTION: _json(facts), _CARD: as_utf8(text)})
-        _check_target(type(target), out, card, force)
-        atomic.publish()
-    count, size = len(source.tensors), len(files[_MODEL])
-    return Exported(out, out / _DESCRIPTION, card, proof, count, size, facts)
-
-
-def _proven(
-    source: _Outgoing, target: Target, written: Path | bytes, name: str
-) -> tuple[dict[str, Any], Proof]:
+def _told(
+    run: Path, source: LoadedEncoder, target: Target, name: str, written: Path | bytes, digest: Any
+) -> tuple[dict[str, Any], str]:
     """Load what was written into the library, compare, and say all that is known of it."""
-    images, image_source = proof_images(source.run, source.config, source.preprocessing)
-    feature_dim = int(source.encoder.feature_dim)  # type: ignore[arg-type]
-    proof = prove(
-        source.encoder,
-        target.load(written),
-        images,
-        image_source,
-        tolerance=target.tolerance,
-        dtype=target.dtype,
-        computed_by=target.built_by,
-        versions=target.versions(),
-    )
+    images, image_source = proof_images(run, source.settings, source.preprocessing)
+    proof = prove(source.encoder, target.load(written), type(target), images, image_source)
     facts = {
         **_facts(source, target.name),
-        "feature_dim": feature_dim,
         target.name: target.facts(),
         "load": target.instructions(name),
         "proof": dataclasses.asdict(proof),
+        "sha256": digest,
     }
-    return facts, proof
+    return facts, model_card(run, source.settings, facts)
+
+
+def _write_file(
+    content: bytes, paths: tuple[Path, Path, Path], tell: _Tell, check: Callable[[], None]
+) -> dict[str, Any]:
+    """Write weights, description and card; weights never stand beside the JSON of others."""
+    paths[2].parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        weights, description, card = (stack.enter_context(AtomicFile(path)) for path in paths)
+        written = _put(weights, content)
+        facts, text = tell(written, hashlib.sha256(written).hexdigest())
+        _put(description, _json(facts))
+        _put(card, as_utf8(text))
+        check()
+        for file in (weights, description, card):
+            file.stage()
+        paths[1].unlink(missing_ok=True)
+        for file in (weights, card, description):
+            file.publish()
+    return facts
+
+
+def _put(atomic: AtomicFile, data: bytes) -> bytes:
+    """Write ``data``, and return what the file then holds."""
+    atomic.file.write(data)
+    atomic.file.flush()
+    atomic.file.seek(0)
+    return atomic.file.read()
+
+
+def _write_folder(
+    files: dict[str, bytes], out: Path, tell: _Tell, check: Callable[[], None]
+) -> dict[str, Any]:
+    with atomic_folder(out) as folder:
+        for name, content in files.items():
+            write_atomically(folder / name, content)
+        digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+        facts, text = tell(folder, digests)
+        write_atomically(folder / _DESCRIPTION, _json(facts))
+        write_atomically(folder / _CARD, as_utf8(text))
+        check()
+    return facts
 
 
 def _check_target(kind: type[Target], out: Path, card: Path, force: bool) -> None:
@@ -248,50 +235,35 @@ def _plain(tensors: Tensors) -> Tensors:
     }
 
 
-def _put(atomic: AtomicFile, data: bytes) -> bytes:
-    """Write ``data``, and return what the file then holds."""
-    atomic.file.write(data)
-    atomic.file.flush()
-    atomic.file.seek(0)
-    return atomic.file.read()
-
-
-def _publish(weights: AtomicFile, description: AtomicFile, card: AtomicFile, out: Path) -> None:
-    """Name them. Weights never stand beside the JSON of others: an old one goes first."""
-    for file in (weights, description, card):
-        file.stage()
-    description_path(out).unlink(missing_ok=True)
-    weights.publish()
-    card.publish()
-    description.publish()
-
-
-def _json(facts: Mapping[str, Any]) -> bytes:
+def _json(facts: dict[str, Any]) -> bytes:
     return (dump_json(facts, indent=1) + "\n").encode()
 
 
-def _facts(source: _Outgoing, target: str) -> dict[str, Any]:
-    config = source.config
-    saved, run_facts = config["checkpoint"], config.get("run") or {}
+def _facts(source: LoadedEncoder, target: str) -> dict[str, Any]:
+    assert source.config is not None  # noqa: S101  (a run's encoder has one)
+    encoder = dataclasses.asdict(source.config)
+    if fixed_image_size(source.config) is None:
+        del encoder["image_size"]  # it takes any: those of its run have the preprocessing's size
+    settings, known = source.settings, source.description
+    run_facts = settings.get("run") or {}
     trained_by = run_facts.get("versions") or run_facts  # older runs had these beside the rest
+    started = settings.get("init_from")
+    origin = ("recipe", "seed", "batch", "which", "step", "epoch", "data_fingerprint")
     return {
         "format": FILE_FORMAT if target == "torchvision" else _FOREIGN_FORMAT,
         "version": FILE_VERSION,
         "target": target,
-        "architecture": source.encoder_config.name,
-        "encoder": dataclasses.asdict(source.encoder_config),
+        "architecture": source.config.name,
+        "feature_dim": known["feature_dim"],
+        "encoder": encoder,
         "preprocessing": {
             **dataclasses.asdict(source.preprocessing),
             "interpolation": "bilinear, antialiased",
             "input": "RGB in [0, 1], (N, 3, size, size): shorter side to `resize`, centre crop, "
             "then (x - mean) / std if `normalize`",
         },
-        "recipe": config.get("recipe"),
-        "seed": config.get("seed"),
-        "batch": config.get("batch"),
-        "init_from": Path(str(config["init_from"])).name if config.get("init_from") else None,
-        "which": source.which,
-        **{name: saved.get(name) for name in ("step", "epoch", "data_fingerprint")},
+        **{name: known[name] for name in origin},
+        "init_from": Path(str(started)).name if started else None,
         "class_names": run_facts.get("class_names"),
         "trained_by": {"commit": trained_by.get("commit"), "torch": trained_by.get("torch")},
         "exported_by": versions(),

@@ -15,8 +15,9 @@ from common.errors import CheckpointError, ConfigError, DataError, NumericalErro
 from tests.trainer.runs import pack_images
 from tests.trainer.saved_runs import FINGERPRINT, SMALL, save_run, saved_run
 from trainer.evaluation.load_encoder import Preprocessing, load_encoder
-from trainer.export import Exported, export, prove, write
-from trainer.export.to_torchvision import ToTorchvision
+from trainer.export import Exported, export, write
+from trainer.export.named_models import ToTorchvision
+from trainer.export.proof import prove
 from trainer.features.extraction import default_resize
 from trainer.models.encoders import EncoderConfig, build_encoder
 
@@ -113,7 +114,10 @@ def test_the_json_says_what_the_file_is(exported: Exported) -> None:
         "sha256": hashlib.sha256(exported.weights.read_bytes()).hexdigest(),
     }
     assert {name: facts[name] for name in expected} == expected
-    assert facts["encoder"]["stem"] == "cifar"
+    # Any size is taken; the one of the run is the preprocessing's.
+    assert facts["encoder"] == {
+        "name": "resnet18", "stem": "cifar", "zero_init_residual": False,
+    }  # fmt: skip
     preprocessing = facts["preprocessing"]
     assert {name: preprocessing[name] for name in ("size", "resize", "normalize", "mean")} == {
         "size": 32, "resize": 32, "normalize": True, "mean": [0.485, 0.456, 0.406],
@@ -156,6 +160,7 @@ def test_other_architectures_of_torchvision_are_proven_too(
     save_run(tmp_path / "run", data, EncoderConfig(name=name, image_size=64))
     done = export(tmp_path / "run", tmp_path / "out.safetensors")
     assert done.proof.relative_difference <= 1e-9
+    assert done.facts["encoder"].get("image_size") == (64 if name == "vit_b_32" else None)
     loaded = load_encoder(str(done.weights))
     assert features_of(loaded.encoder, 64).shape == (3, done.facts["feature_dim"])
 
@@ -196,7 +201,7 @@ def test_features_that_are_all_zero_prove_nothing(tmp_path: Path) -> None:
             return 0 * x.flatten(1)
 
     with pytest.raises(NumericalError, match="would prove nothing"):
-        prove(Zero(), Zero(), feature_images(), "random")
+        prove(Zero(), Zero(), ToTorchvision, feature_images(), "random")
 
 
 @pytest.mark.parametrize("existing", ["out.safetensors", "out.json", "out.md"])

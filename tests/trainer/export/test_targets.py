@@ -15,13 +15,13 @@ from common.errors import ConfigError, NumericalError
 from tests.trainer.runs import SMALL_ENCODER, pack_images
 from tests.trainer.saved_runs import RESNET18_CIFAR, SMALL, saved_run
 from trainer.evaluation.load_encoder import Preprocessing, load_encoder
-from trainer.export import FORMATS, export, write
-from trainer.export.atomic_folder import AtomicFolder
+from trainer.export import export, write
+from trainer.export.atomic_folder import atomic_folder
+from trainer.export.named_models import ToTimm
+from trainer.export.programs import ToTorchExport
 from trainer.export.target import Features, Target, Tensors
 from trainer.export.to_detectron2 import ToDetectron2, _ResNet
 from trainer.export.to_huggingface import ToHuggingFace
-from trainer.export.to_timm import ToTimm
-from trainer.export.to_torch_export import ToTorchExport
 from trainer.models.encoders import EncoderConfig, build_encoder
 from trainer.models.tensor_names import detectron2_resnet
 
@@ -294,9 +294,8 @@ def test_a_folder_that_cannot_get_its_name_leaves_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    with AtomicFolder(out) as first:
-        first.write({"a": b"old"})
-        first.publish()
+    with atomic_folder(out) as first:
+        (first / "a").write_bytes(b"old")
     rename = Path.rename
 
     def fails(self: Path, target: Path) -> Path:
@@ -305,14 +304,12 @@ def test_a_folder_that_cannot_get_its_name_leaves_the_old_one(
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", fails)
-    with AtomicFolder(out) as second:
-        second.write({"a": b"new"})
-        with pytest.raises(OSError, match="No space"):
-            second.publish()
+    with pytest.raises(OSError, match="No space"), atomic_folder(out) as second:
+        (second / "a").write_bytes(b"new")
     assert names(tmp_path) == ["out"]
     assert (out / "a").read_bytes() == b"old"
 
 
 def test_every_format_has_its_own_name_and_says_who_computes() -> None:
-    assert len(FORMATS) == len(set(FORMATS)) == 6
+    assert len(write.TARGETS) == 6
     assert all(target.built_by for target in write.TARGETS.values())
