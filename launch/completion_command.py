@@ -54,7 +54,7 @@ def run(whole: argparse.ArgumentParser, subparsers: Any, args: argparse.Namespac
     for name, parser in _below(subparsers.choices["evaluate"]).items():
         devices.add_option(parser)
         parser.add_argument("source")
-        _add_settings(parser, evaluate_command.METHODS[name].default())
+        _add_settings(parser, evaluate_command.default_settings(name))
     _name_files(whole)
     print(shtab.complete(whole, args.shell))
     return ExitCode.DONE

@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
 from common.errors import ConfigError
 from common.files.strict_json import dump_json, read_json_file
@@ -24,49 +24,21 @@ if TYPE_CHECKING:
 
 
 class Method(NamedTuple):
-    """What is measured or looked at."""
+    """What is measured or looked at, by the function of its name: see :func:`evaluation_by`."""
 
     summary: str
-    module: str
-    """Of ``trainer.evaluation``; its function of the same name gives the report, or None on other
-    ranks than 0. It imports torch."""
-    config: str
-    """The class of the method's settings, in this module."""
     table: Callable[[tables.Report], tables.Rows]
     """Gives a report's lines for a person."""
 
-    def default(self) -> "JobConfig":
-        """The settings that the command line changes."""
-        import tyro
-
-        kind = getattr(self._imported(), self.config)
-        data = {f.name: THE_RUNS for f in dataclasses.fields(kind) if f.name in ("train", "test")}
-        config: JobConfig = kind(source=tyro.MISSING, **data)
-        return config
-
-    def report(self, config: "JobConfig") -> tables.Report | None:
-        """Evaluate."""
-        found: tables.Report | None = getattr(self._imported(), self.module)(config)
-        return found
-
-    def _imported(self) -> Any:
-        return importlib.import_module(f"trainer.evaluation.{self.module}")
-
 
 METHODS = {
-    "knn": Method("weighted nearest neighbours", "evaluate", "KnnConfig", tables.labelled),
-    "linear": Method("linear probe", "evaluate", "ProbeConfig", tables.labelled),
-    "finetune": Method(
-        "train on with few labels or many", "finetune", "FinetuneConfig", tables.labelled
-    ),
-    "retrieve": Method("more images like these", "retrieve", "RetrieveConfig", tables.retrieve),
-    "cluster": Method("k-means, NMI and ARI", "cluster", "ClusterConfig", tables.cluster),
-    "diagnose": Method(
-        "collapse, spread: no labels needed", "diagnose", "DiagnoseConfig", tables.diagnose
-    ),
-    "duplicates": Method(
-        "duplicates and false negatives", "duplicates", "DuplicatesConfig", tables.duplicates
-    ),
+    "knn": Method("weighted nearest neighbours", tables.labelled),
+    "linear": Method("linear probe", tables.labelled),
+    "finetune": Method("train on with few labels or many", tables.labelled),
+    "retrieve": Method("more images like these", tables.retrieve),
+    "cluster": Method("k-means, NMI and ARI", tables.cluster),
+    "diagnose": Method("collapse, spread: no labels needed", tables.diagnose),
+    "duplicates": Method("duplicates and false negatives", tables.duplicates),
 }
 THE_RUNS = Path("from-the-run")
 _SOURCES = """\
@@ -101,13 +73,30 @@ def add_parser(subparsers: Any) -> None:
         methods.add_parser(name, help=method.summary, add_help=False)
 
 
+def evaluation_by(name: str) -> Callable[["JobConfig"], tables.Report | None]:
+    """``trainer.evaluation.NAME.NAME``: a report, or None on other ranks than 0; imports torch."""
+    function: Callable[[JobConfig], tables.Report | None] = getattr(
+        importlib.import_module(f"trainer.evaluation.{name}"), name
+    )
+    return function
+
+
+def default_settings(name: str) -> "JobConfig":
+    """The settings of a method that the command line changes."""
+    import tyro
+
+    kind = get_type_hints(evaluation_by(name))["config"]
+    data = {f.name: THE_RUNS for f in dataclasses.fields(kind) if f.name in ("train", "test")}
+    config: JobConfig = kind(source=tyro.MISSING, **data)
+    return config
+
+
 def run(name: str, words: Sequence[str]) -> ExitCode:
     """Evaluate by the method of this name, print a table, write the JSON.
 
     Other ranks than 0 print nothing.
     """
-    method = METHODS[name]
-    default = method.default()
+    default = default_settings(name)
     given = parse(
         f"widebatch evaluate {name}",
         default,
@@ -117,7 +106,7 @@ def run(name: str, words: Sequence[str]) -> ExitCode:
     )
     cluster.export(cluster.discover(os.environ))
     config = _completed(name, default, given)
-    report = method.report(config)
+    report = evaluation_by(name)(config)
     if report is None:
         return ExitCode.DONE
     written = [config.json, getattr(config, "picture", None)]
@@ -129,7 +118,7 @@ def run(name: str, words: Sequence[str]) -> ExitCode:
                 raise
             del written[0]  # somebody else's run
             report["notes"].append(f"the result is not kept: {error}; --json OUT.json keeps it")
-    for title, text in method.table(report):
+    for title, text in METHODS[name].table(report):
         print(printable(f"{title:<9} {text}"))
     for note in report["notes"]:
         print(printable(f"note: {note}"), file=sys.stderr)

@@ -163,8 +163,10 @@ def test_the_baselines_are_evaluated_like_any_encoder(folder: Path) -> None:
 def test_linear_protocols_learn_the_classes(
     folder: Path, protocol: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--epochs", "20", "--linear-batch", "20", "--base-lr", "0.3"]
-    result = evaluate(folder, "linear", str(folder / "run"), "--protocol", protocol, *words)
+    words = ["--protocol", protocol]
+    if protocol != "auto":
+        words += ["--epochs", "20", "--linear-batch", "20", "--base-lr", "0.3"]
+    result = evaluate(folder, "linear", str(folder / "run"), *words)
     assert result["protocol"] == ("logistic" if protocol == "auto" else protocol)
     assert result["top1"] > 0.5
     assert result["n_train"] == 60
@@ -277,6 +279,7 @@ def test_what_cannot_be_evaluated_gets_one_line_and_exit_code_2(
         (["--preset", "simclr-imagenet", "--epochs", "3"], "leave it out"),
         (["--preset", "simclr-imagenet", "--protocol", "cached"], "leave out --protocol"),
         (["--weight-decay", "-1"], "weight_decay=-1"),
+        (["--epochs", "5"], "--epochs is not for --protocol logistic, which auto chose here: "),
     ],
     ids=lambda value: " ".join(value)[-40:] if isinstance(value, list) else "",
 )

@@ -58,7 +58,7 @@ def cluster(config: ClusterConfig) -> dict[str, Any] | None:
 
     Raises:
         ConfigError, CheckpointError, DataError, NumericalError: as
-            :func:`trainer.evaluation.evaluate.evaluate`; without labels ``k`` must be given.
+            :func:`trainer.evaluation.knn.knn`; without labels ``k`` must be given.
     """
     job, info = Job(config), check_beton(config.train)
     if config.k is None and not info.has_label:

@@ -66,7 +66,7 @@ def diagnose(config: DiagnoseConfig) -> dict[str, Any] | None:
 
     Raises:
         ConfigError, CheckpointError, DataError, NumericalError: as
-            :func:`trainer.evaluation.evaluate.evaluate`.
+            :func:`trainer.evaluation.knn.knn`.
     """
     job, info = Job(config), check_beton(config.train)
     if info.num_samples < 2:

@@ -79,7 +79,7 @@ def duplicates(config: DuplicatesConfig) -> dict[str, Any] | None:
 
     Raises:
         ConfigError, CheckpointError, DataError, NumericalError: as
-            :func:`trainer.evaluation.evaluate.evaluate`.
+            :func:`trainer.evaluation.knn.knn`.
     """
     job, info = Job(config), check_beton(config.train)
     with job:

@@ -1,6 +1,10 @@
-"""Train the encoder on with few labels or many: ``widebatch evaluate finetune``."""
+"""Train the encoder on with few labels or many: ``widebatch evaluate finetune``.
 
-import dataclasses
+SimCLR's fine-tuning (Chen et al. 2020, arXiv 2002.05709, appendix B.5): learning rate 0.05 x batch
+/ 256, no weight decay, random crops and flips alone. SimCLR v2 (arXiv 2006.10029) keeps the first
+layers of the projection head.
+"""
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,21 +12,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from common.errors import ConfigError
 from data_pipeline.crops import CropConfig
-from data_pipeline.reading.beton import BetonInfo, check_beton
 from data_pipeline.reading.order import IdArray
-from trainer.evaluation.classifier import TuningConfig, build_classifier, load_head
+from trainer.config import from_json
 from trainer.evaluation.job import Job, JobConfig, TestFile, TrainFile
+from trainer.evaluation.labelled import LabelledJob
 from trainer.evaluation.labelled_subset import balanced_share, read_list
-from trainer.evaluation.protocols import Outcome
-from trainer.evaluation.supervised import Batches, fit
-from trainer.features.labelled_files import read_labels
-from trainer.features.labels import accuracy, class_count, count_hits
+from trainer.evaluation.load_encoder import LoadedEncoder, fill
+from trainer.evaluation.supervised import Batches, Recipe, fit, zero_linear
+from trainer.features.labels import accuracy, count_hits
 from trainer.models.encoders import seed_stochastic_layers, stochastic_layers
+from trainer.models.heads import HeadConfig, ProjectionHead, build_head
+from trainer.state.checkpoint import CheckpointStore
 
 _FEW = 0.05  # share of labels below which SimCLR trains for 60 epochs instead of 30
+_HEAD = "head."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +57,13 @@ class FinetuneConfig(JobConfig):
     """Folder that the training file was packed from. None: the one that its manifest names."""
     head_layers: int = 0
     """Layers of the projection head to keep."""
-    epochs: int | None = TuningConfig.epochs
+    epochs: int | None = None
     """Passes over the labelled images. None: 30, or 60 below 5 % of the labels."""
-    base_lr: float = TuningConfig.base_lr
+    base_lr: float = 0.05
     """Learning rate per 256 images of a step."""
-    tuning_batch: int = TuningConfig.batch_size
+    tuning_batch: int = 1024
     """Images per step over all processes."""
-    weight_decay: float = TuningConfig.weight_decay
+    weight_decay: float = 0.0
     """L2 on all parameters."""
 
     def __post_init__(self) -> None:
@@ -67,78 +74,69 @@ class FinetuneConfig(JobConfig):
         if self.label_list is not None and self.labels != 1:
             raise ConfigError("--labels and --label-list exclude each other: give one")
         self.at_least(0, "head_layers")
-        self.tuning()  # can it be?
+        self.recipe(1, 1)  # can it be?
 
-    def tuning(self) -> TuningConfig:
-        """The training."""
-        return TuningConfig(
+    def recipe(self, labelled: int, total: int) -> Recipe:
+        """The training on so many labelled samples of all."""
+        usual = 60 if labelled < _FEW * total else 30
+        recipe = Recipe(
+            name="fine-tuning",
             base_lr=self.base_lr,
             batch_size=self.tuning_batch,
-            epochs=self.epochs,
+            epochs=usual if self.epochs is None else self.epochs,
             weight_decay=self.weight_decay,
             seed=self.seed,
         )
+        return recipe.for_samples(labelled)
 
 
 def finetune(config: FinetuneConfig) -> dict[str, Any] | None:
     """Train on and test. A collective where several processes were started.
 
     Returns:
-        JSON values on rank 0, ``None`` on the others: as
-        :func:`trainer.evaluation.evaluate.evaluate`, and ``labelled_ids``, the training samples
-        whose labels were used.
+        On rank 0 :meth:`LabelledJob.report` with ``labelled_ids``, the training samples whose
+        labels were used; ``None`` on the others.
 
     Raises:
         ConfigError: settings contradict each other or the data, or training diverged.
         DataError, CheckpointError: a file is missing, damaged or not labelled.
     """
-    job = Job(config)
+    job = LabelledJob(config, config.train, config.test)
     if not any(True for _ in job.loaded.encoder.parameters()):
         raise ConfigError(f"{config.source} has nothing to train: give an encoder")
-    infos = check_beton(config.train), check_beton(config.test)
-    labels = read_labels(*infos)
-    ids = _labelled(config, labels.train_N.numpy())
+    labels_N, total = job.labels.train_N.numpy(), job.train.num_samples
+    ids = _labelled(config, labels_N)
     head = load_head(job.loaded) if config.head_layers else None
-    model = build_classifier(
-        job.encoder,
-        int(job.loaded.description["feature_dim"]),
-        class_count(*labels[:2]),
-        head,
-        config.head_layers,
-    )
-    count = len(ids)
-    tuning = dataclasses.replace(
-        config.tuning(),
-        batch_size=min(config.tuning_batch, count),
-        epochs=config.epochs or (60 if count < _FEW * infos[0].num_samples else 30),
-    )
+    width = int(job.loaded.description["feature_dim"])
+    model = build_classifier(job.encoder, width, job.num_classes, head, config.head_layers)
+    recipe = config.recipe(len(ids), total)
     with job:
-        steps, final_loss = _tune(config.train, job, model, ids, tuning)
-        logits = job.features(config.test, model)
-        reached = accuracy(count_hits(logits.features_NF, labels.test_M), len(labels.test_M))
+        steps, final_loss = _tune(config.train, job, model, ids, recipe)
+        logits = job.test_features(model)
+        hits = count_hits(logits.features_NF, logits.labels_N)
     if job.rank:
         return None
     listed = config.label_list
-    outcome = Outcome(
+    return job.report(
         "finetune",
-        *reached,
-        n_train=count,
+        "finetune",
+        accuracy(hits, len(logits.labels_N)),
+        len(ids),
         settings={
-            **tuning.report(steps, final_loss),
+            **recipe.report(steps, final_loss),
             "labels": config.labels if listed is None else str(listed.absolute()),
             "head_layers": config.head_layers,
         },
         measured=job.measured(
             f"training: random crops and flips; test: {job.measured()['views']}",
             trained=_trained(config.head_layers),
-            labelled=f"{count} of {infos[0].num_samples} samples",
+            labelled=f"{len(ids)} of {total} samples",
             chosen="listed" if listed else f"class-balanced, seed {config.seed}",
             batch_norm="statistics of the global batch",
         ),
-        notes=[*_notes(job, infos[0], labels.train_N.numpy(), ids)],
-        more={"labelled_ids": ids.tolist()},
+        notes=_notes(job, labels_N, ids),
+        labelled_ids=ids.tolist(),
     )
-    return outcome.report("finetune", job, infos, labels)
 
 
 def _trained(head_layers: int) -> str:
@@ -154,34 +152,88 @@ def _labelled(config: FinetuneConfig, labels_N: IdArray) -> IdArray:
     return balanced_share(labels_N, config.labels, config.seed)
 
 
+def load_head(loaded: LoadedEncoder) -> ProjectionHead:
+    """The projection head of a run, of the very checkpoint that its encoder was loaded from.
+
+    Raises:
+        ConfigError: the encoder is not of a run's folder: exports have no head.
+        CheckpointError: the checkpoint does not hold the head that the run's settings describe.
+    """
+    known = loaded.description
+    if known["kind"] != "run":
+        raise ConfigError(
+            f"--head-layers: {known['source']} has no projection head; give the run's folder"
+        )
+    run = Path(known["source"])
+    settings = loaded.settings.get("head", {})
+    head = build_head(
+        from_json(HeadConfig, settings, f"{run / 'config.json'}: head"), known["feature_dim"]
+    )
+    tensors = CheckpointStore(run / "checkpoints").read(known["step"]).tensors("model")
+    own = {k.removeprefix(_HEAD): v for k, v in tensors.items() if k.startswith(_HEAD)}
+    fill(head, own, f"{run}: the head in its checkpoint")
+    return head
+
+
+def build_classifier(
+    encoder: nn.Module, width: int, num_classes: int, head: ProjectionHead | None, depth: int
+) -> nn.Sequential:
+    """Encoder, ``depth`` layers of the head, and a linear layer of zeros, in the encoder's dtype.
+
+    Args:
+        encoder: ``(B, 3, H, W) -> (B, width)``; trained in place.
+        width: features of the encoder.
+        num_classes: C.
+        head: needed where ``depth`` is above 0.
+        depth: layers of the head to keep, each with its norm and ReLU.
+
+    Raises:
+        ConfigError: the head has not so many layers below its last one.
+    """
+    parts = [encoder]
+    if depth:
+        layers = [] if head is None else list(head.layers)
+        if not 0 < depth < len(layers):
+            raise ConfigError(
+                f"--head-layers {depth}: the run's head has {len(layers)} layers, and the last is "
+                f"never kept; choose 0 to {max(0, len(layers) - 1)}"
+            )
+        parts += layers[:depth]
+        width = layers[depth].linear.in_features  # type: ignore[union-attr,assignment]
+    of_encoder = next(encoder.parameters(), torch.empty(0))
+    return nn.Sequential(*parts, zero_linear(width, num_classes)).to(
+        of_encoder.device, of_encoder.dtype
+    )
+
+
 def _tune(
-    path: Path, job: Job, model: torch.nn.Module, ids: IdArray, tuning: TuningConfig
+    path: Path, job: Job, model: nn.Module, ids: IdArray, recipe: Recipe
 ) -> tuple[int, float]:
     """Steps, and the mean loss of the last epoch. A collective."""
     crop = CropConfig(size=job.preprocessing.size)
-    with job.augmented(path, crop, tuning.batch_size, only=ids) as (steps, batches):
+    with job.augmented(path, crop, recipe.batch_size, only=ids) as (steps, batches):
 
         def seeded() -> Batches:
             for step, batch in enumerate(batches):
-                seed_stochastic_layers(tuning.seed, step, job.rank)
+                seed_stochastic_layers(recipe.seed, step, job.rank)
                 yield batch
 
         loss = fit(
             model,
-            tuning,
+            recipe,
             seeded(),
             steps,
             autocast_dtype=job.autocast,
             together=job.world_size > 1,
             progress=job.rank == 0,
         )
-        return steps * (tuning.epochs or 0), loss
+        return steps * recipe.epochs, loss
 
 
-def _notes(job: Job, info: BetonInfo, labels_N: IdArray, ids: IdArray) -> Iterator[str]:
+def _notes(job: LabelledJob, labels_N: IdArray, ids: IdArray) -> Iterator[str]:
     counts = np.bincount(labels_N[ids], minlength=int(labels_N.max()) + 1)
     counts = counts[np.unique(labels_N)]
-    if len(ids) < info.num_samples and counts.min() < counts.max():
+    if len(ids) < len(labels_N) and counts.min() < counts.max():
         yield f"classes have {counts.min()} to {counts.max()} labelled samples: not balanced"
     random = stochastic_layers(job.encoder)
     if random:

@@ -1,96 +1,88 @@
-"""Evaluate an encoder on two packed files, on any number of ranks: ``widebatch evaluate``.
+"""Nearest neighbours as a classifier: ``widebatch evaluate knn``."""
 
-Every rank extracts the features of its share of both files; all hold all features after that.
-Nearest neighbours and the canonical linear probe go on together, the other probes on rank 0 alone.
-"""
-
-import dataclasses
+from dataclasses import dataclass
 from typing import Any
 
-from data_pipeline.reading.beton import BetonInfo, check_beton
-from trainer.evaluation import protocols
-from trainer.evaluation.evaluate_config import (
-    KnnConfig,
-    ProbeConfig,
-    Protocol,
-    preset_config,
-)
-from trainer.evaluation.job import Job
-from trainer.evaluation.protocols import Outcome
-from trainer.features.extraction import Features
-from trainer.features.labelled_files import Labels, read_labels
-from trainer.features.labels import class_count, few_per_class
-
-# Multiplications of one full-batch pass up to which logistic regression takes minutes on two cores.
-_LOGISTIC_WORK = 5e8
+from common.errors import ConfigError
+from trainer.evaluation.labelled import EvaluateConfig, LabelledJob
+from trainer.features.knn import knn_classify_each, remark_on_k
 
 
-def evaluate(config: KnnConfig | ProbeConfig) -> dict[str, Any] | None:
-    """Run one evaluation. A collective where several processes were started.
+@dataclass(frozen=True, kw_only=True)
+class KnnConfig(EvaluateConfig):
+    """Weighted k nearest neighbours by cosine similarity.
+
+    Each of the k nearest training images votes for its class with weight exp(similarity /
+    temperature). Exact, deterministic. Of several k, found in one pass, the first is the result and
+    all are in the JSON as by_k.
+    """
+
+    k: tuple[int, ...] = (200,)
+    """Neighbours that vote; at most the training samples."""
+    temperature: float = 0.07
+    """Of the votes."""
+
+    def __post_init__(self) -> None:
+        """Refuse what contradicts itself."""
+        super().__post_init__()
+        if not self.k:
+            raise ConfigError("--k: name at least one number of neighbours")
+
+
+def knn(config: KnnConfig) -> dict[str, Any] | None:
+    """Classify the test file, each rank its share. A collective where several were started.
 
     Returns:
-        JSON values on rank 0, ``None`` on the others. Always there: ``method``, ``protocol``,
-        ``top1``, ``top5`` (fractions in [0, 1]; top-5 is within the best ``min(5, num_classes)``),
-        ``n_train`` (labelled samples used), ``n_test``, ``num_classes``, ``settings``,
-        ``measured`` (checkpoint, online or not, views and what else decides the result),
-        ``notes``. With nearest neighbours also ``by_k``, with a sweep ``trials``.
+        On rank 0 :meth:`LabelledJob.report` with ``by_k``, ``None`` on the others.
 
     Raises:
         ConfigError: settings contradict each other or the data.
         DataError, CheckpointError: a file is missing, damaged or not labelled.
         NumericalError: the encoder's features are not finite.
     """
-    if isinstance(config, ProbeConfig):
-        config = preset_config(config)
-    job = Job(config)
-    infos = check_beton(config.train), check_beton(config.test)
-    labels = read_labels(*infos)
-    if config.labels_per_class is not None:
-        few_per_class(labels.train_N, config.labels_per_class, config.seed)  # is it possible?
+    job = LabelledJob(config, config.train, config.test)
+    few_N = config.few(job.labels.train_N)
     with job:
-        outcome = _run(config, job, infos, labels)
-    if job.rank or outcome is None:
-        return None
-    return outcome.report(config.method, job, infos, labels)
-
-
-def _run(
-    config: KnnConfig | ProbeConfig,
-    job: Job,
-    infos: tuple[BetonInfo, BetonInfo],
-    labels: Labels,
-) -> Outcome | None:
-    """The protocol's outcome on rank 0; on other ranks an equal one or ``None``."""
-    num_classes = class_count(*labels[:2])
-    test = job.features(config.test)._replace(labels_N=labels.test_M)
-    if isinstance(config, ProbeConfig) and config.protocol == "canonical":
-        return protocols.canonical(config, job, infos[0].num_samples, test, num_classes)
-    train = job.features(config.train)
-    if config.labels_per_class is not None:
-        train = train.take(few_per_class(train.labels_N, config.labels_per_class, config.seed))
-    if isinstance(config, KnnConfig):
-        return protocols.nearest_neighbours(config, job, train, test, num_classes)
-    job.leave()  # other ranks need not wait for what rank 0 does alone
+        test = job.test_features()
+        train = job.features(config.train).take(few_N)
+        results = knn_classify_each(
+            train.features_NF,
+            train.labels_N,
+            test.features_NF,
+            test.labels_N,
+            config.k,
+            config.temperature,
+            job.num_classes,
+            device=job.device,
+            rank=job.rank,
+            world_size=job.world_size,
+        )
     if job.rank:
         return None
-    protocol, reason = _choose_protocol(config, train, num_classes)
-    probes = {
-        "logistic": protocols.logistic,
-        "cached": protocols.cached,
-        "sweep": protocols.sweep,
-    }
-    probe = probes[protocol]
-    outcome = probe(config, job, train, test)
-    return dataclasses.replace(outcome, notes=[*reason, *outcome.notes])
-
-
-def _choose_protocol(
-    config: ProbeConfig, train: Features, num_classes: int
-) -> tuple[Protocol, list[str]]:
-    if config.protocol != "auto":
-        return config.protocol, []
-    samples, width = train.features_NF.shape
-    small = samples * width * num_classes <= _LOGISTIC_WORK
-    chosen: Protocol = "logistic" if small else "cached"
-    size = f"{samples} samples x {width} features x {num_classes} classes"
-    return chosen, [f"protocol {chosen} was chosen for {size}"]
+    first, count = results[0], len(few_N)
+    notes = [
+        f"k {r.requested_k} is more than the {r.k} training samples: all of them vote"
+        for r in results
+        if r.k < r.requested_k
+    ]
+    for k in config.k:
+        notes += remark_on_k(k, count, job.num_classes, "--k")
+    return job.report(
+        "knn",
+        "weighted-knn",
+        (first.top1, first.top5),
+        count,
+        settings={
+            "k": first.k,
+            "requested_k": first.requested_k,
+            "temperature": config.temperature,
+            "similarity": "cosine",
+            **config.budget(),
+        },
+        measured=job.measured(k=[r.k for r in results], temperature=config.temperature),
+        notes=notes,
+        by_k=[
+            {"k": r.k, "requested_k": r.requested_k, "top1": r.top1, "top5": r.top5}
+            for r in results
+        ],
+    )

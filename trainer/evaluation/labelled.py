@@ -1,207 +1,108 @@
-"""How an evaluation by labels measures an encoder: nearest neighbours and linear probes."""
+"""Evaluations by labels: a file to learn from, one to measure on, and what is said of both.
 
-import dataclasses
-from dataclasses import dataclass, field
+Shape suffixes: N samples of the training file, M of the test file.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from data_pipeline.crops import CropConfig
-from data_pipeline.reading.beton import BetonInfo
-from trainer.evaluation.evaluate_config import EvaluateConfig, KnnConfig, ProbeConfig
-from trainer.evaluation.job import Job
-from trainer.evaluation.linear import LinearResult, limited, linear_probe, train_linear
-from trainer.evaluation.logistic import logistic_regression
-from trainer.evaluation.sweep import LEARNING_RATES, WEIGHT_DECAYS, sweep_probe
+import torch
+from torch import nn
+
+from data_pipeline.reading.beton import check_beton
+from trainer.evaluation.job import Job, JobConfig, TestFile, TrainFile
 from trainer.features.extraction import Features
-from trainer.features.knn import knn_classify_each, remark_on_k
-from trainer.features.labelled_files import Labels
-from trainer.features.labels import class_count
-
-_CENTRE = "centre crop, not scaled"
+from trainer.features.labelled_files import read_labels
+from trainer.features.labels import class_count, few_per_class
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a protocol found, and how."""
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(JobConfig):
+    """One evaluation of a frozen encoder by labels."""
 
-    protocol: str
-    top1: float
-    top5: float
-    n_train: int
-    settings: dict[str, Any]
-    measured: dict[str, Any]
-    notes: list[str] = field(default_factory=list)
-    more: dict[str, Any] = field(default_factory=dict)
+    train: TrainFile
+    """Labelled images to learn from."""
+    test: TestFile
+    """Labelled images to measure on."""
+    labels_per_class: int | None = None
+    """Labelled training images of each class to use, chosen by the seed. None: all."""
+
+    def __post_init__(self) -> None:
+        """Refuse what contradicts itself."""
+        super().__post_init__()
+        self.at_least(1, "labels_per_class")
+
+    def few(self, labels_N: torch.Tensor) -> torch.Tensor:
+        """Places of the training images to use, ascending.
+
+        Raises:
+            DataError: a class has fewer than asked for.
+        """
+        if self.labels_per_class is None:
+            return torch.arange(len(labels_N))
+        return few_per_class(labels_N, self.labels_per_class, self.seed)
+
+    def budget(self) -> dict[str, Any]:
+        """What a report's settings say of the labels."""
+        if self.labels_per_class is None:
+            return {}
+        return {"labels_per_class": self.labels_per_class, "seed": self.seed}
+
+
+class LabelledJob(Job):
+    """A job with two labelled files whose classes agree, seen before anything slow happens.
+
+    Args:
+        config: of the job.
+        train: to learn from.
+        test: to measure on.
+
+    Raises:
+        ConfigError, CheckpointError, DataError: as :class:`Job`; a file is missing, damaged or not
+            labelled, or has a class that the other lacks.
+    """
+
+    def __init__(self, config: JobConfig, train: Path, test: Path) -> None:
+        super().__init__(config)
+        self.train, self.test = check_beton(train), check_beton(test)
+        self.labels = read_labels(self.train, self.test)
+        self.num_classes = class_count(self.labels.train_N, self.labels.test_M)
+
+    def test_features(self, model: nn.Module | None = None) -> Features:
+        """Of the test file, with labels in the training file's numbers. A collective."""
+        return self.features(self.test.path, model)._replace(labels_N=self.labels.test_M)
 
     def report(
-        self, method: str, job: Job, infos: tuple[BetonInfo, BetonInfo], labels: Labels
+        self,
+        method: str,
+        protocol: str,
+        reached: tuple[float, float],
+        n_train: int,
+        settings: dict[str, Any],
+        measured: dict[str, Any],
+        notes: Iterable[str] = (),
+        **more: Any,
     ) -> dict[str, Any]:
-        """JSON values; for the keys see :func:`trainer.evaluation.evaluate.evaluate`."""
-        values = dataclasses.asdict(self)
-        more = values.pop("more")
+        """JSON values of an evaluation by labels.
+
+        Always there: ``method``, ``protocol``, ``top1``, ``top5`` (fractions in [0, 1]; top-5 is
+        within the best ``min(5, num_classes)``), ``n_train`` (labelled samples used), ``n_test``,
+        ``num_classes``, ``settings``, ``measured`` (checkpoint, online or not, views and what else
+        decides the result), ``notes``, and what :meth:`Job.facts` says.
+        """
         return {
             "method": method,
-            **values,
+            "protocol": protocol,
+            "top1": reached[0],
+            "top5": reached[1],
+            "n_train": n_train,
+            "settings": settings,
+            "measured": measured,
             **more,
-            "n_test": infos[1].num_samples,
-            "num_classes": class_count(*labels[:2]),
-            "notes": [*labels.classes.remarks, *self.notes],
-            **job.facts(train=infos[0], test=infos[1]),
+            "n_test": self.test.num_samples,
+            "num_classes": self.num_classes,
+            "notes": [*self.labels.classes.remarks, *notes],
+            **self.facts(train=self.train, test=self.test),
         }
-
-
-def nearest_neighbours(
-    config: KnnConfig, job: Job, train: Features, test: Features, num_classes: int
-) -> Outcome:
-    """Weighted nearest neighbours, each rank its share of the queries. A collective."""
-    results = knn_classify_each(
-        train.features_NF,
-        train.labels_N,
-        test.features_NF,
-        test.labels_N,
-        config.k,
-        config.temperature,
-        num_classes,
-        device=job.device,
-        rank=job.rank,
-        world_size=job.world_size,
-    )
-    first = results[0]
-    settings = {
-        "k": first.k,
-        "requested_k": first.requested_k,
-        "temperature": config.temperature,
-        "similarity": "cosine",
-        **_label_budget(config),
-    }
-    by_k = [
-        {"k": r.k, "requested_k": r.requested_k, "top1": r.top1, "top5": r.top5} for r in results
-    ]
-    notes = [
-        f"k {r.requested_k} is more than the {r.k} training samples: all of them vote"
-        for r in results
-        if r.k < r.requested_k
-    ]
-    measured = job.measured(k=[r.k for r in results], temperature=config.temperature)
-    count = len(train.labels_N)
-    for result in results:
-        notes += remark_on_k(result.requested_k, count, num_classes, "--k")
-    more = {"by_k": by_k}
-    return Outcome("weighted-knn", first.top1, first.top5, count, settings, measured, notes, more)
-
-
-def logistic(config: ProbeConfig, job: Job, train: Features, test: Features) -> Outcome:
-    """Full-batch logistic regression on cached features; C is chosen unless it is given."""
-    chosen = config.logistic()
-    result = logistic_regression(train, test, chosen, device=job.device)
-    notes = []
-    if not result.converged:
-        notes.append(
-            f"logistic regression stopped after {result.model.iterations} iterations at a gradient "
-            f"of {result.model.largest_gradient:.1e}, above the {chosen.gradient_tolerance:.0e} "
-            "that it aims for"
-        )
-    if chosen.c is None and not result.chosen_on:
-        notes.append("C is 1: one sample per class leaves none to choose it on")
-    settings = {
-        "c": result.c,
-        "c_chosen_on_samples": result.chosen_on,
-        "iterations": result.model.iterations,
-        "features": "centre crop, standardised by the training samples",
-        **_label_budget(config),
-    }
-    return Outcome(
-        "logistic",
-        result.top1,
-        result.top5,
-        len(train.labels_N),
-        settings,
-        job.measured(classifier="logistic regression"),
-        notes,
-    )
-
-
-def cached(config: ProbeConfig, job: Job, train: Features, test: Features) -> Outcome:
-    """A linear classifier by SGD on cached features."""
-    result = linear_probe(train, test, config.linear(), device=job.device, progress=True)
-    measured = job.measured(classifier="linear, SGD")
-    return _linear("cached", config, result, len(train.labels_N), _CENTRE, measured)
-
-
-def sweep(config: ProbeConfig, job: Job, train: Features, test: Features) -> Outcome:
-    """As :func:`cached`, with the rate and decay that do best on held-out training samples."""
-    rates = config.base_lr or LEARNING_RATES
-    found = sweep_probe(
-        train,
-        test,
-        config.linear(),
-        rates,
-        config.weight_decay or WEIGHT_DECAYS,
-        device=job.device,
-        progress=True,
-    )
-    measured = job.measured(
-        classifier="linear, SGD; rate and decay chosen on held-out training samples"
-    )
-    outcome = _linear("sweep", config, found.probe, len(train.labels_N), _CENTRE, measured)
-    outcome.settings["chosen_on_samples"] = found.chosen_on
-    outcome.more["trials"] = [dataclasses.asdict(trial) for trial in found.trials]
-    best, ends = found.probe.config.base_lr, {min(rates), max(rates)}
-    if len(ends) > 1 and best in ends:
-        outcome.notes.append(
-            f"the best learning rate, {best:g}, is at the end of those tried: try beyond it with "
-            "--base-lr"
-        )
-    return outcome
-
-
-def canonical(
-    config: ProbeConfig, job: Job, num_train: int, test: Features, num_classes: int
-) -> Outcome:
-    """A linear classifier by SGD on fresh crops in every epoch. A collective."""
-    chosen = limited(config.linear(), num_train)
-    crop = CropConfig(size=job.preprocessing.size)
-    with job.augmented(config.train, crop, chosen.batch_size) as (steps, batches):
-        result = train_linear(
-            ((job.encode(images), labels_B) for images, labels_B in batches),
-            steps,
-            test,
-            num_classes,
-            chosen,
-            device=job.device,
-            together=job.world_size > 1,
-            progress=job.rank == 0,
-        )
-    features = f"crops of {crop.scale[0]:g} to {crop.scale[1]:g} of the area, flips; new each epoch"
-    views = f"training: {features}; test: {job.measured()['views']}"
-    measured = job.measured(views, classifier="linear, SGD")
-    outcome = _linear("canonical", config, result, num_train, features, measured)
-    if config.preset is not None:
-        outcome.settings["preset"] = measured["preset"] = config.preset
-        if chosen.batch_size < config.linear().batch_size:
-            outcome.notes.append(
-                f"preset {config.preset} has steps of {config.linear().batch_size} images: the "
-                f"{num_train} training samples are fewer"
-            )
-    return outcome
-
-
-def _linear(
-    protocol: str,
-    config: EvaluateConfig,
-    result: LinearResult,
-    num_train: int,
-    features: str,
-    measured: dict[str, Any],
-) -> Outcome:
-    settings = {
-        **result.config.report(result.steps, result.final_loss),
-        "features": features,
-        **_label_budget(config),
-    }
-    return Outcome(protocol, result.top1, result.top5, num_train, settings, measured)
-
-
-def _label_budget(config: EvaluateConfig) -> dict[str, Any]:
-    if config.labels_per_class is None:
-        return {}
-    return {"labels_per_class": config.labels_per_class, "seed": config.seed}

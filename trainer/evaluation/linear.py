@@ -1,55 +1,33 @@
-"""Settings of an evaluation by labels."""
+"""A linear classifier on the frozen encoder: ``widebatch evaluate linear``.
 
+Every rank extracts the features of its share of both files; all hold all features after that. The
+canonical protocol goes on together, the others on rank 0 alone.
+"""
+
+import dataclasses
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, Literal
 
 from common.errors import ConfigError
-from trainer.evaluation.job import JobConfig, TestFile, TrainFile
-from trainer.evaluation.linear import SIMCLR_IMAGENET, SIMCLR_IMAGENET_CROP, LinearConfig
-from trainer.evaluation.logistic import LogisticConfig
+from data_pipeline.crops import CropConfig
+from trainer.evaluation.labelled import EvaluateConfig, LabelledJob
+from trainer.evaluation.logistic import LogisticConfig, logistic_regression
+from trainer.evaluation.supervised import LinearResult, Recipe, linear_probe, train_linear
+from trainer.evaluation.sweep import LEARNING_RATES, WEIGHT_DECAYS, sweep_probe
+from trainer.features.extraction import Features
 
 Protocol = Literal["auto", "logistic", "cached", "sweep", "canonical"]
 Preset = Literal["simclr-imagenet"]
 
+SIMCLR_IMAGENET = Recipe()
+"""google-research/simclr's command for the linear evaluation on ImageNet, value by value: rate 0.1
+per 256, batch 4096, 90 epochs, weight decay 1e-6, no warm-up. It is for crops of 224 pixels."""
+_SIMCLR_IMAGENET_CROP = (224, 256)  # side and shorter side before it at the test, pixels
 
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(JobConfig):
-    """One evaluation by labels."""
-
-    method: ClassVar[str]
-    train: TrainFile
-    """Labelled images to learn from."""
-    test: TestFile
-    """Labelled images to measure on."""
-    labels_per_class: int | None = None
-    """Labelled training images of each class to use, chosen by the seed. None: all."""
-
-    def __post_init__(self) -> None:
-        """Refuse what contradicts itself."""
-        super().__post_init__()
-        self.at_least(1, "labels_per_class")
-
-
-@dataclass(frozen=True, kw_only=True)
-class KnnConfig(EvaluateConfig):
-    """Weighted k nearest neighbours by cosine similarity.
-
-    Each of the k nearest training images votes for its class with weight exp(similarity /
-    temperature). Exact, deterministic. Of several k, found in one pass, the first is the result and
-    all are in the JSON as by_k.
-    """
-
-    method = "knn"
-    k: tuple[int, ...] = (200,)
-    """Neighbours that vote; at most the training samples."""
-    temperature: float = 0.07
-    """Of the votes."""
-
-    def __post_init__(self) -> None:
-        """Refuse what contradicts itself."""
-        super().__post_init__()
-        if not self.k:
-            raise ConfigError("--k: name at least one number of neighbours")
+_OF_SGD = ("epochs", "base_lr", "linear_batch", "weight_decay")  # settings
+# Multiplications of one full-batch pass up to which logistic regression takes minutes on two cores.
+_LOGISTIC_WORK = 5e8
+_CENTRE = "centre crop, not scaled"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,19 +52,18 @@ class ProbeConfig(EvaluateConfig):
     test).
     """
 
-    method = "linear"
     protocol: Protocol = "auto"
     """See above."""
     preset: Preset | None = None
     """A published protocol with all its values."""
     c: float | None = None
     """logistic: inverse strength of L2, as scikit-learn's. None: chosen."""
-    epochs: int = LinearConfig.epochs
+    epochs: int = Recipe.epochs
     """cached, sweep, canonical: passes over the training images."""
     base_lr: tuple[float, ...] = ()
     """cached, canonical: learning rate per 256 images of a step; none: 0.1. sweep: those to try;
     none: nine from 0.003 to 30."""
-    linear_batch: int = LinearConfig.batch_size
+    linear_batch: int = Recipe.batch_size
     """cached, sweep, canonical: images per step over all processes."""
     weight_decay: tuple[float, ...] = ()
     """cached, canonical: none: 1e-6. sweep: those to try; none: 0, 1e-6, 1e-5 and 1e-4."""
@@ -96,23 +73,39 @@ class ProbeConfig(EvaluateConfig):
         super().__post_init__()
         for name in ("base_lr", "weight_decay"):
             if self.protocol != "sweep" and len(getattr(self, name)) > 1:
-                option = "--" + name.replace("_", "-")
-                raise ConfigError(f"{option}: several values go with --protocol sweep")
+                raise ConfigError(f"{_option(name)}: several values go with --protocol sweep")
         if self.protocol == "canonical" and self.labels_per_class is not None:
             raise ConfigError(
                 "--labels-per-class goes with cached features: use --protocol cached or logistic"
             )
-        self.linear(), self.logistic()  # can they be?
+        self.recipe(), self.logistic()  # can they be?
+        self.refuse_settings_of_others(self.protocol)
 
-    def linear(self) -> LinearConfig:
+    def refuse_settings_of_others(self, protocol: Protocol) -> None:
+        """Refuse settings that ``protocol`` does not have: it would leave them without effect."""
+        of_others: dict[str, tuple[str, ...]] = {"auto": (), "logistic": _OF_SGD}
+        foreign = self.changed(*of_others.get(protocol, ("c",)))
+        if foreign:
+            whose = "logistic" if foreign == ["c"] else "cached, sweep or canonical"
+            chosen = ", which auto chose here" if self.protocol == "auto" else ""
+            raise ConfigError(
+                f"{_option(foreign[0])} is not for --protocol {protocol}{chosen}: leave it out, or "
+                f"give --protocol {whose}"
+            )
+
+    def changed(self, *names: str) -> list[str]:
+        """Which of these settings are not as they come."""
+        return [name for name in names if getattr(self, name) != getattr(ProbeConfig, name)]
+
+    def recipe(self) -> Recipe:
         """The training of one classifier; of a sweep, all but its rate and decay."""
         if self.preset is not None:
             return replace(SIMCLR_IMAGENET, seed=self.seed)
-        return LinearConfig(
-            base_lr=self.base_lr[0] if self.base_lr else LinearConfig.base_lr,
+        return Recipe(
+            base_lr=self.base_lr[0] if self.base_lr else Recipe.base_lr,
             batch_size=self.linear_batch,
             epochs=self.epochs,
-            weight_decay=self.weight_decay[0] if self.weight_decay else LinearConfig.weight_decay,
+            weight_decay=self.weight_decay[0] if self.weight_decay else Recipe.weight_decay,
             seed=self.seed,
         )
 
@@ -121,11 +114,12 @@ class ProbeConfig(EvaluateConfig):
         return LogisticConfig(c=self.c, seed=self.seed)
 
 
-def preset_config(config: ProbeConfig) -> ProbeConfig:
-    """``config`` with everything that its preset says.
+def _option(setting: str) -> str:
+    return "--" + setting.replace("_", "-")
 
-    ``simclr-imagenet`` is SimCLR's linear evaluation of ImageNet: see
-    :data:`trainer.evaluation.linear.SIMCLR_IMAGENET`.
+
+def preset_config(config: ProbeConfig) -> ProbeConfig:
+    """``config`` with everything that its preset says; see :data:`SIMCLR_IMAGENET`.
 
     Raises:
         ConfigError: it says something else itself.
@@ -134,9 +128,146 @@ def preset_config(config: ProbeConfig) -> ProbeConfig:
         return config
     if config.protocol not in ("auto", "canonical"):
         raise ConfigError(f"--preset {config.preset} is canonical: leave out --protocol")
-    for name in ("epochs", "base_lr", "linear_batch", "weight_decay", "size", "resize", "c"):
-        if getattr(config, name) != getattr(ProbeConfig, name):
-            option = "--" + name.replace("_", "-")
-            raise ConfigError(f"--preset {config.preset} says what {option} is: leave it out")
-    size, resize = SIMCLR_IMAGENET_CROP
+    for name in config.changed(*_OF_SGD, "size", "resize", "c"):
+        raise ConfigError(f"--preset {config.preset} says what {_option(name)} is: leave it out")
+    size, resize = _SIMCLR_IMAGENET_CROP
     return replace(config, protocol="canonical", size=size, resize=resize)
+
+
+def linear(config: ProbeConfig) -> dict[str, Any] | None:
+    """Train and test a linear classifier. A collective where several processes were started.
+
+    Returns:
+        On rank 0 :meth:`LabelledJob.report`, of a sweep with ``trials``; ``None`` on the others.
+
+    Raises:
+        ConfigError: settings contradict each other or the data.
+        DataError, CheckpointError: a file is missing, damaged or not labelled.
+        NumericalError: the encoder's features are not finite.
+    """
+    config = preset_config(config)
+    job = LabelledJob(config, config.train, config.test)
+    few_N = config.few(job.labels.train_N)
+    with job:
+        test = job.test_features()
+        if config.protocol == "canonical":
+            return _canonical(config, job, test)
+        width = test.features_NF.shape[1]
+        protocol, notes = _choose_protocol(config, len(few_N), width, job.num_classes)
+        config.refuse_settings_of_others(protocol)
+        train = job.features(config.train).take(few_N)
+        job.leave()  # other ranks need not wait for what rank 0 does alone
+        if job.rank:
+            return None
+        probe = {"logistic": _logistic, "cached": _cached, "sweep": _sweep}[protocol]
+        return probe(config, job, train, test, notes)
+
+
+def _choose_protocol(
+    config: ProbeConfig, samples: int, width: int, classes: int
+) -> tuple[Protocol, list[str]]:
+    if config.protocol != "auto":
+        return config.protocol, []
+    small = samples * width * classes <= _LOGISTIC_WORK
+    chosen: Protocol = "logistic" if small else "cached"
+    size = f"{samples} samples x {width} features x {classes} classes"
+    return chosen, [f"protocol {chosen} was chosen for {size}"]
+
+
+def _logistic(
+    config: ProbeConfig, job: LabelledJob, train: Features, test: Features, notes: list[str]
+) -> dict[str, Any]:
+    """Full-batch logistic regression on cached features; C is chosen unless it is given."""
+    fit = config.logistic()
+    result = logistic_regression(train, test, fit, device=job.device)
+    if not result.converged:
+        notes.append(
+            f"logistic regression stopped after {result.model.iterations} iterations at a gradient "
+            f"of {result.model.largest_gradient:.1e}, above the {fit.gradient_tolerance:.0e} "
+            "that it aims for"
+        )
+    if fit.c is None and not result.chosen_on:
+        notes.append("C is 1: one sample per class leaves none to choose it on")
+    settings = {
+        "c": result.c,
+        "c_chosen_on_samples": result.chosen_on,
+        "iterations": result.model.iterations,
+        "features": "centre crop, standardised by the training samples",
+        **config.budget(),
+    }
+    measured = job.measured(classifier="logistic regression")
+    reached, count = (result.top1, result.top5), len(train.labels_N)
+    return job.report("linear", "logistic", reached, count, settings, measured, notes)
+
+
+def _cached(
+    config: ProbeConfig, job: LabelledJob, train: Features, test: Features, notes: list[str]
+) -> dict[str, Any]:
+    """A linear classifier by SGD on cached features."""
+    result = linear_probe(train, test, config.recipe(), device=job.device, progress=True)
+    measured = job.measured(classifier="linear, SGD")
+    reached, count = (result.top1, result.top5), len(train.labels_N)
+    settings = _settings(config, result, _CENTRE)
+    return job.report("linear", "cached", reached, count, settings, measured, notes)
+
+
+def _sweep(
+    config: ProbeConfig, job: LabelledJob, train: Features, test: Features, notes: list[str]
+) -> dict[str, Any]:
+    """As :func:`_cached`, with the rate and decay that do best on held-out training samples."""
+    rates = config.base_lr or LEARNING_RATES
+    decays = config.weight_decay or WEIGHT_DECAYS
+    result, chosen_on, trials = sweep_probe(
+        train, test, config.recipe(), rates, decays, device=job.device, progress=True
+    )
+    best = result.recipe.base_lr
+    if min(rates) < max(rates) and best in (min(rates), max(rates)):
+        notes.append(
+            f"the best learning rate, {best:g}, is at the end of those tried: try beyond it with "
+            "--base-lr"
+        )
+    settings = {**_settings(config, result, _CENTRE), "chosen_on_samples": chosen_on}
+    how = "linear, SGD; rate and decay chosen on held-out training samples"
+    measured = job.measured(classifier=how)
+    reached, count = (result.top1, result.top5), len(train.labels_N)
+    tried = [dataclasses.asdict(trial) for trial in trials]
+    return job.report("linear", "sweep", reached, count, settings, measured, notes, trials=tried)
+
+
+def _canonical(config: ProbeConfig, job: LabelledJob, test: Features) -> dict[str, Any] | None:
+    """A linear classifier by SGD on fresh crops in every epoch. A collective."""
+    count, whole = job.train.num_samples, config.recipe()
+    recipe = whole.for_samples(count)
+    crop = CropConfig(size=job.preprocessing.size)
+    with job.augmented(config.train, crop, recipe.batch_size) as (steps, batches):
+        result = train_linear(
+            ((job.encode(images), labels_B) for images, labels_B in batches),
+            steps,
+            test,
+            job.num_classes,
+            recipe,
+            device=job.device,
+            together=job.world_size > 1,
+            progress=job.rank == 0,
+        )
+    if job.rank:
+        return None
+    features = f"crops of {crop.scale[0]:g} to {crop.scale[1]:g} of the area, flips; new each epoch"
+    settings = _settings(config, result, features)
+    notes: list[str] = []
+    views = f"training: {features}; test: {job.measured()['views']}"
+    measured = job.measured(views, classifier="linear, SGD")
+    if config.preset is not None:
+        settings["preset"] = measured["preset"] = config.preset
+        if recipe != whole:
+            notes.append(
+                f"preset {config.preset} has steps of {whole.batch_size} images: the "
+                f"{count} training samples are fewer"
+            )
+    reached = (result.top1, result.top5)
+    return job.report("linear", "canonical", reached, count, settings, measured, notes)
+
+
+def _settings(config: ProbeConfig, result: LinearResult, features: str) -> dict[str, Any]:
+    trained = result.recipe.report(result.steps, result.final_loss)
+    return {**trained, "features": features, **config.budget()}

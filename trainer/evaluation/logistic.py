@@ -118,74 +118,62 @@ def fit_logistic(
     scale_F, mean_F = torch.std_mean(x_NF.double(), dim=0, correction=0)
     # A feature that does not vary says nothing; dividing by its rounding error would make it shout.
     scale_F = torch.where(scale_F > 1e-7 * (1 + mean_F.abs()), scale_F, torch.ones_like(scale_F))
-    problem = _Problem(
-        (x_NF - mean_F.float()) / scale_F.float(), train.labels_N.to(device), num_classes, c
-    )
+    x_NF, labels_N = (x_NF - mean_F.float()) / scale_F.float(), train.labels_N.to(device)
     parameters = torch.zeros(num_classes, x_NF.shape[1] + 1, dtype=torch.float64, device=device)
     if start is not None:
         parameters.copy_(torch.cat([start.weight_CF, start.bias_C[:, None]], dim=1))
-    iterations = problem.minimise(parameters, config)
+    parameters.requires_grad_(True)
+    optimizer = torch.optim.LBFGS(
+        [parameters],
+        max_iter=config.max_iterations,
+        max_eval=2 * config.max_iterations,
+        history_size=20,
+        tolerance_grad=config.gradient_tolerance,
+        tolerance_change=0,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> torch.Tensor:
+        loss, parameters.grad = _objective(parameters, x_NF, labels_N, c)
+        return loss
+
+    optimizer.step(closure)
+    closure()  # the gradient at the end
     return LogisticModel(
         parameters[:, :-1].detach().clone(),
         parameters[:, -1].detach().clone(),
         mean_F,
         scale_F,
         c,
-        iterations,
-        problem.largest_gradient,
+        int(optimizer.state[parameters]["n_iter"]),
+        parameters.grad.abs().max().item(),  # type: ignore[union-attr]
     )
 
 
-class _Problem:
-    """The mean objective and its gradient, in blocks of rows: memory stays bounded."""
+@torch.no_grad()
+def _objective(
+    parameters: torch.Tensor, x_NF: torch.Tensor, labels_N: torch.Tensor, c: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean objective and its gradient (C, F + 1), float64; the last column is the bias.
 
-    def __init__(self, x_NF: torch.Tensor, labels_N: torch.Tensor, classes: int, c: float) -> None:
-        self.x_NF, self.labels_N = x_NF, labels_N
-        self.decay = 1 / (c * len(labels_N))
-        self.rows = _rows(x_NF.shape[1], classes)
-        self.largest_gradient = float("inf")
-
-    @torch.no_grad()
-    def evaluate(self, parameters: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Objective (scalar) and gradient (C, F + 1), float64. The last column is the bias."""
-        weight_CF, bias_C = parameters[:, :-1], parameters[:, -1]
-        loss = 0.5 * self.decay * weight_CF.square().sum()
-        gradient = torch.zeros_like(parameters)
-        gradient[:, :-1] = self.decay * weight_CF
-        for x_BF, labels_B in zip(self.x_NF.split(self.rows), self.labels_N.split(self.rows)):
-            x_BF = x_BF.double()
-            log_p_BC = nn.functional.log_softmax(x_BF @ weight_CF.T + bias_C, dim=1)
-            loss = loss + nn.functional.nll_loss(log_p_BC, labels_B, reduction="sum") / len(
-                self.x_NF
-            )
-            residual_BC = log_p_BC.exp_()
-            residual_BC[torch.arange(len(labels_B), device=labels_B.device), labels_B] -= 1
-            residual_BC /= len(self.x_NF)
-            gradient[:, :-1] += residual_BC.T @ x_BF
-            gradient[:, -1] += residual_BC.sum(dim=0)
-        return loss, gradient
-
-    def minimise(self, parameters: torch.Tensor, config: LogisticConfig) -> int:
-        """Move ``parameters`` to the minimum; return the number of iterations."""
-        parameters.requires_grad_(True)
-        optimizer = torch.optim.LBFGS(
-            [parameters],
-            max_iter=config.max_iterations,
-            max_eval=2 * config.max_iterations,
-            history_size=20,
-            tolerance_grad=config.gradient_tolerance,
-            tolerance_change=0,
-            line_search_fn="strong_wolfe",
-        )
-
-        def closure() -> torch.Tensor:
-            loss, parameters.grad = self.evaluate(parameters)
-            return loss
-
-        optimizer.step(closure)
-        _, gradient = self.evaluate(parameters)
-        self.largest_gradient = gradient.abs().max().item()
-        return int(optimizer.state[parameters]["n_iter"])
+    In blocks of rows: memory stays bounded.
+    """
+    weight_CF, bias_C = parameters[:, :-1], parameters[:, -1]
+    classes, width = weight_CF.shape
+    decay, rows = 1 / (c * len(labels_N)), _rows(width, classes)
+    loss = 0.5 * decay * weight_CF.square().sum()
+    gradient = torch.zeros_like(parameters)
+    gradient[:, :-1] = decay * weight_CF
+    for x_BF, labels_B in zip(x_NF.split(rows), labels_N.split(rows)):
+        x_BF = x_BF.double()
+        log_p_BC = nn.functional.log_softmax(x_BF @ weight_CF.T + bias_C, dim=1)
+        loss = loss + nn.functional.nll_loss(log_p_BC, labels_B, reduction="sum") / len(x_NF)
+        residual_BC = log_p_BC.exp_()
+        residual_BC[torch.arange(len(labels_B), device=labels_B.device), labels_B] -= 1
+        residual_BC /= len(x_NF)
+        gradient[:, :-1] += residual_BC.T @ x_BF
+        gradient[:, -1] += residual_BC.sum(dim=0)
+    return loss, gradient
 
 
 def _choose_strength(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from trainer.features.neighbours import full_float32, read_keys, sortable, unit_rows
+from trainer.features.neighbours import full_float32, unit_rows
 
 _BLOCK_PAIRS = {"cpu": 1 << 22, "cuda": 1 << 26}  # sorted at once; about 40 bytes each
 
@@ -67,13 +67,15 @@ def rank_all(
         for first in range(0, len(asked_MF), rows):
             part = slice(first, first + rows)
             similarity_BN = unit_rows(asked_MF[part], device) @ bank_NF.T
-            if itself_M is not None:
-                _forget(similarity_BN, itself_M[part].to(device))
-            order_BN = read_keys(sortable(similarity_BN, 0).sort(dim=1, descending=True).values)[1]
+            if itself_M is not None:  # a query's own place comes last
+                itself_B = itself_M[part].to(device)
+                known = (itself_B >= 0).nonzero()[:, 0]
+                similarity_BN[known, itself_B[known]] = -2.0  # below every cosine
+            order_BN = similarity_BN.sort(dim=1, descending=True, stable=True).indices
             labels_B1 = asked_labels_M[part].to(device)[:, None]
             hit_BN = (bank_labels_N[order_BN] == labels_B1) & (labels_B1 >= 0)
             if itself_M is not None:
-                hit_BN &= order_BN != itself_M[part].to(device)[:, None]
+                hit_BN &= order_BN != itself_B[:, None]
             hit_BN = hit_BN[hit_BN.any(dim=1)]
             judged += len(hit_BN)
             sums += _measures(hit_BN, ks)
@@ -82,12 +84,6 @@ def rank_all(
     mean, *at = (sums / judged).tolist()
     recalls, precisions = dict(zip(ks, at)), dict(zip(ks, at[len(ks) :]))
     return Ranking(mean, recalls, precisions, judged, len(asked_MF) - judged)
-
-
-def _forget(similarity_BN: torch.Tensor, itself_B: torch.Tensor) -> None:
-    """Put a query's own place last."""
-    known = (itself_B >= 0).nonzero()[:, 0]
-    similarity_BN[known, itself_B[known]] = -2.0  # below every cosine
 
 
 def _measures(hit_BN: torch.Tensor, ks: Sequence[int]) -> torch.Tensor:

@@ -64,7 +64,7 @@ def retrieve(config: RetrieveConfig) -> dict[str, Any] | None:
 
     Raises:
         ConfigError, CheckpointError, DataError, NumericalError: as
-            :func:`trainer.evaluation.evaluate.evaluate`; an index is not in the file.
+            :func:`trainer.evaluation.knn.knn`; an index is not in the file.
     """
     job = Job(config)
     searched = check_beton(config.train)

@@ -2,12 +2,13 @@
 
 SimCLR's recipes for linear evaluation and fine-tuning (Chen et al. 2020, arXiv 2002.05709, appendix
 B, and google-research/simclr) are of one form: SGD with Nesterov momentum, a learning rate in
-proportion to the batch, without warm-up, and a cosine to 0 per step.
+proportion to the batch, without warm-up, and a cosine to 0 per step. Weight decay covers biases, as
+there; classifiers start at zero.
 
 BatchNorm takes its statistics over the global batch and gradients are means over it, so the result
 is the same on any number of processes, up to rounding.
 
-Shape suffixes: B batch of this process, C classes.
+Shape suffixes: N training samples, B batch of this process, F features, C classes.
 """
 
 import contextlib
@@ -15,8 +16,9 @@ import dataclasses
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -25,7 +27,9 @@ from tqdm import tqdm
 
 from common.collectives import release
 from common.errors import ConfigError
-from trainer.features.extraction import reduced_precision
+from data_pipeline.reading.order import Position, global_batch_ids
+from trainer.features.extraction import Features, reduced_precision
+from trainer.features.labels import accuracy_of, class_count
 from trainer.optim.schedule import half_cosine
 from trainer.parallel.sync_batch_norm import convert_sync_batch_norm
 
@@ -35,25 +39,21 @@ Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """SGD as SimCLR has it."""
+    """SGD as SimCLR has it, with the values of its linear evaluation (appendix B.6)."""
 
-    name: ClassVar[str]
-    """Of the training, for a bar and for errors."""
-    base_lr: float
-    """Per 256 samples of the batch."""
-    batch_size: int
-    """Of all processes together."""
-    epochs: int | None
-    """None: to be settled before training."""
-    momentum: float
-    weight_decay: float
-    seed: int
+    name: str = "the linear probe"  # of the training, for a bar and for errors
+    base_lr: float = 0.1  # per 256 samples of the batch
+    batch_size: int = 4096  # of all processes together
+    epochs: int = 90
+    momentum: float = 0.9  # Nesterov's
+    weight_decay: float = 1e-6
+    seed: int = 0  # of the order of samples, crops and flips
 
     def __post_init__(self) -> None:
         """Refuse what cannot train."""
         for name in ("base_lr", "batch_size", "epochs"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if not value > 0:
                 raise ConfigError(f"{self.name}: {name}={value} must be above 0")
         if not self.weight_decay >= 0:
             raise ConfigError(f"{self.name}: weight_decay={self.weight_decay} must be 0 or more")
@@ -63,15 +63,120 @@ class Recipe:
         """Learning rate of the first step."""
         return self.base_lr * self.batch_size / 256
 
+    def for_samples(self, num_samples: int) -> "Recipe":
+        """The same with a batch of all samples where there are fewer."""
+        return dataclasses.replace(self, batch_size=min(self.batch_size, num_samples))
+
     def report(self, steps: int, final_loss: float) -> dict[str, Any]:
         """What an evaluation says of it: JSON values."""
+        values = dataclasses.asdict(self)
+        del values["name"]
         return {
             "optimizer": "SGD, Nesterov momentum; cosine to 0 per step, no warm-up",
-            **dataclasses.asdict(self),
+            **values,
             "peak_lr": self.peak_lr,
             "steps": steps,
             "final_loss": final_loss,
         }
+
+
+@dataclass(frozen=True)
+class LinearResult:
+    """Accuracy of the trained classifier, as fractions in [0, 1], and the classifier."""
+
+    top1: float
+    top5: float
+    """Within the best ``min(5, classes)``."""
+    recipe: Recipe
+    """With the samples of a step that there were."""
+    steps: int
+    final_loss: float
+    """Mean cross-entropy of the last epoch, nats."""
+    classifier: nn.Linear
+
+
+def linear_probe(
+    train: Features,
+    test: Features,
+    recipe: Recipe,
+    *,
+    device: torch.device | str = "cpu",
+    progress: bool = False,
+) -> LinearResult:
+    """Train on cached features, test on cached features. One process; no collectives.
+
+    Raises:
+        ConfigError: training diverged.
+        DataError: a set is empty or not labelled.
+    """
+    device, count = torch.device(device), len(train.labels_N)
+    recipe = recipe.for_samples(count)
+    return train_linear(
+        cached_batches(train, recipe, device),
+        count // recipe.batch_size,
+        test,
+        class_count(train.labels_N, test.labels_N),
+        recipe,
+        device=device,
+        progress=progress,
+    )
+
+
+def cached_batches(train: Features, recipe: Recipe, device: torch.device) -> Batches:
+    """All batches of a training on cached features, in :mod:`data_pipeline.reading.order`."""
+    features_NF, labels_N = _near(train.features_NF, device), train.labels_N
+    num_train, size = len(labels_N), recipe.batch_size
+    for epoch in range(recipe.epochs):
+        for step in range(num_train // size):
+            ids = global_batch_ids(recipe.seed, Position(epoch, step), size, num_train)
+            ids_B = torch.from_numpy(ids.astype(np.int64))
+            features_BF = features_NF[ids_B.to(features_NF.device)]
+            yield features_BF.to(device), labels_N[ids_B].to(device)
+
+
+def _near(features_NF: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The features on ``device``, if they take at most half of what is free there."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        if features_NF.numel() * features_NF.element_size() > free // 2:
+            return features_NF
+    return features_NF.to(device)
+
+
+def train_linear(
+    batches: Batches,
+    steps_per_epoch: int,
+    test: Features,
+    num_classes: int,
+    recipe: Recipe,
+    *,
+    device: torch.device | str = "cpu",
+    together: bool = False,
+    progress: bool = False,
+) -> LinearResult:
+    """Train on batches of features, test on cached features. A collective if ``together``.
+
+    Args:
+        batches: of features (B, F) without gradient: those of each image's centre crop, or of new
+            crops in every epoch.
+        steps_per_epoch: global batches in an epoch.
+        test: features of the test set's centre crops, equal on all processes.
+        num_classes: classes of training and test set.
+        recipe: with the global batch that ``batches`` have.
+        device: where to train.
+        together: several processes share each batch.
+        progress: show a bar on a terminal.
+
+    Raises:
+        ConfigError: training diverged.
+    """
+    device = torch.device(device)
+    classifier = zero_linear(test.features_NF.shape[1], num_classes).to(device)
+    final_loss = fit(
+        classifier, recipe, batches, steps_per_epoch, together=together, progress=progress
+    )
+    reached = accuracy_of(classifier, test, device)
+    return LinearResult(*reached, recipe, recipe.epochs * steps_per_epoch, final_loss, classifier)
 
 
 def pace(
@@ -99,7 +204,7 @@ def fit(
 
     Args:
         model: inputs to logits (B, C), equal on all processes.
-        recipe: its epochs are settled.
+        recipe: of the training.
         batches: at least as many as there are steps.
         steps_per_epoch: global batches in an epoch.
         autocast_dtype: compute dtype; ``None``: the model's own.
@@ -119,8 +224,6 @@ def fit(
         nesterov=recipe.momentum > 0,
         weight_decay=recipe.weight_decay,
     )
-    if recipe.epochs is None:
-        raise ValueError("name the number of epochs")
     device, mean = next(model.parameters()).device, math.nan
     loss_sum = torch.zeros((), device=device)
     paced = pace(batches, recipe.epochs * steps_per_epoch, recipe.name, progress)

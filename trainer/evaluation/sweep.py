@@ -1,7 +1,7 @@
 """Many linear probes at once: every learning rate with every weight decay, on cached features.
 
 All classifiers see the same batches, so a step is one matrix product for the logits of all and one
-for their gradients. Each learns what :func:`trainer.evaluation.linear.linear_probe` would have
+for their gradients. Each learns what :func:`trainer.evaluation.supervised.linear_probe` would have
 taught it alone. The best one is chosen on held-out training samples, never on the test set, and
 then trained again on all of them.
 
@@ -16,14 +16,7 @@ import torch
 from torch import nn
 
 from common.errors import ConfigError
-from trainer.evaluation.linear import (
-    LinearConfig,
-    LinearResult,
-    cached_batches,
-    limited,
-    linear_probe,
-)
-from trainer.evaluation.supervised import pace
+from trainer.evaluation.supervised import LinearResult, Recipe, cached_batches, linear_probe, pace
 from trainer.features.extraction import Features
 from trainer.features.labels import class_count, hold_out
 
@@ -52,37 +45,29 @@ class Trial:
         return self.top1, -math.inf if self.loss is None else -self.loss
 
 
-@dataclass(frozen=True)
-class SweepResult:
-    """The best classifier, and what it was chosen from."""
-
-    probe: LinearResult
-    config: LinearConfig
-    chosen_on: int
-    """Held-out samples."""
-    trials: list[Trial]
-
-
 def sweep_probe(
     train: Features,
     test: Features,
-    config: LinearConfig,
-    base_lrs: tuple[float, ...] = LEARNING_RATES,
-    weight_decays: tuple[float, ...] = WEIGHT_DECAYS,
+    recipe: Recipe,
+    base_lrs: tuple[float, ...],
+    weight_decays: tuple[float, ...],
     *,
     device: torch.device | str = "cpu",
     progress: bool = False,
-) -> SweepResult:
+) -> tuple[LinearResult, int, list[Trial]]:
     """Choose learning rate and weight decay, then train on everything. One process.
 
     Args:
         train: labelled features.
         test: labelled features, seen only by the classifier that was chosen.
-        config: everything but learning rate and weight decay.
+        recipe: everything but learning rate and weight decay.
         base_lrs: to try, per 256 samples.
         weight_decays: to try with each.
         device: where to train.
         progress: show a bar on a terminal.
+
+    Returns:
+        The best classifier, how many held-out samples it was chosen on, and all that were tried.
 
     Raises:
         ConfigError: a value is out of range, every classifier diverged, or no class has a sample
@@ -90,22 +75,21 @@ def sweep_probe(
         DataError: a set is empty or not labelled.
     """
     num_classes = class_count(train.labels_N, test.labels_N)
-    kept, held = hold_out(train.labels_N, _HELD_OUT, config.seed)
+    kept, held = hold_out(train.labels_N, _HELD_OUT, recipe.seed)
     if len(held) == 0:
         raise ConfigError(
             "a sweep chooses on held-out training samples, and with one per class there are none: "
             "use --protocol cached"
         )
     pairs = [(lr, decay) for lr in base_lrs for decay in weight_decays]
-    configs = [dataclasses.replace(config, base_lr=lr, weight_decay=wd) for lr, wd in pairs]
-    heads = train_heads(train.take(kept), num_classes, configs, device=device, progress=progress)
-    trials = _judge(heads, train.take(held), configs)
+    recipes = [dataclasses.replace(recipe, base_lr=lr, weight_decay=wd) for lr, wd in pairs]
+    heads = train_heads(train.take(kept), num_classes, recipes, device=device, progress=progress)
+    trials = _judge(heads, train.take(held), recipes)
     best = max(range(len(trials)), key=lambda i: trials[i].merit)
     if trials[best].loss is None:
         raise ConfigError("every classifier of the sweep diverged: give lower --base-lr values")
-    chosen = configs[best]
-    probe = linear_probe(train, test, chosen, device=device, progress=progress)
-    return SweepResult(probe, chosen, len(held), trials)
+    result = linear_probe(train, test, recipes[best], device=device, progress=progress)
+    return result, len(held), trials
 
 
 @dataclass(frozen=True)
@@ -126,21 +110,21 @@ class Heads:
 def train_heads(
     train: Features,
     num_classes: int,
-    configs: list[LinearConfig],
+    recipes: list[Recipe],
     *,
     device: torch.device | str = "cpu",
     progress: bool = False,
 ) -> Heads:
-    """Train a classifier for each of ``configs``, which differ in rate and decay only."""
-    configs = [limited(config, len(train.labels_N)) for config in configs]
-    device, shared = torch.device(device), configs[0]
-    heads, width = len(configs), train.features_NF.shape[1]
+    """Train a classifier for each of ``recipes``, which differ in rate and decay only."""
+    recipes = [recipe.for_samples(len(train.labels_N)) for recipe in recipes]
+    device, shared = torch.device(device), recipes[0]
+    heads, width = len(recipes), train.features_NF.shape[1]
     weight_HCF = torch.zeros(heads, num_classes, width, device=device)
     trained = Heads(weight_HCF, torch.zeros(heads, num_classes, device=device))
     parameters = (trained.weight_HCF, trained.bias_HC)
     velocities = [torch.zeros_like(parameter) for parameter in parameters]
-    rate_H = torch.tensor([each.peak_lr for each in configs], device=device)
-    decay_H = torch.tensor([each.weight_decay for each in configs], device=device)
+    rate_H = torch.tensor([each.peak_lr for each in recipes], device=device)
+    decay_H = torch.tensor([each.weight_decay for each in recipes], device=device)
     total = shared.epochs * (len(train.labels_N) // shared.batch_size)
     paced = pace(cached_batches(train, shared, device), total, "sweep", progress)
     for cosine, (features_BF, labels_B) in paced:
@@ -166,8 +150,8 @@ def _gradients(
 
 
 @torch.no_grad()
-def _judge(heads: Heads, held: Features, configs: list[LinearConfig]) -> list[Trial]:
-    count, device = len(configs), heads.bias_HC.device
+def _judge(heads: Heads, held: Features, recipes: list[Recipe]) -> list[Trial]:
+    count, device = len(recipes), heads.bias_HC.device
     hits_H = torch.zeros(count, dtype=torch.int64, device=device)
     loss_H = torch.zeros(count, dtype=torch.float64, device=device)
     rows = max(1, _TEST_BYTES // (4 * heads.bias_HC.numel()))  # so many that their logits fit
@@ -180,8 +164,8 @@ def _judge(heads: Heads, held: Features, configs: list[LinearConfig]) -> list[Tr
         ).view(-1, count)
         loss_H += loss_BH.double().sum(dim=0)
     trials = []
-    for config, hits, loss in zip(configs, hits_H.tolist(), (loss_H / len(held.ids_N)).tolist()):
+    for recipe, hits, loss in zip(recipes, hits_H.tolist(), (loss_H / len(held.ids_N)).tolist()):
         sound = math.isfinite(loss)
         top1 = hits / len(held.ids_N) if sound else 0.0
-        trials.append(Trial(config.base_lr, config.weight_decay, top1, loss if sound else None))
+        trials.append(Trial(recipe.base_lr, recipe.weight_decay, top1, loss if sound else None))
     return trials

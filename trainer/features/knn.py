@@ -21,14 +21,7 @@ import torch.distributed as dist
 
 from common.errors import ConfigError
 from trainer.features.labels import accuracy, class_count, count_hits
-from trainer.features.neighbours import (
-    LOW_WORD,
-    block_shape,
-    full_float32,
-    nearest_keys,
-    read_keys,
-    share_of_blocks,
-)
+from trainer.features.neighbours import LOW_WORD, block_shape, nearest_rows, share_of_blocks
 
 # Votes lie in (0, 1] of this scale. The sum of 2**18 votes fits an int64; a vote's rounding is
 # 3e-14 of the nearest neighbour's.
@@ -46,7 +39,6 @@ class KnnResult:
     k: int
     """Neighbours used: ``requested_k``, or all training samples where there are fewer."""
     requested_k: int
-    temperature: float
     num_classes: int
 
 
@@ -105,22 +97,25 @@ def knn_classify_each(
     num_classes = max(num_classes or 0, class_count(train_labels_N, test_labels_M))
     device = torch.device(device) if device is not None else train_NF.device
     kept = [min(k, len(train_NF)) for k in ks]
-    rows, columns = block or block_shape(device)
-    mine_M = share_of_blocks(len(test_MF), rows, rank, world_size)
+    block = block or block_shape(device)
+    mine_M = share_of_blocks(len(test_MF), block[0], rank, world_size)
+    similarity_MK, index_MK = nearest_rows(
+        train_NF, test_MF[mine_M], max(kept), device=device, block=block
+    )
+    classes_MK, labels_M = train_labels_N.cpu()[index_MK], test_labels_M.cpu()[mine_M]
 
     hits_K2 = torch.zeros(len(ks), 2, dtype=torch.int64, device=device)
-    with full_float32(device):
-        neighbours = nearest_keys(train_NF, test_MF[mine_M], max(kept), (rows, columns), device)
-        train_labels_N, test_labels_M = train_labels_N.to(device), test_labels_M[mine_M].to(device)
-        for keys_BK, labels_B in zip(neighbours, test_labels_M.split(rows)):
-            votes_BK, classes_BK = _votes(keys_BK, train_labels_N, temperature)
-            for hits, k in zip(hits_K2, kept):
-                sums_BC = _sums(votes_BK[:, :k], classes_BK[:, :k], num_classes)
-                hits += count_hits(sums_BC, labels_B, above=0)
+    for columns in zip(*(x.split(block[0]) for x in (similarity_MK, classes_MK, labels_M))):
+        similarity_BK, classes_BK, labels_B = (x.to(device) for x in columns)
+        votes_BK = _votes(similarity_BK, temperature)
+        for hits, k in zip(hits_K2, kept):
+            sums_BC = votes_BK.new_zeros(len(votes_BK), num_classes)  # 0: no neighbour's class
+            sums_BC.scatter_add_(1, classes_BK[:, :k], votes_BK[:, :k])
+            hits += count_hits(sums_BC, labels_B, above=0)
     if world_size > 1:
         dist.all_reduce(hits_K2)
     return [
-        KnnResult(*accuracy(hits, len(test_MF)), used, k, temperature, num_classes)
+        KnnResult(*accuracy(hits, len(test_MF)), used, k, num_classes)
         for hits, used, k in zip(hits_K2, kept, ks)
     ]
 
@@ -148,18 +143,8 @@ def _check(ks: Sequence[int], temperature: float, num_train: int) -> None:
         raise ConfigError(f"{num_train} training samples: nearest neighbours take {LOW_WORD}")
 
 
-def _votes(
-    keys_BK: torch.Tensor, train_labels_N: torch.Tensor, temperature: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fixed-point votes, 1 or more, and the classes they are for: int64 (B, K)."""
-    similarity_BK, index_BK = read_keys(keys_BK)
+def _votes(similarity_BK: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Fixed-point votes, 1 or more: int64 (B, K)."""
     # Relative to the nearest neighbour: a factor per row, which no ranking sees.
     exponent_BK = (similarity_BK.double() - similarity_BK[:, :1].double()) / temperature
-    vote_BK = (exponent_BK.exp() * _VOTE_SCALE).round().long().clamp_min(1)
-    return vote_BK, train_labels_N[index_BK]
-
-
-def _sums(votes_BK: torch.Tensor, classes_BK: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """Votes by class, int64 (B, C); 0 only for classes without a neighbour."""
-    sums_BC = votes_BK.new_zeros(len(votes_BK), num_classes)
-    return sums_BC.scatter_add_(1, classes_BK, votes_BK)
+    return (exponent_BK.exp() * _VOTE_SCALE).round().long().clamp_min(1)

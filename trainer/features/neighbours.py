@@ -25,6 +25,7 @@ def nearest_rows(
     k: int,
     *,
     device: torch.device | str,
+    block: tuple[int, int] | None = None,
     rank: int = 0,
     world_size: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -35,6 +36,7 @@ def nearest_rows(
         asked_MF: as ``bank_NF``.
         k: neighbours.
         device: where to compare.
+        block: (rows that ask, rows that are searched) compared at once.
         rank: with ``world_size`` above 1, this process's number. All ranks hold the same features
             and must call (a collective); they share the rows that ask.
         world_size: number of processes that call.
@@ -43,11 +45,11 @@ def nearest_rows(
         Similarities float32 (M, K) and indices int64 (M, K) on the CPU, equal on all ranks.
     """
     device = torch.device(device)
-    block = block_shape(device)
+    block = block or block_shape(device)
     shares = [share_of_blocks(len(asked_MF), block[0], r, world_size) for r in range(world_size)]
     k = min(k, len(bank_NF))
     with full_float32(device):
-        parts = nearest_keys(bank_NF, asked_MF[shares[rank]], k, block, device)
+        parts = _nearest_keys(bank_NF, asked_MF[shares[rank]], k, block, device)
     keys_MK = torch.cat(parts) if parts else torch.empty(0, k, dtype=torch.int64, device=device)
     if world_size > 1:
         keys_MK = all_gather_rows(keys_MK, [len(share) for share in shares])
@@ -72,17 +74,17 @@ def full_float32(device: torch.device) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def share_of_blocks(num_test: int, rows: int, rank: int, world_size: int) -> torch.Tensor:
-    """Test samples that this rank classifies: every ``world_size``-th block of the one division.
+def share_of_blocks(count: int, rows: int, rank: int, world_size: int) -> torch.Tensor:
+    """Rows that this rank asks for: every ``world_size``-th block of the one division.
 
     The division into blocks does not depend on the world size, so neither does the rounding of a
     similarity.
     """
-    blocks = torch.arange(num_test).split(rows)[rank::world_size]
+    blocks = torch.arange(count).split(rows)[rank::world_size]
     return torch.cat(blocks) if blocks else torch.empty(0, dtype=torch.int64)
 
 
-def nearest_keys(
+def _nearest_keys(
     train_NF: torch.Tensor,
     test_MF: torch.Tensor,
     k: int,

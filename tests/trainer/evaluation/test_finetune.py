@@ -15,11 +15,11 @@ from data_pipeline.reading.order import Position
 from tests.dist import run_ranks
 from tests.trainer.runs import SMALL_ENCODER, pack_images
 from tests.trainer.saved_runs import save_run
-from trainer.evaluation.classifier import build_classifier, load_head
-from trainer.evaluation.finetune import FinetuneConfig, finetune
+from trainer.evaluation.finetune import FinetuneConfig, build_classifier, finetune, load_head
 from trainer.evaluation.labelled_subset import balanced_share, packed_names, read_list
 from trainer.evaluation.load_encoder import load_encoder
-from trainer.models.encoders import HeadConfig, build_encoder, build_head
+from trainer.models.encoders import build_encoder
+from trainer.models.heads import HeadConfig, build_head
 from trainer.state.checkpoint import CheckpointStore
 
 LOADER = LoaderConfig(backend="torchvision", workers=1)
@@ -150,7 +150,7 @@ def test_a_middle_layer_of_the_head_is_kept_and_the_rest_dropped() -> None:
     model = build_classifier(encoder, 64, 5, head, 1).eval()
     images = torch.randn(4, 3, 32, 32)
     assert model(images).abs().max() == 0  # the classifier starts at zero
-    torch.testing.assert_close(model[:-1](images), head(encoder.eval()(images), depth=1))
+    torch.testing.assert_close(model[:-1](images), head.layers[0](encoder.eval()(images)))
     assert model[-1].in_features == 48
     for depth in (3, 4):
         with pytest.raises(ConfigError, match=f"--head-layers {depth}: .* 3 layers"):

@@ -12,15 +12,9 @@ from common.errors import ConfigError, DataError
 from data_pipeline.reading.order import Position, global_batch_ids, rank_slice
 from tests.dist import run_ranks
 from trainer.evaluation import logistic, sweep
-from trainer.evaluation.evaluate_config import ProbeConfig, preset_config
-from trainer.evaluation.linear import (
-    SIMCLR_IMAGENET,
-    LinearConfig,
-    linear_probe,
-    train_linear,
-)
+from trainer.evaluation.linear import SIMCLR_IMAGENET, ProbeConfig, preset_config
 from trainer.evaluation.logistic import LogisticConfig, logistic_regression
-from trainer.evaluation.supervised import Batches
+from trainer.evaluation.supervised import Batches, Recipe, linear_probe, train_linear
 from trainer.evaluation.sweep import sweep_probe
 from trainer.features.extraction import Features
 from trainer.features.labels import count_hits, few_per_class, hold_out
@@ -116,7 +110,7 @@ def test_a_single_class_is_refused() -> None:
 # --- SimCLR's linear probe ---
 
 
-def straightforward_probe(train: Features, config: LinearConfig, batch: int) -> torch.Tensor:
+def straightforward_probe(train: Features, config: Recipe, batch: int) -> torch.Tensor:
     """Nesterov momentum written out (Sutskever et al. 2013), as torch and TensorFlow have it."""
     classes, width = int(train.labels_N.max()) + 1, train.features_NF.shape[1]
     weight = torch.zeros(classes, width + 1, dtype=torch.float64)
@@ -143,7 +137,7 @@ def unscaled(data: Features) -> Features:
 
 def test_the_probe_follows_simclrs_recipe() -> None:
     train = unscaled(TRAIN)
-    config = LinearConfig(batch_size=128, epochs=5, weight_decay=1e-2, seed=4)
+    config = Recipe(batch_size=128, epochs=5, weight_decay=1e-2, seed=4)
     result = linear_probe(train, unscaled(TEST), config)
     expected = straightforward_probe(train, config, 128)
     torch.testing.assert_close(
@@ -157,17 +151,17 @@ def test_the_probe_follows_simclrs_recipe() -> None:
 
 
 def test_a_set_smaller_than_the_batch_is_one_batch() -> None:
-    result = linear_probe(unscaled(TRAIN), unscaled(TEST), LinearConfig(epochs=3))
-    assert (result.config.batch_size, result.steps) == (500, 3)
+    result = linear_probe(unscaled(TRAIN), unscaled(TEST), Recipe(epochs=3))
+    assert (result.recipe.batch_size, result.steps) == (500, 3)
 
 
 def test_a_diverging_probe_is_refused_with_a_remedy() -> None:
     with pytest.raises(ConfigError, match="lower --base-lr"):
-        linear_probe(TRAIN, TEST, LinearConfig(base_lr=1e30, epochs=3))
+        linear_probe(TRAIN, TEST, Recipe(base_lr=1e30, epochs=3))
 
 
 def probe_on_crops(rank: int, world_size: int) -> list[torch.Tensor]:
-    train, config = unscaled(TRAIN), LinearConfig(batch_size=128, epochs=3, weight_decay=1e-2)
+    train, config = unscaled(TRAIN), Recipe(batch_size=128, epochs=3, weight_decay=1e-2)
 
     def batches() -> Batches:
         for step in range(3 * (500 // 128)):
@@ -182,7 +176,7 @@ def probe_on_crops(rank: int, world_size: int) -> list[torch.Tensor]:
 
 @pytest.mark.processors
 def test_crops_and_cached_features_train_the_same_classifier_on_any_number_of_processes() -> None:
-    config = LinearConfig(batch_size=128, epochs=3, weight_decay=1e-2, seed=4)
+    config = Recipe(batch_size=128, epochs=3, weight_decay=1e-2, seed=4)
     cached = linear_probe(unscaled(TRAIN), unscaled(TEST), config)
     for weight, (top1, loss) in [probe_on_crops(0, 1), *run_ranks(probe_on_crops, 2)]:
         torch.testing.assert_close(weight, cached.classifier.weight.detach(), atol=1e-5, rtol=1e-4)
@@ -228,7 +222,7 @@ def test_equal_scores_go_to_the_lower_class() -> None:
 @pytest.mark.processors
 def test_each_of_many_probes_learns_what_it_learns_alone() -> None:
     train = unscaled(TRAIN)
-    shared = LinearConfig(batch_size=128, epochs=4, seed=4)
+    shared = Recipe(batch_size=128, epochs=4, seed=4)
     configs = [
         dataclasses.replace(shared, base_lr=lr, weight_decay=decay)
         for lr in (0.01, 0.3)
@@ -244,20 +238,21 @@ def test_each_of_many_probes_learns_what_it_learns_alone() -> None:
 
 def test_a_sweep_takes_the_best_on_held_out_samples_and_never_sees_the_test_set() -> None:
     train, test = unscaled(TRAIN), unscaled(TEST)
-    config = LinearConfig(batch_size=128, epochs=4)
-    found = sweep_probe(train, test, config, (1e-5, 0.1, 1e30), (1e-6, 1e-3))
-    best = max(trial.top1 for trial in found.trials)
+    config = Recipe(batch_size=128, epochs=4)
+    found, chosen_on, trials = sweep_probe(train, test, config, (1e-5, 0.1, 1e30), (1e-6, 1e-3))
+    best = max(trial.top1 for trial in trials)
     chosen = next(
         t
-        for t in found.trials
-        if (t.base_lr, t.weight_decay) == (found.config.base_lr, found.config.weight_decay)
+        for t in trials
+        if (t.base_lr, t.weight_decay) == (found.recipe.base_lr, found.recipe.weight_decay)
     )
     assert chosen.top1 == best > 0.6
-    assert [trial.loss is None for trial in found.trials] == [False] * 4 + [True] * 2
-    assert found.chosen_on == 50
+    assert [trial.loss is None for trial in trials] == [False] * 4 + [True] * 2
+    assert chosen_on == 50
     wrong = test._replace(labels_N=test.labels_N.flip(0))
-    assert sweep_probe(train, wrong, config, (1e-5, 0.1), (1e-6, 1e-3)).config == found.config
-    assert found.probe.top1 == linear_probe(train, test, found.config).top1
+    again, _, _ = sweep_probe(train, wrong, config, (1e-5, 0.1), (1e-6, 1e-3))
+    assert again.recipe == found.recipe
+    assert found.top1 == linear_probe(train, test, found.recipe).top1
 
 
 def test_of_equal_accuracies_the_lower_loss_wins_even_one_of_zero() -> None:
@@ -269,9 +264,9 @@ def test_of_equal_accuracies_the_lower_loss_wins_even_one_of_zero() -> None:
 def test_a_sweep_of_which_nothing_is_left_is_refused_with_a_remedy() -> None:
     one = TRAIN.take(few_per_class(TRAIN.labels_N, 1, seed=0))
     with pytest.raises(ConfigError, match="--protocol cached"):
-        sweep_probe(one, TEST, LinearConfig(epochs=2))
+        sweep_probe(one, TEST, Recipe(epochs=2), (0.1,), (0.0,))
     with pytest.raises(ConfigError, match="lower --base-lr"):
-        sweep_probe(TRAIN, TEST, LinearConfig(epochs=2), (1e30,), (1.0,))
+        sweep_probe(TRAIN, TEST, Recipe(epochs=2), (1e30,), (1.0,))
 
 
 def test_the_preset_of_imagenet_has_the_published_values() -> None:
@@ -285,7 +280,23 @@ def test_a_preset_says_everything_and_bears_no_other_word() -> None:
     config = ProbeConfig(source="run", **files, preset="simclr-imagenet", seed=4)
     full = preset_config(config)
     assert (full.protocol, full.size, full.resize) == ("canonical", 224, 256)
-    assert full.linear() == dataclasses.replace(SIMCLR_IMAGENET, seed=4)
+    assert full.recipe() == dataclasses.replace(SIMCLR_IMAGENET, seed=4)
     for words in ({"base_lr": (0.2,)}, {"c": 1.0}, {"size": 96}, {"protocol": "cached"}):
         with pytest.raises(ConfigError, match=r"--preset simclr-imagenet .*leave "):
             preset_config(dataclasses.replace(config, **words))
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"protocol": "logistic", "epochs": 5}, "--epochs is not for --protocol logistic: "),
+        ({"protocol": "logistic", "base_lr": (0.2,)}, "--base-lr is not for --protocol logistic: "),
+        ({"protocol": "cached", "c": 1.0}, "--c is not for --protocol cached: "),
+    ],
+    ids=str,
+)
+def test_a_setting_of_another_protocol_is_refused(settings: dict, named: str) -> None:
+    files = {name: Path(f"{name}.beton") for name in ("train", "test")}
+    with pytest.raises(ConfigError, match=named) as caught:
+        ProbeConfig(source="run", **files, **settings)
+    assert "\n" not in str(caught.value)

@@ -16,9 +16,9 @@ from tests.data_pipeline.packed import packed
 from tests.trainer.runs import SMALL_ENCODER, metrics, tiny_config, train
 from tests.trainer.saved_runs import saved_run
 from trainer.config import DataConfig
-from trainer.evaluation.evaluate import evaluate
-from trainer.evaluation.evaluate_config import KnnConfig, ProbeConfig
 from trainer.evaluation.finetune import FinetuneConfig, finetune
+from trainer.evaluation.knn import KnnConfig, knn
+from trainer.evaluation.linear import ProbeConfig, linear
 from trainer.evaluation.retrieve import RetrieveConfig, retrieve
 from trainer.features.online_knn import OnlineKnn, OnlineKnnConfig
 
@@ -48,18 +48,18 @@ def without_names(beton: Path) -> Path:
 
 def top1(train: Path, test: Path) -> float:
     config = KnnConfig(**PIXELS, train=train, test=test, k=(5,))
-    report = evaluate(config)
+    report = knn(config)
     assert report is not None
     return float(report["top1"])
 
 
 def online(train: Path, test: Path) -> dict[str, float]:
-    knn = OnlineKnn(OnlineKnnConfig(k=5), train, test, 8, READER, 0, 1)
+    watcher = OnlineKnn(OnlineKnnConfig(k=5), train, test, 8, READER, 0, 1)
     try:
         cpu = torch.device("cpu")
-        return knn.evaluate(torch.nn.Flatten(), Augment(AugmentConfig(), 0), cpu, torch.float32)
+        return watcher.evaluate(torch.nn.Flatten(), Augment(AugmentConfig(), 0), cpu, torch.float32)
     finally:
-        knn.close()
+        watcher.close()
 
 
 def test_classes_are_compared_by_name_where_their_numbers_differ(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_classes_are_compared_by_name_where_their_numbers_differ(tmp_path: Path)
 
 def test_a_linear_probe_and_a_fine_tuning_learn_the_classes_by_name(tmp_path: Path) -> None:
     abc, ac = colours(tmp_path / "abc", "a", "b", "c"), colours(tmp_path / "ac", "a", "c", seed=1)
-    probed = evaluate(ProbeConfig(**PIXELS, train=abc, test=ac))
+    probed = linear(ProbeConfig(**PIXELS, train=abc, test=ac))
     assert probed is not None
     assert probed["protocol"] == "logistic"
     assert probed["top1"] == 1.0
