@@ -6,9 +6,9 @@ from typing import Any
 
 from common.errors import ConfigError
 from data_pipeline.reading.beton import BetonInfo, check_beton
-from trainer.evaluation.job import Job, JobConfig, TrainFile, check_picture
+from trainer.evaluation.job import Job
 from trainer.evaluation.labelled_subset import names_or_why_not
-from trainer.evaluation.pictures import Cell, CropReader, file_name, save_rows
+from trainer.evaluation.pictures import Cell, CropReader, PictureConfig, file_name, save_rows
 from trainer.features.extraction import Features
 from trainer.features.k_means import (
     Clustering,
@@ -24,28 +24,22 @@ _CELLS = 10  # images of a cluster in the picture
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClusterConfig(JobConfig):
+class ClusterConfig(PictureConfig):
     """k-means on features scaled to length 1, started by k-means++, the best of --restarts.
 
-    With labels normalised mutual information (NMI), adjusted Rand index (ARI) and purity.
+    With labels normalised mutual information (NMI), adjusted Rand index (ARI) and purity. The
+    picture shows clusters by their most central images.
     """
 
-    train: TrainFile
-    """Images that are grouped."""
     k: int | None = None
     """Clusters. None: as many as the file has classes."""
     restarts: int = 10
     """Starts, of which the best is kept."""
-    picture: Path | None = None
-    """OUT.png to draw the largest clusters in, by their most central images."""
-    pictured: int = 10
-    """Clusters in the picture, the largest."""
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself."""
         super().__post_init__()
-        self.at_least(1, "k", "restarts", "pictured")
-        check_picture(self.picture)
+        self.at_least(1, "k", "restarts")
 
 
 def cluster(config: ClusterConfig) -> dict[str, Any] | None:

@@ -18,14 +18,12 @@ import numpy as np
 import torch
 
 from common.errors import ConfigError
-from common.files.strict_json import read_json_file
 from data_pipeline.augment import AugmentConfig
 from data_pipeline.crops import CropConfig
 from data_pipeline.reading.beton import check_beton
 from data_pipeline.reading.order import permute
 from trainer.config import from_json
 from trainer.evaluation.job import Job, JobConfig, TrainFile
-from trainer.evaluation.load_encoder import run_of
 from trainer.features.neighbours import full_float32, unit_rows
 from trainer.health.collapse import figures
 
@@ -76,7 +74,7 @@ def diagnose(config: DiagnoseConfig) -> dict[str, Any] | None:
         job.leave()
         if job.rank:
             return None
-        crop, augment, whose = _views_of(config, job)
+        crop, augment, whose = _views_of(job)
         batch = min(config.batch, config.views_of, info.num_samples)
         positive, negative, compared = _view_cosines(config, job, crop, augment, batch)
         device = job.device
@@ -110,15 +108,13 @@ def diagnose(config: DiagnoseConfig) -> dict[str, Any] | None:
     }
 
 
-def _views_of(config: DiagnoseConfig, job: Job) -> tuple[CropConfig, AugmentConfig, str]:
+def _views_of(job: Job) -> tuple[CropConfig, AugmentConfig, str]:
     """How positives are made: a run's own way, elsewhere SimCLR's."""
-    run, size = run_of(config.source), job.preprocessing.size
-    if run is None:
+    saved, size = job.loaded.settings, job.preprocessing.size
+    if "crop" not in saved:
         return CropConfig(size=size), AugmentConfig(), "SimCLR's settings for ImageNet"
-    path = run / "config.json"
-    saved = read_json_file(path)
-    crop = from_json(CropConfig, saved.get("crop"), f"{path}: crop")
-    augment = from_json(AugmentConfig, saved.get("augment"), f"{path}: augment")
+    crop = from_json(CropConfig, saved["crop"], "config.json: crop")
+    augment = from_json(AugmentConfig, saved["augment"], "config.json: augment")
     return dataclasses.replace(crop, size=size), augment, "the run's settings"
 
 

@@ -12,7 +12,7 @@ import torch
 
 from common.errors import ConfigError
 from data_pipeline.reading.beton import BetonInfo, check_beton
-from trainer.evaluation.job import Job, JobConfig, TrainFile, check_picture
+from trainer.evaluation.job import Job
 from trainer.evaluation.labelled_subset import names_or_why_not
 from trainer.evaluation.pairs import (
     Pairs,
@@ -20,8 +20,9 @@ from trainer.evaluation.pairs import (
     likely_classmates,
     near_identical,
     neighbourhoods,
+    pairs_of,
 )
-from trainer.evaluation.pictures import Cell, CropReader, file_name, save_rows
+from trainer.evaluation.pictures import Cell, CropReader, PictureConfig, file_name, save_rows
 from trainer.features.extraction import Features
 
 _SUSPICIOUS = 0.2  # share of samples with a duplicate above which the encoder is rather to blame
@@ -30,7 +31,7 @@ _SAME_PIXELS = 5.0  # of 256 levels, mean difference: what storing a JPEG anew c
 
 
 @dataclass(frozen=True, kw_only=True)
-class DuplicatesConfig(JobConfig):
+class DuplicatesConfig(PictureConfig):
     """Finds images that look the same to the encoder, and likely false negatives.
 
     The former are copies, where the encoder sees much. The latter are pairs that a contrastive loss
@@ -38,8 +39,6 @@ class DuplicatesConfig(JobConfig):
     (--json) and a picture. The JSON says how far the pixels of each pair differ.
     """
 
-    train: TrainFile
-    """Images that are looked through, labelled or not."""
     threshold: float = 0.98
     """Cosine similarity from which on two images are near-identical."""
     k: int = 10
@@ -48,20 +47,15 @@ class DuplicatesConfig(JobConfig):
     """Jaccard index of the neighbourhoods of a likely false negative."""
     limit: int = 1000
     """Pairs of each kind that are listed."""
-    picture: Path | None = None
-    """OUT.png to draw the most alike pairs of both kinds in."""
-    pictured: int = 10
-    """Pairs of each kind in the picture."""
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself."""
         super().__post_init__()
-        self.at_least(1, "k", "limit", "pictured")
+        self.at_least(1, "k", "limit")
         for name in ("threshold", "least_shared"):
             if not 0 < getattr(self, name) <= 1:
                 option = "--" + name.replace("_", "-")
                 raise ConfigError(f"{option} {getattr(self, name)}: choose above 0, at most 1")
-        check_picture(self.picture)
 
 
 def duplicates(config: DuplicatesConfig) -> dict[str, Any] | None:
@@ -84,7 +78,7 @@ def duplicates(config: DuplicatesConfig) -> dict[str, Any] | None:
     job, info = Job(config), check_beton(config.train)
     with job:
         features = job.features(config.train)
-        found = neighbourhoods(
+        nearest = neighbourhoods(
             features.features_NF,
             config.k,
             device=job.device,
@@ -93,14 +87,13 @@ def duplicates(config: DuplicatesConfig) -> dict[str, Any] | None:
         )
     if job.rank:
         return None
-    twice = near_identical(found, config.threshold)
-    alike = likely_classmates(found, config.threshold, config.least_shared)
-    listed = [pairs.take(torch.arange(min(len(pairs), config.limit))) for pairs in (twice, alike)]
+    pairs = pairs_of(*nearest)
+    twice = near_identical(pairs, config.threshold)
+    alike = likely_classmates(pairs, config.threshold, config.least_shared)
+    listed = [each.take(torch.arange(min(len(each), config.limit))) for each in (twice, alike)]
     crops = CropReader(config.train, job.preprocessing)
     names, unnamed = names_or_why_not(config.train)
-    lists = [
-        [_described(pair, features, crops, names) for pair in _each(pairs)] for pairs in listed
-    ]
+    lists = [_described(each, features, crops, names) for each in listed]
     together = groups(twice.samples_P2)[: config.limit]
     pictured = []
     if config.picture is not None:
@@ -137,27 +130,24 @@ def duplicates(config: DuplicatesConfig) -> dict[str, Any] | None:
     }
 
 
-def _each(pairs: Pairs) -> Iterator[tuple[list[int], float, float]]:
-    columns = pairs.samples_P2, pairs.similarity_P, pairs.shared_P
-    return zip(*(column.tolist() for column in columns))
-
-
 def _described(
-    pair: tuple[list[int], float, float],
-    features: Features,
-    crops: CropReader,
-    names: list[str] | None,
-) -> dict[str, Any]:
-    samples, similarity, shared = pair
-    first, second = crops.read(samples).astype(np.int16)
-    return {
-        "samples": samples,
-        "files": names and [names[sample] for sample in samples],
-        "labels": features.labels_N[samples].tolist(),
-        "similarity": similarity,
-        "shared_neighbours": shared,
-        "pixel_difference": float(np.abs(first - second).mean()),
-    }
+    pairs: Pairs, features: Features, crops: CropReader, names: list[str] | None
+) -> list[dict[str, Any]]:
+    described = []
+    columns = pairs.samples_P2, pairs.similarity_P, pairs.shared_P
+    for samples, similarity, shared in zip(*(column.tolist() for column in columns)):
+        first, second = crops.read(samples).astype(np.int16)
+        described.append(
+            {
+                "samples": samples,
+                "files": names and [names[sample] for sample in samples],
+                "labels": features.labels_N[samples].tolist(),
+                "similarity": similarity,
+                "shared_neighbours": shared,
+                "pixel_difference": float(np.abs(first - second).mean()),
+            }
+        )
+    return described
 
 
 def _same_label(pairs: Pairs, features: Features) -> float | None:

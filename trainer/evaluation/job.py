@@ -270,20 +270,6 @@ def data_facts(info: BetonInfo) -> dict[str, Any]:
     }
 
 
-def check_picture(path: Path | None) -> None:
-    """Refuse a picture's path that cannot be written, before anything slow happens.
-
-    Raises:
-        ConfigError: it does not end in .png.
-        FileExistsError: it is no regular file.
-    """
-    if path is None:
-        return
-    if path.suffix.lower() != ".png":
-        raise ConfigError(f"--picture {path}: name a file that ends in .png")
-    check_replaceable(path)
-
-
 def choose_device(name: str) -> torch.device:
     """``auto``, ``cpu``, ``cuda`` or ``cuda:N``; with several processes a node, one GPU each.
 

@@ -12,10 +12,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from common.files.atomic_file import write_atomically
+from common.errors import ConfigError
+from common.files.atomic_file import check_replaceable, write_atomically
 from data_pipeline.crops import centre_crop_boxes
 from data_pipeline.reading.open_beton import OpenBeton
 from data_pipeline.reading.torchvision_loader import TorchvisionDecoder
+from trainer.evaluation.job import JobConfig, TrainFile
 from trainer.evaluation.load_encoder import Preprocessing
 
 Images = npt.NDArray[np.uint8]
@@ -23,6 +25,28 @@ Images = npt.NDArray[np.uint8]
 _SIDE = 96  # least and usual side of a cell, pixels
 _GAP, _LINE = 6, 14  # between cells; height of a line under an image
 _SIGN = {True: (0, 158, 115), False: (213, 94, 0)}  # Okabe and Ito's green and vermilion
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureConfig(JobConfig):
+    """Looks through a file, and draws what it finds if asked."""
+
+    train: TrainFile
+    """Images that are looked through, labelled or not."""
+    picture: Path | None = None
+    """OUT.png to draw the first of what is found in."""
+    pictured: int = 10
+    """Rows of the picture: queries, clusters (the largest), or pairs (the most alike)."""
+
+    def __post_init__(self) -> None:
+        """Refuse what contradicts itself, and a picture that could not be written at the end."""
+        super().__post_init__()
+        self.at_least(1, "pictured")
+        if self.picture is None:
+            return
+        if self.picture.suffix.lower() != ".png":
+            raise ConfigError(f"--picture {self.picture}: name a file that ends in .png")
+        check_replaceable(self.picture)
 
 
 @dataclass(frozen=True)

@@ -1,27 +1,37 @@
-"""Show me more like these: ``widebatch evaluate retrieve``."""
+"""Show me more like these: ``widebatch evaluate retrieve``.
 
-from collections.abc import Sequence
+Queries that are not packed are, into a temporary file: so they are decoded, cut and refused exactly
+as training images are.
+
+Shape suffixes: M queries.
+"""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from common.errors import ConfigError
-from data_pipeline.reading.beton import check_beton
-from trainer.evaluation.job import Job, JobConfig, TrainFile, check_picture
+from common.errors import ConfigError, DataError
+from data_pipeline.packing.pack import PackConfig, pack
+from data_pipeline.packing.sources import IMAGE_EXTENSIONS
+from data_pipeline.reading.beton import BetonInfo, check_beton
+from trainer.evaluation.job import Job
 from trainer.evaluation.labelled_subset import names_or_why_not
-from trainer.evaluation.pictures import Cell, CropReader, file_name, save_rows
-from trainer.evaluation.queries import Queries, open_queries
+from trainer.evaluation.pictures import Cell, CropReader, PictureConfig, file_name, save_rows
 from trainer.evaluation.ranking import rank_all
 from trainer.features.extraction import Features
+from trainer.features.labelled_files import compare_labels
 from trainer.features.neighbours import nearest_rows
 
 _LISTED = 10_000  # queries whose neighbours the JSON holds
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetrieveConfig(JobConfig):
+class RetrieveConfig(PictureConfig):
     """Show me more like these: the nearest images of each query by cosine similarity.
 
     Told as a list (--json) and a picture. Queries are a .beton file, a folder of images (with one
@@ -30,8 +40,6 @@ class RetrieveConfig(JobConfig):
     and precision among the k nearest, over all queries.
     """
 
-    train: TrainFile
-    """Images that are searched."""
     query: tuple[Path, ...] = ()
     """One .beton file, one folder, or image files; none: samples of the searched file itself."""
     indices: tuple[int, ...] = ()
@@ -40,16 +48,27 @@ class RetrieveConfig(JobConfig):
     """Neighbours to show of each."""
     recall_at: tuple[int, ...] = (1, 5, 10)
     """Neighbours among which recall and precision are counted."""
-    picture: Path | None = None
-    """OUT.png to draw the first queries and their neighbours in."""
-    pictured: int = 10
-    """Queries in the picture."""
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself."""
         super().__post_init__()
-        self.at_least(1, "k", "recall_at", "pictured")
-        check_picture(self.picture)
+        self.at_least(1, "k", "recall_at")
+
+
+@dataclass(frozen=True)
+class Queries:
+    """A packed file of queries, there as long as the block of :func:`_open_queries`."""
+
+    path: Path
+    info: BetonInfo
+    described: str
+    """Where they come from."""
+    labels_M: torch.Tensor  # noqa: N815
+    """int64, in the numbers of the searched file's classes; -1: none."""
+    remarks: tuple[str, ...]
+    """What a reader of figures by labels ought to know."""
+    names: list[str] | None
+    """Their files, where that is known."""
 
 
 def retrieve(config: RetrieveConfig) -> dict[str, Any] | None:
@@ -68,7 +87,7 @@ def retrieve(config: RetrieveConfig) -> dict[str, Any] | None:
     """
     job = Job(config)
     searched = check_beton(config.train)
-    with job, open_queries(config.query or (config.train,), searched) as queries:
+    with job, _open_queries(config.query or (config.train,), searched) as queries:
         indices = _indices(config.indices, queries)
         bank = job.features(config.train)
         own = queries.info.identity == searched.identity
@@ -97,6 +116,60 @@ def retrieve(config: RetrieveConfig) -> dict[str, Any] | None:
             for found in query["neighbours"]:
                 found["file"] = names and names[found["sample"]]
         return {**report, **facts}
+
+
+@contextlib.contextmanager
+def _open_queries(given: Sequence[Path], searched: BetonInfo) -> Iterator[Queries]:
+    """Pack what is not packed.
+
+    Args:
+        given: one .beton file, one folder, or image files.
+        searched: the file that is searched. Its classes give the labels their numbers.
+
+    Raises:
+        ConfigError: ``given`` mixes kinds, or names what is not there or no image.
+        DataError: no image can be used.
+    """
+    with contextlib.ExitStack() as stack:
+        path = given[0]
+        if len(given) > 1 or path.suffix != ".beton":
+            path = _packed(given, Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        info = check_beton(path)
+        labels = compare_labels(searched, info)
+        labels_M, remarks = labels.test_M, labels.classes.remarks
+        folder = given[0].resolve().name if given[0].is_dir() else ""
+        if folder in searched.class_names and not info.class_names:
+            labels_M = torch.full_like(labels_M, searched.class_names.index(folder))
+            remarks = (f"the queries are judged as {folder}: their folder is called so",)
+        some = [str(each.absolute()) for each in given[:3]]
+        described = ", ".join(some + ["..."] * (len(given) > 3))
+        names = names_or_why_not(path)[0]
+        if path != given[0] and not given[0].is_dir():
+            names = list(map(str, given))
+        yield Queries(path, info, described, labels_M, remarks, names)
+
+
+def _packed(given: Sequence[Path], folder: Path) -> Path:
+    for path in given:
+        if not path.exists():
+            raise ConfigError(f"--query {path}: no such file or folder")
+    source = given[0]
+    if len(given) > 1 or not source.is_dir():
+        source = folder / "images"
+        source.mkdir()
+        for number, path in enumerate(given):
+            if path.is_dir() or path.suffix.lower() not in IMAGE_EXTENSIONS:
+                raise ConfigError(
+                    f"--query {path}: name one .beton file, one folder, or image files "
+                    f"({' '.join(IMAGE_EXTENSIONS)})"
+                )
+            # Numbered: packing orders by name, and queries keep the order they are given in.
+            (source / f"{number:06d}{path.suffix.lower()}").symlink_to(path.resolve())
+    out = folder / "queries.beton"
+    report = pack(str(source), out, PackConfig(workers=1), progress=False)
+    for name, reason in report.left_out:
+        raise DataError(f"--query {(source / name).resolve()}: {reason}; mend it or leave it out")
+    return out
 
 
 def _indices(chosen: Sequence[int], queries: Queries) -> torch.Tensor:

@@ -6,6 +6,7 @@ from trainer.evaluation.pairs import (
     likely_classmates,
     near_identical,
     neighbourhoods,
+    pairs_of,
     shared_neighbours,
 )
 
@@ -21,7 +22,7 @@ def features() -> torch.Tensor:
 
 
 def test_planted_duplicates_are_found_and_nothing_else() -> None:
-    pairs = near_identical(neighbourhoods(features(), 5, device="cpu"), 0.9999)
+    pairs = near_identical(pairs_of(*neighbourhoods(features(), 5, device="cpu")), 0.9999)
     assert {tuple(pair) for pair in pairs.samples_P2.tolist()} == {
         (3, 7), (20, 21), (20, 22), (21, 22),
     }  # fmt: skip
@@ -30,8 +31,8 @@ def test_planted_duplicates_are_found_and_nothing_else() -> None:
 
 
 def test_likely_false_negatives_have_each_other_and_their_neighbours_in_common() -> None:
-    found = neighbourhoods(features(), 4, device="cpu")  # of nine classmates: some one-sided
-    pairs = likely_classmates(found, 0.9999, 0.25)
+    similarity, index = neighbourhoods(features(), 4, device="cpu")  # of nine: some one-sided
+    pairs = likely_classmates(pairs_of(similarity, index), 0.9999, 0.25)
     assert len(pairs) > 20
     first, second = pairs.samples_P2.T
     assert ((first // 10) == (second // 10)).all()
@@ -39,35 +40,37 @@ def test_likely_false_negatives_have_each_other_and_their_neighbours_in_common()
     assert not {(3, 7), (20, 21)} & {tuple(pair) for pair in pairs.samples_P2.tolist()}
     assert pairs.shared_P.min() >= 0.25 and pairs.shared_P.diff().max() <= 0
     for (a, b), shared in zip(pairs.samples_P2.tolist(), pairs.shared_P.tolist()):
-        mine, theirs = ({i, *found.index_NK[i].tolist()} for i in (a, b))
+        mine, theirs = ({i, *index[i].tolist()} for i in (a, b))
         assert b in mine and a in theirs
         assert shared == len(mine & theirs) / len(mine | theirs)
 
 
 def test_no_sample_is_its_own_neighbour_even_among_many_equal_ones() -> None:
     equal = torch.ones(30, 4)
-    found = neighbourhoods(equal, 5, device="cpu")
-    assert found.index_NK.shape == (30, 5)
-    assert not (found.index_NK == torch.arange(30)[:, None]).any()
-    assert groups(near_identical(found, 0.999).samples_P2) == [list(range(30))]
+    similarity, index = neighbourhoods(equal, 5, device="cpu")
+    assert index.shape == (30, 5)
+    assert not (index == torch.arange(30)[:, None]).any()
+    assert groups(near_identical(pairs_of(similarity, index), 0.999).samples_P2) == [
+        list(range(30))
+    ]
 
 
 def test_more_neighbours_than_samples_are_all_the_others() -> None:
-    found = neighbourhoods(torch.eye(4), 10, device="cpu")
-    assert found.index_NK.shape == (4, 3)
-    assert shared_neighbours(found, torch.tensor([[0, 3]])).tolist() == [1.0]
+    _, index = neighbourhoods(torch.eye(4), 10, device="cpu")
+    assert index.shape == (4, 3)
+    assert shared_neighbours(index, torch.tensor([[0, 3]])).tolist() == [1.0]
 
 
 def test_one_sample_has_no_pairs() -> None:
-    found = neighbourhoods(torch.ones(1, 4), 3, device="cpu")
-    assert len(near_identical(found, 0.5)) == 0
-    assert groups(near_identical(found, 0.5).samples_P2) == []
+    pairs = near_identical(pairs_of(*neighbourhoods(torch.ones(1, 4), 3, device="cpu")), 0.5)
+    assert len(pairs) == 0
+    assert groups(pairs.samples_P2) == []
 
 
 def _on_a_rank(rank: int, world_size: int) -> torch.Tensor:
     many = features().repeat(8, 1) + torch.linspace(0, 0.3, 400)[:, None]  # four blocks
     found = neighbourhoods(many, 5, device="cpu", rank=rank, world_size=world_size)
-    return likely_classmates(found, 0.9999, 0.3).samples_P2
+    return likely_classmates(pairs_of(*found), 0.9999, 0.3).samples_P2
 
 
 def test_pairs_do_not_depend_on_the_number_of_processes() -> None:
