@@ -50,7 +50,6 @@ class LogisticModel:
     bias_C: torch.Tensor  # noqa: N815
     mean_F: torch.Tensor  # noqa: N815
     scale_F: torch.Tensor  # noqa: N815
-    c: float
     iterations: int
     largest_gradient: float
 
@@ -119,12 +118,16 @@ def fit_logistic(
     # A feature that does not vary says nothing; dividing by its rounding error would make it shout.
     scale_F = torch.where(scale_F > 1e-7 * (1 + mean_F.abs()), scale_F, torch.ones_like(scale_F))
     x_NF, labels_N = (x_NF - mean_F.float()) / scale_F.float(), train.labels_N.to(device)
-    parameters = torch.zeros(num_classes, x_NF.shape[1] + 1, dtype=torch.float64, device=device)
+    width = x_NF.shape[1]
+    weight_CF = torch.zeros(num_classes, width, dtype=torch.float64, device=device)
+    bias_C = torch.zeros(num_classes, dtype=torch.float64, device=device)
     if start is not None:
-        parameters.copy_(torch.cat([start.weight_CF, start.bias_C[:, None]], dim=1))
-    parameters.requires_grad_(True)
+        weight_CF.copy_(start.weight_CF)
+        bias_C.copy_(start.bias_C)
+    parameters = weight_CF.requires_grad_(), bias_C.requires_grad_()
+    rows = _rows(width, num_classes)
     optimizer = torch.optim.LBFGS(
-        [parameters],
+        parameters,
         max_iter=config.max_iterations,
         max_eval=2 * config.max_iterations,
         history_size=20,
@@ -133,47 +136,28 @@ def fit_logistic(
         line_search_fn="strong_wolfe",
     )
 
-    def closure() -> torch.Tensor:
-        loss, parameters.grad = _objective(parameters, x_NF, labels_N, c)
+    def mean_objective() -> torch.Tensor:
+        """And its gradients, in blocks of rows: memory stays bounded."""
+        optimizer.zero_grad()
+        loss = weight_CF.square().sum() / (2 * c * len(labels_N))
+        loss.backward()
+        for x_BF, labels_B in zip(x_NF.split(rows), labels_N.split(rows)):
+            logits_BC = x_BF.double() @ weight_CF.T + bias_C
+            part = nn.functional.cross_entropy(logits_BC, labels_B, reduction="sum") / len(x_NF)
+            part.backward()
+            loss = loss.detach() + part.detach()
         return loss
 
-    optimizer.step(closure)
-    closure()  # the gradient at the end
+    optimizer.step(mean_objective)
+    mean_objective()
     return LogisticModel(
-        parameters[:, :-1].detach().clone(),
-        parameters[:, -1].detach().clone(),
+        weight_CF.detach(),
+        bias_C.detach(),
         mean_F,
         scale_F,
-        c,
-        int(optimizer.state[parameters]["n_iter"]),
-        parameters.grad.abs().max().item(),  # type: ignore[union-attr]
+        iterations=int(optimizer.state[weight_CF]["n_iter"]),
+        largest_gradient=max(p.grad.abs().max().item() for p in parameters if p.grad is not None),
     )
-
-
-@torch.no_grad()
-def _objective(
-    parameters: torch.Tensor, x_NF: torch.Tensor, labels_N: torch.Tensor, c: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mean objective and its gradient (C, F + 1), float64; the last column is the bias.
-
-    In blocks of rows: memory stays bounded.
-    """
-    weight_CF, bias_C = parameters[:, :-1], parameters[:, -1]
-    classes, width = weight_CF.shape
-    decay, rows = 1 / (c * len(labels_N)), _rows(width, classes)
-    loss = 0.5 * decay * weight_CF.square().sum()
-    gradient = torch.zeros_like(parameters)
-    gradient[:, :-1] = decay * weight_CF
-    for x_BF, labels_B in zip(x_NF.split(rows), labels_N.split(rows)):
-        x_BF = x_BF.double()
-        log_p_BC = nn.functional.log_softmax(x_BF @ weight_CF.T + bias_C, dim=1)
-        loss = loss + nn.functional.nll_loss(log_p_BC, labels_B, reduction="sum") / len(x_NF)
-        residual_BC = log_p_BC.exp_()
-        residual_BC[torch.arange(len(labels_B), device=labels_B.device), labels_B] -= 1
-        residual_BC /= len(x_NF)
-        gradient[:, :-1] += residual_BC.T @ x_BF
-        gradient[:, -1] += residual_BC.sum(dim=0)
-    return loss, gradient
 
 
 def _choose_strength(
