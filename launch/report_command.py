@@ -3,14 +3,12 @@
 import argparse
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from common.bounds import check_bounds
 from common.errors import ConfigError
 from common.files.atomic_file import check_replaceable
 from launch.exit_codes import ExitCode
-
-if TYPE_CHECKING:
-    from trainer.report import ReportConfig
 
 log = logging.getLogger(__name__)
 
@@ -72,11 +70,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Make the page, and say which files were written; or serve it."""
     _check(args)
-    from trainer.report import ReportConfig
-
-    device = args.device or ("cpu" if args.live else "auto")
-    config = ReportConfig(max_images=args.max_images, device=device)
-    return _serve(args, config) if args.live else _write(args, config)
+    return _serve(args) if args.live else _write(args)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -90,18 +84,23 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError(f"--port {args.port}: choose 1 to 65535, or 0 for one that is free")
     if args.port and not args.live:
         raise ConfigError("--port is of a live page: add --live")
+    check_bounds(args, "--", max_images="[1, 1e9]")
 
 
-def _write(args: argparse.Namespace, config: "ReportConfig") -> int:
-    from trainer.report import look, names, read_contents, read_settings
-    from trainer.report.looks import COMPARED
+def _write(args: argparse.Namespace) -> int:
+    from trainer.report.contents import names, read_contents
     from trainer.report.page import page, write_page
+    from trainer.report.pictures import COMPARED, make_pictures
     from trainer.report.png import write_figures
+    from trainer.report.settings import read_settings
 
-    runs = args.run_folders
+    runs, pictures = args.run_folders, COMPARED
     settings = [read_settings(run) for run in runs]
-    looks = look(runs[0], settings[0], config) if len(runs) == 1 else COMPARED
-    told = [read_contents(run, looks, name) for run, name in zip(runs, names(runs))]
+    if len(runs) == 1:
+        pictures = make_pictures(
+            runs[0], settings[0], max_images=args.max_images, device=args.device or "auto"
+        )
+    told = [read_contents(run, pictures, name) for run, name in zip(runs, names(runs))]
     for contents in told:
         for part, why in contents.missing:
             log.info("left out: %s (%s)", part, why)
@@ -114,13 +113,15 @@ def _write(args: argparse.Namespace, config: "ReportConfig") -> int:
     return ExitCode.DONE
 
 
-def _serve(args: argparse.Namespace, config: "ReportConfig") -> int:
+def _serve(args: argparse.Namespace) -> int:
     from launch.report_server import PageServer
     from trainer.report.charts import PLOTLY
     from trainer.report.live import LiveReport
     from trainer.report.page import content_security_policy
 
-    report = LiveReport(args.run_folders, config, _SECONDS)
+    report = LiveReport(
+        args.run_folders, _SECONDS, max_images=args.max_images, device=args.device or "cpu"
+    )
     try:
         server = PageServer(args.port, report.page, PLOTLY, content_security_policy(live=True))
     except OSError as error:

@@ -6,11 +6,9 @@ from typing import Any
 
 from tests.trainer.saved_runs import save_run
 from trainer.models.encoders import EncoderConfig
-from trainer.report import ReportConfig
 
-SMALL = ReportConfig(
-    max_images=60, view_rows=6, queries=4, neighbours=3, map_images=40, pairs=16, device="cpu"
-)
+SMALL: dict[str, Any] = {"max_images": 60, "device": "cpu"}
+"""Arguments of ``make_pictures``."""
 
 
 def write_metrics(run: Path, steps: int, **last: Any) -> None:

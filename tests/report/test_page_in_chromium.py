@@ -10,10 +10,12 @@ from launch.report_server import PageServer
 from tests.report.browser import chromium, needs_browser, opened
 from tests.report.made_runs import SMALL, bare_run, finished_run, write_metrics
 from tests.trainer.runs import pack_images
-from trainer.report import Looks, look, names, read_contents, read_settings
 from trainer.report.charts import PLOTLY
+from trainer.report.contents import names, read_contents
 from trainer.report.live import LiveReport
 from trainer.report.page import content_security_policy, page, write_page
+from trainer.report.pictures import Pictures, make_pictures
+from trainer.report.settings import read_settings
 
 pytestmark = [needs_browser, pytest.mark.slow]
 
@@ -33,7 +35,7 @@ def one(tmp_path_factory):
     data = pack_images(folder / "data", count=72, side=32)
     run = finished_run(folder / "run", data)
     write_metrics(run, 200, skipped=1.0, substitutes=3)
-    contents = read_contents(run, look(run, read_settings(run), SMALL))
+    contents = read_contents(run, make_pictures(run, read_settings(run), **SMALL))
     assert contents.missing == ()
     write_page(folder / "page.html", page([contents]))
     return (folder / "page.html").as_uri()
@@ -48,7 +50,7 @@ def several(tmp_path_factory):
         bare_run(folder / "<script>document.title='taken'<", seed=7),
         bare_run(folder / "c", recipe="</script><img src=x onerror=\"document.title='taken'\">"),
     ]
-    told = [read_contents(run, Looks(), name) for run, name in zip(runs, names(runs))]
+    told = [read_contents(run, Pictures(), name) for run, name in zip(runs, names(runs))]
     write_page(folder / "page.html", page(told))
     return (folder / "page.html").as_uri()
 

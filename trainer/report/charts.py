@@ -14,7 +14,7 @@ import numpy.typing as npt
 from common.errors import ConfigError
 from trainer.report.evaluations import Bar
 from trainer.report.history import Events, PhaseTime, running_mean
-from trainer.report.looks import EmbeddingMap, Similarities, class_name
+from trainer.report.pictures import EmbeddingMap, Similarities, class_name
 
 try:
     import plotly.graph_objects as go

@@ -8,8 +8,9 @@ from typing import Any
 from trainer.health.heartbeat import ranks_in
 from trainer.report.evaluations import Bar, Measured, read_measured
 from trainer.report.history import History, read_history
-from trainer.report.looks import Attempts, Looks
-from trainer.report.settings import read_settings, section
+from trainer.report.pictures import Attempts, Pictures
+from trainer.report.settings import read_settings
+from trainer.state.run_data import section
 from trainer.state.run_list import read_run
 
 
@@ -24,7 +25,7 @@ class Contents:
     """Where it stands, for people."""
     history: History | None
     measured: tuple[Measured, ...]
-    looks: Looks
+    pictures: Pictures
     missing: tuple[tuple[str, str], ...]
     """Part and reason."""
 
@@ -34,12 +35,12 @@ class Contents:
         return [each.bar for each in self.measured if each.bar]
 
 
-def read_contents(run: Path, looks: Looks, name: str = "") -> Contents:
+def read_contents(run: Path, pictures: Pictures, name: str = "") -> Contents:
     """Read a run's folder.
 
     Args:
         run: the folder.
-        looks: of its data; see :func:`trainer.report.looks.look`.
+        pictures: of its data; see :func:`trainer.report.pictures.make_pictures`.
         name: what to call it; its folder's name by default.
 
     Raises:
@@ -56,8 +57,8 @@ def read_contents(run: Path, looks: Looks, name: str = "") -> Contents:
         _state(run, settings, history),
         history,
         measured or (),
-        looks,
-        (*attempts.missing, *looks.missing),
+        pictures,
+        (*attempts.missing, *pictures.missing),
     )
 
 

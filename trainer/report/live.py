@@ -13,15 +13,14 @@ from typing import Any
 
 from common.errors import ConfigError, DataError
 from trainer.report.contents import Contents, names, read_contents
-from trainer.report.looks import COMPARED, Looks, look
-from trainer.report.options import ReportConfig
 from trainer.report.page import page
+from trainer.report.pictures import COMPARED, Pictures, make_pictures
 from trainer.report.settings import read_settings
 from trainer.state.run_list import read_run
 
 log = logging.getLogger(__name__)
 
-_WAITING = Looks(missing=(("pictures", "being made; they appear here when they are ready"),))
+_WAITING = Pictures(missing=(("pictures", "being made; they appear here when they are ready"),))
 _FILES = ("config.json", "metrics.jsonl", "checkpoints/latest.json", "evaluation", "tensorboard")
 
 
@@ -30,19 +29,23 @@ class LiveReport:
 
     Args:
         runs: their folders.
-        config: how much to look at.
         seconds: between two looks at the folders, of this and of the page.
+        max_images: see :func:`trainer.report.pictures.make_pictures`.
+        device: as ``max_images``.
 
     Raises:
         ConfigError: one of them is no run's folder.
     """
 
-    def __init__(self, runs: Sequence[Path], config: ReportConfig, seconds: float) -> None:
-        self._runs, self._config, self._seconds = list(runs), config, seconds
+    def __init__(
+        self, runs: Sequence[Path], seconds: float, *, max_images: int, device: str
+    ) -> None:
+        self._runs, self._seconds = list(runs), seconds
+        self._max_images, self._device = max_images, device
         self._lock = threading.Lock()
-        self._looks = _WAITING if len(self._runs) == 1 else COMPARED
-        self._turns = 0  # looks that have come
-        self._looked_at = -1
+        self._pictures = _WAITING if len(self._runs) == 1 else COMPARED
+        self._turns = 0  # pictures that have come
+        self._pictured = -1
         self._thread: threading.Thread | None = None
         self._checked = 0.0
         self._seen = self._stamps()
@@ -56,7 +59,7 @@ class LiveReport:
             return self._page
 
     def _check(self) -> None:
-        self._look_if_new()
+        self._picture_if_new()
         seen = self._stamps()
         if seen != self._seen:
             try:
@@ -73,29 +76,31 @@ class LiveReport:
 
     def _make(self) -> str:
         told: list[Contents] = [
-            read_contents(run, self._looks, name)
+            read_contents(run, self._pictures, name)
             for run, name in zip(self._runs, names(self._runs))
         ]
         return page(told, live_seconds=self._seconds)
 
-    def _look_if_new(self) -> None:
+    def _picture_if_new(self) -> None:
         if len(self._runs) > 1:
             return
         (run,) = self._runs
         newest = _changed_at(run / "checkpoints" / "latest.json")
-        if newest != self._looked_at and not (self._thread and self._thread.is_alive()):
-            self._looked_at = newest
-            self._thread = threading.Thread(target=self._look, args=(run,), daemon=True)
+        if newest != self._pictured and not (self._thread and self._thread.is_alive()):
+            self._pictured = newest
+            self._thread = threading.Thread(target=self._picture, args=(run,), daemon=True)
             self._thread.start()
 
-    def _look(self, run: Path) -> None:
+    def _picture(self, run: Path) -> None:
         try:
-            found = look(run, read_settings(run), self._config)
+            found = make_pictures(
+                run, read_settings(run), max_images=self._max_images, device=self._device
+            )
         except Exception as error:  # whatever it is, the curves go on, and the page says it
             log.exception("no pictures")
-            found = Looks(missing=(("pictures", str(error) or type(error).__name__),))
+            found = Pictures(missing=(("pictures", str(error) or type(error).__name__),))
         with self._lock:
-            self._looks, self._turns = found, self._turns + 1
+            self._pictures, self._turns = found, self._turns + 1
             self._checked = 0.0
 
 

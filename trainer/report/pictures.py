@@ -1,39 +1,318 @@
-"""Images inside a page, as data URIs: one by one, and many on a sheet.
+"""What a run's data looks like, and what its encoder sees in it: the costly part of a report.
 
-Shape suffixes: N images, S side in pixels.
+Shape suffixes: N images, R rows and K columns of a grid, V views, S side in pixels, F features, P
+pairs.
 """
 
-import base64
-import io
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
 
-from PIL import Image
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
 
-from trainer.report.samples import Images
+from common.errors import DataError, ExplainedError
+from data_pipeline.augment import Augment, AugmentConfig
+from data_pipeline.reading.beton import check_beton
+from data_pipeline.reading.loader import Batch
+from data_pipeline.reading.order import Position
+from trainer.evaluation.job import choose_device
+from trainer.evaluation.load_encoder import load_encoder
+from trainer.features.extraction import extract_features
+from trainer.features.labelled_files import compare_labels
+from trainer.features.neighbours import nearest_rows
+from trainer.report.evaluations import KINDS
+from trainer.report.samples import (
+    Images,
+    Samples,
+    Views,
+    evenly,
+    first_views,
+    read_spread,
+    view_batch,
+)
+from trainer.state.run_data import run_data, section
 
-_LOSSLESS_UP_TO = 48  # pixels: small images are shown pixel by pixel
-SHEET_COLUMNS = 20
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_VIEW_ROWS = 8  # samples whose views are shown
+_QUERIES = 8  # images whose nearest neighbours are shown
+_NEIGHBOURS = 6  # of each
+_ON_THE_MAP = 400  # images
+_FEWEST_ON_A_MAP = 10
+_PAIRED = 256  # images whose views' similarities are compared
+_BATCH = 128  # images per forward pass
 
 
-def data_uri(image_SS3: Images, most: int) -> str:
-    """An image as WebP inside an address, its sides at most ``most`` pixels."""
-    image = Image.fromarray(image_SS3)
-    image.thumbnail((most, most), Image.Resampling.LANCZOS)
-    return _encoded(image, lossless=max(image_SS3.shape) <= _LOSSLESS_UP_TO)
+@dataclass(frozen=True)
+class Answers:
+    """The nearest images of some queries, by one measure."""
+
+    title: str
+    images_RKSS3: Images  # noqa: N815
+    labels_RK: npt.NDArray[np.int64]  # noqa: N815
+    """-1 where there is none."""
 
 
-def sheet(images_NSS3: Images, most: int) -> str:
-    """The address of an image with many on it, :data:`SHEET_COLUMNS` in a row."""
-    side = min(images_NSS3.shape[1], most)
-    rows = -(-len(images_NSS3) // SHEET_COLUMNS)
-    canvas = Image.new("RGB", (SHEET_COLUMNS * side, rows * side))
-    for number, image in enumerate(images_NSS3):
-        row, column = divmod(number, SHEET_COLUMNS)
-        small = Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS)
-        canvas.paste(small, (column * side, row * side))
-    return _encoded(canvas)
+@dataclass(frozen=True)
+class Queries:
+    """Images, and the nearest others to them by each measure."""
+
+    images_RSS3: Images  # noqa: N815
+    labels_R: npt.NDArray[np.int64]  # noqa: N815
+    answers: tuple[Answers, ...]
+    class_names: tuple[str, ...]
+
+    @property
+    def labelled(self) -> bool:
+        """Whether right and wrong can be told."""
+        labels = [self.labels_R, *(answer.labels_RK for answer in self.answers)]
+        return all(bool((part >= 0).all()) for part in labels)
+
+    def agree(self, answer: Answers) -> npt.NDArray[np.bool_]:
+        """Whether a neighbour (R, K) has its query's label."""
+        return answer.labels_RK == self.labels_R[:, None]
 
 
-def _encoded(image: Image.Image, *, lossless: bool = False) -> str:
-    encoded = io.BytesIO()
-    image.save(encoded, "WEBP", lossless=lossless, quality=100 if lossless else 82, method=4)
-    return f"data:image/webp;base64,{base64.b64encode(encoded.getvalue()).decode()}"
+@dataclass(frozen=True)
+class EmbeddingMap:
+    """Images on a plane by each measure, in the order of their labels."""
+
+    points: dict[str, npt.NDArray[np.float64]]
+    """(N, 2) each."""
+    images_NSS3: Images  # noqa: N815
+    ids_N: npt.NDArray[np.int64]  # noqa: N815
+    labels_N: npt.NDArray[np.int64]  # noqa: N815
+    class_names: tuple[str, ...]
+    method: str
+    """How it was made."""
+
+
+@dataclass(frozen=True)
+class Similarities:
+    """Cosines of the encoder's features of views."""
+
+    positive_P: npt.NDArray[np.float32]  # noqa: N815
+    """Of two views of one image."""
+    negative_P: npt.NDArray[np.float32]  # noqa: N815
+    """Of views of two images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """All of it; what could not be made is ``None``, and ``missing`` says why."""
+
+    views: Views | None = None
+    queries: Queries | None = None
+    map: EmbeddingMap | None = None
+    similarities: Similarities | None = None
+    missing: tuple[tuple[str, str], ...] = ()
+
+
+COMPARED = Pictures(
+    missing=(("pictures", "a page of several runs has none; report one run alone"),)
+)
+"""Of a page that compares runs."""
+
+
+class Attempts:
+    """Makes the parts of a report; notes what is left out, and why."""
+
+    def __init__(self) -> None:
+        self.missing: list[tuple[str, str]] = []
+
+    def make(self, name: str, part: Callable[[], T]) -> T | None:
+        """The part, or ``None`` where it cannot be made."""
+        try:
+            return part()
+        except (ExplainedError, FileNotFoundError, PermissionError) as reason:
+            self.missing.append((name, str(reason)))
+            return None
+
+
+def make_pictures(
+    run: Path, settings: dict[str, Any], *, max_images: int = 1000, device: str = "auto"
+) -> Pictures:
+    """Draw views, and put images through the newest encoder.
+
+    Args:
+        run: its folder.
+        settings: its ``config.json``.
+        max_images: of each data set that go through the encoder, evenly spread over the file.
+        device: of the encoder: auto, cpu, cuda or cuda:N.
+
+    Raises:
+        ConfigError: the device is not there.
+    """
+    where = choose_device(device)
+    attempts = Attempts()
+    views = attempts.make(
+        "views", lambda: first_views(run_data(run, settings, "train"), settings, _VIEW_ROWS)
+    )
+    seen = attempts.make(
+        "neighbours, map and similarities", lambda: _Seen(run, settings, max_images, where)
+    )
+    if seen is None:
+        return Pictures(views=views, missing=tuple(attempts.missing))
+    return Pictures(
+        views=views,
+        queries=attempts.make("neighbours", seen.queries),
+        map=attempts.make("map", seen.map),
+        similarities=attempts.make("similarities", seen.similarities),
+        missing=tuple(attempts.missing),
+    )
+
+
+class _Seen:
+    """Features of images, by the encoder and as raw pixels.
+
+    Neighbours are looked for among training images; those that ask are held out where the run has
+    such, else they are training images too.
+    """
+
+    def __init__(
+        self, run: Path, settings: dict[str, Any], max_images: int, device: torch.device
+    ) -> None:
+        self._settings, self._device = settings, device
+        self._train = run_data(run, settings, "train")
+        loaded = load_encoder(str(run))
+        self._encoder, self._how = loaded.encoder.to(device), loaded.preprocessing
+        self._bank = self._asked = read_spread(self._train, max_images, self._how)
+        if section(settings, "data").get("test"):
+            self._asked = self._held_out(run_data(run, settings, "test"), max_images)
+        log.info(
+            "the encoder looks at %d images; --max-images lowers this",
+            len(self._bank.ids_N) + len(self._asked.ids_N),
+        )
+        # Pixels are compared as the encoder gets to see them.
+        self._features = {
+            KINDS["pixels"]: self._by(nn.Flatten()),
+            KINDS["run"]: self._by(self._encoder),
+        }
+
+    def _held_out(self, test: Path, max_images: int) -> Samples:
+        asked = read_spread(test, max_images, self._how)
+        classes = compare_labels(check_beton(self._train), check_beton(test)).classes
+        labels_N = classes.renumbered(torch.from_numpy(asked.labels_N)).numpy()
+        return asked._replace(
+            labels_N=labels_N, class_names=self._bank.class_names or asked.class_names
+        )
+
+    def _by(self, encoder: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features (N, F) of the bank's images and of those that ask."""
+        bank_NF = self._features_of(encoder, self._bank.images_NSS3)
+        if self._asked is self._bank:
+            return bank_NF, bank_NF
+        return bank_NF, self._features_of(encoder, self._asked.images_NSS3)
+
+    def _features_of(self, encoder: nn.Module, images_NSS3: Images) -> torch.Tensor:
+        how = self._how
+        plain = Augment(AugmentConfig(normalize=how.normalize, mean=how.mean, std=how.std), seed=0)
+        crops_NVSS3 = torch.from_numpy(np.ascontiguousarray(images_NSS3))[:, None]
+        ids_N = torch.arange(len(images_NSS3))
+        batches = (
+            Batch(crops, ids, torch.zeros_like(ids), Position())
+            for crops, ids in zip(crops_NVSS3.split(_BATCH), ids_N.split(_BATCH))
+        )
+        return extract_features(encoder, batches, plain, self._device, gather=False).features_NF
+
+    def queries(self) -> Queries:
+        """A few images and their neighbours."""
+        chosen_R = one_per_class(self._asked.labels_N, _QUERIES)
+        itself = self._asked is self._bank
+        answers = []
+        for title, (bank_NF, asked_NF) in self._features.items():
+            _, found_RK = nearest_rows(
+                bank_NF, asked_NF[chosen_R], _NEIGHBOURS + itself, device=self._device
+            )
+            indices_RK = found_RK.numpy()
+            if itself:  # nothing is nearer than the image itself
+                kept = [[i for i in row if i != own] for row, own in zip(indices_RK, chosen_R)]
+                indices_RK = np.array([row[:_NEIGHBOURS] for row in kept], np.int64)
+            images = self._bank.images_NSS3[indices_RK]
+            answers.append(Answers(title, images, self._bank.labels_N[indices_RK]))
+        return Queries(
+            self._asked.images_NSS3[chosen_R],
+            self._asked.labels_N[chosen_R],
+            tuple(answers),
+            self._asked.class_names,
+        )
+
+    def map(self) -> EmbeddingMap:
+        """Some of the images on a plane."""
+        chosen_N = evenly(len(self._asked.ids_N), _ON_THE_MAP)
+        chosen_N = chosen_N[np.argsort(self._asked.labels_N[chosen_N], kind="stable")]
+        points, method = {}, ""
+        for title, (_, asked_NF) in self._features.items():
+            points[title], method = project(asked_NF[chosen_N])
+        return EmbeddingMap(
+            points,
+            self._asked.images_NSS3[chosen_N],
+            self._asked.ids_N[chosen_N],
+            self._asked.labels_N[chosen_N],
+            self._asked.class_names,
+            method,
+        )
+
+    @torch.no_grad()
+    def similarities(self) -> Similarities:
+        """Of pairs of views."""
+        _, views_VN3SS = view_batch(self._train, self._settings, _PAIRED)
+        count = views_VN3SS.shape[1]
+        if count < 2:
+            raise DataError("one image makes no negatives")
+        parts = views_VN3SS[:2].flatten(0, 1).split(_BATCH)
+        features = torch.cat([self._encoder(part.to(self._device)).float().cpu() for part in parts])
+        first_NF, second_NF = nn.functional.normalize(features, dim=1).chunk(2)
+        cosine_NN = (first_NF @ second_NF.T).numpy()
+        own_NN = np.eye(count, dtype=bool)
+        return Similarities(cosine_NN[own_NN], cosine_NN[~own_NN])
+
+
+def project(features_NF: torch.Tensor) -> tuple[npt.NDArray[np.float64], str]:
+    """A two-dimensional map (N, 2) of features, and what made it; deterministic.
+
+    t-SNE on cosine distances; the first two principal components where scikit-learn is missing.
+
+    Raises:
+        DataError: there are too few images.
+    """
+    unit_NF = nn.functional.normalize(features_NF, dim=1).double()
+    count, width = unit_NF.shape
+    if count < _FEWEST_ON_A_MAP:
+        raise DataError(f"{count} images are too few for a map")
+    # As van der Maaten recommends: 50 principal components hold what neighbourhoods depend on.
+    u_NK, s_K, _ = torch.linalg.svd(unit_NF - unit_NF.mean(dim=0), full_matrices=False)
+    # The sign of a component is arbitrary: its largest entry is made positive.
+    signs_K = u_NK.gather(0, u_NK.abs().argmax(dim=0, keepdim=True)).sign()
+    reduced_NK = (u_NK * s_K * signs_K)[:, : min(50, count, width)].numpy()
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError:
+        return reduced_NK[:, :2], "principal components, for scikit-learn is not installed"
+    perplexity = min(30.0, (count - 1) / 3)
+    tsne = TSNE(
+        perplexity=perplexity, init="pca", learning_rate="auto", max_iter=500, random_state=0
+    )
+    return np.asarray(tsne.fit_transform(reduced_NK), np.float64), "t-SNE of cosine distances"
+
+
+def one_per_class(labels_N: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+    """Indices of ``count`` images that take turns among the classes, in the order of classes."""
+    turn_N = np.zeros_like(labels_N)
+    for label in np.unique(labels_N):
+        mine = labels_N == label
+        turn_N[mine] = np.arange(mine.sum())
+    return np.lexsort((labels_N, turn_N))[:count]
+
+
+def class_name(label: int, names: Sequence[str]) -> str:
+    """A label in words."""
+    if label < 0:
+        return "no label"
+    return names[label] if label < len(names) else f"class {label}"

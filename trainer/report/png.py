@@ -19,8 +19,8 @@ from common.files.atomic_file import write_atomically
 from trainer.report.contents import Contents
 from trainer.report.evaluations import Bar
 from trainer.report.history import CURVES, History, Metrics, running_mean
-from trainer.report.looks import EmbeddingMap, Queries, Views, class_name
-from trainer.report.samples import Images
+from trainer.report.pictures import EmbeddingMap, Queries, class_name
+from trainer.report.samples import Images, Views
 from trainer.report.settings import title
 
 log = logging.getLogger(__name__)
@@ -46,14 +46,14 @@ def write_figures(contents: Contents, out: Path) -> list[Path]:
     Raises:
         ConfigError: matplotlib is not installed.
     """
-    looks, queries = contents.looks, contents.looks.queries
+    pictures, queries = contents.pictures, contents.pictures.queries
     groups = len({bar.group for bar in contents.bars})
     drawings: dict[str, tuple[Callable[[Part, Any], None], Any, float, float]] = {
         "curves": (_curves, contents.history, 9.0, 11.0),
         "accuracy": (_accuracy, contents.bars, max(5.0, 1.5 + 3.0 * groups), 3.6),
-        "views": (_views, looks.views, 4.0, 8.0),
+        "views": (_views, pictures.views, 4.0, 8.0),
         "neighbours": (_neighbours, queries if queries and queries.labelled else None, 10.0, 6.5),
-        "map": (_maps, looks.map, 10.1, 4.9),
+        "map": (_maps, pictures.map, 10.1, 4.9),
         "overview": (_overview, contents, 10.0, 7.2),
     }
     drawings = {name: drawing for name, drawing in drawings.items() if drawing[1]}
@@ -177,11 +177,11 @@ def _overview(figure: Part, contents: Contents) -> None:
     figure.suptitle(title(contents.settings), fontsize=13, fontweight="bold")
     upper, lower = figure.subfigures(2, 1, height_ratios=[1.0, 1.15])
     views, loss, bars = upper.subfigures(1, 3, width_ratios=[1.0, 1.3, 1.6])
-    if contents.looks.views:
-        _views(views, contents.looks.views, rows=4)
+    if contents.pictures.views:
+        _views(views, contents.pictures.views, rows=4)
     if contents.history and "loss" in contents.history.metrics:
         _curve(loss.add_subplot(), contents.history.metrics, *CURVES[0])
     if contents.bars:
         _accuracy(bars, contents.bars)
-    if contents.looks.map:
-        _maps(lower, contents.looks.map)
+    if contents.pictures.map:
+        _maps(lower, contents.pictures.map)

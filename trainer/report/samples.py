@@ -5,6 +5,8 @@ Shape suffixes: M samples of a file, N images, R rows of a grid, V views, S side
 
 import contextlib
 import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +17,7 @@ import torch
 from data_pipeline.augment import Augment, AugmentConfig
 from data_pipeline.crops import CropConfig
 from data_pipeline.reading.beton import check_beton, read_sample_table
-from data_pipeline.reading.loader import Batch, LoaderConfig, train_loader
+from data_pipeline.reading.loader import LoaderConfig, train_loader
 from data_pipeline.reading.order import Position
 from trainer.config import from_json
 from trainer.evaluation.load_encoder import Preprocessing
@@ -36,6 +38,19 @@ class Samples(NamedTuple):
     class_names: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Views:
+    """Images and what augmentation made of them."""
+
+    ids_R: npt.NDArray[np.int64]  # noqa: N815
+    originals_RSS3: Images  # noqa: N815
+    views_RVSS3: Images  # noqa: N815
+
+    def rows(self) -> Iterator[tuple[int, Images, Images]]:
+        """Id, image (S, S, 3) and views (V, S, S, 3) of each."""
+        return zip(self.ids_R.tolist(), self.originals_RSS3, self.views_RVSS3)
+
+
 def read_spread(path: Path, limit: int, how: Preprocessing) -> Samples:
     """At most ``limit`` images, evenly spread over a file, as the encoder is to see them.
 
@@ -54,46 +69,32 @@ def evenly(count: int, most: int) -> npt.NDArray[np.int64]:
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
 
 
-def first_views(
-    train: Path, settings: dict[str, Any], rows: int
-) -> tuple[npt.NDArray[np.int64], Images, Images]:
-    """The first samples of a run and the very views of them that its first epoch saw.
-
-    Returns:
-        Ids (R,), images (R, S, S, 3), cut to their middle square, and views (R, V, S, S, 3).
-    """
-    crop, augment, seed = _how(settings)
-    batch = _first_batch(train, crop, seed, rows)
+def first_views(train: Path, settings: dict[str, Any], rows: int) -> Views:
+    """The first samples of a run, cut to their middle, and what its first epoch saw of them."""
     # Without normalisation, views are colours.
-    view = Augment(dataclasses.replace(augment, normalize=False), seed)
-    views_VN3SS = _augmented(view, batch).clamp(0, 1)
-    views_RVSS3 = (views_VN3SS.permute(1, 0, 3, 4, 2) * 255).round().to(torch.uint8)
-    ids_R = batch.ids_B.numpy()
-    whole = Preprocessing(size=crop.size, resize=crop.size)
-    originals_RSS3 = CropReader(train, whole).read(ids_R.tolist())
-    return ids_R, originals_RSS3, views_RVSS3.contiguous().numpy()
+    ids_R, views_VR3SS = view_batch(train, settings, rows, normalized=False)
+    views_RVSS3 = (views_VR3SS.permute(1, 0, 3, 4, 2).clamp(0, 1) * 255).round().to(torch.uint8)
+    side = views_VR3SS.shape[-1]
+    originals_RSS3 = CropReader(train, Preprocessing(size=side, resize=side)).read(ids_R.tolist())
+    return Views(ids_R.numpy(), originals_RSS3, views_RVSS3.contiguous().numpy())
 
 
-def view_batch(train: Path, settings: dict[str, Any], count: int) -> torch.Tensor:
-    """Views (V, N, 3, S, S) of the first ``count`` samples of a run, normalised for its encoder."""
-    crop, augment, seed = _how(settings)
-    return _augmented(Augment(augment, seed), _first_batch(train, crop, seed, count))
+def view_batch(
+    train: Path, settings: dict[str, Any], count: int, *, normalized: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids (N,) of the first ``count`` samples of a run, and their first views (V, N, 3, S, S).
 
-
-def _how(settings: dict[str, Any]) -> tuple[CropConfig, AugmentConfig, int]:
+    They are normalised as for the run's encoder, or not at all.
+    """
     crop = from_json(CropConfig, settings.get("crop"), "config.json: crop")
     augment = from_json(AugmentConfig, settings.get("augment"), "config.json: augment")
+    augment = dataclasses.replace(augment, normalize=normalized and augment.normalize)
     seed = settings.get("seed")
-    return crop, augment, seed if isinstance(seed, int) else 0
-
-
-def _first_batch(train: Path, crop: CropConfig, seed: int, count: int) -> Batch:
+    seed = seed if isinstance(seed, int) else 0
     count = min(count, len(read_sample_table(train).labels))
-    loader = train_loader(train, crop, _LOADER, seed=seed, batch_size=count)
-    with contextlib.closing(loader):
-        return next(loader.starting_at(Position(0, 0)))
-
-
-def _augmented(augment: Augment, batch: Batch) -> torch.Tensor:
-    views = augment(batch.crops_BVHWC, batch.ids_B, batch.position.epoch)
-    return views.unflatten(0, (-1, len(batch.ids_B)))
+    with contextlib.closing(
+        train_loader(train, crop, _LOADER, seed=seed, batch_size=count)
+    ) as loader:
+        batch = next(loader.starting_at(Position(0, 0)))
+    views = Augment(augment, seed)(batch.crops_BVHWC, batch.ids_B, batch.position.epoch)
+    return batch.ids_B, views.unflatten(0, (-1, count))

@@ -8,6 +8,7 @@ from common.errors import ConfigError, DataError
 from common.files.strict_json import read_json_file
 from trainer.config import to_json
 from trainer.recipes import RECIPES
+from trainer.state.run_data import section
 
 Flat = dict[str, str]
 """Settings by dotted name, values as text."""
@@ -29,12 +30,6 @@ def read_settings(run: Path) -> dict[str, Any]:
         raise ConfigError(f"{run}: holds no config.json; name the folder of a run") from None
     except DataError as error:
         raise ConfigError(str(error)) from None
-
-
-def section(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A part of the settings; an empty one where it is missing or of another kind."""
-    part = settings.get(name)
-    return part if isinstance(part, Mapping) else {}
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> Flat:
@@ -59,25 +54,17 @@ def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def recipe_settings(settings: Mapping[str, Any]) -> Flat | None:
-    """What the run's recipe says today, without what it leaves to the user.
+def changed(settings: Mapping[str, Any]) -> dict[str, tuple[str, str]] | None:
+    """Settings that differ from what the run's recipe says today: name to (recipe's, run's).
 
     Returns:
         ``None`` where the run names no recipe that is there.
     """
     name = settings.get("recipe")
-    recipe = RECIPES.get(name) if isinstance(name, str) else None
-    if recipe is None:
+    if not isinstance(name, str) or name not in RECIPES:
         return None
-    values = {key: value for key, value in vars(recipe()).items() if key not in _OF_THE_USER}
-    return flat(to_json(values))
-
-
-def changed(settings: Mapping[str, Any]) -> dict[str, tuple[str, str]] | None:
-    """Settings that differ from the recipe's: name to (recipe's, run's). ``None``: no recipe."""
-    recipe = recipe_settings(settings)
-    if recipe is None:
-        return None
+    values = {key: value for key, value in vars(RECIPES[name]()).items() if key not in _OF_THE_USER}
+    recipe = flat(to_json(values))
     mine = {k: v for k, v in flat(settings).items() if k.split(".")[0] not in _OF_THE_USER}
     # A run may be older than a setting of today's recipe: that is no difference.
     pairs = {name: (recipe.get(name, "-"), value) for name, value in sorted(mine.items())}

@@ -28,7 +28,7 @@ def run_data(run: Path, settings: Mapping[str, Any], name: str) -> Path:
     """
     from data_pipeline.reading.beton import check_beton  # NumPy: not for every command's --help
 
-    stored = _part(settings, "data").get(name)
+    stored = section(settings, "data").get(name)
     if not isinstance(stored, str) or not stored:
         raise NoDataError(f"the run had no --data.{name}")
     for path in _places(run, settings, Path(stored)):
@@ -36,7 +36,7 @@ def run_data(run: Path, settings: Mapping[str, Any], name: str) -> Path:
             break
     else:
         raise NoDataError(f"{stored} is not there any more")
-    known = _part(settings, "run").get(_IDENTITIES[name])
+    known = section(settings, "run").get(_IDENTITIES[name])
     if isinstance(known, str) and check_beton(path).identity != known:
         raise NoDataError(f"{path} is another file than the run's --data.{name} was")
     return path
@@ -52,6 +52,7 @@ def _places(run: Path, settings: Mapping[str, Any], stored: Path) -> list[Path]:
     return [stored, *moved] if stored.is_absolute() else [*moved, stored]
 
 
-def _part(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def section(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A part of a ``config.json``; an empty one where it is missing or of another kind."""
     part = settings.get(name)
     return part if isinstance(part, Mapping) else {}

@@ -14,12 +14,13 @@ import pytest
 from tests.report.made_runs import SMALL, bare_run, write_evaluation, write_metrics
 from tests.trainer.sleeper import sleeping_rank, suspend
 from trainer.health import heartbeat
-from trainer.report import Looks, names, read_contents
 from trainer.report.charts import PLOTLY, Line, line_chart, phase_bars, short
+from trainer.report.contents import names, read_contents
 from trainer.report.history import PhaseTime
 from trainer.report.live import LiveReport
-from trainer.report.looks import Answers, EmbeddingMap, Queries, Similarities, Views
 from trainer.report.page import page, write_page
+from trainer.report.pictures import Answers, EmbeddingMap, Pictures, Queries, Similarities
+from trainer.report.samples import Views
 
 NASTY = "<script>alert(1)</script>\"'&\x00\ud800"
 
@@ -51,7 +52,7 @@ class Parsed(HTMLParser):
 
 
 def made(*runs):
-    return page([read_contents(run, Looks(), name) for run, name in zip(runs, names(runs))])
+    return page([read_contents(run, Pictures(), name) for run, name in zip(runs, names(runs))])
 
 
 def test_a_live_page_says_that_a_process_is_suspended(tmp_path):
@@ -59,7 +60,7 @@ def test_a_live_page_says_that_a_process_is_suspended(tmp_path):
     run, other = bare_run(tmp_path / "run"), bare_run(tmp_path / "other")
     with sleeping_rank() as (process, beat):
         heartbeat.write(run / "heartbeats", beat)
-        live = LiveReport([run, other], SMALL, seconds=0)
+        live = LiveReport([run, other], seconds=0, **SMALL)
         assert "running, step 30 of 40" in Parsed(live.page()).text
         suspend(process, beat)
         assert "running (rank 0 is stopped), step 30 of 40" in Parsed(live.page()).text
@@ -113,7 +114,7 @@ def test_the_policy_allows_the_pages_own_scripts_alone(tmp_path):
 
 def test_a_live_page_asks_its_server_for_the_library(tmp_path):
     run = bare_run(tmp_path / "run")
-    source = page([read_contents(run, Looks())], live_seconds=1)
+    source = page([read_contents(run, Pictures())], live_seconds=1)
     assert ("script", "src", PLOTLY[0]) in Parsed(source).attributes
     assert len(source) < 400_000
 
@@ -150,13 +151,13 @@ def test_the_page_stays_small_whatever_the_images(tmp_path, side):
     labels = np.arange(400) % 10
     points = {title: rng.normal(size=(400, 2)) for title in ("raw pixels", "pretrained encoder")}
     answers = tuple(Answers(title, noise(8, 6), np.zeros((8, 6), int)) for title in points)
-    looks = Looks(
+    pictures = Pictures(
         views=Views(np.arange(8), noise(8), noise(8, 2)),
         queries=Queries(noise(8), labels[:8], answers, ("<hr>", "b")),
         map=EmbeddingMap(points, noise(400), np.arange(400), labels, ("<hr>", "b"), "chance"),
         similarities=Similarities(rng.random(256), rng.random(65_280)),
     )
-    source = page([read_contents(bare_run(tmp_path / "run"), looks)])
+    source = page([read_contents(bare_run(tmp_path / "run"), pictures)])
     assert len(source) - len(PLOTLY[1]) < 3_000_000
     assert Parsed(source).open == []
     assert "hr" not in Parsed(source).tags

@@ -9,11 +9,13 @@ from common.errors import ConfigError
 from tests.report.made_runs import SMALL, bare_run, finished_run
 from tests.trainer.runs import pack_images
 from tests.trainer.saved_runs import save_run
-from trainer.report import Looks, look, png, read_contents, read_settings
+from trainer.report import png
+from trainer.report.contents import read_contents
 from trainer.report.evaluations import Bar
 from trainer.report.history import running_mean
-from trainer.report.looks import Answers, Queries
+from trainer.report.pictures import Answers, Pictures, Queries, make_pictures
 from trainer.report.png import write_figures
+from trainer.report.settings import read_settings
 
 NAMES = ["curves", "accuracy", "views", "neighbours", "map", "overview"]
 
@@ -26,7 +28,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, data):
     run = finished_run(tmp_path_factory.mktemp("runs") / "run", data)
-    return read_contents(run, look(run, read_settings(run), SMALL))
+    return read_contents(run, make_pictures(run, read_settings(run), **SMALL))
 
 
 def test_a_finished_gets_every_figure(finished, tmp_path):
@@ -108,7 +110,7 @@ def test_crossed_neighbours_are_those_of_another_class():
 
 def test_a_run_that_has_just_begun_gets_what_there_is(tmp_path):
     """No checkpoint yet, no data any more: curves all the same."""
-    contents = read_contents(bare_run(tmp_path / "run"), Looks())
+    contents = read_contents(bare_run(tmp_path / "run"), Pictures())
     written = write_figures(contents, tmp_path / "out")
     assert [path.stem for path in written] == ["curves", "overview"]
 
@@ -116,11 +118,13 @@ def test_a_run_that_has_just_begun_gets_what_there_is(tmp_path):
 def test_a_run_without_metrics_gets_its_views(tmp_path, data):
     run = tmp_path / "run"
     save_run(run, data)
-    contents = read_contents(run, Looks(views=look(run, read_settings(run), SMALL).views))
+    contents = read_contents(
+        run, Pictures(views=make_pictures(run, read_settings(run), **SMALL).views)
+    )
     written = write_figures(contents, tmp_path / "out")
     assert [path.stem for path in written] == ["views", "overview"]
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"holds no config\.json"):
-        read_contents(tmp_path, Looks())
+        read_contents(tmp_path, Pictures())

@@ -1,12 +1,9 @@
 """What a report looks at: views as training saw them, neighbours, a map, similarities."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
 
-from common.errors import ConfigError
 from data_pipeline.augment import Augment, AugmentConfig, ViewConfig
 from data_pipeline.crops import CropConfig
 from data_pipeline.reading.loader import LoaderConfig, train_loader
@@ -16,10 +13,9 @@ from tests.trainer.runs import pack_images
 from tests.trainer.saved_runs import save_run
 from trainer.config import from_json, to_json
 from trainer.evaluation.load_encoder import load_encoder
-from trainer.report import ReportConfig, look, read_settings
-from trainer.report.embedding import nearest, project
-from trainer.report.looks import one_per_class
+from trainer.report.pictures import make_pictures, one_per_class, project
 from trainer.report.samples import first_views, read_spread, view_batch
+from trainer.report.settings import read_settings
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +30,7 @@ def run(tmp_path_factory, data):
 
 def test_views_are_those_that_the_runs_first_step_saw(run, data):
     settings = read_settings(run)
-    _, _, shown = first_views(data, settings, rows=5)
+    shown = first_views(data, settings, rows=5).views_RVSS3
     crop = CropConfig(size=32, scale=(0.2, 1.0))
     loader = train_loader(
         data, crop, LoaderConfig(backend="torchvision", workers=1), seed=5, batch_size=24
@@ -57,19 +53,10 @@ def test_an_image_stands_beside_its_own_views(run, data):
     still = ViewConfig(flip=0.0, jitter=0.0, grayscale=0.0, blur=0.0)
     settings["augment"] = to_json(AugmentConfig(view1=still, view2=still))
     settings["crop"] = to_json(CropConfig(size=32, scale=(1.0, 1.0), ratio=(1.0, 1.0)))
-    _, originals, views = first_views(data, settings, rows=6)
-    assert originals.std() > 10
+    found = first_views(data, settings, rows=6)
+    assert found.originals_RSS3.std() > 10
     for view in range(2):
-        assert np.array_equal(views[:, view], originals)
-
-
-def test_nearest_are_those_of_highest_cosine():
-    rng = np.random.default_rng(1)
-    bank, asked = rng.normal(size=(40, 7)), rng.normal(size=(5, 7))
-    found = nearest(torch.tensor(asked), torch.tensor(bank), 3).numpy()
-    for row, query in enumerate(asked):
-        cosine = [query @ b / np.linalg.norm(query) / np.linalg.norm(b) for b in bank]
-        assert found[row].tolist() == np.argsort(cosine)[::-1][:3].tolist()
+        assert np.array_equal(found.views_RVSS3[:, view], found.originals_RSS3)
 
 
 def test_queries_take_turns_among_the_classes():
@@ -100,12 +87,6 @@ def test_a_map_keeps_groups_together():
     assert np.array_equal(points, project(features)[0])
 
 
-def test_settings_are_checked():
-    with pytest.raises(ConfigError, match="--queries 0: must be a number from 1"):
-        ReportConfig(queries=0)
-    assert dataclasses.replace(SMALL, queries=2).queries == 2
-
-
 def test_without_scikit_learn_the_map_is_of_principal_components(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "sklearn.manifold", None)
     rng = np.random.default_rng(0)
@@ -119,28 +100,28 @@ def test_without_scikit_learn_the_map_is_of_principal_components(monkeypatch):
 
 
 def test_all_is_looked_at_where_all_is_there(run):
-    looks = look(run, read_settings(run), SMALL)
-    assert looks.missing == ()
-    assert looks.views.views_RVSS3.shape == (6, 2, 32, 32, 3)
-    assert looks.queries.labelled
-    assert [answer.images_RKSS3.shape for answer in looks.queries.answers] == [
-        (4, 3, 32, 32, 3)
+    found = make_pictures(run, read_settings(run), **SMALL)
+    assert found.missing == ()
+    assert found.views.views_RVSS3.shape == (8, 2, 32, 32, 3)
+    assert found.queries.labelled
+    assert [answer.images_RKSS3.shape for answer in found.queries.answers] == [
+        (8, 6, 32, 32, 3)
     ] * 2
-    assert looks.map.images_NSS3.shape == (40, 32, 32, 3)
-    assert [points.shape for points in looks.map.points.values()] == [(40, 2)] * 2
-    assert looks.similarities.positive_P.shape == (16,)
-    assert looks.similarities.negative_P.shape == (16 * 15,)
+    assert found.map.images_NSS3.shape == (60, 32, 32, 3)
+    assert [points.shape for points in found.map.points.values()] == [(60, 2)] * 2
+    assert found.similarities.positive_P.shape == (72,)
+    assert found.similarities.negative_P.shape == (72 * 71,)
 
 
 def test_without_held_out_images_training_images_ask_but_not_for_themselves(tmp_path, data):
     run = tmp_path / "run"
     save_run(run, data)
-    looks = look(run, read_settings(run), SMALL)
-    assert looks.missing == ()
-    for answer in looks.queries.answers:
-        assert answer.images_RKSS3.shape[1] == 3
-        for query, found in zip(looks.queries.images_RSS3, answer.images_RKSS3):
-            assert not any(np.array_equal(query, image) for image in found)
+    found = make_pictures(run, read_settings(run), **SMALL)
+    assert found.missing == ()
+    for answer in found.queries.answers:
+        assert answer.images_RKSS3.shape[1] == 6
+        for query, others in zip(found.queries.images_RSS3, answer.images_RKSS3):
+            assert not any(np.array_equal(query, image) for image in others)
 
 
 def test_what_is_missing_is_left_out_and_said(tmp_path, data):
@@ -148,10 +129,10 @@ def test_what_is_missing_is_left_out_and_said(tmp_path, data):
     save_run(run, data)
     settings = read_settings(run)
     settings["data"]["test"] = str(tmp_path / "gone.beton")
-    looks = look(run, settings, SMALL)
-    assert looks.views is not None
-    assert looks.map is looks.queries is looks.similarities is None
-    assert looks.missing == (
+    found = make_pictures(run, settings, **SMALL)
+    assert found.views is not None
+    assert found.map is found.queries is found.similarities is None
+    assert found.missing == (
         ("neighbours, map and similarities", f"{tmp_path / 'gone.beton'} is not there any more"),
     )
 
@@ -159,12 +140,12 @@ def test_what_is_missing_is_left_out_and_said(tmp_path, data):
 def test_similarities_are_of_the_views_that_the_encoder_was_trained_on(run, data):
     """By hand: two views of each image, through the encoder, cosine by cosine."""
     settings = read_settings(run)
-    views = view_batch(data, settings, 16)
-    assert views.shape == (2, 16, 3, 32, 32)
+    _, views = view_batch(data, settings, 72)
+    assert views.shape == (2, 72, 3, 32, 32)
     encoder = load_encoder(str(run)).encoder
     with torch.no_grad():
         first, second = (torch.nn.functional.normalize(encoder(v), dim=1) for v in views)
-    found = look(run, settings, SMALL).similarities
+    found = make_pictures(run, settings, **SMALL).similarities
     assert found.positive_P == pytest.approx((first * second).sum(dim=1).numpy(), abs=1e-4)
-    others = (first @ second.T).numpy()[~np.eye(16, dtype=bool)]
+    others = (first @ second.T).numpy()[~np.eye(72, dtype=bool)]
     assert np.sort(found.negative_P) == pytest.approx(np.sort(others), abs=1e-4)
