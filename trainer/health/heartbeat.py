@@ -1,5 +1,7 @@
 """A small file for each rank in the run's folder that says where the rank is, for all to read.
 
+Together they tell who is missing from which collective: :func:`verdict`.
+
 Files, because the run's folder is what all nodes share; a store would die with the process that
 keeps it. No clocks are compared: a rank is silent when its count of beats does not move between two
 looks of the same reader.
@@ -9,16 +11,19 @@ import dataclasses
 import os
 import re
 import socket
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from common.errors import DataError
+from common.errors import DataError, RankLostError
 from common.files.strict_json import dump_json, read_json_file
 
 _NAME = re.compile(r"rank-([0-9]{5,9})\.json")
 _REQUIRED = {"rank", "host", "pid", "started"}
 _MOST_BYTES = 1 << 16  # of a file: a hundred times what one has
+_MOST_NAMED = 8  # ranks in a line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,36 +89,23 @@ def write(folder: Path, heartbeat: Heartbeat) -> None:
     temporary.replace(path)
 
 
-def read_all(folder: Path, world_size: int) -> dict[int, Heartbeat]:
+def read(folder: Path, ranks: Iterable[int]) -> dict[int, Heartbeat]:
     """The newest heartbeats by rank; a rank whose file is not there or not whole is left out."""
-    return _read_these(folder, range(world_size))
-
-
-def read_present(folder: Path, world_size: int) -> dict[int, Heartbeat]:
-    """The same by the folder's list of files, which ``world_size`` cannot make long.
-
-    For a look from outside, where the number is a file's word. A shared file system may be late
-    with such a list: ranks that wait for each other ask for the files by name.
-    """
-    return _read_these(folder, (rank for rank in ranks_in(folder) if rank < world_size))
+    found = {rank: _read(path_of(folder, rank)) for rank in ranks}
+    return {rank: beat for rank, beat in found.items() if beat is not None and beat.rank == rank}
 
 
 def ranks_in(folder: Path) -> list[int]:
-    """Ranks that have a file there, in order; none where there is no folder."""
+    """Ranks that have a file there, in order; none where there is no folder.
+
+    For a look from outside. A shared file system may be late with such a list: ranks that wait for
+    each other ask for the files by name.
+    """
     try:
         names = [_NAME.fullmatch(entry.name) for entry in os.scandir(folder)]
     except FileNotFoundError:
         return []
     return sorted(int(name[1]) for name in names if name)
-
-
-def _read_these(folder: Path, ranks: Iterable[int]) -> dict[int, Heartbeat]:
-    found = {}
-    for rank in ranks:
-        heartbeat = _read(path_of(folder, rank))
-        if heartbeat is not None and heartbeat.rank == rank:
-            found[rank] = heartbeat
-    return found
 
 
 def _read(path: Path) -> Heartbeat | None:
@@ -150,3 +142,67 @@ def _field(pid: int, index: int) -> str:
     except OSError:
         return ""  # gone, or not Linux
     return stat.rpartition(")")[2].split()[index]
+
+
+class Looks(NamedTuple):
+    """Two looks at the heartbeats by one reader, some beats apart."""
+
+    reader: int
+    """The rank that looks."""
+    first: Mapping[int, int]
+    """Beats by rank; empty where there was one look only, which tells nobody silent."""
+    now: Mapping[int, Heartbeat]
+
+    def lives(self, rank: int) -> bool:
+        """Whether the rank can still come, or speak for itself."""
+        found = self.now.get(rank)
+        return found is not None and not found.ended and not self.lost(rank)
+
+    def lost(self, rank: int) -> str:
+        """Why the rank can come no more; empty if it can."""
+        found = self.now.get(rank)
+        if found is None:
+            return "has never reported (do all nodes share the run's folder?)"
+        if rank == self.reader:
+            return ""
+        last = f"(pid {found.pid} on {found.host}, last at {found.where()})"
+        if found.ended:
+            return f"has ended ({found.ended}) {last}"
+        state = process_state(found)
+        if state:
+            return f"is {state} {last}"
+        return f"is silent {last}" if self.first.get(rank) == found.beat else ""
+
+
+def verdict(looks: Looks, world_size: int) -> str:
+    """In one line: the collective that most ranks are in, and those that are elsewhere, or lost.
+
+    All ranks enter the collectives of a group in one order, so the rank with the smaller count has
+    not come to the one that the others are in; with the same count and another name, it has left
+    one out.
+
+    Args:
+        looks: at the heartbeats.
+        world_size: number of ranks.
+    """
+    # Those that ended for the loss of a rank are its victims, like those that wait.
+    victims = {r for r, found in looks.now.items() if found.ended == RankLostError.__name__}
+    lost = {rank: looks.lost(rank) for rank in range(world_size) if rank not in victims}
+    present = [looks.now[rank] for rank, why in lost.items() if not why]
+    furthest = max((found.collectives for found in present), default=0)
+    arrived = [found for found in present if found.collectives == furthest]
+    places = Counter(found.waiting or found.phase for found in arrived)
+    place, count = places.most_common(1)[0] if places else ("nothing known", 0)
+    reasons = [f"rank {rank} {why}" for rank, why in lost.items() if why]
+    for found in present:
+        if found.collectives < furthest:
+            reasons.append(f"rank {found.rank} did not join: it is at {found.where()}")
+        elif (found.waiting or found.phase) != place:
+            reasons.append(f"rank {found.rank} is in another: {found.where()}")
+    reasons = reasons or ["all ranks have joined: the network or a device is at fault"]
+    return f"{count} of {world_size} ranks are in '{place}'; {_listed(reasons)}"
+
+
+def _listed(parts: list[str]) -> str:
+    more = len(parts) - _MOST_NAMED
+    return "; ".join(parts[:_MOST_NAMED]) + (f"; and {more} more" if more > 0 else "")

@@ -31,8 +31,7 @@ from common.files.atomic_file import as_utf8
 from common.files.private_file import open_to_append
 from common.rendezvous import JOIN_TIMEOUT
 from trainer.health import heartbeat
-from trainer.health.heartbeat import Heartbeat
-from trainer.health.missing_ranks import Looks, verdict
+from trainer.health.heartbeat import Heartbeat, Looks, verdict
 from trainer.health.phases import Phases, Place
 
 log = logging.getLogger(__name__)
@@ -277,7 +276,7 @@ class Watchdog:
         return looks
 
     def _read(self) -> dict[int, Heartbeat]:
-        return heartbeat.read_all(self._folder, self._world_size)
+        return heartbeat.read(self._folder, range(self._world_size))
 
     def _beat_on(self) -> None:
         self._beat()

@@ -40,7 +40,8 @@ def state_of(
         saved: step of its newest checkpoint; None without any.
         locks: of :func:`held_locks`.
     """
-    beats = heartbeat.read_present(folder / "heartbeats", ranks)
+    there = heartbeat.ranks_in(folder / "heartbeats")  # `ranks` is a file's word, however large
+    beats = heartbeat.read(folder / "heartbeats", (rank for rank in there if rank < ranks))
     ages = {rank: _age(folder, rank) for rank in beats}
     lives = [rank for rank, beat in beats.items() if _lives(beat, ages[rank])]
     if lives or lock_name(folder / ".lock") in locks:

@@ -31,8 +31,7 @@ from tests.trainer.sleeper import sleeping_rank, suspend
 from trainer.config import RunConfig
 from trainer.health import heartbeat, watchdog
 from trainer.health.collapse import CollapseConfig
-from trainer.health.heartbeat import Heartbeat
-from trainer.health.missing_ranks import Looks, verdict
+from trainer.health.heartbeat import Heartbeat, Looks, verdict
 from trainer.health.phases import Phases
 from trainer.health.stragglers import StragglerConfig
 from trainer.health.watchdog import RETRYABLE_STATUS, Watchdog, WatchdogConfig
