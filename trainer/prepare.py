@@ -50,7 +50,6 @@ from trainer.telemetry import (
     TensorBoard,
 )
 from trainer.telemetry.prometheus import Prometheus, RunFacts
-from trainer.telemetry.sample_log import SampleLog
 from trainer.telemetry.scrape_targets import scraped
 from trainer.telemetry.wandb_reader import WeightsAndBiases, refuse_missing
 
@@ -232,30 +231,26 @@ def _watch(run: Run, endpoint: Prometheus | None, stack: contextlib.ExitStack) -
         device=run.fabric.device,
         steps_done=done,
     )
-    stream = run.telemetry
-    stream.completers = [substitutes, stragglers]
-    stream.readers = [run.collapse]
+    readers = run.telemetry.readers
+    readers.append(run.collapse)
     if rank_zero:
-        shown = _shown(config, run.plan, done)
-        stream.step_counters = [shown]
-        stream.readers += [*_writers(config, done), shown]
+        readers += [*_writers(config, done), _shown(config, run.plan, done)]
     if endpoint is not None:
         endpoint.collapsed = lambda: run.collapse.alarm
-        stragglers.tell = [endpoint]
-        stream.step_listeners = [endpoint]
-        stream.readers.append(endpoint)
+        stragglers.show = endpoint.show_ranks
+        readers.append(endpoint)
     # After those that write: the records of the steps that end a run are on disk then.
-    stream.readers += [run.guard, substitutes]
+    readers += [run.guard, substitutes, stragglers]
     run.watchers = [
         run.record,
         lambda step: run.collapse.measure(run.objective.embedding(step.outputs), step.number),
         lambda step: substitutes.step(step.number, step.batch),
     ]
     if config.log_samples:
-        samples = SampleLog(config.out / "samples.jsonl" if rank_zero else None, done)
-        stack.callback(samples.close)
-        device = run.fabric.device
-        run.watchers.append(lambda step: samples.step(step.number, step.batch.ids_B, device))
+        if rank_zero:
+            run.samples = JsonLines(config.out / "samples.jsonl", keep_up_to=done)
+            stack.callback(run.samples.close)
+        run.watchers.append(run.log_samples)
     run.watchers.append(run.evaluate_if_due)
 
 

@@ -15,6 +15,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
+from common.collectives import all_gather_rows
 from common.errors import DataError, NumericalError
 from data_pipeline.augment import Augment
 from data_pipeline.reading.batch import Batch
@@ -30,7 +31,7 @@ from trainer.optim.optimizers import Updatable
 from trainer.parallel.sharding import Sharding
 from trainer.state.checkpoint import Checkpoint, CheckpointSaver
 from trainer.step import Gradients, StepDone
-from trainer.telemetry import Telemetry
+from trainer.telemetry import JsonLines, Telemetry
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +88,8 @@ class Run:
     watchers: list[Watcher] = field(default_factory=list)
     """Called after each step, in order, on all ranks."""
     state: TrainState = field(default_factory=TrainState)
+    samples: JsonLines | None = None
+    """Where :meth:`log_samples` writes; on rank 0."""
     knn_refused: NumericalError | None = None
     """Why the newest online kNN has no figure; on all ranks."""
     _waited_before: float = 0.0
@@ -144,6 +147,15 @@ class Run:
             gradient_norm=done.gradient_norm,
             skipped=done.skipped,
         )
+
+    def log_samples(self, done: StepDone) -> None:
+        """A watcher: the sample ids that the ranks really had, in global order.
+
+        The evidence behind "the same run". A collective, and a host synchronisation.
+        """
+        ids = all_gather_rows(done.batch.ids_B.to(self.fabric.device)).tolist()
+        if self.samples is not None:
+            self.samples.read([{"step": done.number, "ids": ids}])
 
     def lr_at(self, step: int) -> float:
         """Learning rate of the ``step``-th update, from 0."""

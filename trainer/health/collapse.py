@@ -33,7 +33,7 @@ import torch.distributed as dist
 from common.bounds import check_bounds
 from common.gather import rank_and_size
 from common.waiting import waiting
-from trainer.telemetry import Record
+from trainer.telemetry import Reader, Record
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class CollapseConfig:
         )
 
 
-class CollapseAlarm:
+class CollapseAlarm(Reader):
     """Measures projections on all ranks; a telemetry reader that completes rank 0's records.
 
     Args:
@@ -131,9 +131,6 @@ class CollapseAlarm:
             f" 1, effective rank {rank:.3g}): all images look alike to the network; lower"
             " --optim.base-lr, lengthen --schedule.warmup-epochs, or see --collapse.*"
         )
-
-    def close(self) -> None:
-        """Nothing to close."""
 
 
 @torch.no_grad()

@@ -7,12 +7,11 @@ import torch
 
 from common.collectives import all_gather_rows, broadcast_json
 from common.errors import DataError
-from common.files.private_file import open_to_append
-from common.files.strict_json import dump_json, parse_json
+from common.files.strict_json import parse_json
 from data_pipeline.reading.batch import Batch
 from data_pipeline.reading.damage import Damage
 from data_pipeline.reading.loader import TrainLoader
-from trainer.telemetry import Record, keep_lines
+from trainer.telemetry import JsonLines, Reader, Record
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +19,7 @@ FILE = "substitutes.jsonl"
 """In a run's folder: step, damaged sample, the sample shown in its place, and what was wrong."""
 
 
-class SubstituteLog:
+class SubstituteLog(Reader):
     """Counts damaged samples, writes their numbers to a file, and ends a run that has too many.
 
     Ranks exchange what they met whenever the step records are read, so that all of them end at the
@@ -51,14 +50,14 @@ class SubstituteLog:
             DataError: the earlier part met more than are allowed now.
         """
         self._loader, self._device = loader, device
-        self._path = folder / FILE if writes else None
+        self._lines = JsonLines(folder / FILE, steps_done) if writes else None
         self._pending: list[tuple[int, int, int]] = []
         self._met: list[int] = []
         self._replaced = 0
         self._damage = Damage(loader.info.path, loader.num_samples, limit)
         for sample, fault in loader.damaged.items():
             self._damage.note(sample, fault)
-        for sample in broadcast_json(self._met_before(steps_done)):
+        for sample in broadcast_json(self._met_before()):
             self._note(sample)
         if writes and loader.damaged:
             log.warning(
@@ -67,17 +66,15 @@ class SubstituteLog:
                 len(loader.damaged),
             )
 
-    def _met_before(self, steps_done: int) -> list[int]:
-        if self._path is None:
+    def _met_before(self) -> list[int]:
+        if self._lines is None or not self._lines.path.exists():
             return []
-        keep_lines(self._path, steps_done)
-        if not self._path.exists():
-            return []
+        path = self._lines.path
         try:
-            lines = [parse_json(line) for line in self._path.read_bytes().splitlines()]
+            lines = [parse_json(line) for line in path.read_bytes().splitlines()]
             found = sorted({int(line["sample"]) for line in lines})
         except (ValueError, TypeError, KeyError) as error:
-            raise DataError(f"{self._path}: unreadable ({error}); delete it to go on") from None
+            raise DataError(f"{path}: unreadable ({error}); delete it to go on") from None
         self._replaced = len(lines)
         return found
 
@@ -99,18 +96,15 @@ class SubstituteLog:
             record["substitutes"] = sum(step == record["step"] for step, _, _ in rows)
         self._replaced += len(rows)
         self._met = [sample for _, sample, _ in rows]
-        if rows and self._path is not None:
-            self._write(self._path, rows)
+        if rows and self._lines is not None:
+            self._lines.read([self._line(*row) for row in rows])
 
-    def _write(self, path: Path, rows: list[list[int]]) -> None:
-        with open_to_append(path) as file:
-            for step, sample, shown in rows:
-                why = self._damage.reasons.get(sample) or self._loader.problem(sample)
-                line = {"step": step, "sample": sample, "shown": shown, "why": why}
-                file.write(dump_json(line) + "\n")
+    def _line(self, step: int, sample: int, shown: int) -> Record:
+        why = self._damage.reasons.get(sample) or self._loader.problem(sample)
+        return {"step": step, "sample": sample, "shown": shown, "why": why}
 
     def read(self, records: list[Record]) -> None:
-        """The last of the records' readers, on all ranks.
+        """Note what was met, on all ranks: the last of those that take the records.
 
         Raises:
             DataError: more samples are damaged than allowed; names file and samples.
@@ -120,11 +114,14 @@ class SubstituteLog:
 
     def close(self) -> None:
         """Say how many there were."""
-        if self._path is not None and self._damage.reasons:
+        if self._lines is None:
+            return
+        self._lines.close()
+        if self._damage.reasons:
             log.warning(
                 "%s: %d damaged samples met; %d places in batches showed others instead (%s)",
                 self._loader.info.path,
                 len(self._damage.reasons),
                 self._replaced,
-                self._path,
+                self._lines.path,
             )

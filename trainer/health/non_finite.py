@@ -13,9 +13,7 @@ from typing import Literal
 
 from common.bounds import check_bounds
 from common.errors import NonFiniteError
-from common.files.private_file import open_to_append
-from common.files.strict_json import dump_json
-from trainer.telemetry import Record, keep_lines
+from trainer.telemetry import JsonLines, Reader, Record
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +42,7 @@ class GuardConfig:
         return self.rollbacks if self.on_repeat == "rollback" else 0
 
 
-class NumericalGuard:
+class NumericalGuard(Reader):
     """A reader of the step records, on every rank: all of them see the same numbers and agree.
 
     Args:
@@ -64,9 +62,7 @@ class NumericalGuard:
         self.max_skipped = max_skipped
         self.skipped_in_a_row = 0
         self._sample_ids = sample_ids
-        self._path = folder / FILE if folder else None
-        if self._path is not None:
-            keep_lines(self._path, steps_done)
+        self._lines = JsonLines(folder / FILE, steps_done) if folder else None
 
     def read(self, records: list[Record]) -> None:
         """Note steps that were left out for non-finite gradients, and count those in a row.
@@ -87,23 +83,21 @@ class NumericalGuard:
                 )
 
     def _note(self, record: Record) -> None:
-        if self._path is None:
+        if self._lines is None:
             return
-        ids = list(self._sample_ids(record["step"])) if self._sample_ids else []
         line = {
             "step": record["step"],
             # As text: JSON has no word for what is not finite.
             "loss": str(record["loss"]),
             "gradient_norm": str(record.get("gradient_norm")),
-            "ids": ids,
+            "ids": list(self._sample_ids(record["step"])) if self._sample_ids else [],
         }
-        with open_to_append(self._path) as file:
-            file.write(dump_json(line) + "\n")
+        self._lines.read([line])
         if self.skipped_in_a_row == 1:
             log.warning(
                 "step %d: gradients were not finite, the step was left out; %s names its samples",
                 record["step"],
-                self._path,
+                self._lines.path,
             )
 
     def _blame(self, step: int) -> str:
@@ -114,4 +108,6 @@ class NumericalGuard:
         return f" on samples {', '.join(map(str, ids[:_MOST_SHOWN]))}{more}: see {FILE}"
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Close the file."""
+        if self._lines is not None:
+            self._lines.close()

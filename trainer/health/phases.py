@@ -13,7 +13,7 @@ as forward and backward. There a slow GPU shows in augmentation and optimizer, w
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -40,51 +40,6 @@ class Place(NamedTuple):
     """Whether it may take long: the first step, an evaluation, a checkpoint."""
 
 
-class _Clock(Protocol):
-    def mark(self) -> Any:
-        """A moment."""
-
-    def between(self, first: Any, second: Any) -> float:
-        """Seconds from one to the other."""
-
-    def settle(self) -> None:
-        """Wait until all moments have come."""
-
-
-class _HostClock:
-    mark = staticmethod(time.perf_counter)
-
-    def between(self, first: float, second: float) -> float:
-        return second - first
-
-    def settle(self) -> None:
-        """They have."""
-
-
-class _DeviceClock:
-    """Moments of the device's own queue of work; taking one waits for nothing."""
-
-    def __init__(self) -> None:
-        self._free: list[torch.cuda.Event] = []
-        self._used: list[torch.cuda.Event] = []
-
-    def mark(self) -> torch.cuda.Event:
-        event = self._free.pop() if self._free else torch.cuda.Event(enable_timing=True)
-        event.record()
-        self._used.append(event)
-        return event
-
-    def between(self, first: torch.cuda.Event, second: torch.cuda.Event) -> float:
-        return first.elapsed_time(second) / 1000
-
-    def settle(self) -> None:
-        if self._used:
-            self._used[-1].synchronize()
-        # The newest one begins the phase that is still running.
-        self._free += self._used[:-1]
-        self._used = self._used[-1:]
-
-
 class Phases:
     """Time by phase of this rank, and its present place.
 
@@ -97,8 +52,7 @@ class Phases:
     """
 
     def __init__(self, device: torch.device, timed: bool = True) -> None:
-        self._timed = timed
-        self._clock: _Clock = _DeviceClock() if device.type == "cuda" else _HostClock()
+        self._timed, self._on_gpu = timed, device.type == "cuda"
         self.place = Place(0, "start", "", time.monotonic(), patient=True)
         self.typical_step = 0.0
         """Running mean of a step, seconds; 0 before the second step."""
@@ -129,8 +83,16 @@ class Phases:
         if self._phase is not None:
             self._open(PHASES.index(phase))
 
+    def _moment(self) -> Any:
+        """Now; on a GPU a place in its own queue of work, for which nothing waits."""
+        if not self._on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
     def _open(self, phase: int | None) -> None:
-        moment = None if phase is None and self._phase is None else self._clock.mark()
+        moment = None if phase is None and self._phase is None else self._moment()
         self._close_wait(moment)
         if self._phase is not None:
             self._note(self._phase, self._phase_began, moment, False)
@@ -157,14 +119,14 @@ class Phases:
         """See :class:`common.waiting.Observer`."""
         self.place = self.place._replace(waiting=name, since=time.monotonic())
         if self._phase is not None:
-            self._close_wait(self._clock.mark())
-            self._wait_began = self._clock.mark()
+            self._close_wait(self._moment())
+            self._wait_began = self._moment()
 
     def end(self) -> None:
         """See :class:`common.waiting.Observer`."""
         self.place = self.place._replace(waiting="", since=time.monotonic())
         if self._wait_began is not None:
-            self._close_wait(self._clock.mark())
+            self._close_wait(self._moment())
 
     def _close_wait(self, moment: Any) -> None:
         if self._wait_began is not None and self._phase is not None:
@@ -199,14 +161,21 @@ class Phases:
 
         Waits for the device; call it where the telemetry does so anyway.
         """
-        self._open(self._phase)  # so that only the newest moment is still in use
-        self._clock.settle()
+        self._open(self._phase)  # what is over of it counts too
         steps, spans = max(self._steps, 1), self._spans
         self._steps, self._spans = 0, []
         seconds = [0.0] * (len(PHASES) + 1)
         for phase, first, second, waited in spans:
-            took = self._clock.between(first, second)
+            took = _seconds(first, second)
             seconds[phase] += -took if waited else took
             if waited:
                 seconds[-1] += took
         return [max(s, 0.0) / steps for s in seconds]
+
+
+def _seconds(first: Any, second: Any) -> float:
+    """From one moment to another."""
+    if isinstance(first, float):
+        return float(second - first)
+    second.synchronize()
+    return float(first.elapsed_time(second)) / 1000

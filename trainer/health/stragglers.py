@@ -7,10 +7,9 @@ Shapes: W ranks, P phases.
 """
 
 import logging
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median_low
-from typing import Protocol
 
 import torch
 
@@ -18,7 +17,7 @@ from common.bounds import check_bounds
 from common.gather import gather_rows
 from common.waiting import waiting
 from trainer.health.phases import PHASES, WAITS, Phases
-from trainer.telemetry import Record
+from trainer.telemetry import Reader, Record
 
 log = logging.getLogger(__name__)
 
@@ -42,41 +41,7 @@ class StragglerConfig:
         check_bounds(self, "--straggler.", readings="[1, 1e9]")
 
 
-@dataclass(frozen=True)
-class Reading:
-    """One comparison, equal on all ranks."""
-
-    steps: int
-    """That the means are of."""
-    seconds: dict[str, list[float]]
-    """By phase, waits included: mean seconds of a step, by rank."""
-    stragglers: dict[int, str]
-    """Ranks that are slow by now, and in what."""
-
-    def totals(self) -> dict[str, list[float]]:
-        """Seconds of all steps together, by phase and rank."""
-        return {name: [self.steps * s for s in values] for name, values in self.seconds.items()}
-
-    def summary(self) -> dict[str, dict[str, float]]:
-        """By phase: the median of the ranks, the most, and the rank that has it."""
-        return {
-            phase: {
-                "median": round(median_low(values), 6),
-                "max": round(max(values), 6),
-                "rank": values.index(max(values)),
-            }
-            for phase, values in self.seconds.items()
-        }
-
-
-class Listener(Protocol):
-    """Shows readings to somebody."""
-
-    def show_ranks(self, seconds: Mapping[str, Sequence[float]], slow: Container[int]) -> None:
-        """Seconds since the last reading, by phase and rank, and the ranks that are slow."""
-
-
-class Stragglers:
+class Stragglers(Reader):
     """Compares the ranks' phases and remembers who was slow.
 
     Args:
@@ -86,8 +51,8 @@ class Stragglers:
         speaks: whether this process warns.
     """
 
-    tell: Sequence[Listener] = ()
-    """Who is told of every reading."""
+    show: Callable[[Mapping[str, Sequence[float]], Container[int]], None] | None = None
+    """Is told of every reading: seconds since the last one by phase and rank, and who is slow."""
 
     def __init__(
         self, config: StragglerConfig, phases: Phases, device: torch.device, speaks: bool
@@ -97,32 +62,24 @@ class Stragglers:
         self._named: dict[int, str] = {}
 
     def complete(self, records: list[Record]) -> None:
-        """Add the newest reading, if there is one, to the newest record. A collective.
+        """Compare the seconds since the last time, and add them to the newest record.
 
-        Adds ``phase_seconds`` (see :meth:`Reading.summary`) and ``stragglers``, a number of ranks.
+        ``phase_seconds`` (see :func:`summary`) and ``stragglers``, a number of ranks. A collective,
+        one all-gather of a few numbers; not where there is nothing to compare yet: ranks take the
+        same steps, so on all of them.
         """
-        reading = self.compare()
-        if reading is not None:
-            records[-1]["phase_seconds"] = reading.summary()
-            records[-1]["stragglers"] = len(reading.stragglers)
-            for listener in self.tell:
-                listener.show_ranks(reading.totals(), reading.stragglers)
-
-    def compare(self) -> Reading | None:
-        """Exchange the seconds since the last time: one all-gather of a few numbers. A collective.
-
-        Returns:
-            ``None`` where there is nothing to compare yet: ranks take the same steps, so for all.
-        """
-        if not self._config.factor or self._phases.steps < _FEWEST_STEPS:
-            return None
-        steps, mine_P = self._phases.steps, self._phases.harvest()
-        row = torch.tensor([mine_P], dtype=torch.float64, device=self._device)
+        steps = self._phases.steps
+        if not self._config.factor or steps < _FEWEST_STEPS:
+            return
+        row = torch.tensor([self._phases.harvest()], dtype=torch.float64, device=self._device)
         with waiting("seconds of all ranks: all-gather"):
             rows_WP = gather_rows(row).tolist()
-        names = (*PHASES, WAITS)
-        seconds = {name: [row[i] for row in rows_WP] for i, name in enumerate(names)}
-        return Reading(steps, seconds, self.judge(seconds))
+        seconds = {name: [row[i] for row in rows_WP] for i, name in enumerate((*PHASES, WAITS))}
+        slow = self.judge(seconds)
+        records[-1]["phase_seconds"] = summary(seconds)
+        records[-1]["stragglers"] = len(slow)
+        if self.show is not None:
+            self.show({name: [steps * s for s in values] for name, values in seconds.items()}, slow)
 
     def judge(self, seconds: dict[str, list[float]]) -> dict[int, str]:
         """Ranks that have been slow for long enough, with a reason. Remembers.
@@ -158,6 +115,18 @@ class Stragglers:
                 worst = excess
                 reason = f"{name} takes {_ms(mine)} a step, {_ms(usual)} on the median rank"
         return reason
+
+
+def summary(seconds: Mapping[str, list[float]]) -> dict[str, dict[str, float]]:
+    """By phase: the median of the ranks, the most, and the rank that has it."""
+    return {
+        phase: {
+            "median": round(median_low(values), 6),
+            "max": round(max(values), 6),
+            "rank": values.index(max(values)),
+        }
+        for phase, values in seconds.items()
+    }
 
 
 def _ms(seconds: float) -> str:

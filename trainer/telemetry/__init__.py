@@ -6,25 +6,19 @@ Prometheus (:mod:`trainer.telemetry.prometheus`).
 
 from trainer.telemetry.files import JsonLines, TensorBoard, keep_lines
 from trainer.telemetry.stream import (
-    Completer,
     Reader,
     Record,
-    StepCounter,
-    StepListener,
     Telemetry,
     TelemetryConfig,
 )
 from trainer.telemetry.terminal import LogLines, ProgressBar
 
 __all__ = [
-    "Completer",
     "JsonLines",
     "LogLines",
     "ProgressBar",
     "Reader",
     "Record",
-    "StepCounter",
-    "StepListener",
     "Telemetry",
     "TelemetryConfig",
     "TensorBoard",

@@ -1,32 +1,40 @@
-"""Readers that write files: metrics.jsonl, and TensorBoard's events."""
+"""Readers that write files: JSON lines, and TensorBoard's events."""
 
 import json
 import os
 from pathlib import Path
+from typing import TextIO
 
 from common.files.private_file import open_to_append
 from common.files.strict_json import dump_json
-from trainer.telemetry.stream import Record
+from trainer.telemetry.stream import Reader, Record
 
 
-class JsonLines:
-    """``metrics.jsonl``: one object a line, flushed with every reading."""
+class JsonLines(Reader):
+    """A file with one JSON object a line, each of a step, which is made with its first line.
+
+    Args:
+        path: of the file.
+        keep_up_to: step after which a resumed run repeats them; see :func:`keep_lines`.
+    """
 
     def __init__(self, path: Path, keep_up_to: int) -> None:
         keep_lines(path, keep_up_to)
-        self._file = open_to_append(path)
+        self.path = path
+        self._file: TextIO | None = None
 
     def read(self, records: list[Record]) -> None:
         """Append the records."""
+        self._file = self._file or open_to_append(self.path)
         for record in records:
             self._file.write(dump_json(record) + "\n")
         self._file.flush()
 
     def close(self) -> None:
         """Flush to disk and close."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+            self._file.close()
 
 
 def keep_lines(path: Path, last_step: int) -> None:
@@ -55,7 +63,7 @@ def keep_lines(path: Path, last_step: int) -> None:
             file.write(b"\n")
 
 
-class TensorBoard:
+class TensorBoard(Reader):
     """TensorBoard events; a resumed run hides what it repeats."""
 
     def __init__(self, directory: Path, done: int) -> None:

@@ -6,6 +6,7 @@ themselves have no labels but ``rank`` and ``phase``, 8 series a rank, each on t
 rank's node.
 """
 
+import math
 import platform
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
@@ -24,7 +25,7 @@ from prometheus_client import (
 )
 
 from common.errors import ConfigError
-from trainer.telemetry import Record
+from trainer.telemetry import Reader, Record
 
 # Record's key: metric and help. NaN until the first record that has it.
 _GAUGES = {
@@ -76,7 +77,7 @@ class RunFacts:
     """By an earlier part of the run."""
 
 
-class Prometheus:
+class Prometheus(Reader):
     """A scrape endpoint with the newest values; GET only, no path or environment in it.
 
     Args:
@@ -95,24 +96,79 @@ class Prometheus:
 
     def __init__(self, host: str, port: int, run: RunFacts | None) -> None:
         disable_created_metrics()  # a second series for each counter, which no query here uses
-        registry = CollectorRegistry()
-        build = Info("widebatch_build", "Versions that this process runs on", registry=registry)
-        build.info(
-            {
-                "version": version("widebatch"),
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            }
+        self._registry = CollectorRegistry()
+        self._info(
+            "widebatch_build",
+            "Versions that this process runs on",
+            version=version("widebatch"),
+            torch=torch.__version__,
+            python=platform.python_version(),
         )
-        self._by_rank = _RankMetrics(registry)
-        self._run = None if run is None else _RunMetrics(registry, run)
+        self._phase_seconds = Counter(
+            "widebatch_phase_seconds_total",
+            "Time of a rank's own work by part of a step; collectives: its waits for others",
+            ["rank", "phase"],
+            registry=self._registry,
+        )
+        self._straggling = Gauge(
+            "widebatch_rank_straggling",
+            "1 for a rank that is slower than the others",
+            ["rank"],
+            registry=self._registry,
+        )
+        self._run = run
+        if run is not None:
+            self._add_run(run)
         try:
-            self._server, self._thread = start_wsgi_server(port, addr=host, registry=registry)
+            self._server, self._thread = start_wsgi_server(port, addr=host, registry=self._registry)
         except OSError as error:
             raise ConfigError(
                 f"--telemetry.prometheus-port {port}: cannot listen on {host}:{port}"
                 f" ({error.strerror}); choose another port, or 0 for none"
             ) from None
+
+    def _add_run(self, run: RunFacts) -> None:
+        """The numbers of the whole run, which rank 0 has."""
+        self._info("widebatch_run", "Which run this is", name=run.name, recipe=run.recipe)
+        self._gauge("widebatch_planned_steps", "Optimizer steps that the run has", run.total_steps)
+        self._gauge("widebatch_ranks", "Processes of the run", run.world_size)
+        self._gauge("widebatch_global_batch_images", "Images of a step", run.global_batch)
+        self._step = self._gauge("widebatch_step", "Optimizer steps done", run.steps_done)
+        self._read_at = self._gauge(
+            "widebatch_last_reading_timestamp_seconds",
+            "When the newest steps were read, or the run started; Unix time",
+            time.time(),
+        )
+        self._collapsed = self._gauge("widebatch_collapsed", "1 while the collapse alarm is on", 0)
+        self._gauges = {key: self._gauge(*names, math.nan) for key, names in _GAUGES.items()}
+        self._counters = {
+            key: Counter(*names, registry=self._registry) for key, names in _COUNTERS.items()
+        }
+        self._images = Counter(
+            "widebatch_images_total",
+            "Images of the steps done; views not counted",
+            registry=self._registry,
+        )
+        self._steps = Histogram(
+            "widebatch_step_seconds",
+            "Time of a step on rank 0, evaluations and checkpoints left out",
+            registry=self._registry,
+            buckets=_STEP_BOUNDS,
+        )
+        self._waits = Histogram(
+            "widebatch_loader_wait_seconds",
+            "Time in which a step waited for the loader on rank 0",
+            registry=self._registry,
+            buckets=_WAIT_BOUNDS,
+        )
+
+    def _info(self, metric: str, text: str, **labels: str) -> None:
+        Info(metric, text, registry=self._registry).info(labels)
+
+    def _gauge(self, name: str, text: str, value: float) -> Gauge:
+        gauge = Gauge(name, text, registry=self._registry)
+        gauge.set(value)
+        return gauge
 
     @property
     def port(self) -> int:
@@ -120,73 +176,12 @@ class Prometheus:
         return int(self._server.server_port)
 
     def read(self, records: list[Record]) -> None:
-        """Show the newest record; add up the counters. For rank 0's endpoint."""
-        if self._run is not None:
-            self._run.read(records, self.collapsed is not None and self.collapsed())
-
-    def show_steps(self, seconds: Sequence[float]) -> None:
-        """See :class:`trainer.telemetry.StepListener`."""
-        if self._run is not None:
-            self._run.show_steps(seconds)
-
-    def show_ranks(self, seconds: Mapping[str, Sequence[float]], slow: Container[int]) -> None:
-        """See :class:`trainer.health.stragglers.Listener`."""
-        self._by_rank.show(seconds, slow, self.ranks)
-
-    def close(self) -> None:
-        """Stop serving. May be called again."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
-class _RunMetrics:
-    """Numbers of the whole run, which rank 0 has."""
-
-    def __init__(self, registry: CollectorRegistry, run: RunFacts) -> None:
-        def gauge(name: str, text: str, value: float) -> Gauge:
-            made = Gauge(name, text, registry=registry)
-            made.set(value)
-            return made
-
-        Info("widebatch_run", "Which run this is", registry=registry).info(
-            {"name": run.name, "recipe": run.recipe}
-        )
-        gauge("widebatch_planned_steps", "Optimizer steps that the run has", run.total_steps)
-        gauge("widebatch_ranks", "Processes of the run", run.world_size)
-        gauge("widebatch_global_batch_images", "Images of a step", run.global_batch)
-        self._batch = run.global_batch
-        self._step = gauge("widebatch_step", "Optimizer steps done", run.steps_done)
-        self._read_at = gauge(
-            "widebatch_last_reading_timestamp_seconds",
-            "When the newest steps were read, or the run started; Unix time",
-            time.time(),
-        )
-        self._collapsed = gauge("widebatch_collapsed", "1 while the collapse alarm is on", 0)
-        self._gauges = {k: gauge(*names, float("nan")) for k, names in _GAUGES.items()}
-        self._counters = {k: Counter(*names, registry=registry) for k, names in _COUNTERS.items()}
-        self._images = Counter(
-            "widebatch_images_total",
-            "Images of the steps done; views not counted",
-            registry=registry,
-        )
-        self._steps = Histogram(
-            "widebatch_step_seconds",
-            "Time of a step on rank 0, evaluations and checkpoints left out",
-            registry=registry,
-            buckets=_STEP_BOUNDS,
-        )
-        self._waits = Histogram(
-            "widebatch_loader_wait_seconds",
-            "Time in which a step waited for the loader on rank 0",
-            registry=registry,
-            buckets=_WAIT_BOUNDS,
-        )
-
-    def read(self, records: list[Record], collapsed: bool) -> None:
+        """Show the newest record; add up the counters. On rank 0."""
+        if self._run is None:
+            return
         for record in records:
             self._step.set(record["step"])
-            self._images.inc(self._batch)
+            self._images.inc(self._run.global_batch)
             if "loader_wait_seconds" in record:
                 self._waits.observe(record["loader_wait_seconds"])
             for name, counter in self._counters.items():
@@ -194,39 +189,24 @@ class _RunMetrics:
             for name, gauge in self._gauges.items():
                 if name in record:
                     gauge.set(record[name])
-        self._collapsed.set(collapsed)
+        self._collapsed.set(self.collapsed is not None and self.collapsed())
         self._read_at.set(time.time())
 
     def show_steps(self, seconds: Sequence[float]) -> None:
-        for value in seconds:
+        """Add to the histogram of steps. On rank 0."""
+        for value in seconds if self._run is not None else ():
             self._steps.observe(value)
 
-
-class _RankMetrics:
-    """Numbers of single ranks, which every rank has of all others."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._seconds = Counter(
-            "widebatch_phase_seconds_total",
-            "Time of a rank's own work by part of a step; collectives: its waits for others",
-            ["rank", "phase"],
-            registry=registry,
-        )
-        self._straggling = Gauge(
-            "widebatch_rank_straggling",
-            "1 for a rank that is slower than the others",
-            ["rank"],
-            registry=registry,
-        )
-
-    def show(
-        self,
-        seconds: Mapping[str, Sequence[float]],
-        slow: Container[int],
-        shown: Container[int] | None,
-    ) -> None:
+    def show_ranks(self, seconds: Mapping[str, Sequence[float]], slow: Container[int]) -> None:
+        """Seconds since the last reading, by phase and rank, and the ranks that are slow."""
         for phase, values in seconds.items():
             for rank, value in enumerate(values):
-                if shown is None or rank in shown:
-                    self._seconds.labels(str(rank), phase).inc(value)
+                if self.ranks is None or rank in self.ranks:
+                    self._phase_seconds.labels(str(rank), phase).inc(value)
                     self._straggling.labels(str(rank)).set(rank in slow)
+
+    def close(self) -> None:
+        """Stop serving. May be called again."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

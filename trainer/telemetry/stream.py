@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -44,35 +44,23 @@ class TelemetryConfig:
         check_bounds(self, "--telemetry.", prometheus_port="[0, 65535]")
 
 
-class Reader(Protocol):
-    """Takes records in the order of steps."""
+class Reader:
+    """Is told of steps, in their order. What it does not care for, it leaves as it is here."""
+
+    def count(self) -> None:
+        """One more step is done; the device is not read yet."""
+
+    def complete(self, records: list[Record]) -> None:
+        """Add to the records what takes all ranks to say, before they are read. A collective."""
+
+    def show_steps(self, seconds: Sequence[float]) -> None:
+        """How long the steps since the last call took, without pauses and the first step of all."""
 
     def read(self, records: list[Record]) -> None:
         """Records since the last call, one per step."""
 
     def close(self) -> None:
         """No record follows."""
-
-
-class Completer(Protocol):
-    """Knows something of each step that takes all ranks to say."""
-
-    def complete(self, records: list[Record]) -> None:
-        """Add it to the records, before they are read. A collective."""
-
-
-class StepCounter(Protocol):
-    """Is told of each step as it is done, before the device is read."""
-
-    def count(self) -> None:
-        """One more step."""
-
-
-class StepListener(Protocol):
-    """Shows how long steps took."""
-
-    def show_steps(self, seconds: Sequence[float]) -> None:
-        """Of the steps since the last call; pauses, and the first step of all, are left out."""
 
 
 @dataclass
@@ -87,15 +75,14 @@ class _Pending:
 
 @dataclass
 class Telemetry:
-    """Collects steps; on rank 0 passes them to readers, elsewhere only keeps the rhythm."""
+    """Collects steps and passes them to readers: other ones on rank 0 than elsewhere.
+
+    Those that complete records are on all ranks, in the same order.
+    """
 
     config: TelemetryConfig
     images_per_step: int
     readers: list[Reader] = field(default_factory=list)
-    completers: list[Completer] = field(default_factory=list)
-    """The same on all ranks."""
-    step_listeners: list[StepListener] = field(default_factory=list)
-    step_counters: list[StepCounter] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._pending: list[_Pending] = []
@@ -109,8 +96,8 @@ class Telemetry:
         took = None if self._step_began is None else now - self._step_began
         self._step_began = now
         self._pending.append(_Pending(record, tensors, took))
-        for counter in self.step_counters:
-            counter.count()
+        for reader in self.readers:
+            reader.count()
 
     def annotate(self, **values: Any) -> None:
         """Add values to the newest step's record, before it is flushed."""
@@ -127,19 +114,20 @@ class Telemetry:
         if self._step_began is not None:
             self._step_began += took
 
-    def flush_if_due(self) -> list[Record]:
+    def flush_if_due(self) -> None:
         """Read the device every ``log_every`` steps; see :meth:`flush`."""
-        return self.flush() if len(self._pending) >= self.config.log_every else []
+        if len(self._pending) >= self.config.log_every:
+            self.flush()
 
-    def flush(self) -> list[Record]:
+    def flush(self, *, together: bool = True) -> None:
         """Read the device once, complete the pending records and pass them on.
 
-        Returns:
-            The records, one per step since the last flush.
+        Args:
+            together: all ranks call, a collective; else the records are not completed.
         """
         pending, self._pending = self._pending, []
         if not pending:
-            return []
+            return
         names = list(pending[0].tensors)
         columns = [torch.stack([p.tensors[n].detach() for p in pending]).double() for n in names]
         values = torch.stack(columns).tolist() if columns else []  # the one synchronisation
@@ -151,17 +139,16 @@ class Telemetry:
             item.record.update({n: values[k][index] for k, n in enumerate(names)})
             item.record["images_per_second"] = round(speed, 2)
         records = [item.record for item in pending]
-        for completer in self.completers:
-            completer.complete(records)
-        for listener in self.step_listeners:
-            listener.show_steps([p.seconds for p in pending if p.seconds is not None])
+        for reader in self.readers if together else ():
+            reader.complete(records)
+        seconds = [p.seconds for p in pending if p.seconds is not None]
+        for reader in self.readers:
+            reader.show_steps(seconds)
         for reader in self.readers:
             reader.read(records)
-        return records
 
     def close(self) -> None:
         """Flush and close all readers. Not a collective: other ranks may have failed."""
-        self.completers = []
-        self.flush()
+        self.flush(together=False)
         for reader in self.readers:
             reader.close()

@@ -4,23 +4,14 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping
 from typing import Any
 
-from trainer.telemetry.stream import Record
+from trainer.telemetry.stream import Reader, Record
 
 log = logging.getLogger(__name__)
 
 
-def _headline(record: Mapping[str, Any]) -> str:
-    parts = [f"loss {record['loss']:.4f}", f"lr {record['lr']:.4g}"]
-    parts.append(f"{record['images_per_second']:.0f} img/s")
-    if "knn_top1" in record:
-        parts.append(f"kNN {record['knn_top1']:.1%} (best {record['knn_best_top1']:.1%})")
-    return "  ".join(parts)
-
-
-class ProgressBar:
+class ProgressBar(Reader):
     """A bar on the terminal: loss, learning rate, images per second, time left."""
 
     def __init__(self, total: int, done: int) -> None:
@@ -73,7 +64,7 @@ class ProgressBar:
             self._bar.close()
 
 
-class LogLines:
+class LogLines(Reader):
     """One line per interval where there is no terminal.
 
     Args:
@@ -102,17 +93,12 @@ class LogLines:
         due = now - self._said >= self._seconds
         if due or last["step"] == self._total or "knn_top1" in last:
             left = (now - self._started) / self._steps * (self._total - last["step"])
-            log.info(
-                "step %d/%d  epoch %d  %s  ETA %s",
-                last["step"],
-                self._total,
-                last["epoch"],
-                _headline(last),
-                time.strftime("%H:%M:%S", time.gmtime(left))
-                if left < 86400
-                else f"{left / 3600:.0f} h",
-            )
+            clock = time.strftime("%H:%M:%S", time.gmtime(left))
+            parts = [f"step {last['step']}/{self._total}", f"epoch {last['epoch']}"]
+            parts += [f"loss {last['loss']:.4f}", f"lr {last['lr']:.4g}"]
+            parts += [f"{last['images_per_second']:.0f} img/s"]
+            if "knn_top1" in last:
+                parts += [f"kNN {last['knn_top1']:.1%} (best {last['knn_best_top1']:.1%})"]
+            parts += [f"ETA {clock if left < 86400 else f'{left / 3600:.0f} h'}"]
+            log.info("%s", "  ".join(parts))
             self._said = now
-
-    def close(self) -> None:
-        """Nothing to close."""

@@ -20,7 +20,7 @@ from typing import Any
 from common.errors import ConfigError
 from common.files.atomic_file import write_atomically
 from common.files.strict_json import dump_json, read_json_file
-from trainer.telemetry.stream import Record, TelemetryConfig
+from trainer.telemetry.stream import Reader, Record, TelemetryConfig
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def refuse_missing(config: TelemetryConfig) -> None:
         )
 
 
-class WeightsAndBiases:
+class WeightsAndBiases(Reader):
     """Sends records; what goes wrong is logged once.
 
     Args:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +14,9 @@ from common.errors import ConfigError
 from common.waiting import observe, waiting
 from tests.trainer.faulty import small_config, train_with_faults
 from tests.trainer.runs import pack_images
-from trainer.health.phases import PHASES, WAITS, Phases, _DeviceClock
-from trainer.health.stragglers import Reading, StragglerConfig, Stragglers
+from trainer.health import phases as phases_module
+from trainer.health.phases import PHASES, WAITS, Phases
+from trainer.health.stragglers import StragglerConfig, Stragglers, summary
 from trainer.telemetry import TelemetryConfig
 from trainer.telemetry.prometheus import Prometheus
 
@@ -83,51 +85,39 @@ def test_settings_are_checked() -> None:
 # --- what a rank's own work is ------------------------------------------------------------------
 
 
-class _HostClock:
-    """Passes as it is told."""
+class _Clock:
+    """Passes as it is told, for the host and for the events of a GPU."""
 
-    now = 0.0
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.events = 0.0, 0
+        clock = self
 
-    def mark(self) -> float:
-        return self.now
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                assert enable_timing
+                clock.events += 1
 
-    def between(self, first: float, second: float) -> float:
-        return second - first
+            def record(self) -> None:
+                self.at = clock.now
 
-    def settle(self) -> None:
-        pass
+            def elapsed_time(self, later: "Event") -> float:
+                return 1000 * (later.at - self.at)
 
+            def synchronize(self) -> None:
+                pass
 
-def _device_clock(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The clock of GPUs, on events that are made of nothing but the time."""
-
-    class Event:
-        def __init__(self, enable_timing: bool) -> None:
-            assert enable_timing
-
-        def record(self) -> None:
-            self.at = clock.now
-
-        def elapsed_time(self, later: "Event") -> float:
-            return 1000 * (later.at - self.at)
-
-        def synchronize(self) -> None:
-            pass
-
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    clock: Any = _DeviceClock()
-    clock.now = 0.0
-    return clock
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        times = SimpleNamespace(perf_counter=lambda: clock.now, monotonic=lambda: clock.now)
+        monkeypatch.setattr(phases_module, "time", times)
 
 
-@pytest.mark.parametrize("kind", ["host", "device"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_waits_are_taken_off_the_phase_that_they_are_in(
-    kind: str, monkeypatch: pytest.MonkeyPatch
+    device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In every window anew: a GPU's events are used again."""
-    phases = Phases(torch.device("cpu"))
-    clock = _HostClock() if kind == "host" else _device_clock(monkeypatch)
-    phases._clock = clock
+    """In every window anew."""
+    clock = _Clock(monkeypatch)
+    phases = Phases(torch.device(device))
     expected = {**dict.fromkeys(PHASES, 0), "augment": 1, "forward": 2, "backward": 4, WAITS: 12}
     observe(phases)
     try:
@@ -168,8 +158,8 @@ def test_what_follows_the_last_gradient_is_waiting() -> None:
 
 def test_no_moment_is_kept_where_nobody_compares(monkeypatch: pytest.MonkeyPatch) -> None:
     """Events of a GPU would pile up through a run of a million steps."""
-    phases = Phases(torch.device("cpu"), timed=False)
-    phases._clock = clock = _device_clock(monkeypatch)
+    clock = _Clock(monkeypatch)
+    phases = Phases(torch.device("cuda"), timed=False)
     for step in range(1, 5):
         phases.step(step)
         phases.enter("forward")
@@ -178,7 +168,7 @@ def test_no_moment_is_kept_where_nobody_compares(monkeypatch: pytest.MonkeyPatch
         phases.end()
         with phases.aside("evaluation"):
             assert phases.place.patient
-    assert (clock._used, phases._spans) == ([], [])
+    assert (clock.events, phases._spans) == (0, [])
 
 
 def test_nobody_is_told_of_waits_after_a_run() -> None:
@@ -193,11 +183,10 @@ def test_nobody_is_told_of_waits_after_a_run() -> None:
 
 
 def test_prometheus_shows_seconds_by_rank_and_phase() -> None:
-    reading = Reading(10, seconds([0.5, 0.25]), {0: "slow"})
     endpoint = Prometheus("127.0.0.1", 0, None)
     try:
         for _ in range(2):
-            endpoint.show_ranks(reading.totals(), reading.stragglers)
+            endpoint.show_ranks(seconds([5.0, 2.5]), {0})
         url = f"http://127.0.0.1:{endpoint.port}/metrics"
         text = urllib.request.urlopen(url, timeout=20).read().decode()
     finally:
@@ -209,8 +198,8 @@ def test_prometheus_shows_seconds_by_rank_and_phase() -> None:
 
 
 def test_a_record_holds_median_and_most_whatever_the_number_of_ranks() -> None:
-    summary = Reading(10, seconds([0.5, 0.25, 0.25]), {}).summary()
-    assert summary["forward"] == {"median": 0.25, "max": 0.5, "rank": 0}
+    told = summary(seconds([0.5, 0.25, 0.25]))
+    assert told["forward"] == {"median": 0.25, "max": 0.5, "rank": 0}
 
 
 # --- whole runs ---------------------------------------------------------------------------------

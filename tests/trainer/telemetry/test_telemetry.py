@@ -6,8 +6,8 @@ import os
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +19,7 @@ from trainer.telemetry import (
     JsonLines,
     LogLines,
     ProgressBar,
+    Reader,
     Record,
     Telemetry,
     TelemetryConfig,
@@ -28,17 +29,18 @@ from trainer.telemetry import (
 from trainer.telemetry.prometheus import Prometheus
 
 
-class Collect:
+class Collect(Reader):
     def __init__(self) -> None:
         self.records: list[Record] = []
         self.calls = 0
+        self.seconds: list[float] = []
+
+    def show_steps(self, seconds: Sequence[float]) -> None:
+        self.seconds += seconds
 
     def read(self, records: list[Record]) -> None:
         self.calls += 1
         self.records += records
-
-    def close(self) -> None:
-        pass
 
 
 def record(step: int, **more: float) -> Record:
@@ -64,16 +66,15 @@ def test_the_time_of_a_step_leaves_out_pauses_and_the_first_step(
 ) -> None:
     clock = iter([0, 1, 3, 3, 103, 104, 105])
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
-    heard: list[float] = []
-    listener = SimpleNamespace(show_steps=heard.extend)
-    telemetry = Telemetry(TelemetryConfig(), 1, step_listeners=[listener])
+    collect = Collect()
+    telemetry = Telemetry(TelemetryConfig(), 1, [collect])
     telemetry.step({"step": 1})  # at 1, after what came before the first one
     telemetry.step({"step": 2})  # at 3
     with telemetry.pause():  # 100 seconds
         pass
     telemetry.step({"step": 3})  # at 104
     telemetry.flush()
-    assert heard == [2, 1]
+    assert collect.seconds == [2, 1]
 
 
 def test_a_loss_is_recorded_to_the_last_bit() -> None:
@@ -128,7 +129,7 @@ def test_the_bar_moves_with_each_step_though_the_device_is_read_rarely(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     bar = ProgressBar(total=30, done=4)
-    telemetry = Telemetry(TelemetryConfig(log_every=10), 16, [bar], step_counters=[bar])
+    telemetry = Telemetry(TelemetryConfig(log_every=10), 16, [bar])
     for step in (5, 6, 7):
         telemetry.step({"step": step, "lr": 0.1}, loss=torch.tensor(1.0))
         telemetry.flush_if_due()
