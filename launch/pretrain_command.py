@@ -96,8 +96,8 @@ def _train(recipe: str, overrides: list[str], stop: StopSignal) -> ExitCode:
 
 def _conclusion(config: "RunConfig") -> list[str]:
     """What came of a run that has ended, and what to do with it, as a shell takes it."""
+    from trainer.state.announce import next_commands
     from trainer.state.run_list import read_run
-    from trainer.state.run_readme import next_commands
 
     facts, out = read_run(config.out), shlex.quote(str(config.out))
     if facts.step is None:

@@ -15,10 +15,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from common.errors import DataError, RankLostError
 from common.files.strict_json import dump_json, read_json_file
+
+if TYPE_CHECKING:
+    from trainer.health.phases import Place
 
 _NAME = re.compile(r"rank-([0-9]{5,9})\.json")
 _REQUIRED = {"rank", "host", "pid", "started"}
@@ -52,15 +55,11 @@ class Heartbeat:
     why: str = ""
     """What the error said, on one line."""
 
-    def where(self) -> str:
-        """For a person."""
-        return place(self.step, self.phase, self.waiting)
 
-
-def place(step: int, phase: str, waiting: str) -> str:
+def where(at: "Heartbeat | Place") -> str:
     """Where a rank is, for a person."""
-    inside = f" in '{waiting}'" if waiting else ""
-    return f"step {step}, {phase}{inside}"
+    inside = f" in '{at.waiting}'" if at.waiting else ""
+    return f"step {at.step}, {at.phase}{inside}"
 
 
 def own(rank: int) -> Heartbeat:
@@ -165,7 +164,7 @@ class Looks(NamedTuple):
             return "has never reported (do all nodes share the run's folder?)"
         if rank == self.reader:
             return ""
-        last = f"(pid {found.pid} on {found.host}, last at {found.where()})"
+        last = f"(pid {found.pid} on {found.host}, last at {where(found)})"
         if found.ended:
             return f"has ended ({found.ended}) {last}"
         state = process_state(found)
@@ -196,9 +195,9 @@ def verdict(looks: Looks, world_size: int) -> str:
     reasons = [f"rank {rank} {why}" for rank, why in lost.items() if why]
     for found in present:
         if found.collectives < furthest:
-            reasons.append(f"rank {found.rank} did not join: it is at {found.where()}")
+            reasons.append(f"rank {found.rank} did not join: it is at {where(found)}")
         elif (found.waiting or found.phase) != place:
-            reasons.append(f"rank {found.rank} is in another: {found.where()}")
+            reasons.append(f"rank {found.rank} is in another: {where(found)}")
     reasons = reasons or ["all ranks have joined: the network or a device is at fault"]
     return f"{count} of {world_size} ranks are in '{place}'; {_listed(reasons)}"
 

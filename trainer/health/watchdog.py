@@ -31,7 +31,7 @@ from common.files.atomic_file import as_utf8
 from common.files.private_file import open_to_append
 from common.rendezvous import JOIN_TIMEOUT
 from trainer.health import heartbeat
-from trainer.health.heartbeat import Heartbeat, Looks, verdict
+from trainer.health.heartbeat import Heartbeat, Looks, verdict, where
 from trainer.health.phases import Phases, Place
 
 log = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ class Watchdog:
     def _explained(self, error: RuntimeError) -> RankLostError:
         found = self._verdict(self._look_at_others(most=_BEATS))
         return RankLostError(
-            f"{_place(self._phases.place)}: {found} ({first_sentence(error)}); the same"
+            f"{where(self._phases.place)}: {found} ({first_sentence(error)}); the same"
             " command starts the run again, unless another rank says what to mend"
         )
 
@@ -189,7 +189,7 @@ class Watchdog:
         words = int(still / self._config.warning) if self._config.warning else 0
         if place.patient and words and self._rank == 0 and self._told != (place, words):
             self._told = (place, words)
-            log.info("%s for %.0f s: this may take long", _place(place), still)
+            log.info("%s for %.0f s: this may take long", where(place), still)
         warn = self._config.warning * (limit / self._config.timeout if place.patient else 1)
         if 0 < warn < still and self._warned != place and self._reads:
             self._warned = place
@@ -235,15 +235,17 @@ class Watchdog:
         """Write stacks and the report, and end this process. Does not return."""
         self._ending.set()
         self._mine = replace(self._mine, hung=True)
-        where = f"{_where(place)}, for more than {limit:g} s"
+        stuck = f"{_where(place)}, for more than {limit:g} s"
         with contextlib.suppress(OSError):  # a full disk must not keep a hung process alive
-            stacks.write(f"rank {self._rank}, {where}\n")
+            stacks.write(f"rank {self._rank}, {stuck}\n")
             stacks.flush()
             faulthandler.dump_traceback(file=stacks, all_threads=True)
         looks = self._look_at_others(most=4 * _BEATS)
-        line = f"{where}: {self._verdict(looks)}"
+        line = f"{stuck}: {self._verdict(looks)}"
         if self._speaks_first(looks):
-            self._say(line)
+            said = f"hung at {line}; stacks of all ranks are in {self._stacks}"
+            said += "; start the run again and it goes on from its checkpoint"
+            os.write(2, as_utf8(f"[rank {self._rank}] widebatch: error: {said}\n"))
         self._beat_on()  # what ends too early would be taken for the rank that is missing
         with contextlib.suppress(OSError):
             stacks.write(f"\n{line}\n")
@@ -251,13 +253,6 @@ class Watchdog:
         for handler in logging.getLogger().handlers:
             handler.flush()
         os._exit(RETRYABLE_STATUS)
-
-    def _say(self, line: str) -> None:
-        text = (
-            f"[rank {self._rank}] widebatch: error: hung at {line}; stacks of all ranks are in"
-            f" {self._stacks}; start the run again and it goes on from its checkpoint\n"
-        )
-        os.write(2, as_utf8(text))
 
     def _look_at_others(self, most: int) -> Looks:
         """Two looks, with time for another word of all between them.
@@ -290,23 +285,14 @@ class Watchdog:
         return self._reads and not any(looks.lives(rank) for rank in range(self._rank))
 
 
-def _place(place: Place) -> str:
-    return heartbeat.place(place.step, place.phase, place.waiting)
-
-
 def _where(place: Place) -> str:
-    """With the line of code, while the main thread is still there."""
-    return _place(place) + _code_in_main_thread()
-
-
-def _code_in_main_thread() -> str:
-    """The innermost line of ours that the main thread is in."""
+    """With the innermost line of ours that the main thread is in, while it is still there."""
     frame: FrameType | None = sys._current_frames().get(threading.main_thread().ident or 0)
     root = Path(__file__).resolve().parents[2]
     while frame is not None:
         path = Path(frame.f_code.co_filename)
         ours = path.is_relative_to(root) and ".venv" not in path.parts
         if ours and path.name not in ("watchdog.py", "waiting.py"):
-            return f" ({path.relative_to(root)}:{frame.f_lineno})"
+            return f"{where(place)} ({path.relative_to(root)}:{frame.f_lineno})"
         frame = frame.f_back
-    return ""
+    return where(place)

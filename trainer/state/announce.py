@@ -1,16 +1,53 @@
-"""What a run says of itself before its first step: in its folder, and to who watches."""
+"""What a run says of itself before its first step: in its folder, and to who watches.
 
+RUN/README.md tells what lies in the folder, how to go on with it, and what it was made with. The
+command is put together from the configuration. Neither the command line that was typed nor any
+environment variable is written down: they may hold secrets, the configuration does not.
+"""
+
+import importlib.metadata
+import inspect
 import logging
+import os
+import platform
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
 
-from common.files.atomic_file import write_atomically
+import torch
+
+from common.files.atomic_file import as_utf8, write_atomically
 from common.files.strict_json import dump_json
-from trainer.config import absolute, to_json
-from trainer.models.encoders import stochastic_layers
+from trainer.config import RunConfig, RunPlan, absolute, to_json
+from trainer.models.encoders import is_torchvisions, stochastic_layers
+from trainer.recipes import RECIPES
 from trainer.run import Run
 from trainer.state.provenance import versions
-from trainer.state.run_readme import write_readme
+from trainer.state.settings import Setting, changed_from, settings
 
 log = logging.getLogger(__name__)
+
+_ALWAYS = ("data.train", "out")  # in the command, whatever the recipe says
+_OF_ONE_START = ("resume",)
+
+_FILES = (
+    ("config.json", "every setting, and under `run` what they came to on this data"),
+    ("metrics.jsonl", "a line for each step: loss, learning rate, images/s, kNN; no step twice"),
+    ("checkpoints/", "the newest ones, checksummed; `latest.json` and `best.json` point into them"),
+    ("tensorboard/", "the same numbers for `tensorboard --logdir`"),
+    ("wandb/", "what Weights & Biases keeps here, if `--telemetry.wandb` is set"),
+    ("samples.jsonl", "ids of the samples of every step, if `--log-samples` is set"),
+    ("nonfinite.jsonl", "steps left out for non-finite gradients: loss and samples, if any"),
+    ("substitutes.jsonl", "damaged samples in whose place others were shown, if there were any"),
+    ("heartbeats/", "what each process did last"),
+    ("stacks/", "where each process was when the run hung, if it did"),
+    ("restarts.json", "starts after failures, as the job script counts them"),
+    ("prometheus-targets.json", "where Prometheus finds the run while it lasts, if it is served"),
+    ("report.html", "what `widebatch report` makes of all this: one page, without network"),
+    ("evaluation/", "results of `widebatch evaluate`; the report shows them"),
+    (".lock", "held by the one run that may write here"),
+)
 
 
 def announce(run: Run, resumed: bool) -> None:
@@ -31,7 +68,8 @@ def announce(run: Run, resumed: bool) -> None:
     }
     text = dump_json({**to_json(absolute(run.config)), "run": facts}, indent=1) + "\n"
     write_atomically(run.config.out / "config.json", text.encode(), private=True)
-    write_readme(run.config, run.plan, run.fabric.device, made_with, run.state.step)
+    text = readme(run.config, run.plan, run.fabric.device, made_with, run.state.step)
+    write_readme(run.config.out, text)
     for line in run.plan.lines():
         log.info("%s", line)
     log.info(
@@ -60,3 +98,154 @@ def announce(run: Run, resumed: bool) -> None:
         log.info("compile   the first step compiles the encoder, which takes minutes (--compile)")
     if resumed:
         log.info("resumed   after step %d of %d", run.state.step, run.plan.total_steps)
+
+
+def write_readme(out: Path, text: str) -> None:
+    """Write or replace ``out / "README.md"``. Rank 0 alone does; a full disk is no error."""
+    path = out / "README.md"
+    try:
+        write_atomically(path, as_utf8(text), private=True)
+    except OSError as error:  # nobody stops a run for its description
+        log.warning("%s: cannot be written (%s)", path, error.strerror)
+
+
+def readme(
+    config: RunConfig,
+    plan: RunPlan,
+    device: torch.device,
+    made_with: Mapping[str, str | None],
+    steps_done: int,
+) -> str:
+    """The text of a run's README.md.
+
+    Args:
+        config: of the run.
+        plan: what it came to.
+        device: that rank 0 computes on.
+        made_with: see :func:`trainer.state.provenance.versions`.
+        steps_done: where this start of the run goes on.
+    """
+    began = f"goes on from step {steps_done}" if steps_done else "begins"
+    parts = [
+        f"# {config.out.absolute().name}",
+        "A pretraining run of Widebatch. This file is written at every start of the run; this one"
+        f" {began}. `widebatch runs {_quoted(config.out)}` says how it stands.",
+        "## Go on with it, and use it\n\n" + _commands(config),
+        "## Settings\n\n" + _settings(config),
+        "## What it comes to\n\n" + "\n".join(f"    {line}" for line in plan.lines()),
+        "## Files\n\n" + "\n".join(f"- `{name}`: {what}" for name, what in _FILES),
+        "## Made with\n\n" + _environment(plan, device, made_with),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def command(config: RunConfig) -> list[str] | None:
+    """Words that start this run, or go on with it; None where no recipe leads to it."""
+    if config.recipe not in RECIPES:
+        return None
+    base = RECIPES[config.recipe]()
+    if type(base.objective) is not type(config.objective):
+        return None
+    chosen = [s for s in settings(config) if s.key in _ALWAYS]
+    chosen += [s for s in changed_from(base, config) if s.key not in (*_ALWAYS, *_OF_ONE_START)]
+    words = [word for setting in chosen for word in _absolute(setting).words()]
+    return ["widebatch", "pretrain", config.recipe, *words]
+
+
+def _absolute(setting: Setting) -> Setting:
+    """Paths as they are from any folder."""
+    if not isinstance(setting.value, Path):
+        return setting
+    return Setting(setting.key, setting.flag, setting.value.absolute())
+
+
+def next_commands(config: RunConfig, out: str, program: str = "widebatch") -> list[str]:
+    """What to do with a run when it has ended: measure it, look at it, hand it on.
+
+    Args:
+        config: of the run.
+        out: its folder, as a shell takes it.
+        program: how a shell finds this one.
+    """
+    method = "diagnose" if config.data.test is None else "linear"  # the first needs no labels
+    known = is_torchvisions(config.encoder.name)
+    to, suffix = ("torchvision", "safetensors") if known else ("torch-export", "pt2")
+    return [
+        f"{program} evaluate {method} {out}",
+        f"{program} report {out}",
+        f"{program} export {out} --format {to} --out {out}/encoder.{suffix}",
+    ]
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path.absolute()))
+
+
+def _commands(config: RunConfig) -> str:
+    words = command(config)
+    lines = next_commands(config, _quoted(config.out))
+    said = "The first command goes on from the newest checkpoint, on any number of processes:"
+    said += " `--devices N` makes them N."
+    if words is None:
+        said = "Its settings were made in Python: the same call of `fit` goes on with it."
+    else:
+        lines = [shlex.join(words), *lines]
+    return "```console\n" + "\n".join(lines) + f"\n```\n\n{said}"
+
+
+def _settings(config: RunConfig) -> str:
+    if config.recipe not in RECIPES:
+        return "Of no recipe; `config.json` has them all."
+    builder = RECIPES[config.recipe]
+    base = builder()
+    was = {setting.key: setting for setting in settings(base)}
+    about = inspect.cleandoc(builder.__doc__ or "").partition("\n")[0]
+    rows = [
+        f"| `{s.key}` | {_shown(was.get(s.key))} | {_shown(s)} |"
+        for s in changed_from(base, config)
+        if s.key not in _ALWAYS
+    ]
+    if not rows:
+        return f"Those of the recipe `{config.recipe}`: {about}"
+    head = [f"Recipe `{config.recipe}`: {about} What differs from it:", ""]
+    return "\n".join([*head, "| setting | recipe | here |", "|---|---|---|", *rows])
+
+
+def _shown(setting: Setting | None) -> str:
+    """A value as a cell of a table."""
+    text = "" if setting is None else str(setting.value)
+    return f"`{text}`".replace("|", "\\|") if text else "-"
+
+
+def _environment(plan: RunPlan, device: torch.device, made_with: Mapping[str, str | None]) -> str:
+    commit = made_with.get("commit") or "none: this is no checkout"
+    if commit.endswith("+changes"):
+        commit = commit.removesuffix("+changes") + ", with changes that are not committed"
+    job = os.environ.get("SLURM_JOB_ID", "")
+    rows = [
+        ("widebatch", f"{made_with['widebatch']}, commit {commit}"),
+        ("Python", f"{made_with['python']} on {platform.system()} {platform.machine()}"),
+        ("processes", f"{plan.world_size}, rank 0 on {_device(device)}"),
+        *([("Slurm job", job)] if job.isdecimal() else []),
+        ("packages", ", ".join(f"{name} {version}" for name, version in _packages().items())),
+    ]
+    return "\n".join(f"- {name}: {text}" for name, text in rows)
+
+
+def _device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
+    return f"CPU, {os.cpu_count()} threads"
+
+
+def _packages() -> dict[str, str]:
+    """Versions of what Widebatch needs to run."""
+    needs = importlib.metadata.requires("widebatch") or []
+    names = [re.split(r"[^\w.-]", need)[0] for need in needs if "extra ==" not in need]
+    found = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "missing"
+    return found

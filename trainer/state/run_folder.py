@@ -102,30 +102,22 @@ def agreed_checkpoint(
             fingerprint = _fingerprint(config, found, info)
             if found is not None:
                 _check_same_data(config, found, fingerprint, hashed=not info.fingerprint)
-                _check_may_resume(config)
+                if config.resume == "never":
+                    raise ConfigError(
+                        f"--out {config.out}: holds a run already and --resume never is set;"
+                        " choose another folder or leave --resume out"
+                    )
                 if config.resume == "force" and saved is not None:
                     _say_what_changes(saved, config, plan, found)
             verdict = {"step": found.step if found else None, "fingerprint": fingerprint}
-        except CheckpointError as error:
-            verdict = {"checkpoint_error": str(error)}
-        except ConfigError as error:
-            verdict = {"config_error": str(error)}
+        except (CheckpointError, ConfigError) as error:
+            verdict = {"refused": str(error), "damaged": isinstance(error, CheckpointError)}
     verdict = broadcast_json(verdict)
-    if "checkpoint_error" in verdict:
-        raise CheckpointError(verdict["checkpoint_error"])
-    if "config_error" in verdict:
-        raise ConfigError(verdict["config_error"])
+    if "refused" in verdict:
+        raise (CheckpointError if verdict["damaged"] else ConfigError)(verdict["refused"])
     step = verdict["step"]
     info = replace(info, fingerprint=verdict["fingerprint"])
     return None if step is None else store.read(step), info
-
-
-def _check_may_resume(config: RunConfig) -> None:
-    if config.resume == "never":
-        raise ConfigError(
-            f"--out {config.out}: holds a run already and --resume never is set;"
-            " choose another folder or leave --resume out"
-        )
 
 
 def _check_same_run(config: RunConfig) -> dict[str, Any] | None:

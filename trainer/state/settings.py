@@ -32,11 +32,6 @@ class Setting:
         return isinstance(self.value, bool)
 
     @property
-    def required(self) -> bool:
-        """Whether only the command line can say it."""
-        return self.value is tyro.MISSING
-
-    @property
     def flags(self) -> tuple[str, ...]:
         """The flag; of a switch also the one that turns it off."""
         if not self.is_switch:

@@ -8,12 +8,11 @@ import torch
 from common.cores import cores_alone
 from trainer.state.checkpoint.files import Tensors
 
-_ALIGNMENT = 64  # bytes: every dtype fits, and every tensor has its own cache lines
 _THREADS = 4  # at most: a core copies some 5 GB/s, memory gives several times that
 
 
 class HostCopy:
-    """One block of host memory, kept from one checkpoint to the next.
+    """Host memory for the tensors of a checkpoint, kept from one to the next.
 
     From a GPU the memory is pinned and the copies are only queued, behind the work that makes the
     tensors and before that of the next step: nothing waits but :meth:`wait`. On the CPU several
@@ -35,15 +34,15 @@ class HostCopy:
             parts: file stem to tensors, on the CPU or one GPU.
 
         Returns:
-            The same names; tensors of this block, to be read after :meth:`wait`. They keep their
+            The same names; tensors of this memory, to be read after :meth:`wait`. They keep their
             memory layout: the copy is a plain one, and row-major order is the writer's work.
         """
         tensors = [tensor.detach() for part in parts.values() for tensor in part.values()]
         on_gpu = any(tensor.is_cuda for tensor in tensors)
         layout = [on_gpu, *((t.dtype, t.shape, t.stride()) for t in tensors)]
         if layout != self._layout:
-            self._copies = []  # give the old block back first
-            self._copies = _places(tensors, pinned=on_gpu)
+            self._copies = []  # give the old memory back first
+            self._copies = [torch.empty_like(t, device="cpu", pin_memory=on_gpu) for t in tensors]
             self._layout = layout
         self._arrived = None
         if on_gpu:
@@ -77,15 +76,3 @@ class HostCopy:
             taken += tensor.nbytes
         for done in [self._threads.submit(torch._foreach_copy_, *lists) for lists in shares]:
             done.result()
-
-
-def _places(tensors: list[torch.Tensor], pinned: bool) -> list[torch.Tensor]:
-    """Memory for a copy of each, all in one block, in the tensor's own order of dimensions."""
-    sizes = [tensor.numel() * tensor.element_size() for tensor in tensors]
-    padded = [-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes]
-    block = torch.empty(sum(padded), dtype=torch.uint8, pin_memory=pinned)
-    places = []
-    for tensor, size, piece in zip(tensors, sizes, block.split(padded)):
-        strides = torch.empty_like(tensor, device="meta").stride()  # channels_last stays so
-        places.append(piece[:size].view(tensor.dtype).as_strided(tensor.shape, strides))
-    return places

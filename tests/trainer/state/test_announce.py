@@ -24,7 +24,7 @@ from trainer.models.encoders import EncoderConfig
 from trainer.objectives.moco import MoCoConfig
 from trainer.recipes import RECIPES
 from trainer.report.page import write_page
-from trainer.state.run_readme import command, readme, write_readme
+from trainer.state.announce import command, readme, write_readme
 
 VERSIONS = {"widebatch": "0.1.0", "commit": "abc+changes", "python": "3.11.7"}
 
@@ -92,7 +92,7 @@ def test_a_full_disk_does_not_stop_the_run(
 
     monkeypatch.setattr(AtomicFile, "publish", full)
     config = tiny_config(Path("a.beton"), tmp_path)
-    write_readme(config, plan_run(config, 48, 1), torch.device("cpu"), VERSIONS, 0)
+    write_readme(config.out, text_of(config))
     assert "README.md: cannot be written (No space left on device)" in caplog.text
     assert not list(tmp_path.iterdir())
 
@@ -116,7 +116,7 @@ def test_a_folder_whose_name_is_no_text_gets_its_readme(tmp_path: Path) -> None:
     out = tmp_path / os.fsdecode(b"caf\xe9")
     out.mkdir()
     config = tiny_config(out / "a.beton", out)
-    write_readme(config, plan_run(config, 48, 1), torch.device("cpu"), VERSIONS, 0)
+    write_readme(config.out, text_of(config))
     assert "caf\\udce9/a.beton" in (out / "README.md").read_text()
 
 
