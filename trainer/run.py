@@ -104,11 +104,6 @@ class Run:
         """What moves the parameters."""
         return self.sharding.optimizer
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Compute dtype of the forward pass."""
-        return COMPUTE_DTYPE[self.config.precision]
-
     def remaining_batches(self) -> Iterator[Batch]:
         """Batches of the steps that are left, in order.
 
@@ -161,30 +156,21 @@ class Run:
         """Learning rate of the ``step``-th update, from 0."""
         return lr_at(self.config, self.plan, step)
 
-    def ends_epoch(self) -> bool:
-        """Whether the step just done was its epoch's last."""
-        return self.state.step % self.plan.steps_per_epoch == 0
-
     def is_done(self) -> bool:
         """Whether no step is left."""
         return self.state.step >= self.plan.total_steps
 
-    def _epoch_interval(self, interval: int) -> bool:
-        epochs_done = self.state.step // self.plan.steps_per_epoch
-        return interval > 0 and self.ends_epoch() and epochs_done % interval == 0
-
-    def evaluation_is_due(self) -> bool:
-        """Whether the online kNN belongs to the step just done."""
-        if self.knn is None or not self.config.knn.every_epochs:
-            return False
-        return self.is_done() or self._epoch_interval(self.config.knn.every_epochs)
+    def _ends_epochs(self, every: int) -> bool:
+        """Whether the step just done ends one of every so many epochs; 0: none does."""
+        epochs, steps = divmod(self.state.step, self.plan.steps_per_epoch)
+        return every > 0 and not steps and epochs % every == 0
 
     def checkpoint_is_due(self) -> bool:
         """Whether a checkpoint belongs to the step just done."""
         every = self.config.checkpoint.every_steps
         return (
             self.is_done()
-            or self._epoch_interval(self.config.checkpoint.every_epochs)
+            or self._ends_epochs(self.config.checkpoint.every_epochs)
             or (every > 0 and self.state.step % every == 0)
         )
 
@@ -194,12 +180,17 @@ class Run:
         Features that are not finite have no neighbours: that is noted, and the run goes on to what
         its guard says of it, or to its last checkpoint.
         """
-        if self.knn is None or not self.evaluation_is_due():
+        if self.knn is None or not (
+            self.is_done() or self._ends_epochs(self.config.knn.every_epochs)
+        ):
             return
         with self.telemetry.pause(), self.phases.aside("evaluation"):
             try:
                 result = self.knn.evaluate(
-                    self.sharding.whole_encoder(), self.augment, self.fabric.device, self.dtype
+                    self.sharding.whole_encoder(),
+                    self.augment,
+                    self.fabric.device,
+                    COMPUTE_DTYPE[self.config.precision],
                 )
                 self.knn_refused = None
             except NumericalError as error:  # of the features of all ranks: all of them meet it

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import ConfigError
-from trainer.report.evaluations import Bar
+from trainer.report.evaluations import Bar, names_of
 from trainer.report.history import Events, PhaseTime, running_mean
-from trainer.report.pictures import EmbeddingMap, Similarities, class_name
+from trainer.report.pictures import EmbeddingMap, class_name
 
 try:
     import plotly.graph_objects as go
@@ -215,7 +215,7 @@ def _ms(seconds: float) -> str:
 def accuracy_bars(identity: str, title: str, bars: Sequence[Bar]) -> Chart:
     """Accuracies in percent, grouped by how they were measured, over the level of guessing."""
     figure = _figure(height=360, yaxis={"range": [0, 105], "ticksuffix": " %"}, hovermode=False)
-    for name in dict.fromkeys(bar.name for bar in sorted(bars, key=lambda bar: bar.rank)):
+    for name in names_of(bars):
         mine = [bar for bar in bars if bar.name == name]
         figure.add_bar(
             name=name,
@@ -232,16 +232,15 @@ def accuracy_bars(identity: str, title: str, bars: Sequence[Bar]) -> Chart:
     return Chart(identity, title, figure, words, ("measured", "of", "top-1"), rows)
 
 
-def similarity_histogram(identity: str, found: Similarities) -> Chart:
+def similarity_histogram(identity: str, found: Mapping[str, npt.NDArray[np.float32]]) -> Chart:
     """Shares of pairs by their cosine: positives and negatives in the same axes."""
     figure = _figure(
         height=320, barmode="overlay", bargap=0, xaxis_title="cosine of two views' features"
     )
-    both = {"positives": found.positive_P, "negatives": found.negative_P}
-    low = min(float(cosine_P.min()) for cosine_P in both.values())
+    low = min(float(cosine_P.min()) for cosine_P in found.values())
     edges = np.linspace(np.floor(low * 10) / 10, 1.0, 41)
     rows = []
-    for name, cosine_P in both.items():
+    for name, cosine_P in found.items():
         share = 100 * np.histogram(np.clip(cosine_P, -1, 1), edges)[0] / len(cosine_P)
         figure.add_bar(
             name=name,

@@ -1,7 +1,7 @@
 """What ``widebatch evaluate`` measured of a run, and left in RUN/evaluation."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,11 +37,9 @@ class Bar:
     group: str
     """How it was measured; bars of a group stand together."""
     name: str
-    """What was measured."""
+    """What was measured, one of :data:`KINDS`."""
     value: float
     """Fraction in [0, 1]."""
-    rank: int = 0
-    """Place among the names, the same in every group."""
     chance: float = 0.0
     """Accuracy of guessing, a fraction."""
 
@@ -58,6 +56,11 @@ class Measured:
     """Name and value, for people."""
     bar: Bar | None
     """Its accuracy, where it has one."""
+
+
+def names_of(bars: Sequence[Bar]) -> list[str]:
+    """The names of bars, in the order in which they stand in every group."""
+    return [name for name in KINDS.values() if any(bar.name == name for bar in bars)]
 
 
 def read_measured(run: Path) -> tuple[Measured, ...]:
@@ -97,8 +100,7 @@ def _figures(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _bar(report: Mapping[str, Any], kind: str) -> Bar | None:
     try:
         chance = 1.0 / max(1, int(report["num_classes"]))
-        rank = list(KINDS).index(kind)
-        return Bar(_protocol(report), KINDS[kind], float(report["top1"]), rank, chance)
+        return Bar(_protocol(report), KINDS[kind], float(report["top1"]), chance)
     except (ValueError, TypeError, KeyError, AttributeError):
         return None  # no accuracy, or not of one of the encoders that are compared
 

@@ -85,17 +85,16 @@ def read_history(run: Path) -> History:
     records = read_records(run)
     metrics = columns(records)
     readings = [record for record in records if isinstance(record.get("phase_seconds"), dict)]
-    return History(
-        metrics,
-        Events(
-            skipped=_where(metrics, "skipped"),
-            restarts=read_restarts(run),
-            substitutes=_where_grown(metrics, "substitutes"),
-            substitute_count=int(_most(metrics, "substitutes")),
-        ),
-        _phase_times(readings),
-        _phase_columns(readings),
+    steps_N, none_N = metrics["step"].astype(int), np.zeros(len(records))
+    skipped_N = np.nan_to_num(metrics.get("skipped", none_N)) > 0
+    counts_N = np.maximum.accumulate(np.nan_to_num(metrics.get("substitutes", none_N)))
+    events = Events(
+        skipped=tuple(steps_N[skipped_N].tolist()),
+        restarts=read_restarts(run),
+        substitutes=tuple(steps_N[np.diff(counts_N, prepend=0.0) > 0].tolist()),
+        substitute_count=int(counts_N[-1]),
     )
+    return History(metrics, events, _phase_times(readings), _phase_columns(readings))
 
 
 def read_records(run: Path) -> list[dict[str, Any]]:
@@ -176,24 +175,6 @@ def read_restarts(run: Path) -> tuple[int, ...]:
             if event.HasField("summary"):
                 break
     return tuple(sorted(found))
-
-
-def _where(metrics: Metrics, name: str) -> tuple[int, ...]:
-    if name not in metrics:
-        return ()
-    return tuple(int(step) for step in metrics["step"][np.nan_to_num(metrics[name]) > 0])
-
-
-def _where_grown(metrics: Metrics, name: str) -> tuple[int, ...]:
-    if name not in metrics:
-        return ()
-    counts_N = np.maximum.accumulate(np.nan_to_num(metrics[name]))
-    grown_N = np.diff(counts_N, prepend=0.0) > 0
-    return tuple(int(step) for step in metrics["step"][grown_N])
-
-
-def _most(metrics: Metrics, name: str) -> float:
-    return float(np.nanmax(metrics[name])) if name in metrics else 0.0
 
 
 def _part(reading: Mapping[str, Any], phase: str) -> Mapping[str, Any]:

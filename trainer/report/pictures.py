@@ -93,16 +93,6 @@ class EmbeddingMap:
     """How it was made."""
 
 
-@dataclass(frozen=True)
-class Similarities:
-    """Cosines of the encoder's features of views."""
-
-    positive_P: npt.NDArray[np.float32]  # noqa: N815
-    """Of two views of one image."""
-    negative_P: npt.NDArray[np.float32]  # noqa: N815
-    """Of views of two images."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Pictures:
     """All of it; what could not be made is ``None``, and ``missing`` says why."""
@@ -110,7 +100,8 @@ class Pictures:
     views: Views | None = None
     queries: Queries | None = None
     map: EmbeddingMap | None = None
-    similarities: Similarities | None = None
+    similarities: dict[str, npt.NDArray[np.float32]] | None = None
+    """Cosines (P,) of the encoder's features of views: "positives" of one image, "negatives"."""
     missing: tuple[tuple[str, str], ...] = ()
 
 
@@ -260,7 +251,7 @@ class _Seen:
         )
 
     @torch.no_grad()
-    def similarities(self) -> Similarities:
+    def similarities(self) -> dict[str, npt.NDArray[np.float32]]:
         """Of pairs of views."""
         _, views_VN3SS = view_batch(self._train, self._settings, _PAIRED)
         count = views_VN3SS.shape[1]
@@ -271,7 +262,7 @@ class _Seen:
         first_NF, second_NF = nn.functional.normalize(features, dim=1).chunk(2)
         cosine_NN = (first_NF @ second_NF.T).numpy()
         own_NN = np.eye(count, dtype=bool)
-        return Similarities(cosine_NN[own_NN], cosine_NN[~own_NN])
+        return {"positives": cosine_NN[own_NN], "negatives": cosine_NN[~own_NN]}
 
 
 def project(features_NF: torch.Tensor) -> tuple[npt.NDArray[np.float64], str]:

@@ -17,7 +17,7 @@ import numpy as np
 from common.errors import ConfigError
 from common.files.atomic_file import write_atomically
 from trainer.report.contents import Contents
-from trainer.report.evaluations import Bar
+from trainer.report.evaluations import Bar, names_of
 from trainer.report.history import CURVES, History, Metrics, running_mean
 from trainer.report.pictures import EmbeddingMap, Queries, class_name
 from trainer.report.samples import Images, Views
@@ -104,7 +104,7 @@ def _accuracy(figure: Part, bars: Sequence[Bar]) -> None:
     """Grouped bars in percent, each with its figure on top, over the level of guessing."""
     axes = figure.add_subplot()
     groups = list(dict.fromkeys(bar.group for bar in bars))
-    names = list(dict.fromkeys(bar.name for bar in sorted(bars, key=lambda bar: bar.rank)))
+    names = names_of(bars)
     width = 0.8 / len(names)
     for number, name in enumerate(names):
         mine = [bar for bar in bars if bar.name == name]

@@ -13,7 +13,7 @@ from tests.report.made_runs import bare_run, write_evaluation, write_metrics
 from trainer.config import to_json
 from trainer.recipes import RECIPES
 from trainer.report.contents import names, read_contents
-from trainer.report.evaluations import read_measured
+from trainer.report.evaluations import names_of, read_measured
 from trainer.report.history import columns, read_history, read_records
 from trainer.report.pictures import Pictures
 from trainer.report.settings import changed, differing, flat
@@ -110,7 +110,7 @@ def test_evaluations_stand_in_groups_pixels_first(tmp_path):
         ("kNN\n10 labels\nper class", "untrained encoder", 0.2),
         ("linear (logistic)\n30\nlabels", "raw pixels", 0.3),
     ]
-    assert sorted(bars, key=lambda bar: bar.rank)[0].name == "raw pixels"
+    assert names_of(bars)[0] == "raw pixels"
     assert [each.file for each in measured] == ["a.json", "b.json", "c.json", "e.json"]
     assert dict(measured[0].figures) == {"top-1": "80.0 %", "top-5": "100.0 %"}
     assert dict(measured[-1].figures) == {"NMI": "0.25"}

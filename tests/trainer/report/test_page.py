@@ -19,7 +19,7 @@ from trainer.report.contents import names, read_contents
 from trainer.report.history import PhaseTime
 from trainer.report.live import LiveReport
 from trainer.report.page import page, write_page
-from trainer.report.pictures import Answers, EmbeddingMap, Pictures, Queries, Similarities
+from trainer.report.pictures import Answers, EmbeddingMap, Pictures, Queries
 from trainer.report.samples import Views
 
 NASTY = "<script>alert(1)</script>\"'&\x00\ud800"
@@ -155,7 +155,7 @@ def test_the_page_stays_small_whatever_the_images(tmp_path, side):
         views=Views(np.arange(8), noise(8), noise(8, 2)),
         queries=Queries(noise(8), labels[:8], answers, ("<hr>", "b")),
         map=EmbeddingMap(points, noise(400), np.arange(400), labels, ("<hr>", "b"), "chance"),
-        similarities=Similarities(rng.random(256), rng.random(65_280)),
+        similarities={"positives": rng.random(256), "negatives": rng.random(65_280)},
     )
     source = page([read_contents(bare_run(tmp_path / "run"), pictures)])
     assert len(source) - len(PLOTLY[1]) < 3_000_000

@@ -109,8 +109,8 @@ def test_all_is_looked_at_where_all_is_there(run):
     ] * 2
     assert found.map.images_NSS3.shape == (60, 32, 32, 3)
     assert [points.shape for points in found.map.points.values()] == [(60, 2)] * 2
-    assert found.similarities.positive_P.shape == (72,)
-    assert found.similarities.negative_P.shape == (72 * 71,)
+    assert found.similarities["positives"].shape == (72,)
+    assert found.similarities["negatives"].shape == (72 * 71,)
 
 
 def test_without_held_out_images_training_images_ask_but_not_for_themselves(tmp_path, data):
@@ -146,6 +146,6 @@ def test_similarities_are_of_the_views_that_the_encoder_was_trained_on(run, data
     with torch.no_grad():
         first, second = (torch.nn.functional.normalize(encoder(v), dim=1) for v in views)
     found = make_pictures(run, settings, **SMALL).similarities
-    assert found.positive_P == pytest.approx((first * second).sum(dim=1).numpy(), abs=1e-4)
+    assert found["positives"] == pytest.approx((first * second).sum(dim=1).numpy(), abs=1e-4)
     others = (first @ second.T).numpy()[~np.eye(72, dtype=bool)]
-    assert np.sort(found.negative_P) == pytest.approx(np.sort(others), abs=1e-4)
+    assert np.sort(found["negatives"]) == pytest.approx(np.sort(others), abs=1e-4)

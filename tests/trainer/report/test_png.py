@@ -11,7 +11,7 @@ from tests.trainer.runs import pack_images
 from tests.trainer.saved_runs import save_run
 from trainer.report import png
 from trainer.report.contents import read_contents
-from trainer.report.evaluations import Bar
+from trainer.report.evaluations import KINDS, Bar
 from trainer.report.history import running_mean
 from trainer.report.pictures import Answers, Pictures, Queries, make_pictures
 from trainer.report.png import write_figures
@@ -83,12 +83,13 @@ def test_the_running_mean_keeps_a_ramp_and_its_ends():
 
 
 def test_a_name_has_one_colour_and_one_place_in_every_group():
-    bars = [Bar("g", "b", 0.5, 1), Bar("h", "a", 0.2, 0), Bar("h", "b", 0.7, 1)]
+    first, second = KINDS["pixels"], KINDS["run"]
+    bars = [Bar("g", second, 0.5), Bar("h", first, 0.2), Bar("h", second, 0.7)]
     figure = Figure()
     png._accuracy(figure, bars)
     (a,), b = (container.patches for container in figure.axes[0].containers)
     names = [container.get_label() for container in figure.axes[0].containers]
-    assert names == ["a", "b"]
+    assert names == [first, second]
     assert a.get_facecolor() != b[0].get_facecolor() == b[1].get_facecolor()
     assert a.get_x() < b[1].get_x()
     assert b[1].get_height() == pytest.approx(70)

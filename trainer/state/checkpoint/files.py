@@ -8,7 +8,8 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +74,10 @@ def write_tensors(path: Path, tensors: Tensors) -> dict[str, Any]:
         }
     text = dump_json(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with SyncedFile(path) as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in names:
-            file.write(_bytes_of(tensors[name]))
+    begin = len(text).to_bytes(8, "little") + text
+    facts = _write_through(path, chain([begin], (_bytes_of(tensors[name]) for name in names)))
     shapes = {name: f"{_DTYPES[tensors[name].dtype]}{header[name]['shape']}" for name in names}
-    return {**file.facts(), "tensors": shapes}
+    return {**facts, "tensors": shapes}
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,9 +86,7 @@ def write_json(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         OSError: names the file.
     """
-    with SyncedFile(path) as file:
-        file.write(_json_bytes(values))
-    return file.facts()
+    return _write_through(path, [_json_bytes(values)])
 
 
 def write_manifest(path: Path, files: Mapping[str, Any]) -> None:
@@ -102,40 +99,25 @@ def write_manifest(path: Path, files: Mapping[str, Any]) -> None:
     write_json(path, {**content, "sha256": _digest(content)})
 
 
-class SyncedFile:
-    """A new private file, on disk when the ``with`` block ends without an error."""
+def _write_through(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, Any]:
+    """Write a new private file through to disk; returns its entry in the manifest.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._hash = hashlib.sha256()
-        self._bytes = 0
-        with _naming(path):
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-            self._file = os.fdopen(os.open(path, flags, 0o600), "wb", buffering=0)
-
-    def write(self, data: bytes | memoryview) -> None:
-        """Append. Both the checksum and the file system let other threads run meanwhile."""
-        view = memoryview(data)
-        with _naming(self._path):
+    Both the checksum and the file system let other threads run meanwhile.
+    """
+    digest, size = hashlib.sha256(), 0
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+    with _naming(path), os.fdopen(os.open(path, flags, 0o600), "wb", buffering=0) as file:
+        for piece in pieces:
+            view = memoryview(piece)
             while view:
                 fault_injection.at("checkpoint.write")
-                written = self._file.write(view[:_PIECE])
-                self._hash.update(view[:written])
-                self._bytes += written
+                written = file.write(view[:_PIECE])
+                digest.update(view[:written])
+                size += written
                 view = view[written:]
-
-    def facts(self) -> dict[str, Any]:
-        """The file's entry in the manifest."""
-        return {"sha256": self._hash.hexdigest(), "bytes": self._bytes}
-
-    def __enter__(self) -> "SyncedFile":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        with _naming(self._path), self._file:
-            if kind is None:
-                fault_injection.at("checkpoint.sync")
-                os.fsync(self._file.fileno())
+        fault_injection.at("checkpoint.sync")
+        os.fsync(file.fileno())
+    return {"sha256": digest.hexdigest(), "bytes": size}
 
 
 def sync_directory(path: Path) -> None:
