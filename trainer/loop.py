@@ -83,7 +83,7 @@ def _train(config: RunConfig, fabric: Fabric, stop_requested: Callable[[], bool]
         if run.is_done():
             log.info("nothing to do: step %d is the run's last", run.state.step)
             return Outcome.DONE
-        flags = AgreedFlags(("stop", "collapsed", *run.saver.FLAGS), run.fabric.device)
+        flags = AgreedFlags(("stop", "collapsed", "save_errno"), run.fabric.device)
         statistics = RunningStatistics(run.objective)
         run.phases.step(run.state.step + 1)
         for batch in run.remaining_batches():
@@ -130,9 +130,9 @@ def _agree(run: Run, flags: AgreedFlags, stop: bool) -> bool:
     Raises:
         NumericalError, OSError: what one rank found, which ends the run, on all.
     """
-    flags.post(stop=stop, collapsed=run.collapse.stops, **run.saver.failures())
+    flags.post(stop=stop, collapsed=run.collapse.stops, save_errno=run.saver.failure())
     agreed = flags.read()
-    run.saver.raise_if_failing(agreed)
+    run.saver.raise_if_failing(int(agreed["save_errno"]))
     if agreed["collapsed"]:
         raise NumericalError(run.collapse.reason())
     return bool(agreed["stop"])

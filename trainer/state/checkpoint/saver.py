@@ -96,35 +96,34 @@ class CheckpointSaver:
         """Whether a checkpoint is being written behind the steps."""
         return self._under_way is not None and not self._under_way[1].done()
 
-    def failures(self) -> dict[str, int]:
-        """This rank's numbers for the flags that ranks agree on each step; see ``FLAGS``."""
+    def failure(self) -> int:
+        """For ranks to agree on each step: the last failed save's errno, after too many in a row.
+
+        0 while there are fewer.
+        """
         if not self.is_writing:
             self._settle()
-        code = self._error.errno if self._error is not None else None
-        return {"failed_saves": self._failures, "save_errno": code or 0}
+        if self._error is None or self._failures < self._config.max_failures:
+            return 0
+        return self._error.errno or errno.EIO
 
-    FLAGS = ("failed_saves", "save_errno")
-    """Names of what :meth:`failures` returns."""
-
-    def raise_if_failing(self, agreed: Mapping[str, float]) -> None:
-        """End the run on all ranks together when too many saves in a row have failed.
+    def raise_if_failing(self, code: int) -> None:
+        """End the run on all ranks together.
 
         Args:
-            agreed: the maxima over all ranks of what :meth:`failures` returned.
+            code: the maximum over all ranks of what :meth:`failure` returned.
 
         Raises:
-            OSError: with the errno of the last failure.
+            OSError: with that errno, where it is not 0.
         """
-        count = int(agreed["failed_saves"])
-        if count < max(1, self._config.max_failures):
-            return
-        if self._error is not None:
+        if code and self._error is not None:
             raise self._error
-        code = int(agreed["save_errno"]) or errno.EIO
-        raise OSError(
-            code,
-            f"{os.strerror(code)}: rank 0 could not write {count} checkpoints in a row",
-        )
+        if code:
+            raise OSError(
+                code,
+                f"{os.strerror(code)}: rank 0 could not write {self._config.max_failures}"
+                " checkpoints in a row",
+            )
 
     def finish(self) -> None:
         """Return when what was given to :meth:`save` last is on disk. A collective.
