@@ -12,7 +12,7 @@ import os
 import platform
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -29,7 +29,6 @@ from trainer.state.settings import Setting, changed_from, settings
 log = logging.getLogger(__name__)
 
 _ALWAYS = ("data.train", "out")  # in the command, whatever the recipe says
-_OF_ONE_START = ("resume",)
 
 _FILES = (
     ("config.json", "every setting, and under `run` what they came to on this data"),
@@ -79,25 +78,28 @@ def announce(run: Run, resumed: bool) -> None:
         run.config.precision,
         run.config.strategy.name if run.plan.world_size > 1 else "one process",
     )
-    for caveat in (*run.plan.caveats(), *run.objective.caveats(run.config.sync_batch_norm)):
+    for caveat in _caveats(run):
         log.warning("%s", caveat)
-    if run.config.micro_batch and run.config.micro_batch_norm == "piece":
-        log.warning(
-            "BatchNorm statistics are those of a piece: another number of processes gives another"
-            " run (--micro-batch-norm exact)"
-        )
-    random_layers = stochastic_layers(run.objective)
-    if random_layers:
-        log.warning(
-            "%s and %d more draw their own random numbers: a resume is exact, but another number of"
-            " processes gives another run",
-            random_layers[0],
-            len(random_layers) - 1,
-        )
     if run.config.compile:
         log.info("compile   the first step compiles the encoder, which takes minutes (--compile)")
     if resumed:
         log.info("resumed   after step %d of %d", run.state.step, run.plan.total_steps)
+
+
+def _caveats(run: Run) -> Iterator[str]:
+    """What keeps this run from being the same on another number of processes, or else odd."""
+    yield from run.plan.caveats()
+    yield from run.objective.caveats(run.config.sync_batch_norm)
+    if run.config.micro_batch and run.config.micro_batch_norm == "piece":
+        yield (
+            "BatchNorm statistics are those of a piece: another number of processes gives another"
+            " run (--micro-batch-norm exact)"
+        )
+    if random_layers := stochastic_layers(run.objective):
+        yield (
+            f"{random_layers[0]} and {len(random_layers) - 1} more draw their own random numbers: a"
+            " resume is exact, but another number of processes gives another run"
+        )
 
 
 def write_readme(out: Path, text: str) -> None:
@@ -143,20 +145,14 @@ def command(config: RunConfig) -> list[str] | None:
     """Words that start this run, or go on with it; None where no recipe leads to it."""
     if config.recipe not in RECIPES:
         return None
-    base = RECIPES[config.recipe]()
+    base, config = RECIPES[config.recipe](), absolute(config)
     if type(base.objective) is not type(config.objective):
         return None
     chosen = [s for s in settings(config) if s.key in _ALWAYS]
-    chosen += [s for s in changed_from(base, config) if s.key not in (*_ALWAYS, *_OF_ONE_START)]
-    words = [word for setting in chosen for word in _absolute(setting).words()]
+    # How one start deals with an earlier run is no setting of the next.
+    chosen += [s for s in changed_from(base, config) if s.key not in (*_ALWAYS, "resume")]
+    words = [word for setting in chosen for word in setting.words()]
     return ["widebatch", "pretrain", config.recipe, *words]
-
-
-def _absolute(setting: Setting) -> Setting:
-    """Paths as they are from any folder."""
-    if not isinstance(setting.value, Path):
-        return setting
-    return Setting(setting.key, setting.flag, setting.value.absolute())
 
 
 def next_commands(config: RunConfig, out: str, program: str = "widebatch") -> list[str]:
@@ -227,7 +223,7 @@ def _environment(plan: RunPlan, device: torch.device, made_with: Mapping[str, st
         ("Python", f"{made_with['python']} on {platform.system()} {platform.machine()}"),
         ("processes", f"{plan.world_size}, rank 0 on {_device(device)}"),
         *([("Slurm job", job)] if job.isdecimal() else []),
-        ("packages", ", ".join(f"{name} {version}" for name, version in _packages().items())),
+        ("packages", ", ".join(_packages())),
     ]
     return "\n".join(f"- {name}: {text}" for name, text in rows)
 
@@ -238,14 +234,11 @@ def _device(device: torch.device) -> str:
     return f"CPU, {os.cpu_count()} threads"
 
 
-def _packages() -> dict[str, str]:
-    """Versions of what Widebatch needs to run."""
+def _packages() -> Iterator[str]:
+    """Names and versions of what Widebatch needs to run."""
     needs = importlib.metadata.requires("widebatch") or []
-    names = [re.split(r"[^\w.-]", need)[0] for need in needs if "extra ==" not in need]
-    found = {}
-    for name in names:
+    for name in (re.split(r"[^\w.-]", need)[0] for need in needs if "extra ==" not in need):
         try:
-            found[name] = importlib.metadata.version(name)
+            yield f"{name} {importlib.metadata.version(name)}"
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "missing"
-    return found
+            yield f"{name} missing"
