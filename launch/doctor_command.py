@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from common.files.atomic_file import check_replaceable, write_atomically
 from common.files.strict_json import dump_json
 from launch import cluster
 from launch.devices import add_option
@@ -60,6 +61,8 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Examine, print what is found as it is, and say by the exit code whether anything is bad."""
+    if args.json is not None:
+        check_replaceable(args.json, ".json")
     place = cluster.discover(os.environ)
     cluster.export(place)
     if place.rank:
@@ -73,6 +76,6 @@ def run(args: argparse.Namespace) -> int:
         if place.rank == 0:
             print(table([found], place.world_size), flush=True)
     if place.rank == 0 and args.json is not None:
-        args.json.write_text(dump_json(records, indent=1) + "\n")
+        write_atomically(args.json, (dump_json(records, indent=1) + "\n").encode())
     bad = any(record["verdict"] == "bad" for record in records)
     return ExitCode.FATAL if bad else ExitCode.DONE

@@ -79,7 +79,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.figures and len(args.run_folders) > 1:
         raise ConfigError("--figures draws one run: name one")
     if args.out:
-        check_replaceable(args.out)
+        check_replaceable(args.out, ".html")
     if not 0 <= args.port <= 65535:
         raise ConfigError(f"--port {args.port}: choose 1 to 65535, or 0 for one that is free")
     if args.port and not args.live:

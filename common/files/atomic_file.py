@@ -88,18 +88,24 @@ class AtomicFile:
                 raise
 
 
-def check_replaceable(path: Path) -> None:
+def check_replaceable(path: Path, suffix: str = "") -> None:
     """Refuse a name that something has which is not written by giving its name away.
 
     Of a link to a regular file, or to nothing, the link is replaced and the file stands.
 
+    Args:
+        path: the name.
+        suffix: of what is written; a file that is there is replaced if its name ends so.
+
     Raises:
         FileExistsError: a folder, device, pipe or socket has the name, or a link to one; or it is
-            in /dev, where ``stdout`` may be a link to a file.
+            in /dev, where ``stdout`` may be a link to a file; or a file of another kind has it.
     """
     if path.absolute().parent == _DEVICES or (path.exists() and not path.is_file()):
         what = "is a folder" if path.is_dir() else "is no regular file, and is not replaced"
         raise FileExistsError(f"{path}: {what}; choose another name")
+    if path.exists() and not path.name.lower().endswith(suffix):
+        raise FileExistsError(f"{path}: exists and is no {suffix} file; choose another name")
 
 
 def write_atomically(path: Path, content: bytes, *, private: bool = False) -> None:

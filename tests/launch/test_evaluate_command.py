@@ -256,6 +256,7 @@ def test_testing_on_the_training_file_is_remarked(
         (["--device", "cuda:99"], "cuda:99"),
         (["--device", "tpu"], "tpu"),
         (["--json", "{folder}"], "is a folder"),
+        (["--json", "{folder}/train.beton"], "train.beton: exists and is no .json file"),
         (["--which", "first"], "first"),
     ],
     ids=lambda value: " ".join(value)[-40:] if isinstance(value, list) else "",

@@ -62,6 +62,7 @@ def test_figures_are_drawn_beside_the_page(run, tmp_path, capsys):
         (["--live", "--out", "x.html"], "--live writes no files"),
         (["--live", "--figures", "x"], "--live writes no files"),
         (["--out", "."], ".: is a folder; choose another name"),
+        (["--out", "run/metrics.jsonl"], "run/metrics.jsonl: exists and is no .html file"),
         (["--port", "80"], "add --live"),
         (["--live", "--port", "65536"], "choose 1 to 65535"),
         (["elsewhere", "--figures", "x"], "name one"),

@@ -69,7 +69,7 @@ class JobConfig:
     def __post_init__(self) -> None:
         """Refuse what contradicts itself."""
         if self.json is not None:
-            check_replaceable(self.json)
+            check_replaceable(self.json, ".json")
         self.at_least(1, "batch")
         if self.seed not in SEEDS:
             raise ConfigError(f"--seed {self.seed}: choose {SEEDS[0]} to {SEEDS[-1]} (64 bits)")
