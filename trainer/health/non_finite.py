@@ -47,7 +47,7 @@ class NumericalGuard(Reader):
 
     Args:
         max_skipped: steps in a row to endure.
-        sample_ids: of the global batch of a step, from 1; none: they are not named.
+        sample_ids: of the global batch of a step, from 1.
         folder: of the run, on the rank that writes; ``None`` elsewhere.
         steps_done: of an earlier part of the run; the file's later lines are dropped.
     """
@@ -55,7 +55,7 @@ class NumericalGuard(Reader):
     def __init__(
         self,
         max_skipped: int,
-        sample_ids: Callable[[int], Sequence[int]] | None = None,
+        sample_ids: Callable[[int], Sequence[int]],
         folder: Path | None = None,
         steps_done: int = 0,
     ) -> None:
@@ -90,7 +90,7 @@ class NumericalGuard(Reader):
             # As text: JSON has no word for what is not finite.
             "loss": str(record["loss"]),
             "gradient_norm": str(record.get("gradient_norm")),
-            "ids": list(self._sample_ids(record["step"])) if self._sample_ids else [],
+            "ids": list(self._sample_ids(record["step"])),
         }
         self._lines.read([line])
         if self.skipped_in_a_row == 1:
@@ -101,8 +101,6 @@ class NumericalGuard(Reader):
             )
 
     def _blame(self, step: int) -> str:
-        if self._sample_ids is None:
-            return ""
         ids = self._sample_ids(step)
         more = f" and {len(ids) - _MOST_SHOWN} more" if len(ids) > _MOST_SHOWN else ""
         return f" on samples {', '.join(map(str, ids[:_MOST_SHOWN]))}{more}: see {FILE}"

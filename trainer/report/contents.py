@@ -8,7 +8,7 @@ from typing import Any
 from trainer.health.heartbeat import ranks_in
 from trainer.report.evaluations import Bar, Measured, read_measured
 from trainer.report.history import History, read_history
-from trainer.report.pictures import Attempts, Pictures
+from trainer.report.pictures import Pictures, attempt
 from trainer.report.settings import read_settings
 from trainer.state.run_data import section
 from trainer.state.run_list import read_run
@@ -47,9 +47,9 @@ def read_contents(run: Path, pictures: Pictures, name: str = "") -> Contents:
         ConfigError: ``run`` is no run's folder.
     """
     settings = read_settings(run)
-    attempts = Attempts()
-    history = attempts.make("curves", lambda: read_history(run))
-    measured = attempts.make("evaluations", lambda: read_measured(run))
+    missing: list[tuple[str, str]] = []
+    history = attempt(missing, "curves", lambda: read_history(run))
+    measured = attempt(missing, "evaluations", lambda: read_measured(run))
     return Contents(
         run,
         name or names([run])[0],
@@ -58,7 +58,7 @@ def read_contents(run: Path, pictures: Pictures, name: str = "") -> Contents:
         history,
         measured or (),
         pictures,
-        (*attempts.missing, *pictures.missing),
+        (*missing, *pictures.missing),
     )
 
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from common.errors import DataError
 from trainer.health.phases import PHASES, WAITS
+from trainer.state.run_data import section
 
 Metrics = Mapping[str, npt.NDArray[np.float64]]
 """Columns of ``metrics.jsonl``, NaN where a step has no value."""
@@ -67,8 +68,6 @@ class History:
     events: Events
     phases: tuple[PhaseTime, ...] = ()
     """In the order of a step; empty where the run recorded none."""
-    phase_metrics: Metrics | None = None
-    """``step`` and a column for each phase: seconds on the median rank, at every reading."""
 
     @property
     def last_step(self) -> int:
@@ -94,7 +93,7 @@ def read_history(run: Path) -> History:
         substitutes=tuple(steps_N[np.diff(counts_N, prepend=0.0) > 0].tolist()),
         substitute_count=int(counts_N[-1]),
     )
-    return History(metrics, events, _phase_times(readings), _phase_columns(readings))
+    return History(metrics, events, _phase_times(readings))
 
 
 def read_records(run: Path) -> list[dict[str, Any]]:
@@ -177,15 +176,10 @@ def read_restarts(run: Path) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-def _part(reading: Mapping[str, Any], phase: str) -> Mapping[str, Any]:
-    part = reading["phase_seconds"].get(phase)
-    return part if isinstance(part, dict) else {}
-
-
 def _phase_times(readings: Sequence[Mapping[str, Any]]) -> tuple[PhaseTime, ...]:
     found = []
     for phase in (*PHASES, WAITS):
-        parts = [_part(reading, phase) for reading in readings]
+        parts = [section(reading["phase_seconds"], phase) for reading in readings]
         medians = [number_in(part.get("median")) for part in parts]
         slowest = [number_in(part.get("max")) for part in parts]
         if parts and np.isfinite(medians).any() and np.isfinite(slowest).any():
@@ -195,11 +189,3 @@ def _phase_times(readings: Sequence[Mapping[str, Any]]) -> tuple[PhaseTime, ...]
                 PhaseTime(phase, float(np.nanmean(medians)), float(np.nanmean(slowest)), rank)
             )
     return tuple(found)
-
-
-def _phase_columns(readings: Sequence[Mapping[str, Any]]) -> Metrics | None:
-    rows = [
-        {"step": reading["step"], **{p: _part(reading, p).get("median") for p in (*PHASES, WAITS)}}
-        for reading in readings
-    ]
-    return columns(rows) or None

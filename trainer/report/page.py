@@ -90,6 +90,7 @@ def _values(runs: Sequence[Contents]) -> dict[str, Any]:
     several = len(runs) > 1
     facts = [dict(_facts(run)) for run in runs]
     lacks = dict.fromkeys(lack for run in runs for lack in run.missing)
+    phases = {run.name: run.history.phases for run in runs if run.history and run.history.phases}
     return {
         "runs": runs,
         "names": [run.name for run in runs],
@@ -99,7 +100,7 @@ def _values(runs: Sequence[Contents]) -> dict[str, Any]:
         ],
         "curves": list(_curves(runs)),
         "events": [f"{run.name}: {event}" if several else event for run, event in _events(runs)],
-        "phases": list(_phases(runs)),
+        "phases": [phase_bars("phases", phases)] if phases else [],
         "accuracies": [
             accuracy_bars(
                 f"accuracy-{number}",
@@ -195,20 +196,6 @@ def _events(runs: Sequence[Contents]) -> Iterator[tuple[Contents, str]]:
             if steps:
                 more = f" and {len(steps) - 8} more" if len(steps) > 8 else ""
                 yield run, f"{words} {', '.join(f'{step:,}' for step in steps[:8])}{more}"
-
-
-def _phases(runs: Sequence[Contents]) -> Iterator[Chart]:
-    told = {run.name: run.history for run in runs if run.history and run.history.phases}
-    if told:
-        yield phase_bars("phases", {name: history.phases for name, history in told.items()})
-    for history in told.values():
-        readings = history.phase_metrics
-        if len(told) == 1 and readings is not None and len(readings["step"]) > 1:
-            lines = [
-                Line(phase.name, readings["step"], 1000 * readings[phase.name])
-                for phase in history.phases
-            ]
-            yield line_chart("curve-phases", "Phases (ms a step)", lines)
 
 
 def _settings(run: Contents) -> tuple[str, str, list[list[str]], list[tuple[str, str]]]:

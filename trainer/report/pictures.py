@@ -111,19 +111,13 @@ COMPARED = Pictures(
 """Of a page that compares runs."""
 
 
-class Attempts:
-    """Makes the parts of a report; notes what is left out, and why."""
-
-    def __init__(self) -> None:
-        self.missing: list[tuple[str, str]] = []
-
-    def make(self, name: str, part: Callable[[], T]) -> T | None:
-        """The part, or ``None`` where it cannot be made."""
-        try:
-            return part()
-        except (ExplainedError, FileNotFoundError, PermissionError) as reason:
-            self.missing.append((name, str(reason)))
-            return None
+def attempt(missing: list[tuple[str, str]], name: str, part: Callable[[], T]) -> T | None:
+    """A part of a report, or ``None`` where it cannot be made: ``missing`` then says why."""
+    try:
+        return part()
+    except (ExplainedError, FileNotFoundError, PermissionError) as reason:
+        missing.append((name, str(reason)))
+        return None
 
 
 def make_pictures(
@@ -141,22 +135,22 @@ def make_pictures(
         ConfigError: the device is not there.
     """
     where = choose_device(device)
-    attempts = Attempts()
-    views = attempts.make(
-        "views", lambda: first_views(run_data(run, settings, "train"), settings, _VIEW_ROWS)
+    missing: list[tuple[str, str]] = []
+
+    def views() -> Views:
+        return first_views(run_data(run, settings, "train"), settings, _VIEW_ROWS)
+
+    made: dict[str, Any] = {"views": attempt(missing, "views", views)}
+    seen = attempt(
+        missing,
+        "neighbours, map and similarities",
+        lambda: _Seen(run, settings, max_images, where),
     )
-    seen = attempts.make(
-        "neighbours, map and similarities", lambda: _Seen(run, settings, max_images, where)
-    )
-    if seen is None:
-        return Pictures(views=views, missing=tuple(attempts.missing))
-    return Pictures(
-        views=views,
-        queries=attempts.make("neighbours", seen.queries),
-        map=attempts.make("map", seen.map),
-        similarities=attempts.make("similarities", seen.similarities),
-        missing=tuple(attempts.missing),
-    )
+    if seen is not None:
+        made["queries"] = attempt(missing, "neighbours", seen.queries)
+        made["map"] = attempt(missing, "map", seen.map)
+        made["similarities"] = attempt(missing, "similarities", seen.similarities)
+    return Pictures(**made, missing=tuple(missing))
 
 
 class _Seen:
@@ -212,9 +206,14 @@ class _Seen:
         )
         return extract_features(encoder, batches, plain, self._device, gather=False).features_NF
 
+    def _some(self, most: int) -> npt.NDArray[np.int64]:
+        """Indices of images that ask, of every class its share, in the order of classes."""
+        by_class_N = np.argsort(self._asked.labels_N, kind="stable")
+        return by_class_N[evenly(len(by_class_N), most)]
+
     def queries(self) -> Queries:
         """A few images and their neighbours."""
-        chosen_R = one_per_class(self._asked.labels_N, _QUERIES)
+        chosen_R = self._some(_QUERIES)
         itself = self._asked is self._bank
         answers = []
         for title, (bank_NF, asked_NF) in self._features.items():
@@ -236,8 +235,7 @@ class _Seen:
 
     def map(self) -> EmbeddingMap:
         """Some of the images on a plane."""
-        chosen_N = evenly(len(self._asked.ids_N), _ON_THE_MAP)
-        chosen_N = chosen_N[np.argsort(self._asked.labels_N[chosen_N], kind="stable")]
+        chosen_N = self._some(_ON_THE_MAP)
         points, method = {}, ""
         for title, (_, asked_NF) in self._features.items():
             points[title], method = project(asked_NF[chosen_N])
@@ -279,9 +277,7 @@ def project(features_NF: torch.Tensor) -> tuple[npt.NDArray[np.float64], str]:
         raise DataError(f"{count} images are too few for a map")
     # As van der Maaten recommends: 50 principal components hold what neighbourhoods depend on.
     u_NK, s_K, _ = torch.linalg.svd(unit_NF - unit_NF.mean(dim=0), full_matrices=False)
-    # The sign of a component is arbitrary: its largest entry is made positive.
-    signs_K = u_NK.gather(0, u_NK.abs().argmax(dim=0, keepdim=True)).sign()
-    reduced_NK = (u_NK * s_K * signs_K)[:, : min(50, count, width)].numpy()
+    reduced_NK = (u_NK * s_K)[:, : min(50, count, width)].numpy()
     try:
         from sklearn.manifold import TSNE
     except ImportError:
@@ -291,15 +287,6 @@ def project(features_NF: torch.Tensor) -> tuple[npt.NDArray[np.float64], str]:
         perplexity=perplexity, init="pca", learning_rate="auto", max_iter=500, random_state=0
     )
     return np.asarray(tsne.fit_transform(reduced_NK), np.float64), "t-SNE of cosine distances"
-
-
-def one_per_class(labels_N: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
-    """Indices of ``count`` images that take turns among the classes, in the order of classes."""
-    turn_N = np.zeros_like(labels_N)
-    for label in np.unique(labels_N):
-        mine = labels_N == label
-        turn_N[mine] = np.arange(mine.sum())
-    return np.lexsort((labels_N, turn_N))[:count]
 
 
 def class_name(label: int, names: Sequence[str]) -> str:

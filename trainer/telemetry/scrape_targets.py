@@ -141,8 +141,7 @@ def _publish(path: Path, groups: list[dict[str, Any]]) -> None:
 
 def _withdraw(path: Path) -> None:
     try:
-        path.unlink(missing_ok=True)
-    except NotADirectoryError:
-        log.debug("%s: never written", path)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # never written
+            path.unlink()
     except OSError as error:
         log.warning("%s: %s; delete it, its targets are gone", path, error.strerror)

@@ -108,8 +108,8 @@ def test_steps_between_start_the_count_anew(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_repeats_no_line(tmp_path: Path) -> None:
-    NumericalGuard(9, None, tmp_path).read([record(1), record(2), record(3)])
-    NumericalGuard(9, None, tmp_path, steps_done=1).read([record(2)])
+    NumericalGuard(9, lambda step: [], tmp_path).read([record(1), record(2), record(3)])
+    NumericalGuard(9, lambda step: [], tmp_path, steps_done=1).read([record(2)])
     lines = [json.loads(text) for text in (tmp_path / FILE).read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2]
 

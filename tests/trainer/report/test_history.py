@@ -81,8 +81,6 @@ def test_phases_are_means_of_the_readings_and_name_the_slowest_rank(tmp_path):
         1,
     )
     assert collectives.name == "collectives"
-    assert history.phase_metrics["step"].tolist() == [10, 20, 30]
-    assert history.phase_metrics["forward"].tolist() == [0.2] * 3
 
 
 def test_strange_phases_are_passed_over(tmp_path):

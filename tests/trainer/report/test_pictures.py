@@ -13,7 +13,7 @@ from tests.trainer.runs import pack_images
 from tests.trainer.saved_runs import save_run
 from trainer.config import from_json, to_json
 from trainer.evaluation.load_encoder import load_encoder
-from trainer.report.pictures import make_pictures, one_per_class, project
+from trainer.report.pictures import make_pictures, project
 from trainer.report.samples import first_views, read_spread, view_batch
 from trainer.report.settings import read_settings
 
@@ -59,11 +59,6 @@ def test_an_image_stands_beside_its_own_views(run, data):
         assert np.array_equal(found.views_RVSS3[:, view], found.originals_RSS3)
 
 
-def test_queries_take_turns_among_the_classes():
-    labels = np.array([2, 2, 2, 0, 0, 1])
-    assert labels[one_per_class(labels, 5)].tolist() == [0, 1, 2, 0, 2]
-
-
 def test_images_are_spread_over_a_file_that_is_sorted_by_class(data):
     encoder = load_encoder("pixels:32").preprocessing
     batch = read_spread(data, 9, encoder)
@@ -104,6 +99,7 @@ def test_all_is_looked_at_where_all_is_there(run):
     assert found.missing == ()
     assert found.views.views_RVSS3.shape == (8, 2, 32, 32, 3)
     assert found.queries.labelled
+    assert found.queries.labels_R.tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
     assert [answer.images_RKSS3.shape for answer in found.queries.answers] == [
         (8, 6, 32, 32, 3)
     ] * 2

@@ -207,7 +207,7 @@ def test_prometheus_shows_the_newest_values_on_loopback_only_by_get() -> None:
 
 
 def test_lost_numbers_end_the_run_with_the_step_named() -> None:
-    guard = NumericalGuard(3)
+    guard = NumericalGuard(3, lambda step: [])
     guard.read([record(1, skipped=1), record(2, skipped=1), record(3), record(4, skipped=1)])
     assert guard.skipped_in_a_row == 1
     with pytest.raises(NumericalError, match="step 6: gradients were not finite in 3 steps"):
