@@ -187,7 +187,7 @@ def _build(
         gradients=_gradients(config, plan, fabric, objective, sharding.model, augment, phases),
         saver=saver,
         data_stamp=data_stamp(config.data.train),
-        telemetry=Telemetry(config.telemetry, plan.global_batch),
+        telemetry=Telemetry(config.telemetry, plan.global_batch, clock=phases.clock),
         knn=_online_knn(config, loader.config, fabric, stack),
         guard=_guard(config, plan, fabric.is_global_zero, checkpoint.step if checkpoint else 0),
         collapse=CollapseAlarm(config.collapse, judges=fabric.is_global_zero),

@@ -184,7 +184,7 @@ class Run:
             self.is_done() or self._ends_epochs(self.config.knn.every_epochs)
         ):
             return
-        with self.telemetry.pause(), self.phases.aside("evaluation"):
+        with self.phases.aside("evaluation"):
             try:
                 result = self.knn.evaluate(
                     self.sharding.whole_encoder(),
@@ -214,29 +214,30 @@ class Run:
         Raises:
             OSError: with ``finish``, on all ranks: it could not be written.
         """
+        is_new = self.saver.step != self.state.step
+        if is_new:
+            self.telemetry.flush()
+            self.state.skipped_in_a_row = self.guard.skipped_in_a_row
         with self.phases.aside("checkpoint"):
-            if self.saver.step != self.state.step:
+            if is_new:
                 self._save(best)
             if finish:
                 self.saver.finish()
 
     def _save(self, best: Mapping[str, Any] | None) -> None:
-        self.telemetry.flush()
-        self.state.skipped_in_a_row = self.guard.skipped_in_a_row
-        with self.telemetry.pause():
-            parts = {
-                "model": self.sharding.model_tensors(),
-                "optimizer": self.sharding.optimizer_tensors(),
-            }
-            state = {
-                **asdict(self.state),
-                "epoch": self.state.step / self.plan.steps_per_epoch,
-                "data_fingerprint": self.loader.info.fingerprint,
-                "data_identity": self.loader.info.identity,
-                "data_stamp": self.data_stamp,
-                "world_size": self.plan.world_size,
-            }
-            self.saver.save(state, parts, best)
+        parts = {
+            "model": self.sharding.model_tensors(),
+            "optimizer": self.sharding.optimizer_tensors(),
+        }
+        state = {
+            **asdict(self.state),
+            "epoch": self.state.step / self.plan.steps_per_epoch,
+            "data_fingerprint": self.loader.info.fingerprint,
+            "data_identity": self.loader.info.identity,
+            "data_stamp": self.data_stamp,
+            "world_size": self.plan.world_size,
+        }
+        self.saver.save(state, parts, best)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from ``checkpoint``; every rank reads it."""

@@ -62,18 +62,20 @@ class Phases:
         self._wait_began: Any = None
         self._steps = 0
         self._step_began: float | None = None
+        self._seconds_aside = 0.0
+        self._aside_since: float | None = None
 
     def step(self, step: int) -> None:
         """Step ``step``, from 1, begins, with its wait for the loader."""
         now = time.monotonic()
         first = self.place.step == 0
         if self._step_began is not None:
-            took = now - self._step_began
+            took = self.clock() - self._step_began
             known = self.typical_step
             self.typical_step = took if not known else 0.9 * known + 0.1 * took
             self._steps += 1
         # The first step compiles kernels and fills caches: it says nothing of those that follow.
-        self._step_began = None if first else now
+        self._step_began = None if first else self.clock()
         self.place = Place(step, "loader", "", now, patient=first)
         self._open(0 if self._timed and not first else None)
 
@@ -103,17 +105,22 @@ class Phases:
         """Work that belongs to no step and may take long: an evaluation, a checkpoint."""
         before, counted = self.place, self._phase
         self._open(None)
-        self.place = before._replace(phase=name, waiting="", since=time.monotonic(), patient=True)
-        started = time.monotonic()
+        started = self._aside_since = time.monotonic()
+        self.place = before._replace(phase=name, waiting="", since=started, patient=True)
         try:
             yield
         finally:
             now = time.monotonic()
-            if self._step_began is not None:
-                self._step_began += now - started
+            self._seconds_aside += now - started
+            self._aside_since = None
             self.place = before._replace(since=now, waiting="")
             if counted is not None:
                 self._open(counted)
+
+    def clock(self) -> float:
+        """Seconds as of ``time.monotonic()`` which stand still while work is aside."""
+        now = time.monotonic() if self._aside_since is None else self._aside_since
+        return now - self._seconds_aside
 
     def begin(self, name: str) -> None:
         """See :class:`common.waiting.Observer`."""

@@ -5,8 +5,7 @@ they are read in one transfer and become one record a step.
 """
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,16 +82,17 @@ class Telemetry:
     config: TelemetryConfig
     images_per_step: int
     readers: list[Reader] = field(default_factory=list)
+    clock: Callable[[], float] = time.perf_counter
+    """Seconds; those that belong to no step do not count in it."""
 
     def __post_init__(self) -> None:
         self._pending: list[_Pending] = []
-        self._clock = time.perf_counter()
-        self._paused = 0.0
-        self._step_began: float | None = None  # moved on by pauses
+        self._flushed = self.clock()
+        self._step_began: float | None = None
 
     def step(self, record: Record, **tensors: torch.Tensor) -> None:
         """Note one step: host values in ``record``, scalars that live on the device by keyword."""
-        now = time.perf_counter()
+        now = self.clock()
         took = None if self._step_began is None else now - self._step_began
         self._step_began = now
         self._pending.append(_Pending(record, tensors, took))
@@ -103,16 +103,6 @@ class Telemetry:
         """Add values to the newest step's record, before it is flushed."""
         if self._pending:
             self._pending[-1].record.update(values)
-
-    @contextmanager
-    def pause(self) -> Iterator[None]:
-        """Time spent inside does not count against the throughput."""
-        start = time.perf_counter()
-        yield
-        took = time.perf_counter() - start
-        self._paused += took
-        if self._step_began is not None:
-            self._step_began += took
 
     def flush_if_due(self) -> None:
         """Read the device every ``log_every`` steps; see :meth:`flush`."""
@@ -131,9 +121,9 @@ class Telemetry:
         names = list(pending[0].tensors)
         columns = [torch.stack([p.tensors[n].detach() for p in pending]).double() for n in names]
         values = torch.stack(columns).tolist() if columns else []  # the one synchronisation
-        now = time.perf_counter()
-        elapsed = max(now - self._clock - self._paused, 1e-9)
-        self._clock, self._paused = now, 0.0
+        now = self.clock()
+        elapsed = max(now - self._flushed, 1e-9)
+        self._flushed = now
         speed = self.images_per_step * len(pending) / elapsed
         for index, item in enumerate(pending):
             item.record.update({n: values[k][index] for k, n in enumerate(names)})

@@ -141,6 +141,19 @@ def test_waits_are_taken_off_the_phase_that_they_are_in(
         observe(None)
 
 
+def test_the_clock_of_steps_stands_still_while_work_is_aside(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = _Clock(monkeypatch)
+    phases = Phases(torch.device("cpu"))
+    clock.now = 3.0
+    with phases.aside("evaluation"):
+        clock.now = 103.0
+        assert phases.clock() == 3.0
+    clock.now = 104.0
+    assert phases.clock() == 4.0
+
+
 def test_what_follows_the_last_gradient_is_waiting() -> None:
     phases = Phases(torch.device("cpu"))
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
