@@ -88,11 +88,10 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _write(args: argparse.Namespace) -> int:
-    from trainer.report.contents import names, read_contents
+    from trainer.report.contents import names, read_contents, read_settings
     from trainer.report.page import page, write_page
     from trainer.report.pictures import COMPARED, make_pictures
     from trainer.report.png import write_figures
-    from trainer.report.settings import read_settings
 
     runs, pictures = args.run_folders, COMPARED
     settings = [read_settings(run) for run in runs]

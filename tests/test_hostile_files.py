@@ -18,7 +18,7 @@ from data_pipeline.reading.manifest import manifest_path
 from tests.fuzz.targets import packed
 from trainer.evaluation.load_encoder import FILE_FORMAT, FILE_VERSION, Preprocessing, load_encoder
 from trainer.models.encoders import EncoderConfig
-from trainer.report.settings import read_settings
+from trainer.report.contents import read_settings
 from trainer.state.checkpoint import CheckpointStore, load_encoder_state
 from trainer.state.checkpoint.files import MANIFEST, read_manifest, write_manifest
 

@@ -27,12 +27,11 @@ from trainer.report.charts import (
     similarity_histogram,
     themes,
 )
-from trainer.report.contents import Contents
+from trainer.report.contents import Contents, changed, differing, flat, title
 from trainer.report.evaluations import KINDS
 from trainer.report.history import CURVES, Events, History
 from trainer.report.pictures import class_name
 from trainer.report.samples import Images
-from trainer.report.settings import changed, differing, flat, title
 from trainer.state.run_data import section
 
 _FOLDER = Path(__file__).parent

@@ -16,12 +16,11 @@ import numpy as np
 
 from common.errors import ConfigError
 from common.files.atomic_file import write_atomically
-from trainer.report.contents import Contents
+from trainer.report.contents import Contents, title
 from trainer.report.evaluations import Bar, names_of
 from trainer.report.history import CURVES, History, Metrics, running_mean
 from trainer.report.pictures import EmbeddingMap, Queries, class_name
 from trainer.report.samples import Images, Views
-from trainer.report.settings import title
 
 log = logging.getLogger(__name__)
 

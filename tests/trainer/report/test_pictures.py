@@ -13,9 +13,9 @@ from tests.trainer.runs import pack_images
 from tests.trainer.saved_runs import save_run
 from trainer.config import from_json, to_json
 from trainer.evaluation.load_encoder import load_encoder
+from trainer.report.contents import read_settings
 from trainer.report.pictures import make_pictures, project
 from trainer.report.samples import first_views, read_spread, view_batch
-from trainer.report.settings import read_settings
 
 
 @pytest.fixture(scope="module")
