@@ -130,7 +130,7 @@ def test_a_rank_that_is_stopped_for_five_seconds_is_a_warning(data: Path, tmp_pa
 def _wake_after(run: Path, rank: int, seconds: float) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        found = heartbeat.read_all(run / "heartbeats", rank + 1).get(rank)
+        found = heartbeat.read(run / "heartbeats", range(rank + 1)).get(rank)
         if found is not None and heartbeat.process_state(found) == "stopped":
             time.sleep(seconds)
             os.kill(found.pid, signal.SIGCONT)
@@ -247,10 +247,10 @@ def test_the_verdict_suspects_the_network_where_all_have_joined() -> None:
 def test_a_heartbeat_comes_back_as_it_was_and_a_foreign_file_does_not(tmp_path: Path) -> None:
     mine = dataclasses.replace(heartbeat.own(3), step=7, phase="forward", still_seconds=0.5)
     heartbeat.write(tmp_path / "beats", mine)
-    assert heartbeat.read_all(tmp_path / "beats", 5) == {3: mine}
+    assert heartbeat.read(tmp_path / "beats", range(5)) == {3: mine}
     for text in ("", "[]", "{}", '{"rank": 3}', (tmp_path / "beats/rank-00003.json").read_text()):
         (tmp_path / "beats" / "rank-00001.json").write_text(text)
-        assert heartbeat.read_all(tmp_path / "beats", 5) == {3: mine}
+        assert heartbeat.read(tmp_path / "beats", range(5)) == {3: mine}
 
 
 def test_a_process_is_seen_to_be_stopped_and_gone() -> None:
@@ -282,7 +282,7 @@ def test_a_run_that_ended_leaves_word_and_no_stacks(tmp_path: Path) -> None:
     dog = Watchdog(WatchdogConfig(), phases, tmp_path, rank=0, world_size=3)
     with contextlib.suppress(KeyError), dog.watching():
         raise KeyError("the key\n is lost")
-    left = heartbeat.read_all(tmp_path / "heartbeats", 3)[0]
+    left = heartbeat.read(tmp_path / "heartbeats", range(3))[0]
     assert (left.ended, left.why) == ("KeyError", r"'the key\n is lost'")
     assert not list((tmp_path / "stacks").iterdir())
 
