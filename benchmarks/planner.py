@@ -25,7 +25,8 @@ from typing import NamedTuple
 from trainer.config import DataConfig, RunConfig
 from trainer.planner.calibrate import calibrate, generate
 from trainer.planner.plan import Plan, images_of, make_plan
-from trainer.planner.rates import GPUS
+from trainer.planner.rates import GPUS, Rates
+from trainer.planner.traffic import Cluster
 from trainer.recipes import RECIPES
 
 MEMORY, TIME = 0.10, 0.25  # what the predictions are held to
@@ -72,8 +73,8 @@ def peak_of(pid: int) -> float:
 
 
 def predict(config: RunConfig) -> Plan:
-    rates = calibrate(config, known=True, links=GPUS["a100-80g"])
-    return make_plan(config, nodes=1, gpus=1, rates=rates, images=images_of(config))
+    rates = calibrate(config, known=True, rates=Rates(gpu=GPUS["a100-80g"]))
+    return make_plan(config, Cluster(nodes=1, gpus=1, rates=rates), images_of(config))
 
 
 class Pair(NamedTuple):

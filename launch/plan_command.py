@@ -129,10 +129,11 @@ def _config(recipe: str, overrides: list[str], own_options: list[str]) -> "tuple
 def _plan(args: argparse.Namespace, config: "RunConfig", known: bool) -> ExitCode:
     from trainer.planner.plan import images_of, make_plan, plan_to_json
     from trainer.planner.table import table
+    from trainer.planner.traffic import Cluster
 
     images = images_of(config, args.images, known)
-    rates = _rates(args, config, known)
-    plan = make_plan(config, nodes=args.nodes, gpus=args.gpus, rates=rates, images=images)
+    cluster = Cluster(nodes=args.nodes, gpus=args.gpus, rates=_rates(args, config, known))
+    plan = make_plan(config, cluster, images)
     print(dump_json(plan_to_json(plan), indent=1) if args.json else table(plan))
     return ExitCode.DONE
 
@@ -148,7 +149,7 @@ def _rates(args: argparse.Namespace, config: "RunConfig", known: bool) -> Rates:
     from trainer.planner.calibrate import calibrate
 
     logging.getLogger(__name__).info("measuring: a few steps at two small batches")
-    return calibrate(config, known, gpu, rates)
+    return calibrate(config, known, rates)
 
 
 def _changed(gpu: Gpu, args: argparse.Namespace) -> Gpu:

@@ -8,6 +8,7 @@ from tests.trainer.runs import SMALL_ENCODER, tiny_config
 from trainer.config import RunConfig
 from trainer.planner.plan import Images, Plan, make_plan
 from trainer.planner.rates import GPUS, Rates
+from trainer.planner.traffic import Cluster
 
 IMAGES = Images(count=100_000, pixels=64 * 64, bytes=2_500, source="test")
 NOWHERE = Path("nowhere")
@@ -26,9 +27,8 @@ def rates(gpu: str = "h100-80g", **changes: Any) -> Rates:
 
 def plan(config: RunConfig, nodes: int = 1, gpus: int = 8, **changes: Any) -> Plan:
     """``config`` planned on one node of eight H100s, unless told otherwise."""
-    return make_plan(
-        config, nodes=nodes, gpus=gpus, rates=changes.pop("rates", rates()), images=IMAGES
-    )
+    cluster = Cluster(nodes=nodes, gpus=gpus, rates=changes.pop("rates", rates()))
+    return make_plan(config, cluster, IMAGES)
 
 
 def tiny_gpu(mib: float) -> Rates:

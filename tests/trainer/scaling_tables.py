@@ -13,12 +13,12 @@ from pathlib import Path
 
 from trainer.config import DataConfig, RunConfig
 from trainer.objectives.base import Objective
-from trainer.planner.memory import counted, memory
+from trainer.planner.memory import memory
 from trainer.planner.plan import images_of
 from trainer.planner.rates import GPUS, Rates, stated_loader_rate
-from trainer.planner.step_cost import StepCost
+from trainer.planner.step_cost import StepCost, count_step
 from trainer.planner.step_time import StepTime, step_time
-from trainer.planner.traffic import Flow, flows
+from trainer.planner.traffic import Cluster, Flow, flows
 from trainer.recipes import simclr_r50
 
 __all__ = ["Point", "bytes_tables", "loss_table", "main", "point", "strong_table", "weak_table"]
@@ -69,7 +69,7 @@ def _config(batch: int) -> RunConfig:
 @cache
 def _step_cost(local_batch: int) -> StepCost:
     """Of a GPU's step. Its memory has the loss's columns of two GPUs: 35 MB less than of 1,024."""
-    return counted(_config(2 * local_batch), 2, RATES)
+    return count_step(_config(2 * local_batch), 2)
 
 
 @cache
@@ -80,13 +80,13 @@ def point(batch: int, world: int) -> Point:
         batch: global; a multiple of ``world``.
         world: GPUs, in nodes of eight.
     """
-    config, local, nodes = _config(batch), batch // world, world // _NODE
-    step_cost = _step_cost(local)
+    config, step_cost = _config(batch), _step_cost(batch // world)
+    cluster = Cluster(nodes=world // _NODE, gpus=_NODE, rates=RATES)
     needed = memory(step_cost, RATES, _NODE)
-    found = flows(config, step_cost, local, nodes, _NODE, RATES)
+    found = flows(config, step_cost, cluster)
     images = images_of(config, known=False)
     loader_rate = stated_loader_rate(images.pixels, config.crop.size, Objective.views)
-    time = step_time(config, step_cost, local, nodes, _NODE, found, RATES, loader_rate)
+    time = step_time(config, step_cost, cluster, found, loader_rate)
     return Point(batch, world, needed.total, needed.fits, found, time)
 
 

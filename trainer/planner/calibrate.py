@@ -26,7 +26,7 @@ from trainer.config import DataConfig, RunConfig, to_json
 from trainer.parallel.precision import with_precision
 from trainer.planner.loss_cost import contrast
 from trainer.planner.probe import Reading
-from trainer.planner.rates import Calibration, Gpu, Rates
+from trainer.planner.rates import Calibration, Rates
 from trainer.planner.step_cost import StepCost, count_step
 from trainer.telemetry import TelemetryConfig
 
@@ -37,32 +37,41 @@ _PATIENCE = 600.0  # seconds for one process
 _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 
 
-def calibrate(config: RunConfig, known: bool, links: Gpu, rates: Rates | None = None) -> Rates:
+def calibrate(config: RunConfig, known: bool, rates: Rates) -> Rates:
     """Measure ``config`` on this machine.
 
     Args:
         config: the run; its batch is not used. Nothing is written to its folder.
         known: whether ``config.data.train`` names a file; without one, images are generated.
-        links: what stands for the rates between GPUs, which are not measured.
-        rates: stated ones, to be replaced.
+        rates: stated ones, which stay between GPUs, where nothing is measured.
 
     Raises:
         ConfigError: the recipe does not run here; says what the process said.
     """
-    device = _device(config)
+    device: str = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     config = with_precision(config, device)
     with tempfile.TemporaryDirectory(prefix="widebatch-plan-") as name:
         folder = Path(name)
         data = config.data.train if known else generate(folder, config.crop.size)
-        small, large = _batches(config, device, check_beton(data).num_samples)
         readings, counts = [], []
-        for batch in (small, large):
-            tried = _small_run(config, data, folder / f"run-{batch}", batch)
+        for batch in _batches(config, device, check_beton(data).num_samples):
+            tried = dataclasses.replace(
+                config,
+                data=DataConfig(train=data),
+                out=folder / f"run-{batch}",
+                batch=batch,
+                steps=_STEPS + 1,
+                resume="never",
+                micro_batch=0,
+                checkpoint=dataclasses.replace(config.checkpoint, every_epochs=0),
+                telemetry=TelemetryConfig(tensorboard=False),
+            )
             readings.append(_probe(tried))
-            counts.append(count_step(tried, batch, local_batch=batch, world_size=1, device=device))
+            counts.append(count_step(tried, 1, device))
     measured = calibration(config, readings, counts)
-    gpu = dataclasses.replace(links, name=readings[0].name, memory=measured.memory)
-    rates = Rates(gpu=links) if rates is None else rates
+    gpu = dataclasses.replace(rates.gpu, name=readings[0].name, memory=measured.memory)
     return dataclasses.replace(rates, gpu=gpu, calibration=measured)
 
 
@@ -72,20 +81,18 @@ def calibration(config: RunConfig, readings: list[Reading], counts: list[StepCos
     counted = counts[1].peak - counts[0].peak
     factor = (high.peak_bytes - low.peak_bytes) / counted if counted else 1.0
     factor = min(max(factor, 1.0), 3.0)  # noise, where what was counted hardly differs
-    base = max(0.0, high.peak_bytes - factor * counts[1].peak)
-    loss = [contrast(config, each.batch, 1, each.device).flops for each in readings]
-    rest = [_rest(each) for each in readings]
-    slope = max(0.0, (rest[1] - rest[0]) / (high.batch - low.batch))
-    slope = min(slope, rest[1] / high.batch)  # a step without images takes no less than nothing
+    low_rest, high_rest = _rest(low), _rest(high)
+    slope = max(0.0, (high_rest - low_rest) / (high.batch - low.batch))
+    slope = min(slope, high_rest / high.batch)  # a step without images takes no less than nothing
     return Calibration(
         device=high.device,
         batches=(low.batch, high.batch),
-        base_bytes=base,
+        base_bytes=max(0.0, high.peak_bytes - factor * counts[1].peak),
         memory_factor=factor,
-        base_seconds=rest[1] - slope * high.batch,
+        base_seconds=high_rest - slope * high.batch,
         image_seconds=slope,
         augment_seconds=high.augment_seconds / high.batch,
-        loss_seconds=high.loss_seconds / loss[1],
+        loss_seconds=high.loss_seconds / contrast(config, high.batch, 1, high.device).flops,
         update_seconds=high.update_seconds,
         core_seconds=high.core_seconds,
         memory=high.memory,
@@ -99,34 +106,14 @@ def _rest(reading: Reading) -> float:
     return max(reading.step_seconds - wait - others, 0.1 * reading.step_seconds)
 
 
-def _device(config: RunConfig) -> str:
-    if config.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return config.device
-
-
 def _batches(config: RunConfig, device: str, samples: int) -> tuple[int, int]:
     """A smaller and a larger batch whose steps take seconds at most."""
-    one = count_step(config, 4, local_batch=4, world_size=1, device=device).flops / 4
-    large = int(_WORK[device] / max(one, 1.0))
+    four = count_step(dataclasses.replace(config, batch=4, micro_batch=0), 1, device)
+    large = int(_WORK[device] / max(four.flops / 4, 1.0))
     large = max(8, min(large - large % 8, _LARGEST[device], samples - samples % 2))
     if large > samples:
         raise ConfigError(f"--calibrate needs at least 8 samples; {config.data.train}: {samples}")
     return max(4, large // 2), large
-
-
-def _small_run(config: RunConfig, data: Path, out: Path, batch: int) -> RunConfig:
-    return dataclasses.replace(
-        config,
-        data=DataConfig(train=data),
-        out=out,
-        batch=batch,
-        steps=_STEPS + 1,
-        resume="never",
-        micro_batch=0,
-        checkpoint=dataclasses.replace(config.checkpoint, every_epochs=0),
-        telemetry=TelemetryConfig(tensorboard=False),
-    )
 
 
 def _probe(config: RunConfig) -> Reading:

@@ -73,14 +73,10 @@ class Ledger(TorchDispatchMode):
             self.live[part] += size
 
     def hold(self, part: str, size: int) -> None:
-        """Count ``size`` bytes from now on."""
+        """Count ``size`` bytes from now on; of a negative size, no longer."""
         self.live[part] += size
         if self.live.total() > self.at_peak.total():
             self.at_peak = self.live.copy()
-
-    def release(self, part: str, size: int) -> None:
-        """Undo :meth:`hold`."""
-        self.live[part] -= size
 
     @contextmanager
     def phase(self, part: str) -> Iterator[None]:

@@ -22,7 +22,7 @@ _GROUPS = 64  # partial sums of a row that the Triton kernels keep, at most
 
 @dataclass(frozen=True, kw_only=True)
 class Contrast:
-    """One evaluation of the loss on one process, forward and backward."""
+    """A step's loss on one process, forward and backward."""
 
     rows: int
     """M."""
@@ -31,20 +31,17 @@ class Contrast:
     dim: int
     """D."""
     times: int
-    """Evaluations in a step: 2 where the loss is symmetric (MoCo v3)."""
+    """Evaluations in a step: 2 where the loss is symmetric (MoCo v3). Each gathers its rows once
+    as embeddings and once as statistics."""
+    statistics: int
+    """Float32 numbers gathered of a row: of its log-sum-exp, its positive's logit, and whether that
+    is the largest; InfoNCE sends the difference of the first two."""
     flops: float
     """Of the products of all evaluations; a multiply-add is 2."""
     exponentials: float
     """Of all evaluations."""
     bytes: int
     """At its peak, beside the projections."""
-    gathered_rows: int
-    """Rows that a process contributes to gathers of embeddings in a step."""
-    statistics_rows: int
-    """Rows for which it contributes a few float32 numbers."""
-    statistics_columns: int
-    """How many: of a row's log-sum-exp, its positive's logit, and whether that is the largest;
-    InfoNCE sends the difference of the first two."""
 
 
 def contrast(config: RunConfig, local_batch: int, world_size: int, device: str) -> Contrast:
@@ -56,46 +53,39 @@ def contrast(config: RunConfig, local_batch: int, world_size: int, device: str) 
         world_size: processes.
         device: "cuda" or "cpu": decides how the loss is tiled.
     """
-    dim, objective = config.head.out_dim, config.objective
-    views = Objective.views
-    if isinstance(objective, MoCoConfig):
-        rows, columns, times, gathered = local_batch, objective.queue + 1, 1, local_batch
-        pairs = 6.0 * rows * columns  # forward 2, backward 2 for the logit again and 2 for the sum
-        exponentials = 2.0 * rows * columns
-        statistics = local_batch
-    elif isinstance(objective, MoCoV3Config):
+    dim, objective, views = config.head.out_dim, config.objective, Objective.views
+    if isinstance(objective, MoCoConfig | MoCoV3Config):
         rows, columns, times = local_batch, local_batch * world_size, views
-        pairs, exponentials = 6.0 * rows * columns, 2.0 * rows * columns
-        gathered = statistics = views * local_batch
+        if isinstance(objective, MoCoConfig):
+            columns, times = objective.queue + 1, 1
+        pairs = 6.0 * rows * columns  # forward 2, backward 2 for the logit again and 2 for the sum
+        exponentials, statistics = 2.0 * rows * columns, 2
     else:
         rows, columns, times = views * local_batch, views * local_batch * world_size, 1
         forward = rows * rows / 2 + rows * (columns - rows)  # the own block is symmetric
         pairs = 2 * forward + 4.0 * rows * columns
-        exponentials = forward + rows * columns
-        gathered = statistics = rows
+        exponentials, statistics = forward + rows * columns, 3
     return Contrast(
         rows=rows,
         columns=columns,
         dim=dim,
         times=times,
+        statistics=statistics,
         flops=times * pairs * dim,
         exponentials=times * exponentials,
-        bytes=_bytes(config, rows, columns, dim, times, device),
-        gathered_rows=gathered,
-        statistics_rows=statistics,
-        statistics_columns=2 if isinstance(objective, MoCoConfig | MoCoV3Config) else 3,
+        bytes=_bytes(config, rows, columns, times, device),
     )
 
 
-def _bytes(config: RunConfig, rows: int, columns: int, dim: int, times: int, device: str) -> int:
-    item = _ITEM[config.precision]
+def _bytes(config: RunConfig, rows: int, columns: int, times: int, device: str) -> int:
+    dim, item = config.head.out_dim, _ITEM[config.precision]
     wide = max(_FLOAT, item)
     # Unit rows in float32 and as factors, all columns as factors, log-sum-exps, the gradient.
     kept = times * (rows * dim * (wide + item) + columns * (dim * item + 2 * wide))
-    gradient = 2 * rows * dim * wide
+    kept += 2 * rows * dim * wide
     if config.objective.loss_implementation == "reference":
-        return kept + gradient + 3 * rows * columns * wide  # logits, probabilities, their gradient
+        return kept + 3 * rows * columns * wide  # logits, probabilities, their gradient
     if device == "cuda" and config.objective.loss_implementation != "blocked":
-        return kept + gradient + rows * _GROUPS * wide
+        return kept + rows * _GROUPS * wide
     tile = min(_TILE[device], rows) * min(_TILE[device], columns)
-    return kept + gradient + 2 * tile * wide
+    return kept + 2 * tile * wide

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from common.errors import ConfigError
 from trainer.config import RunConfig
-from trainer.objectives.moco import MoCoConfig
 from trainer.planner.rates import Rates
 from trainer.planner.step_cost import PARTS, StepCost, count_step
+from trainer.planner.traffic import Cluster
 
 _STEP = 8  # micro-batches are multiples of this, where they are larger
 
@@ -44,10 +44,6 @@ class DeviceMemory:
     def fits(self) -> bool:
         """Whether the device holds it."""
         return self.total <= self.limit
-
-    def named(self, name: str) -> float:
-        """Bytes of one part."""
-        return next(part.bytes for part in self.parts if part.name == name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,51 +80,39 @@ def memory(step_cost: StepCost, rates: Rates, processes: int) -> DeviceMemory:
     return DeviceMemory(parts=tuple(parts), limit=rates.memory / shared)
 
 
-def remedy(config: RunConfig, step_cost: StepCost, nodes: int, gpus: int, rates: Rates) -> Remedy:
+def can_be_split(config: RunConfig, step_cost: StepCost) -> bool:
+    """Whether ``--micro-batch`` goes with the strategy and the BatchNorm settings."""
+    return config.strategy.name == "ddp" and all(norm.synchronised for norm in step_cost.norms)
+
+
+def remedy(config: RunConfig, step_cost: StepCost, cluster: Cluster) -> Remedy:
     """What would fit, for a run that does not.
 
     Args:
         config: the run, whose batch divides by the processes.
         step_cost: of its step.
-        nodes: machines.
-        gpus: on each.
-        rates: of the devices.
+        cluster: too small for it.
     """
-    whole = dataclasses.replace(config, micro_batch=0)
-    split = dataclasses.replace(config, activation_checkpointing=False)
     return Remedy(
-        micro_batch=_largest_micro_batch(split, nodes * gpus, gpus, rates),
-        gpus=_least_gpus(whole, gpus, rates),
-        activation_checkpointing=_fits_recomputed(whole, nodes * gpus, gpus, rates),
+        micro_batch=_largest_micro_batch(config, cluster) if can_be_split(config, step_cost) else 0,
+        gpus=_least_gpus(config, cluster),
+        activation_checkpointing=_fits_recomputed(config, cluster),
         exact_passes=(2 * len(step_cost.norms) + 3) / 3,
     )
 
 
-def counted(config: RunConfig, world_size: int, rates: Rates) -> StepCost:
-    """The step_cost of a process's step, in pieces where the settings say so."""
-    local = config.batch // world_size
-    images = min(config.micro_batch, local) if config.micro_batch else local
-    return count_step(config, images, local_batch=local, world_size=world_size, device=rates.device)
+def _needed(config: RunConfig, world_size: int, cluster: Cluster) -> DeviceMemory:
+    """On so many GPUs of ``cluster``'s kind."""
+    step_cost = count_step(config, world_size, cluster.rates.device)
+    return memory(step_cost, cluster.rates, min(cluster.gpus, world_size))
 
 
-def can_be_split(config: RunConfig) -> bool:
-    """Whether ``--micro-batch`` goes with the BatchNorm settings."""
-    shuffles = isinstance(config.objective, MoCoConfig) and (
-        config.objective.key_batch_norm == "shuffle"
-    )
-    return config.sync_batch_norm and not shuffles and config.strategy.name == "ddp"
-
-
-def _largest_micro_batch(config: RunConfig, world_size: int, gpus: int, rates: Rates) -> int:
-    if not can_be_split(config):
-        return 0
-    local = config.batch // world_size
-
+def _largest_micro_batch(config: RunConfig, cluster: Cluster) -> int:
     def at(images: int) -> DeviceMemory:
-        split = dataclasses.replace(config, micro_batch=images)
-        return memory(counted(split, world_size, rates), rates, gpus)
+        split = dataclasses.replace(config, activation_checkpointing=False, micro_batch=images)
+        return _needed(split, cluster.world_size, cluster)
 
-    guess = _rounded(_meets_limit(at, local))
+    guess = _rounded(_meets_limit(at, config.batch // cluster.world_size))
     while guess >= 1:
         if at(guess).fits:
             return guess
@@ -136,30 +120,28 @@ def _largest_micro_batch(config: RunConfig, world_size: int, gpus: int, rates: R
     return 0
 
 
-def _fits_recomputed(config: RunConfig, world_size: int, gpus: int, rates: Rates) -> bool:
+def _fits_recomputed(config: RunConfig, cluster: Cluster) -> bool:
     if config.activation_checkpointing:
         return False
-    recomputed = dataclasses.replace(config, activation_checkpointing=True)
+    recomputed = dataclasses.replace(config, micro_batch=0, activation_checkpointing=True)
     try:
-        return memory(counted(recomputed, world_size, rates), rates, gpus).fits
+        return _needed(recomputed, cluster.world_size, cluster).fits
     except ConfigError:  # an encoder without blocks
         return False
 
 
-def _least_gpus(config: RunConfig, gpus: int, rates: Rates) -> int:
+def _least_gpus(config: RunConfig, cluster: Cluster) -> int:
     """Whole nodes, or a part of one."""
+    gpus, whole = cluster.gpus, dataclasses.replace(config, micro_batch=0)
 
     def at(images: int) -> DeviceMemory:
-        step_cost = count_step(
-            config, images, local_batch=images, world_size=gpus, device=rates.device
-        )
-        return memory(step_cost, rates, gpus)
+        return _needed(dataclasses.replace(whole, batch=images * gpus), gpus, cluster)
 
     most = 1.05 * _meets_limit(at, config.batch)  # the loss bends the line a little
     for world_size in (*range(1, gpus), *range(gpus, config.batch + 1, gpus)):
         if config.batch % world_size or config.batch // world_size > most:
             continue
-        if memory(counted(config, world_size, rates), rates, min(gpus, world_size)).fits:
+        if _needed(whole, world_size, cluster).fits:
             return world_size
     return 0
 

@@ -1,7 +1,6 @@
 """The plan of a run on a cluster: everything that ``widebatch plan`` says, as plain values.
 
-:func:`make_plan` puts together what the other files of this package count; :func:`to_json` and
-:func:`plan_from_json` carry it to files and back.
+:func:`make_plan` puts together what the other files of this package count.
 """
 
 import dataclasses
@@ -12,16 +11,15 @@ import numpy as np
 
 from common.errors import ConfigError
 from data_pipeline.reading.beton import check_beton, read_sample_table
-from trainer.config import RunConfig, RunPlan, from_json, plan_run, to_json
+from trainer.config import RunConfig, RunPlan, plan_run, to_json
 from trainer.objectives.base import Objective
 from trainer.parallel.precision import with_precision
 from trainer.parallel.strategy import refuse_unsupported
-from trainer.planner.memory import DeviceMemory, Remedy, can_be_split, counted, memory, remedy
+from trainer.planner.memory import DeviceMemory, Remedy, can_be_split, memory, remedy
 from trainer.planner.rates import Rates, stated_loader_rate
+from trainer.planner.step_cost import count_step
 from trainer.planner.step_time import StepTime, step_time
-from trainer.planner.traffic import Flow, flows
-
-__all__ = ["Images", "Plan", "images_of", "make_plan", "plan_from_json", "to_json"]
+from trainer.planner.traffic import Cluster, Flow, flows
 
 _JPEG_BYTES = 0.59  # a pixel: ImageNet-1k's files, 110 kB of 500 x 375 on average
 
@@ -142,28 +140,23 @@ def images_of(config: RunConfig, count: int | None = None, known: bool = True) -
     raise ConfigError("--images: say how many there are, or name a file by --data.train")
 
 
-def make_plan(config: RunConfig, *, nodes: int, gpus: int, rates: Rates, images: Images) -> Plan:
+def make_plan(config: RunConfig, cluster: Cluster, images: Images) -> Plan:
     """Count and predict a run.
 
     Args:
         config: the run.
-        nodes: machines.
-        gpus: processes on each.
-        rates: of the machines, stated or measured.
+        cluster: with rates that are stated or measured.
         images: of the data.
 
     Raises:
         ConfigError: the run cannot be started so: :func:`trainer.config.plan_run`'s refusals, and a
             micro-batch with BatchNorm that is not synchronised.
     """
-    for name, value in (("nodes", nodes), ("gpus", gpus)):
-        if value < 1:
-            raise ConfigError(f"--{name} must be 1 or more, got {value}")
+    rates, world_size = cluster.rates, cluster.world_size
     # Without calibration the rates are those of a GPU of the list, all of which have bf16.
     if config.precision == "auto" and rates.calibration is None:
         config = dataclasses.replace(config, precision="bf16")
     config = with_precision(config, rates.device)
-    world_size = nodes * gpus
     run = plan_run(config, images.count, world_size)
     refuse_unsupported(config.strategy, config.precision, config.micro_batch, config.compile)
     if config.micro_batch and config.activation_checkpointing:
@@ -171,22 +164,23 @@ def make_plan(config: RunConfig, *, nodes: int, gpus: int, rates: Rates, images:
             "--activation-checkpointing does not go with --micro-batch, which bounds the memory by"
             " itself; set one of them"
         )
-    if config.micro_batch and not can_be_split(config):
+    step_cost = count_step(config, world_size, rates.device)
+    if config.micro_batch and not can_be_split(config, step_cost):
         raise ConfigError(
             "--micro-batch: every BatchNorm must be synchronised; set --sync-batch-norm, and"
             " --objective.key-batch-norm sync for MoCo"
         )
-    step_cost = counted(config, world_size, rates)
-    needed = memory(step_cost, rates, gpus)
-    found = flows(config, step_cost, run.local_batch, nodes, gpus, rates)
+    needed = memory(step_cost, rates, cluster.gpus)
+    found = flows(config, step_cost, cluster)
     core_rate = _core_rate(config, rates, images)
-    time = step_time(config, step_cost, run.local_batch, nodes, gpus, found, rates, core_rate)
+    time = step_time(config, step_cost, cluster, found, core_rate)
+    node_rate = run.local_batch * cluster.gpus / time.device
     return Plan(
         recipe=config.recipe,
         precision=config.precision,
         device=rates.gpu.name,
-        nodes=nodes,
-        gpus=gpus,
+        nodes=cluster.nodes,
+        gpus=cluster.gpus,
         images=images,
         run=run,
         micro_batch=step_cost.images,
@@ -194,10 +188,16 @@ def make_plan(config: RunConfig, *, nodes: int, gpus: int, rates: Rates, images:
         trainable=step_cost.trainable,
         flops=step_cost.flops * run.local_batch / step_cost.images,
         memory=needed,
-        remedy=None if needed.fits else remedy(config, step_cost, nodes, gpus, rates),
+        remedy=None if needed.fits else remedy(config, step_cost, cluster),
         flows=found,
         time=time,
-        input=_input(run, gpus, time, core_rate, images),
+        input=Input(
+            images_per_second=node_rate,
+            core_rate=core_rate,
+            cores=node_rate / core_rate,
+            disk_bytes=node_rate * images.bytes,
+            file_bytes=images.count * images.bytes,
+        ),
         rates=rates,
     )
 
@@ -210,20 +210,10 @@ def _core_rate(config: RunConfig, rates: Rates, images: Images) -> float:
     return stated_loader_rate(images.pixels, config.crop.size, Objective.views)
 
 
-def _input(run: RunPlan, gpus: int, time: StepTime, core_rate: float, images: Images) -> Input:
-    rate = run.local_batch * gpus / time.device
-    return Input(
-        images_per_second=rate,
-        core_rate=core_rate,
-        cores=rate / core_rate,
-        disk_bytes=rate * images.bytes,
-        file_bytes=images.count * images.bytes,
-    )
-
-
-def summary(plan: Plan) -> dict[str, Any]:
-    """What follows from a plan's values, for readers of its JSON that do no arithmetic."""
-    return {
+def plan_to_json(plan: Plan) -> dict[str, Any]:
+    """The plan's plain values, and what follows from them, for readers that do no arithmetic."""
+    values: dict[str, Any] = to_json(plan)
+    values["summary"] = {
         "fits": plan.fits,
         "memory_bytes": plan.memory.total,
         "step_seconds": plan.time.seconds,
@@ -232,19 +222,4 @@ def summary(plan: Plan) -> dict[str, Any]:
         "hours": plan.hours,
         "gpu_hours": plan.gpu_hours,
     }
-
-
-def plan_to_json(plan: Plan) -> dict[str, Any]:
-    """Plain values: the plan's own, and :func:`summary` beside them."""
-    values: dict[str, Any] = to_json(plan)
-    return {**values, "summary": summary(plan)}
-
-
-def plan_from_json(values: dict[str, Any]) -> Plan:
-    """What :func:`plan_to_json` wrote.
-
-    Raises:
-        ConfigError: an unknown or missing key, or a wrong type.
-    """
-    own = {key: value for key, value in values.items() if key != "summary"}
-    return from_json(Plan, own, "plan")
+    return values

@@ -6,13 +6,14 @@ memory is one run's, imports and all.
 """
 
 import json
+import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -62,70 +63,65 @@ def read(config: RunConfig, steps: int) -> Reading:
     """
     with prepare(config) as run:
         batches = run.loader.starting_at(run.state.position(run.plan))
-        timed = [_step(run, batches, step)[0] for step in range(steps)][1:]
+        timed = [_step(run, batches, step).took for step in range(steps)][1:]
         run.state.step = steps
         run.save()
-        _, batch, outputs = _step(run, batches, steps)  # beside the checkpoint's writing
+        batch, outputs, _ = _step(run, batches, steps)  # beside the checkpoint's writing
         name, memory, peak = _device(run)
         batches.close()  # type: ignore[attr-defined]
-        augment = _timed(run, lambda: run.augment(batch.crops_BVHWC, batch.ids_B, 0))
+        seconds, wait, update = (statistics.median(values) for values in zip(*timed, strict=True))
+
+        def loss() -> None:
+            rows = {name: each.detach().requires_grad_() for name, each in outputs.rows.items()}
+            found = run.objective.loss(Outputs(rows, outputs.fixed))
+            torch.autograd.grad(found.value, list(rows.values()))
+
         return Reading(
             batch=config.batch,
             device=run.fabric.device.type,
             name=name,
             memory=memory,
             peak_bytes=peak,
-            step_seconds=statistics.median(each.seconds for each in timed),
-            wait_seconds=statistics.median(each.wait for each in timed),
-            augment_seconds=augment,
-            loss_seconds=_timed(run, lambda: _loss(run, outputs)),
-            update_seconds=statistics.median(each.update for each in timed),
+            step_seconds=seconds,
+            wait_seconds=wait,
+            augment_seconds=_timed(run, lambda: run.augment(batch.crops_BVHWC, batch.ids_B, 0)),
+            loss_seconds=_timed(run, loss),
+            update_seconds=update,
             core_seconds=_core_seconds(run),
         )
 
 
-@dataclass(frozen=True)
-class _Took:
-    """Seconds of one step, and of them those of its parts."""
-
-    seconds: float
-    wait: float
-    update: float
+class _Step(NamedTuple):
+    batch: Batch
+    outputs: Outputs
+    took: tuple[float, float, float]
+    """Seconds from batch to batch, and of them for the loader and for the update."""
 
 
-def _step(run: Run, batches: Iterator[Batch], step: int) -> tuple[_Took, Batch, Outputs]:
+def _step(run: Run, batches: Iterator[Batch], step: int) -> _Step:
     start = time.perf_counter()
     batch = next(batches)
     outputs, _ = run.gradients(batch, step)
     _settle(run)
     update = time.perf_counter()
-    _update(run, outputs, step)
-    _settle(run)
-    end = time.perf_counter()
-    return _Took(end - start, run.waited(), end - update), batch, outputs
-
-
-def _update(run: Run, outputs: Outputs, step: int) -> None:
     skipped = apply_update(run.optimizer, run.lr_at(step), gradient_norm(run.optimizer))
     run.objective.after_step(outputs, step, run.plan.total_steps, skipped)
     run.optimizer.zero_grad(set_to_none=True)
-
-
-def _loss(run: Run, outputs: Outputs) -> None:
-    rows = {name: each.detach().requires_grad_() for name, each in outputs.rows.items()}
-    torch.autograd.grad(run.objective.loss(Outputs(rows, outputs.fixed)).value, list(rows.values()))
+    _settle(run)
+    end = time.perf_counter()
+    return _Step(batch, outputs, (end - start, run.waited(), end - update))
 
 
 def _timed(run: Run, work: Callable[[], Any]) -> float:
-    work()
+    """The median of some times, the first left out."""
     seconds = []
-    for _ in range(_REPEATS):
+    for _ in range(_REPEATS + 1):
         _settle(run)
         start = time.perf_counter()
         work()
         _settle(run)
         seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+    return statistics.median(seconds[1:])
 
 
 def _core_seconds(run: Run) -> float:
@@ -152,13 +148,12 @@ def _device(run: Run) -> tuple[str, float, float]:
         unused = torch.cuda.memory_reserved() - torch.cuda.max_memory_reserved()
         name = torch.cuda.get_device_name(run.fabric.device)
         return name, float(total), float(total - free - unused)
-    return "this CPU", machine_memory(), _peak_of_process()
+    return "this CPU", _machine_memory(), _peak_of_process()
 
 
-def machine_memory() -> float:
+def _machine_memory() -> float:
     """Bytes of memory that this process may use: the machine's, or its control group's limit."""
-    status = Path("/proc/meminfo").read_text().splitlines()
-    total = next(float(line.split()[1]) * 1024 for line in status if line.startswith("MemTotal"))
+    total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         path = Path(file)
         text = path.read_text().strip() if path.is_file() else ""
@@ -169,10 +164,8 @@ def machine_memory() -> float:
 
 def _peak_of_process() -> float:
     # Not getrusage: its peak begins with that of the process that started this one.
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return float(line.split()[1]) * 1024
-    return 0.0
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next((1024 * float(line.split()[1]) for line in status if line.startswith("VmHWM")), 0.0)
 
 
 def main() -> None:

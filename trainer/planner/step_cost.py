@@ -13,7 +13,6 @@ takes float32.
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,15 +25,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from common.errors import ConfigError, first_sentence
 from trainer.config import RunConfig
 from trainer.objectives.base import Inputs, Objective, Outputs
-from trainer.objectives.moco import MoCoConfig
-from trainer.objectives.simclr import SimCLRConfig
 from trainer.parallel.activation_checkpoint import checkpoint_blocks
 from trainer.parallel.networks import build_objective
 from trainer.parallel.sync_batch_norm import SyncBatchNorm
 from trainer.planner.ledger import Ledger, Operation
 from trainer.planner.loss_cost import contrast
-from trainer.planner.sharded_state import Shares
 from trainer.run import COMPUTE_DTYPE
+
+_ZERO_BUCKETS = 2 * 2**25  # two of 32 MiB, in which gradients travel
 
 PARTS = (
     "parameters",
@@ -57,6 +55,8 @@ class Norm:
     channels: int
     backward: bool
     """Whether gradients go through it: not so in a key encoder."""
+    synchronised: bool
+    """Whether its statistics are those of several processes."""
 
 
 @dataclass(frozen=True)
@@ -88,15 +88,11 @@ class StepCost:
         return sum(each.flops for each in (*self.forward, *self.backward))
 
 
-def count_step(
-    config: RunConfig, images: int, *, local_batch: int, world_size: int, device: str = "cuda"
-) -> StepCost:
-    """Count one process's step.
+def count_step(config: RunConfig, world_size: int, device: str = "cuda") -> StepCost:
+    """Count one process's step, in pieces where the settings say so.
 
     Args:
-        config: the run.
-        images: in memory at a time: the local batch, or a micro-batch of it.
-        local_batch: images of the process in a step.
+        config: the run, whose batch divides by the processes.
         world_size: processes; more than one keep gradients in DDP's buckets, whole and for ever.
         device: "cuda" or "cpu", for what depends on it: prefetched crops, copies while augmenting
             and updating, the loss's tiles.
@@ -113,13 +109,25 @@ def count_step(
     if config.activation_checkpointing:
         checkpoint_blocks(objective.encoder)
         _normalise_alone(objective)
-    norms: list[Norm] = []
-    _watch_norms(objective, norms)
+    norms = _watched_norms(objective, config.sync_batch_norm)
     values = list(objective.parameters())
-    trainable = sum(p.numel() for p in values if p.requires_grad)
+    local_batch = config.batch // world_size
+    images = min(config.micro_batch or local_batch, local_batch)
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), ledger:
-            forward = _step(config, objective, ledger, images, local_batch, world_size, device)
+            _hold_state(config, objective, ledger, world_size, device)
+            images_VNCHW = _views(config, ledger, local_batch, images, device)
+            first = len(ledger.operations)
+            with (
+                ledger.phase("activations"),
+                torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"),
+            ):
+                outputs: Outputs = objective(Inputs((images_VNCHW,)))
+            last, saved = len(ledger.operations), ledger.live["activations"]
+            _backward(config, ledger, outputs, images, world_size, device)
+            del images_VNCHW, outputs
+            copies = _update_bytes(config, objective, device)
+            ledger.hold("temporaries", copies)
     except ConfigError:
         raise
     except Exception as error:  # whatever a user's module does
@@ -131,66 +139,68 @@ def count_step(
     return StepCost(
         images=images,
         bytes={part: ledger.at_peak[part] for part in PARTS},
-        saved=forward.saved,
-        forward=tuple(ledger.operations[forward.first : forward.last]),
-        backward=tuple(ledger.operations[forward.last :]),
+        saved=saved,
+        forward=tuple(ledger.operations[first:last]),
+        backward=tuple(ledger.operations[last:]),
         norms=tuple(norms),
         parameters=sum(p.numel() for p in values),
-        trainable=trainable,
+        trainable=sum(p.numel() for p in values if p.requires_grad),
     )
 
 
-@dataclass
-class _Forward:
-    """Places in the list of operations, and what was alive in between."""
+def _hold_state(
+    config: RunConfig, objective: Objective, ledger: Ledger, world_size: int, device: str
+) -> None:
+    """Weights, gradients and optimizer state, as much of them as the strategy leaves a process."""
+    _give_storage(objective, ledger)
+    size = _trainable_bytes(objective)
+    strategy = config.strategy.name if world_size > 1 else "ddp"
+    part = size // world_size
+    if strategy == "fsdp":
+        ledger.hold("parameters", part - size)
+        # Gathered: the block at work, and the next one on its way.
+        ledger.hold("buffers", 2 * max(map(_trainable_bytes, objective.encoder.children())))
+    ledger.hold("optimizer", optimizer_copies(config) * (size if strategy == "ddp" else part))
+    if strategy.startswith("deepspeed"):
+        ledger.hold("optimizer", part)  # ZeRO updates a copy of its part of the weights
+        ledger.hold("buffers", _ZERO_BUCKETS)
+    if world_size > 1:  # DDP's are views of its buckets: no second copy
+        ledger.hold("gradients", part if strategy in ("fsdp", "deepspeed-2") else size)
+    for param in objective.parameters():
+        if param.requires_grad:
+            param.register_post_accumulate_grad_hook(_keeper(ledger, bucketed=world_size > 1))
 
-    first: int
-    last: int
-    saved: int
+
+def optimizer_copies(config: RunConfig) -> int:
+    """How many values the optimizer keeps for each that it moves."""
+    if config.optim.name == "adamw":
+        return 2
+    return 1 if config.optim.momentum else 0
 
 
-def _step(
+def _trainable_bytes(module: nn.Module) -> int:
+    return sum(p.nbytes for p in module.parameters() if p.requires_grad)
+
+
+def _backward(
     config: RunConfig,
-    objective: Objective,
     ledger: Ledger,
+    outputs: Outputs,
     images: int,
-    local_batch: int,
     world_size: int,
     device: str,
-) -> _Forward:
-    _give_storage(objective, ledger)
-    trainable = [p for p in objective.parameters() if p.requires_grad]
-    size = sum(p.numel() * p.itemsize for p in trainable)
-    share = Shares(config, objective, size, world_size)
-    ledger.hold("parameters", share.parameters - size)
-    ledger.hold("optimizer", share.optimizer)
-    ledger.hold("buffers", share.gathered)
-    if world_size > 1:
-        ledger.hold("gradients", share.gradients)  # DDP's are views of its buckets: no second copy
-    for param in trainable:
-        param.register_post_accumulate_grad_hook(_keeper(ledger, bucketed=world_size > 1))
-    views, side = Objective.views, config.crop.size
-    ledger.hold("crops", _batches_held(config, device) * local_batch * views * side * side * 3)
-    images_VNCHW = _views(config, ledger, views * images, device).unflatten(0, (views, -1))
-    first = len(ledger.operations)
-    with ledger.phase("activations"), _autocast(config):
-        outputs: Outputs = objective(Inputs((images_VNCHW,)))
-    last, saved = len(ledger.operations), ledger.live["activations"]
+) -> None:
+    """The backward pass from the outputs' rows, beside what the loss keeps."""
+    local_batch = config.batch // world_size
     loss = contrast(config, local_batch, world_size, device).bytes
+    rows = list(outputs.rows.values())
     if images < local_batch:  # all pieces' outputs, joined, and the derivative by them
-        kept = sum(each.nbytes for each in (*outputs.rows.values(), *outputs.fixed.values()))
+        kept = sum(each.nbytes for each in (*rows, *outputs.fixed.values()))
         ledger.hold("loss", 4 * kept * local_batch // images)
     ledger.hold("loss", loss)
     with ledger.phase("temporaries"):
-        rows = list(outputs.rows.values())
         torch.autograd.backward(rows, [torch.empty_like(each) for each in rows])
-        del rows
-    ledger.release("loss", loss)
-    del images_VNCHW, outputs
-    copies = _update_bytes(config, objective, size, device)
-    ledger.hold("temporaries", copies)
-    ledger.release("temporaries", copies)
-    return _Forward(first, last, saved)
+    ledger.hold("loss", -loss)
 
 
 def _give_storage(objective: nn.Module, ledger: Ledger) -> None:
@@ -224,31 +234,28 @@ def _keeper(ledger: Ledger, *, bucketed: bool) -> Callable[[torch.Tensor], None]
     return keep
 
 
-def _views(config: RunConfig, ledger: Ledger, rows: int, device: str) -> torch.Tensor:
-    shape, dtype = (rows, 3, config.crop.size, config.crop.size), COMPUTE_DTYPE[config.precision]
+def _views(
+    config: RunConfig, ledger: Ledger, local_batch: int, images: int, device: str
+) -> torch.Tensor:
+    """Views of ``images`` images, beside the crops of whole batches."""
+    views, side, dtype = Objective.views, config.crop.size, COMPUTE_DTYPE[config.precision]
+    # On the training device: the batch in use, and those that were read ahead.
+    batches = 2 if device == "cuda" else config.loader.prefetch + 2
+    ledger.hold("crops", batches * local_batch * views * side * side * 3)
     with ledger.phase("views"):
         # On the CPU views are made in float32 and then rounded.
         made = torch.float32 if device == "cpu" and dtype == torch.bfloat16 else dtype
+        shape = (views * images, 3, side, side)
         x = torch.empty(shape, dtype=made, device="cpu", memory_format=torch.channels_last)
-        return x.to(dtype)
+        return x.to(dtype).unflatten(0, (views, images))
 
 
-def _autocast(config: RunConfig) -> Any:
-    if config.precision != "bf16":
-        return nullcontext()
-    return torch.autocast("cpu", dtype=torch.bfloat16)
-
-
-def _batches_held(config: RunConfig, device: str) -> int:
-    """Batches of crops on the training device: the one in use, and those that were read ahead."""
-    return 2 if device == "cuda" else config.loader.prefetch + 2
-
-
-def _update_bytes(config: RunConfig, objective: nn.Module, size: int, device: str) -> int:
+def _update_bytes(config: RunConfig, objective: nn.Module, device: str) -> int:
     """What optimizer and moving averages copy while they work."""
-    keys = sum(p.numel() * p.itemsize for p in objective.parameters() if not p.requires_grad)
+    keys = sum(p.nbytes for p in objective.parameters() if not p.requires_grad)
     # LARS on the CPU makes its updates beside the gradients; kernels on a GPU do not.
-    return max(keys, size if config.optim.name == "lars" and device == "cpu" else 0)
+    beside = config.optim.name == "lars" and device == "cpu"
+    return max(keys, _trainable_bytes(objective) if beside else 0)
 
 
 def _normalise_alone(objective: nn.Module) -> None:
@@ -258,20 +265,18 @@ def _normalise_alone(objective: nn.Module) -> None:
             module.forward = partial(_BatchNorm.forward, module)
 
 
-def _watch_norms(objective: nn.Module, calls: list[Norm]) -> None:
+def _watched_norms(objective: Objective, sync_batch_norm: bool) -> list[Norm]:
+    """A list of the objective's BatchNorm calls, which its forward pass fills."""
+    calls: list[Norm] = []
+    parts = objective.synchronised_parts(sync_batch_norm)
+    synchronised = {layer for part in parts for layer in part.modules()}
+
     def note(module: nn.Module, _: Any, output: torch.Tensor) -> None:
         assert isinstance(module, _BatchNorm)  # noqa: S101 - for the type checker
         if torch._C._current_graph_task_id() == -1:  # not when computed again in backward
-            calls.append(Norm(module.num_features, output.requires_grad))
+            calls.append(Norm(module.num_features, output.requires_grad, module in synchronised))
 
     for module in objective.modules():
         if isinstance(module, _BatchNorm):
             module.register_forward_hook(note)
-
-
-def synchronised(config: RunConfig, norms: tuple[Norm, ...]) -> tuple[Norm, ...]:
-    """The BatchNorm calls whose statistics cross processes: by the settings of both encoders."""
-    if isinstance(config.objective, SimCLRConfig) or not isinstance(config.objective, MoCoConfig):
-        return norms if config.sync_batch_norm else ()
-    keys = config.objective.key_batch_norm == "sync"
-    return tuple(n for n in norms if (config.sync_batch_norm if n.backward else keys))
+    return calls

@@ -10,6 +10,7 @@ train: it is in the measured step, and not beside it.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -17,10 +18,10 @@ from kernels.augment.plan import bytes_moved
 from trainer.config import RunConfig
 from trainer.objectives.base import Objective
 from trainer.planner.ledger import Operation
-from trainer.planner.loss_cost import contrast
-from trainer.planner.rates import Rates
+from trainer.planner.loss_cost import Contrast, contrast
+from trainer.planner.rates import Calibration, Rates
 from trainer.planner.step_cost import StepCost
-from trainer.planner.traffic import Flow
+from trainer.planner.traffic import Cluster, Flow
 
 _UPDATE_BYTES = {"lars": 28, "sgd": 24, "adamw": 32}  # a parameter, with the gradient's norm
 _AVERAGE_BYTES = 20  # a parameter of the key encoder: the average, and the copy for a skipped step
@@ -82,40 +83,38 @@ class StepTime:
 def step_time(
     config: RunConfig,
     step_cost: StepCost,
-    local_batch: int,
-    nodes: int,
-    gpus: int,
+    cluster: Cluster,
     found: Iterable[Flow],
-    rates: Rates,
-    loader_rate: float,
+    core_rate: float,
 ) -> StepTime:
     """Predict a step.
 
     Args:
         config: the run.
         step_cost: of ``step_cost.images`` images in memory at a time.
-        local_batch: images of a process.
-        nodes: machines.
-        gpus: processes on each; where the device is the CPU they share its cores.
+        cluster: with rates that are stated or measured.
         found: what travels.
-        rates: stated or measured.
-        loader_rate: images a core reads in a second.
+        core_rate: images a core reads in a second.
     """
+    rates, local_batch = cluster.rates, config.batch // cluster.world_size
+    loss = contrast(config, local_batch, cluster.world_size, rates.device)
+    if rates.calibration is not None:
+        device = _measured(rates.calibration, local_batch, loss)
+    else:
+        device = _stated(config, step_cost, local_batch, loss, rates)
     sweeps, passes = _in_pieces(config, step_cost, local_batch)
-    loss = contrast(config, local_batch, nodes * gpus, rates.device)
-    network = sum(flow.seconds for flow in found if not flow.overlapped)
-    hidden = sum(flow.seconds for flow in found if flow.overlapped)
-    forward, backward = _networks(config, step_cost, local_batch, rates)
-    crowd = gpus if rates.device == "cpu" else 1
+    crowd, loader = 1, local_batch / (rates.cores * core_rate)
+    if rates.device == "cpu":
+        crowd, loader = cluster.gpus, 0.0  # in the measured step
     return StepTime(
-        loader=_loader(local_batch, rates, loader_rate),
-        augment=crowd * sweeps * _augment(config, local_batch, rates),
-        forward=crowd * forward,
-        backward=crowd * backward,
-        loss=crowd * _loss(config, loss.flops, loss.exponentials, rates),
-        update=crowd * _update(config, step_cost, rates),
-        network=network,
-        hidden=hidden,
+        loader=loader,
+        augment=crowd * sweeps * device.augment,
+        forward=crowd * device.forward,
+        backward=crowd * device.backward,
+        loss=crowd * device.loss,
+        update=crowd * device.update,
+        network=sum(flow.seconds for flow in found if not flow.overlapped),
+        hidden=sum(flow.seconds for flow in found if flow.overlapped),
         passes=passes,
     )
 
@@ -126,24 +125,48 @@ def _in_pieces(config: RunConfig, step_cost: StepCost, local_batch: int) -> tupl
         return 1.0, 1.0
     if config.micro_batch_norm == "piece":
         return 2.0, 4 / 3
-    layers = len(
-        step_cost.norms
-    )  # see trainer.parallel.micro_batch_norm: L/2 + 3/2 L + 3 forward passes
+    # See trainer.parallel.micro_batch_norm: L/2 + 3/2 L + 3 forward passes.
+    layers = len(step_cost.norms)
     return 2.0 * layers + 2, (2 * layers + 3) / 3
 
 
-def _networks(
-    config: RunConfig, step_cost: StepCost, local_batch: int, rates: Rates
-) -> tuple[float, float]:
-    """Forward and backward pass of the whole local batch, once."""
-    measured = rates.calibration
-    if measured is not None:
-        seconds = measured.base_seconds + measured.image_seconds * local_batch
-        return seconds / 3, 2 * seconds / 3
-    pieces, width = local_batch / step_cost.images, _WIDTH[config.precision]
-    return (
-        pieces * _operations(step_cost.forward, rates, width),
-        pieces * _operations(step_cost.backward, rates, width),
+class _Device(NamedTuple):
+    """Seconds of a whole local batch on one device that nothing else uses."""
+
+    augment: float
+    forward: float
+    backward: float
+    loss: float
+    update: float
+
+
+def _measured(found: Calibration, local_batch: int, loss: Contrast) -> _Device:
+    networks = found.base_seconds + found.image_seconds * local_batch
+    return _Device(
+        augment=found.augment_seconds * local_batch,
+        forward=networks / 3,
+        backward=2 * networks / 3,
+        loss=found.loss_seconds * loss.flops,
+        update=found.update_seconds,
+    )
+
+
+def _stated(
+    config: RunConfig, step_cost: StepCost, local_batch: int, loss: Contrast, rates: Rates
+) -> _Device:
+    side, pieces, peak = config.crop.size, local_batch / step_cost.images, rates.gpu.flops
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    width = _WIDTH[config.precision]
+    views = bytes_moved(Objective.views * local_batch, side, side, dtype).planned
+    products = loss.flops / (peak * width)
+    update = step_cost.trainable * _UPDATE_BYTES[config.optim.name]
+    update += (step_cost.parameters - step_cost.trainable) * _AVERAGE_BYTES
+    return _Device(
+        augment=views / (rates.gpu.bandwidth * rates.augment_fraction),
+        forward=pieces * _operations(step_cost.forward, rates, width),
+        backward=pieces * _operations(step_cost.backward, rates, width),
+        loss=(products + loss.exponentials / (peak * _POWERS)) / rates.loss_fraction,
+        update=update / (rates.gpu.bandwidth * rates.gpu.bandwidth_fraction),
     )
 
 
@@ -153,34 +176,3 @@ def _operations(work: Iterable[Operation], rates: Rates, width: float) -> float:
     busy = [each for each in work if each.flops or each.bytes]
     device = sum(max(each.flops / flops, each.bytes / bandwidth) for each in busy)
     return max(device, len(busy) * rates.launch_seconds)
-
-
-def _augment(config: RunConfig, local_batch: int, rates: Rates) -> float:
-    if rates.calibration is not None:
-        return rates.calibration.augment_seconds * local_batch
-    side = config.crop.size
-    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    moved = bytes_moved(Objective.views * local_batch, side, side, dtype).planned
-    return moved / (rates.gpu.bandwidth * rates.augment_fraction)
-
-
-def _loss(config: RunConfig, flops: float, exponentials: float, rates: Rates) -> float:
-    if rates.calibration is not None:
-        return rates.calibration.loss_seconds * flops
-    peak = rates.gpu.flops
-    products = flops / (peak * _WIDTH[config.precision])
-    return (products + exponentials / (peak * _POWERS)) / rates.loss_fraction
-
-
-def _update(config: RunConfig, step_cost: StepCost, rates: Rates) -> float:
-    if rates.calibration is not None:
-        return rates.calibration.update_seconds
-    moved = step_cost.trainable * _UPDATE_BYTES[config.optim.name]
-    moved += (step_cost.parameters - step_cost.trainable) * _AVERAGE_BYTES
-    return moved / (rates.gpu.bandwidth * rates.gpu.bandwidth_fraction)
-
-
-def _loader(local_batch: int, rates: Rates, loader_rate: float) -> float:
-    if rates.device == "cpu" and rates.calibration is not None:
-        return 0.0  # in the measured step
-    return local_batch / (rates.cores * loader_rate)

@@ -2,10 +2,7 @@
 
 import math
 
-from trainer.planner.memory import DeviceMemory
 from trainer.planner.plan import Plan
-from trainer.planner.step_time import StepTime
-from trainer.planner.traffic import Flow
 
 _WHAT = {
     "parameters": "weights of all networks, fp32",
@@ -69,14 +66,15 @@ def _head(plan: Plan) -> str:
 
 
 def _memory(plan: Plan) -> str:
-    memory: DeviceMemory = plan.memory
+    total, limit = plan.memory.total, plan.memory.limit
     lines = ["memory of a process at its peak (0: not there at that moment)"]
     lines += [
-        f"  {part.name:12} {_size(part.bytes):>10}  {_WHAT[part.name]}" for part in memory.parts
+        f"  {part.name:12} {_size(part.bytes):>10}  {_WHAT[part.name]}"
+        for part in plan.memory.parts
     ]
-    share = memory.total / memory.limit
-    lines.append(f"  {'total':12} {_size(memory.total):>10}  {share:.0%} of {_size(memory.limit)}")
-    return "\n".join(lines)
+    return "\n".join(
+        [*lines, f"  {'total':12} {_size(total):>10}  {total / limit:.0%} of {_size(limit)}"]
+    )
 
 
 def _traffic(plan: Plan) -> str:
@@ -86,20 +84,17 @@ def _traffic(plan: Plan) -> str:
         "sent in a step                     by a GPU,   by a node,   calls      time",
         "                                      NVLink      network",
     ]
-    lines += [_flow(flow) for flow in plan.flows]
+    lines += [
+        f"  {flow.part:30} {_size(flow.nvlink_bytes):>11} {_size(flow.network_bytes):>12}"
+        f" {flow.collectives:7}  {_seconds(flow.seconds):>8}"
+        f"{'  beside backward' if flow.overlapped else ''}"
+        for flow in plan.flows
+    ]
     return "\n".join(lines)
 
 
-def _flow(flow: Flow) -> str:
-    beside = "  beside backward" if flow.overlapped else ""
-    return (
-        f"  {flow.part:30} {_size(flow.nvlink_bytes):>11} {_size(flow.network_bytes):>12}"
-        f" {flow.collectives:7}  {_seconds(flow.seconds):>8}{beside}"
-    )
-
-
 def _time(plan: Plan) -> str:
-    time: StepTime = plan.time
+    time = plan.time
     rows = {
         "augmentation": time.augment,
         "forward": time.passes * time.forward,
@@ -107,27 +102,26 @@ def _time(plan: Plan) -> str:
         "loss": time.loss,
         "update": time.update,
         "communication waited for": time.exposed,
+        "loader, beside these": time.loader,
     }
-    lines = [f"step {_seconds(time.seconds)}, bound by the {time.bottleneck}"]
-    lines += [f"  {name:26} {_seconds(value):>9}" for name, value in rows.items()]
-    lines.append(f"  {'loader, beside these':26} {_seconds(time.loader):>9}")
-    lines.append(
-        f"run       {plan.images_per_second:,.0f} images/s, {plan.hours:.3g} hours,"
-        f" {plan.gpu_hours:.4g} GPU-hours; checkpoints and evaluations not counted"
+    return "\n".join(
+        [
+            f"step {_seconds(time.seconds)}, bound by the {time.bottleneck}",
+            *(f"  {name:26} {_seconds(value):>9}" for name, value in rows.items()),
+            f"run       {plan.images_per_second:,.0f} images/s, {plan.hours:.3g} hours,"
+            f" {plan.gpu_hours:.4g} GPU-hours; checkpoints and evaluations not counted",
+        ]
     )
-    return "\n".join(lines)
 
 
 def _input(plan: Plan) -> str:
     need = plan.input
-    return "\n".join(
-        [
-            f"each node needs, for {need.images_per_second:,.0f} images/s",
-            f"  loader    {need.cores:.1f} cores at {need.core_rate:,.0f} images/s each"
-            f" (it has {plan.rates.cores * plan.gpus:.0f})",
-            f"  disk      {need.disk_bytes / 1e6:,.0f} MB/s until the file"
-            f" ({_size(need.file_bytes)}) is in the page cache",
-        ]
+    return (
+        f"each node needs, for {need.images_per_second:,.0f} images/s\n"
+        f"  loader    {need.cores:.1f} cores at {need.core_rate:,.0f} images/s each"
+        f" (it has {plan.rates.cores * plan.gpus:.0f})\n"
+        f"  disk      {need.disk_bytes / 1e6:,.0f} MB/s until the file"
+        f" ({_size(need.file_bytes)}) is in the page cache"
     )
 
 
@@ -154,11 +148,8 @@ def _rates(plan: Plan) -> str:
 def _size(count: float) -> str:
     for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if count >= scale:
-            return (
-                f"{count / scale:.4g} {unit}"
-                if count / scale < 1000
-                else f"{count / scale:.0f} {unit}"
-            )
+            value = count / scale
+            return f"{value:.4g} {unit}" if value < 1000 else f"{value:.0f} {unit}"
     return f"{count:.0f} B"
 
 

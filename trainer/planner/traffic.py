@@ -14,7 +14,7 @@ from trainer.objectives.base import Objective
 from trainer.objectives.moco import MoCoConfig
 from trainer.planner.loss_cost import contrast
 from trainer.planner.rates import Rates
-from trainer.planner.step_cost import StepCost, synchronised
+from trainer.planner.step_cost import StepCost
 
 _FLOAT = 4
 _BUCKET = 25 * 2**20  # DDP's: bytes of gradients that travel together
@@ -37,125 +37,43 @@ class Flow:
     """Whether it runs beside the backward pass."""
 
 
-def flows(
-    config: RunConfig, step_cost: StepCost, local_batch: int, nodes: int, gpus: int, rates: Rates
-) -> tuple[Flow, ...]:
-    """All flows of a step; none on one process.
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Machines of one kind, and what joins them."""
 
-    Args:
-        config: the run.
-        step_cost: of one process's step.
-        local_batch: images of a process.
-        nodes: machines.
-        gpus: processes on each.
-        rates: of links.
-    """
-    world = nodes * gpus
-    if world == 1:
-        return ()
-    ring = _Ring(nodes, gpus, rates)
-    found = [
-        *_gradient_flows(config, step_cost, ring),
-        *_norm_flows(config, step_cost, nodes, gpus, rates),
-        *_loss_flows(config, local_batch, world, ring),
-    ]
-    if isinstance(config.objective, MoCoConfig) and config.objective.key_batch_norm == "shuffle":
-        found.append(ring.all_to_all("shuffled keys", _shuffled_bytes(config, local_batch), 2))
-    found.append(ring.all_reduce("agreed flags", 8, 1))
-    return tuple(found)
-
-
-def _gradient_flows(config: RunConfig, step_cost: StepCost, ring: "_Ring") -> list[Flow]:
-    item = 2 if config.strategy.compress_gradients == "bf16" else _gradient_item(config)
-    size, weights = step_cost.trainable * item, step_cost.trainable * _gradient_item(config)
-    calls = -(-weights // _BUCKET)
-    if config.strategy.name == "ddp":
-        return [ring.all_reduce("gradients", size, calls, overlapped=True)]
-    reduced = ring.reduce_scatter("gradients", size, calls, overlapped=True)
-    if config.strategy.name == "fsdp":  # gathered for the forward and the backward pass
-        return [reduced, ring.spread("weights", 2 * weights, 2 * calls, overlapped=True)]
-    return [reduced, ring.spread("weights", weights, calls)]
-
-
-def _norm_flows(
-    config: RunConfig, step_cost: StepCost, nodes: int, gpus: int, rates: Rates
-) -> list[Flow]:
-    layers = synchronised(config, step_cost.norms)
-    group = config.batch_norm_group or nodes * gpus
-    if not layers or group == 1:
-        return []
-    # Groups are of consecutive ranks: those of a node come first.
-    inside = min(group, gpus)
-    ring = _Ring(max(1, group // inside), inside, rates)
-    item = 8 if rates.device == "cpu" else _FLOAT
-    forward = sum(2 * each.channels + 1 for each in layers) * item
-    backward = [each for each in layers if each.backward]
-    sums = sum(2 * each.channels for each in backward) * item
-    return [
-        ring.all_gather("BatchNorm, forward", forward, len(layers)),
-        ring.all_reduce("BatchNorm, backward", sums, len(backward)),
-    ]
-
-
-def _loss_flows(config: RunConfig, local_batch: int, world: int, ring: "_Ring") -> list[Flow]:
-    loss = contrast(config, local_batch, world, "cuda")
-    item = 2 if config.precision == "bf16" else _FLOAT
-    embeddings = loss.gathered_rows * loss.dim * item
-    statistics = loss.statistics_rows * loss.statistics_columns * _FLOAT
-    return [
-        ring.all_gather("embeddings", embeddings, loss.times),
-        ring.all_gather("log-sum-exps", statistics, loss.times),
-    ]
-
-
-def _gradient_item(config: RunConfig) -> int:
-    return 8 if config.precision == "fp64" else _FLOAT
-
-
-def _shuffled_bytes(config: RunConfig, local_batch: int) -> float:
-    """Images on their way to the key encoder, and keys on their way back."""
-    item = 2 if config.precision == "bf16" else _FLOAT
-    pixels = 3 * config.crop.size**2 * (Objective.views - 1)
-    return float(local_batch * item * (pixels + config.head.out_dim))
-
-
-@dataclass(frozen=True)
-class _Ring:
     nodes: int
     gpus: int
+    """Processes of each node; where the device is the CPU they share its cores."""
     rates: Rates
 
     @property
-    def world(self) -> int:
+    def world_size(self) -> int:
+        """Processes of all nodes."""
         return self.nodes * self.gpus
 
-    def all_reduce(
-        self, part: str, size: float, collectives: int, overlapped: bool = False
-    ) -> Flow:
-        sent = 2 * size * (self.world - 1) / self.world
-        return self._flow(part, sent, sent, collectives, overlapped)
+    def all_reduce(self, part: str, size: float, calls: int, overlapped: bool = False) -> Flow:
+        """The flow of ``calls`` all-reduces of ``size`` bytes together."""
+        sent = 2 * size * (self.world_size - 1) / self.world_size
+        return self._flow(part, sent, sent, calls, overlapped)
 
-    def reduce_scatter(
-        self, part: str, size: float, collectives: int, overlapped: bool = False
-    ) -> Flow:
-        sent = size * (self.world - 1) / self.world
-        return self._flow(part, sent, sent, collectives, overlapped)
+    def scatter(self, part: str, size: float, calls: int, overlapped: bool = False) -> Flow:
+        """Of reduce-scatters of ``size`` bytes, or of all-gathers that make so many."""
+        sent = size * (self.world_size - 1) / self.world_size
+        return self._flow(part, sent, sent, calls, overlapped)
 
-    def spread(self, part: str, size: float, collectives: int, overlapped: bool = False) -> Flow:
-        """An all-gather of ``size`` bytes in all."""
-        return self.reduce_scatter(part, size, collectives, overlapped)
+    def all_gather(self, part: str, size: float, calls: int) -> Flow:
+        """Of all-gathers of ``size`` bytes from each process."""
+        sent = size * (self.world_size - 1)
+        return self._flow(part, sent, sent, calls)
 
-    def all_gather(self, part: str, size: float, collectives: int) -> Flow:
-        sent = size * (self.world - 1)
-        return self._flow(part, sent, sent, collectives, False)
-
-    def all_to_all(self, part: str, size: float, collectives: int) -> Flow:
-        inside = size * (self.gpus - 1) / self.world
-        outside = size * (self.world - self.gpus) / self.world * self.gpus
-        return self._flow(part, inside, outside, collectives, False)
+    def all_to_all(self, part: str, size: float, calls: int) -> Flow:
+        """Of all-to-alls of ``size`` bytes from each process."""
+        inside = size * (self.gpus - 1) / self.world_size
+        outside = size * (self.world_size - self.gpus) / self.world_size * self.gpus
+        return self._flow(part, inside, outside, calls)
 
     def _flow(
-        self, part: str, inside: float, outside: float, collectives: int, overlapped: bool
+        self, part: str, inside: float, outside: float, calls: int, overlapped: bool = False
     ) -> Flow:
         rates = self.rates
         inside = inside if self.gpus > 1 else 0.0
@@ -167,7 +85,59 @@ class _Ring:
             part=part,
             nvlink_bytes=inside,
             network_bytes=outside,
-            collectives=collectives,
-            seconds=max(nvlink, network) + (latency * collectives if self.world > 1 else 0.0),
+            collectives=calls,
+            seconds=max(nvlink, network) + (latency * calls if self.world_size > 1 else 0.0),
             overlapped=overlapped,
         )
+
+
+def flows(config: RunConfig, step_cost: StepCost, cluster: Cluster) -> tuple[Flow, ...]:
+    """All flows of a step of one process that costs ``step_cost``; none on one process."""
+    if cluster.world_size == 1:
+        return ()
+    local_batch = config.batch // cluster.world_size
+    loss = contrast(config, local_batch, cluster.world_size, cluster.rates.device)
+    rows, item = loss.times * loss.rows, 2 if config.precision == "bf16" else _FLOAT
+    found = [
+        *_gradient_flows(config, step_cost, cluster),
+        *_norm_flows(config, step_cost, cluster),
+        cluster.all_gather("embeddings", rows * loss.dim * item, loss.times),
+        cluster.all_gather("log-sum-exps", rows * loss.statistics * _FLOAT, loss.times),
+    ]
+    if isinstance(config.objective, MoCoConfig) and config.objective.key_batch_norm == "shuffle":
+        # Images on their way to the key encoder, and keys on their way back.
+        values = 3 * config.crop.size**2 * (Objective.views - 1) + config.head.out_dim
+        found.append(cluster.all_to_all("shuffled keys", float(local_batch * item * values), 2))
+    found.append(cluster.all_reduce("agreed flags", 8, 1))
+    return tuple(found)
+
+
+def _gradient_flows(config: RunConfig, step_cost: StepCost, cluster: Cluster) -> list[Flow]:
+    item = 8 if config.precision == "fp64" else _FLOAT
+    weights = step_cost.trainable * item
+    size = step_cost.trainable * (2 if config.strategy.compress_gradients == "bf16" else item)
+    calls = -(-weights // _BUCKET)
+    if config.strategy.name == "ddp":
+        return [cluster.all_reduce("gradients", size, calls, overlapped=True)]
+    reduced = cluster.scatter("gradients", size, calls, overlapped=True)
+    if config.strategy.name == "fsdp":  # gathered for the forward and the backward pass
+        return [reduced, cluster.scatter("weights", 2 * weights, 2 * calls, overlapped=True)]
+    return [reduced, cluster.scatter("weights", weights, calls)]
+
+
+def _norm_flows(config: RunConfig, step_cost: StepCost, cluster: Cluster) -> list[Flow]:
+    layers = [norm for norm in step_cost.norms if norm.synchronised]
+    group = config.batch_norm_group or cluster.world_size
+    if not layers or group == 1:
+        return []
+    # Groups are of consecutive ranks: those of a node come first.
+    inside = min(group, cluster.gpus)
+    ring = Cluster(nodes=max(1, group // inside), gpus=inside, rates=cluster.rates)
+    item = 8 if cluster.rates.device == "cpu" else _FLOAT
+    forward = sum(2 * each.channels + 1 for each in layers) * item
+    backward = [each for each in layers if each.backward]
+    sums = sum(2 * each.channels for each in backward) * item
+    return [
+        ring.all_gather("BatchNorm, forward", forward, len(layers)),
+        ring.all_reduce("BatchNorm, backward", sums, len(backward)),
+    ]

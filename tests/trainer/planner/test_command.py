@@ -11,7 +11,8 @@ from launch.__main__ import main
 from tests.said import error_line
 from tests.trainer.plans import rates
 from tests.trainer.runs import pack_images, tiny_config
-from trainer.planner.plan import images_of, make_plan, plan_from_json, plan_to_json
+from trainer.planner.plan import images_of, make_plan
+from trainer.planner.traffic import Cluster
 from trainer.recipes import RECIPES
 
 # --- refusals -----------------------------------------------------------------------------------
@@ -66,14 +67,11 @@ def test_json_holds_the_plan_and_what_follows_from_it(
     settings = ["--batch", "512", "--nodes", "2", "--gpus", "4", "--gpu", "a100-40g", "--json"]
     assert main(["plan", "simclr-cifar10-r18", *settings]) == 0
     values = json.loads(capsys.readouterr().out)
-    found = plan_from_json(values)
-    assert plan_to_json(found) == values
-    assert values["summary"]["fits"] is found.fits is True
+    assert values["recipe"] == "simclr-cifar10-r18"
+    assert values["summary"]["fits"] is True
+    assert values["summary"]["memory_bytes"] == sum(p["bytes"] for p in values["memory"]["parts"])
     assert values["summary"]["gpu_hours"] == pytest.approx(8 * values["summary"]["hours"])
-    assert found.run.peak_lr == pytest.approx(1.0 * 512 / 256)
-    values["recepi"] = "x"
-    with pytest.raises(ConfigError, match="did you mean recipe"):
-        plan_from_json(values)
+    assert values["run"]["peak_lr"] == pytest.approx(1.0 * 512 / 256)
 
 
 def test_table_says_what_matters(capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,7 +96,7 @@ def test_every_recipe_can_be_planned(recipe: str) -> None:
     config = RECIPES[recipe]()
     config = dataclasses.replace(config, batch=8)
     images = images_of(config, known=False)
-    found = make_plan(config, nodes=1, gpus=2, rates=rates(), images=images)
+    found = make_plan(config, Cluster(nodes=1, gpus=2, rates=rates()), images)
     assert found.fits
     assert found.images_per_second > 0
 

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.roofline import flop_count
 from common.errors import ConfigError
-from tests.trainer.plans import NOWHERE, rates, small
+from tests.trainer.plans import NOWHERE, small
 from tests.trainer.runs import SMALL_ENCODER, tiny_mocov3_config
 from trainer.models.encoders import EncoderConfig
 from trainer.objectives.base import Inputs
@@ -17,9 +17,7 @@ from trainer.parallel.networks import build_objective
 from trainer.parallel.strategy import StrategyConfig
 from trainer.planner.ledger import Ledger
 from trainer.planner.loss_cost import contrast
-from trainer.planner.memory import counted
-from trainer.planner.sharded_state import optimizer_copies
-from trainer.planner.step_cost import count_step
+from trainer.planner.step_cost import count_step, optimizer_copies
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -28,8 +26,8 @@ def test_counted_activations_are_what_autograd_keeps_of_real_tensors(
     precision: Any, encoder: str
 ) -> None:
     model = SMALL_ENCODER if encoder == "small" else EncoderConfig(name="resnet18")
-    config = small(encoder=model, precision=precision)
-    step_cost = count_step(config, 16, local_batch=16, world_size=1, device="cpu")
+    config = small(encoder=model, precision=precision, batch=16)
+    step_cost = count_step(config, 1, "cpu")
 
     objective = build_objective(config).to(memory_format=torch.channels_last)
     own = {t.untyped_storage().data_ptr() for t in objective.state_dict().values()}
@@ -71,8 +69,8 @@ def test_ledger_counts_a_storage_once_and_forgets_what_is_freed() -> None:
 
 
 def test_weights_gradients_and_buffers_are_those_of_the_real_networks() -> None:
-    config = tiny_mocov3_config(NOWHERE, NOWHERE, encoder=SMALL_ENCODER)
-    step_cost = count_step(config, 8, local_batch=8, world_size=2)
+    config = tiny_mocov3_config(NOWHERE, NOWHERE, encoder=SMALL_ENCODER, batch=16)
+    step_cost = count_step(config, 2)
     objective = build_objective(config)
     trained = [p for p in objective.parameters() if p.requires_grad]
     assert step_cost.bytes["parameters"] == sum(p.nbytes for p in objective.parameters())
@@ -112,22 +110,22 @@ def test_optimizer_memory_is_that_of_the_real_optimizer(optim: OptimConfig) -> N
 
 def test_memory_grows_with_the_images_in_memory_and_not_with_the_batch() -> None:
     config = small(batch=4096)
-    whole = counted(config, 8, rates())
-    half = counted(config, 16, rates())
+    whole = count_step(config, 8)
+    half = count_step(config, 16)
     assert half.bytes["activations"] == pytest.approx(whole.bytes["activations"] / 2, rel=0.05)
     split = dataclasses.replace(config, micro_batch=32)
-    pieces = counted(split, 8, rates())
+    pieces = count_step(split, 8)
     assert pieces.images == 32
     assert pieces.bytes["activations"] < whole.bytes["activations"] / 10
     assert pieces.bytes["crops"] == whole.bytes["crops"]
-    double = counted(dataclasses.replace(split, batch=8192), 8, rates())
+    double = count_step(dataclasses.replace(split, batch=8192), 8)
     assert double.bytes["activations"] == pieces.bytes["activations"]
 
 
 def test_activation_checkpointing_trades_memory_for_flops() -> None:
     config = small(encoder=EncoderConfig(name="resnet18"), batch=512)
-    kept = counted(config, 8, rates())
-    again = counted(dataclasses.replace(config, activation_checkpointing=True), 8, rates())
+    kept = count_step(config, 8)
+    again = count_step(dataclasses.replace(config, activation_checkpointing=True), 8)
     assert again.saved < 0.6 * kept.saved
     assert 1.1 * kept.flops < again.flops < 1.4 * kept.flops
     assert again.norms == kept.norms
@@ -141,9 +139,9 @@ def test_strategies_share_training_state_out(
     strategy: Any, parameters: int, gradients: int
 ) -> None:
     config = small()
-    whole = counted(config, 8, rates()).bytes
+    whole = count_step(config, 8).bytes
     shared = dataclasses.replace(config, strategy=StrategyConfig(name=strategy))
-    part = counted(shared, 8, rates()).bytes
+    part = count_step(shared, 8).bytes
     for name, share in (("parameters", parameters), ("gradients", gradients)):
         assert part[name] == pytest.approx(whole[name] / share, rel=0.01)
     assert part["optimizer"] < whole["optimizer"] / 3
@@ -168,7 +166,7 @@ def test_loss_work_is_what_the_kernels_count() -> None:
 def test_networks_that_look_at_values_are_named() -> None:
     encoder = EncoderConfig(name="tests.trainer.planner.test_memory:curious_encoder", image_size=32)
     with pytest.raises(ConfigError, match="curious_encoder cannot be counted without data"):
-        count_step(small(encoder=encoder), 4, local_batch=4, world_size=1)
+        count_step(small(encoder=encoder, batch=4), 1)
 
 
 def curious_encoder() -> torch.nn.Module:
