@@ -14,10 +14,9 @@ from data_pipeline.reading.batch import Batch
 from trainer.config import RunConfig
 from trainer.models.encoders import seed_stochastic_layers
 from trainer.optim.optimizers import apply_update, gradient_norm
-from trainer.parallel.batch_norm_buffers import RunningStatistics
 from trainer.prepare import join, prepare
 from trainer.run import Run
-from trainer.step import StepDone
+from trainer.step import RunningStatistics, StepDone
 
 log = logging.getLogger(__name__)
 

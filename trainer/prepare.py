@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import torch
 from lightning_fabric import Fabric
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from common import fault_injection
 from common.collectives import release, shutdown
@@ -29,13 +30,12 @@ from trainer.health.phases import Phases
 from trainer.health.stragglers import Stragglers
 from trainer.health.watchdog import Watchdog
 from trainer.models.encoders import build_encoder, seed_stochastic_layers
-from trainer.objectives.base import Objective
+from trainer.objectives.base import Inputs, Objective
 from trainer.parallel.cores import settle_threads
-from trainer.parallel.gradient_buckets import has_gradient_buckets, settle_gradient_buckets
 from trainer.parallel.networks import training_objective
 from trainer.parallel.precision import settled
-from trainer.parallel.sharding import lay_out
-from trainer.parallel.strategy import launch_fabric, refuse_unsupported
+from trainer.parallel.sharding import Sharding
+from trainer.parallel.strategy import launch_fabric, lay_out, refuse_unsupported
 from trainer.run import COMPUTE_DTYPE, Run
 from trainer.state.announce import announce
 from trainer.state.checkpoint import Checkpoint, CheckpointSaver, CheckpointStore
@@ -115,7 +115,7 @@ def prepare(config: RunConfig, joined: Fabric | None = None) -> Iterator[Run]:
         endpoint = stack.enter_context(scraped(config.telemetry, facts, config.out, fabric))
         run = _build(config, plan, fabric, loader, saver, phases, checkpoint, endpoint, stack)
         models.append(run.model)
-        settle_gradient_buckets(run)
+        _settle_gradient_buckets(run)
         if fabric.is_global_zero:
             announce(run, resumed=checkpoint is not None)
         yield run
@@ -173,7 +173,7 @@ def _build(
     if checkpoint is not None:
         objective.load_state_dict(checkpoint.tensors("model"))
     sharding = lay_out(config.strategy, fabric, objective, config.encoder, config.optim)
-    if has_gradient_buckets(sharding.model):
+    if _has_gradient_buckets(sharding.model):
         phases.watch_gradients(objective)
     augment = Augment(config.augment, config.seed, COMPUTE_DTYPE[config.precision])
     run = Run(
@@ -184,7 +184,7 @@ def _build(
         augment=augment,
         objective=objective,
         sharding=sharding,
-        gradients=_gradients(config, plan, fabric, objective, sharding.model, augment, phases),
+        gradients=_gradients(config, plan, fabric, sharding, augment, phases),
         saver=saver,
         data_stamp=data_stamp(config.data.train),
         telemetry=Telemetry(config.telemetry, plan.global_batch, clock=phases.clock),
@@ -258,24 +258,20 @@ def _gradients(
     config: RunConfig,
     plan: RunPlan,
     fabric: Fabric,
-    objective: Objective,
-    model: nn.Module,
+    sharding: Sharding,
     augment: Augment,
     phases: Phases,
 ) -> Gradients:
+    parts = (fabric, sharding.objective, sharding.model, augment, phases.enter)
     if not 0 < config.micro_batch < plan.local_batch:
-        return WholeBatch(fabric, objective, model, augment, phases.enter)
+        return WholeBatch(*parts)
     return InPieces(
-        fabric,
-        objective,
-        model,
-        augment,
+        *parts,
         size=config.micro_batch,
         norm=config.micro_batch_norm,
         reseed=lambda step, piece: seed_stochastic_layers(
             config.seed, step, fabric.global_rank, piece
         ),
-        enter=phases.enter,
     )
 
 
@@ -293,6 +289,35 @@ def _writers(config: RunConfig, done: int) -> list[Reader]:
     if watch.wandb is not None:
         readers.append(WeightsAndBiases(watch.wandb, config.out))
     return readers
+
+
+def _has_gradient_buckets(model: nn.Module) -> bool:
+    return any(isinstance(part, DistributedDataParallel) for part in model.modules())
+
+
+def _settle_gradient_buckets(run: Run) -> None:
+    """Make DDP lay out its gradient buckets before the first step counts.
+
+    DDP rebuilds its buckets once, after its first backward pass, in the order in which gradients
+    arrived. The place of a gradient in a bucket decides in which order ranks' values are added, so
+    without this a resumed run's first step would round differently from the same step of a run
+    that was never stopped. One pass over zeros, whose gradients are dropped, moves that rebuild to
+    before step 1 in both.
+    """
+    if not _has_gradient_buckets(run.model):
+        return
+    buffers = {name: buffer.clone() for name, buffer in run.objective.named_buffers()}
+    side = run.config.crop.size
+    shape = (Objective.views * run.plan.local_batch, 3, side, side)
+    blank = torch.zeros(shape, dtype=run.augment.dtype, device=run.fabric.device)
+    blank = blank.to(memory_format=torch.channels_last).unflatten(0, (Objective.views, -1))
+    for _ in range(2):  # the rebuild happens at the forward pass after the first backward pass
+        rows = run.model(Inputs((blank,))).rows.values()
+        run.fabric.backward(torch.stack([each.sum() for each in rows]).sum())
+        run.optimizer.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for name, buffer in run.objective.named_buffers():
+            buffer.copy_(buffers[name])
 
 
 def _facts(config: RunConfig, plan: RunPlan, checkpoint: Checkpoint | None) -> RunFacts:

@@ -11,7 +11,8 @@ Kept for the whole batch are crops (uint8) and outputs; all else is a piece's.
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -22,12 +23,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from common import fault_injection
-from common.errors import ConfigError
 from data_pipeline.augment import Augment
 from data_pipeline.reading.batch import Batch
 from trainer.objectives.base import Inputs, Loss, Objective, Outputs
 from trainer.parallel.micro_batch_norm import PieceStatistics
-from trainer.parallel.sync_batch_norm import SyncBatchNorm
 
 MicroBatchNorm = Literal["exact", "piece"]
 
@@ -51,96 +50,76 @@ Gradients = Callable[[Batch, int], tuple[Outputs, Loss]]
 returns the outputs and the loss."""
 
 
+@dataclass
 class WholeBatch:
-    """Gradients of a batch in one forward and one backward pass.
+    """Gradients of a batch in one forward and one backward pass."""
 
-    Args:
-        fabric: precision and gradient averaging.
-        objective: what is learnt.
-        model: ``objective`` as Fabric wraps it.
-        augment: makes the views.
-        enter: told which phase of the step begins; see :mod:`trainer.health.phases`.
-    """
-
-    def __init__(
-        self,
-        fabric: Fabric,
-        objective: Objective,
-        model: nn.Module,
-        augment: Augment,
-        enter: Callable[[str], None] = lambda phase: None,
-    ) -> None:
-        self._fabric, self._objective, self._model = fabric, objective, model
-        self._augment, self._enter = augment, enter
+    fabric: Fabric
+    """Precision and gradient averaging."""
+    objective: Objective
+    """What is learnt."""
+    model: _FabricModule
+    """``objective`` as Fabric wraps it."""
+    augment: Augment
+    """Makes the views."""
+    enter: Callable[[str], None] = lambda phase: None
+    """Told which phase of the step begins; see :mod:`trainer.health.phases`."""
 
     def __call__(self, batch: Batch, step: int) -> tuple[Outputs, Loss]:
         """See :data:`Gradients`."""
-        self._enter("augment")
-        inputs = make_inputs(self._augment, batch, step)
-        self._enter("forward")
-        outputs: Outputs = self._model(inputs)
-        loss = self._objective.loss(outputs)
-        self._enter("backward")
-        self._fabric.backward(fault_injection.tensor("step.backward", loss.value))
+        self.enter("augment")
+        inputs = make_inputs(self.augment, batch, step)
+        self.enter("forward")
+        outputs: Outputs = self.model(inputs)
+        loss = self.objective.loss(outputs)
+        self.enter("backward")
+        self.fabric.backward(fault_injection.tensor("step.backward", loss.value))
         return outputs, loss
 
 
-class InPieces:
+@dataclass(kw_only=True)
+class InPieces(WholeBatch):
     """The same gradients, ``size`` images of this process at a time.
 
-    Args:
-        fabric: precision and gradient averaging.
-        objective: its BatchNorm layers are all synchronised ones.
-        model: ``objective`` as Fabric wraps it.
-        augment: as for the whole batch.
-        size: images of a piece.
-        norm: "exact" takes BatchNorm's statistics over the global batch; "piece" over the piece
-            (of all processes), in two forward passes instead of many.
-        reseed: called with a step and the number of a piece before the piece's every forward pass,
-            so that layers which draw random numbers draw the same again.
-        enter: as for the whole batch; a piece's views belong to its forward pass.
+    The objective's BatchNorm layers are all synchronised ones. A piece's views belong to its
+    forward pass.
     """
 
-    def __init__(
-        self,
-        fabric: Fabric,
-        objective: Objective,
-        model: nn.Module,
-        augment: Augment,
-        *,
-        size: int,
-        norm: MicroBatchNorm,
-        reseed: Callable[[int, int], None],
-        enter: Callable[[str], None] = lambda phase: None,
-    ) -> None:
-        self._fabric, self._objective, self._model = fabric, objective, model
-        self._augment, self._size, self._norm, self._reseed = augment, size, norm, reseed
-        self._enter = enter
+    size: int
+    """Images of a piece."""
+    norm: MicroBatchNorm
+    """exact takes BatchNorm's statistics over the global batch; piece over the piece (of all
+    processes), in two forward passes instead of many."""
+    reseed: Callable[[int, int], None]
+    """Called with a step and the number of a piece before the piece's every forward pass, so that
+    layers which draw random numbers draw the same again."""
 
     def __call__(self, batch: Batch, step: int) -> tuple[Outputs, Loss]:
         """See :data:`Gradients`."""
-        pieces = range(0, len(batch.ids_B), self._size)
-        forward = partial(self._forward, self._objective, batch, step)
-        statistics = PieceStatistics(self._objective, exact=self._norm == "exact")
+        pieces = range(0, len(batch.ids_B), self.size)
+        forward = partial(self._forward, self.objective, batch, step)
+        statistics = PieceStatistics(self.objective, exact=self.norm == "exact")
         whole, loss, gradients = self._loss(statistics.project(forward, len(pieces)))
-        if self._norm == "exact":
+        if self.norm == "exact":
             statistics.collect_gradient_sums(forward, [partial(_inner, g) for g in gradients])
         with statistics.known():
             for piece, gradient in enumerate(gradients):
                 statistics.start_piece()
-                with self._averaging(last=piece == len(pieces) - 1):
-                    outputs = self._forward(self._model, batch, step, piece)
-                    self._enter("backward")
-                    self._fabric.backward(_inner(gradient, outputs))
+                # DDP averages gradients after the last piece, all pieces' at once.
+                last = piece == len(pieces) - 1
+                with self.fabric.no_backward_sync(self.model, enabled=not last):
+                    outputs = self._forward(self.model, batch, step, piece)
+                    self.enter("backward")
+                    self.fabric.backward(_inner(gradient, outputs))
         return whole, loss
 
     def _forward(self, module: nn.Module, batch: Batch, step: int, piece: int) -> Outputs:
-        self._enter("forward")
-        self._reseed(step, piece)
-        rows = slice(piece * self._size, (piece + 1) * self._size)
-        inputs = make_inputs(self._augment, batch, step, rows)
+        self.enter("forward")
+        self.reseed(step, piece)
+        rows = slice(piece * self.size, (piece + 1) * self.size)
+        inputs = make_inputs(self.augment, batch, step, rows)
         # Fabric's wrapper brings its own autocast.
-        with nullcontext() if module is self._model else self._fabric.autocast():
+        with nullcontext() if module is self.model else self.fabric.autocast():
             outputs: Outputs = module(inputs)
         return outputs
 
@@ -149,34 +128,40 @@ class InPieces:
         rows = _join([piece.rows for piece in pieces])
         whole = Outputs(rows, _join([piece.fixed for piece in pieces]))
         leaves = [each.requires_grad_() for each in rows.values()]
-        loss = self._objective.loss(whole)
+        loss = self.objective.loss(whole)
         value = fault_injection.tensor("step.backward", loss.value)
-        split = (each.split(self._size) for each in torch.autograd.grad(value, leaves))
+        split = (each.split(self.size) for each in torch.autograd.grad(value, leaves))
         gradients = [dict(zip(rows, piece)) for piece in zip(*split)]
         return whole, loss._replace(value=value.detach()), gradients
 
-    def _averaging(self, last: bool) -> AbstractContextManager[object]:
-        """DDP averages gradients after the last piece, all pieces' at once."""
-        if last:
-            return nullcontext()
-        assert isinstance(self._model, _FabricModule)  # noqa: S101 - for the type checker
-        no_average: AbstractContextManager[object] = self._fabric.no_backward_sync(self._model)
-        return no_average
 
+class RunningStatistics:
+    """Those of every BatchNorm of a module, kept beside a step that may be left out.
 
-def refuse_own_statistics(objective: Objective) -> None:
-    """Refuse a batch in pieces where a BatchNorm is not synchronised.
+    They move in the forward pass, before it is known whether the gradients are finite; one batch
+    that is not would leave NaN in them for good.
 
-    Raises:
-        ConfigError: names the layer and what to set.
+    Args:
+        module: its layers' buffers are looked up once; they must stay the same tensors.
     """
-    for name, module in objective.named_modules():
-        if isinstance(module, _BatchNorm) and not isinstance(module, SyncBatchNorm):
-            raise ConfigError(
-                f"--micro-batch: {name} would normalise every piece on its own, another batch than "
-                "the one asked for; set --sync-batch-norm, and --objective.key-batch-norm sync for "
-                "MoCo"
-            )
+
+    def __init__(self, module: nn.Module) -> None:
+        layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
+        self._live = [buffer for layer in layers for buffer in layer.buffers(recurse=False)]
+        self._kept = [buffer.clone() for buffer in self._live]
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Remember them, before a forward pass. Device work only."""
+        if self._live:
+            torch._foreach_copy_(self._kept, self._live)
+
+    @torch.no_grad()
+    def restore(self, skipped: torch.Tensor) -> None:
+        """Put back what was kept, to the bit, where ``skipped`` (0-d, on the device) holds 1."""
+        left_out = skipped.bool()
+        for live, kept in zip(self._live, self._kept, strict=True):
+            live.copy_(torch.where(left_out, kept, live))
 
 
 def make_inputs(augment: Augment, batch: Batch, step: int, rows: slice = slice(None)) -> Inputs:

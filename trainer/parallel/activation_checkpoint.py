@@ -6,7 +6,6 @@ statistics that follow a batch once.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -18,9 +17,8 @@ from trainer.parallel.sync_batch_norm import (
     Statistics,
     SyncBatchNorm,
     convert_sync_batch_norm,
-    local_moments,
     normalise,
-    over_group,
+    normalised_by,
 )
 
 
@@ -73,48 +71,22 @@ def _checkpoint(block: nn.Module) -> None:
     def forward(*args: Any) -> Any:
         if not torch.is_grad_enabled():
             return compute(*args)
-        tape = _Tape()
+        recorded: list[Statistics] = []  # in the order of the layers' calls
+        again = iter(recorded)
 
-        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-            return tape.attached(layers, replay=False), tape.attached(layers, replay=True)
+        def record(layer: SyncBatchNorm, x: torch.Tensor) -> torch.Tensor:
+            recorded.append(layer.statistics(x))
+            return normalise(layer, x, recorded[-1])
+
+        def replay(layer: SyncBatchNorm, x: torch.Tensor) -> torch.Tensor:
+            return normalise(layer, x, next(again))
 
         return checkpoint(
             compute,
             *args,
             use_reentrant=False,
             preserve_rng_state=True,
-            context_fn=contexts,
+            context_fn=lambda: (normalised_by(layers, record), normalised_by(layers, replay)),
         )
 
     block.forward = forward
-
-
-class _Tape:
-    """Statistics of one pass through a block, in the order of the layers' calls."""
-
-    def __init__(self) -> None:
-        self._statistics: list[Statistics] = []
-        self._replayed = -1  # while recording
-
-    def normalise(self, layer: SyncBatchNorm, x: torch.Tensor) -> torch.Tensor:
-        """For :class:`~trainer.parallel.sync_batch_norm.SyncBatchNorm`."""
-        if self._replayed < 0:
-            statistics = over_group(local_moments(x), layer.handle)
-            layer.update_running(statistics)
-            self._statistics.append(statistics)
-        else:
-            statistics = self._statistics[self._replayed]
-            self._replayed += 1
-        return normalise(layer, x, statistics)
-
-    @contextmanager
-    def attached(self, layers: list[SyncBatchNorm], *, replay: bool) -> Iterator[None]:
-        """Within, the layers' statistics are recorded here, or taken from here."""
-        self._replayed = 0 if replay else -1
-        for layer in layers:
-            layer.pieces = self
-        try:
-            yield
-        finally:
-            for layer in layers:
-                layer.pieces = None

@@ -23,6 +23,7 @@ from trainer.objectives.base import Objective
 from trainer.optim.lars import LARS
 from trainer.optim.optimizers import OptimConfig, build_optimizer
 from trainer.optim.sharded_norms import local, total_norm, whole
+from trainer.parallel.sharding import Sharding
 from trainer.state.checkpoint import Tensors, split_key
 
 
@@ -167,35 +168,37 @@ def _as_shares(value: torch.Tensor, param: DTensor) -> torch.Tensor:
     )
 
 
-class FullySharded:
-    """Networks and optimizer under FSDP2; see :class:`trainer.parallel.sharding.Sharding`."""
+class FullySharded(Sharding):
+    """Networks and optimizer under FSDP2."""
+
+    optimizer: PieceOptimizer
 
     def __init__(
         self, fabric: Fabric, objective: Objective, encoder: EncoderConfig, optim: OptimConfig
     ) -> None:
         self._fabric, self._encoder_config = fabric, encoder
         # FSDP takes contiguous weights only; convolutions follow the layout of their input.
-        self._objective = objective.to(fabric.device)
-        self.model = fabric.setup_module(self._objective)
-        self.optimizer = PieceOptimizer(self._objective, optim)
+        self.objective = objective.to(fabric.device)
+        self.model = fabric.setup_module(self.objective)
+        self.optimizer = PieceOptimizer(self.objective, optim)
 
     def model_tensors(self) -> Tensors:
-        """See :class:`trainer.parallel.sharding.Sharding`."""
-        return self._gathered(self._objective.state_dict())
+        """Gathered tensor by tensor, onto the CPU of rank 0."""
+        return self._gathered(self.objective.state_dict())
 
     def optimizer_tensors(self) -> Tensors:
-        """See :class:`trainer.parallel.sharding.Sharding`."""
+        """Likewise."""
         return self._gathered(self.optimizer.state())
 
     def restore_optimizer(self, saved: Tensors) -> None:
-        """See :class:`trainer.parallel.sharding.Sharding`."""
+        """Every process cuts its pieces."""
         self.optimizer.restore(saved)
 
     def whole_encoder(self) -> nn.Module:
         """A copy: processes evaluate different numbers of batches, and every one would gather."""
         with torch.random.fork_rng(devices=[]):
             encoder = build_encoder(self._encoder_config).to(self._fabric.device)
-        tensors = self._objective.encoder.state_dict()
+        tensors = self.objective.encoder.state_dict()
         encoder.load_state_dict({name: whole(value) for name, value in tensors.items()})
         return encoder.to(memory_format=torch.channels_last)
 

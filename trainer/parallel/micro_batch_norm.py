@@ -39,6 +39,7 @@ from trainer.parallel.sync_batch_norm import (
     gradient_sums,
     local_moments,
     normalise,
+    normalised_by,
     over_group,
 )
 
@@ -87,7 +88,7 @@ class PieceStatistics:
         Returns:
             The results, without gradient. Running statistics have been updated, once a layer.
         """
-        with self._attached(), torch.no_grad():
+        with normalised_by(self._layers, self._normalise), torch.no_grad():
             while True:
                 outputs, missing = self._sweep(forward, pieces)
                 if not missing:
@@ -108,7 +109,7 @@ class PieceStatistics:
             forward: as in :meth:`project`.
             losses: of what it returns for each piece, a number with the loss's derivative.
         """
-        with self._attached(), torch.no_grad():
+        with normalised_by(self._layers, self._normalise), torch.no_grad():
             for index in reversed(range(len(self._statistics))):
                 self._sums[index] = self._gradient_sums(index, forward, losses)
 
@@ -116,20 +117,17 @@ class PieceStatistics:
     def known(self) -> Iterator[None]:
         """Step 4: within, forward passes of pieces, and their backward passes, are the batch's."""
         self._updates_running = False
-        with self._attached():
+        with normalised_by(self._layers, self._normalise):
             yield
 
     def start_piece(self) -> None:
         """Say that the next layer called is a piece's first."""
         self._next = 0
 
-    def normalise(self, layer: SyncBatchNorm, x: torch.Tensor) -> torch.Tensor:
-        """Forward pass of a layer, for :class:`~trainer.parallel.sync_batch_norm.SyncBatchNorm`."""
+    def _normalise(self, layer: SyncBatchNorm, x: torch.Tensor) -> torch.Tensor:
+        """Forward pass of a layer; see :func:`trainer.parallel.sync_batch_norm.normalised_by`."""
         if not self._exact:
-            statistics = over_group(local_moments(x), layer.handle)
-            if self._updates_running:
-                layer.update_running(statistics)
-            return normalise(layer, x, statistics)
+            return normalise(layer, x, layer.statistics(x, self._updates_running))
         index, self._next = self._next, self._next + 1
         if index >= len(self._statistics):
             raise _StatisticsMissing(layer, local_moments(x))
@@ -191,16 +189,6 @@ class PieceStatistics:
         dy: torch.Tensor | None
         (dy,) = torch.autograd.grad(value, self._leaf_output, allow_unused=True)
         return dy
-
-    @contextmanager
-    def _attached(self) -> Iterator[None]:
-        for layer in self._layers:
-            layer.pieces = self
-        try:
-            yield
-        finally:
-            for layer in self._layers:
-                layer.pieces = None
 
 
 def _stacked(parts: Sequence[Moments]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

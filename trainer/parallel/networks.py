@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from common.errors import ConfigError
 from trainer.config import RunConfig
@@ -15,8 +16,7 @@ from trainer.models.init_from import start_from
 from trainer.objectives.base import Objective
 from trainer.objectives.build import make_objective
 from trainer.parallel.activation_checkpoint import checkpoint_blocks
-from trainer.parallel.sync_batch_norm import convert_sync_batch_norm
-from trainer.step import refuse_own_statistics
+from trainer.parallel.sync_batch_norm import SyncBatchNorm, convert_sync_batch_norm
 
 _SHOWN = 4  # names in a message
 
@@ -60,6 +60,21 @@ def synchronise_batch_norm(
     """Convert those parts of an objective whose statistics are to be the global batch's."""
     parts = objective.synchronised_parts(sync_batch_norm)
     convert_sync_batch_norm(nn.ModuleList(parts), group_size)
+
+
+def refuse_own_statistics(objective: Objective) -> None:
+    """Refuse a batch in pieces where a BatchNorm is not synchronised.
+
+    Raises:
+        ConfigError: names the layer and what to set.
+    """
+    for name, module in objective.named_modules():
+        if isinstance(module, _BatchNorm) and not isinstance(module, SyncBatchNorm):
+            raise ConfigError(
+                f"--micro-batch: {name} would normalise every piece on its own, another batch than "
+                "the one asked for; set --sync-batch-norm, and --objective.key-batch-norm sync for "
+                "MoCo"
+            )
 
 
 def _refuse_idle_weights(encoder: Encoder, config: RunConfig) -> None:

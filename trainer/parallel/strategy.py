@@ -1,7 +1,7 @@
 """Lightning Fabric: device, precision, strategy and the process group behind one object.
 
-Fabric would work out the launcher by itself, but its guess depends on job names and device counts;
-:class:`TorchEnvironment` tells it what ``launch.cluster`` has found, by torch's own variables.
+Fabric would work out the launcher by itself, but its guess depends on job names and device counts:
+it is told to read torch's own variables, which say what ``launch.cluster`` has found.
 """
 
 import logging
@@ -12,12 +12,16 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import ClusterEnvironment
+from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning_fabric.plugins.precision import DoublePrecision, MixedPrecision, Precision
 from lightning_fabric.strategies import DDPStrategy, Strategy
 
 from common.errors import ConfigError
 from common.rendezvous import JOIN_TIMEOUT, join
+from trainer.models.encoders import EncoderConfig
+from trainer.objectives.base import Objective
+from trainer.optim.optimizers import OptimConfig
+from trainer.parallel.sharding import Sharding
 
 PrecisionName = Literal["auto", "bf16", "fp32", "fp64"]
 StrategyName = Literal["ddp", "fsdp", "deepspeed-1", "deepspeed-2"]
@@ -114,56 +118,6 @@ def compute_in(fabric: Fabric, precision: PrecisionName) -> None:
     fabric.strategy.precision = fabric._precision = _precision(precision, fabric.device.type)
 
 
-class TorchEnvironment(ClusterEnvironment):
-    """Processes that exist already and know their place from torch's environment variables."""
-
-    @property
-    def creates_processes_externally(self) -> bool:
-        """Fabric starts no process: torchrun or srun did."""
-        return True
-
-    @property
-    def main_address(self) -> str:
-        """Host of rank 0's store."""
-        return os.environ["MASTER_ADDR"]
-
-    @property
-    def main_port(self) -> int:
-        """Port of rank 0's store."""
-        return int(os.environ["MASTER_PORT"])
-
-    @staticmethod
-    def detect() -> bool:
-        """Whether this environment applies here."""
-        return "RANK" in os.environ
-
-    def world_size(self) -> int:
-        """Processes of the run."""
-        return int(os.environ.get("WORLD_SIZE", "1"))
-
-    def set_world_size(self, size: int) -> None:
-        """Fabric's own count must be the launcher's."""
-        if size != self.world_size():
-            raise ValueError(f"{size} processes configured, {self.world_size()} started")
-
-    def global_rank(self) -> int:
-        """This process among all."""
-        return int(os.environ.get("RANK", "0"))
-
-    def set_global_rank(self, rank: int) -> None:
-        """Fabric's own count must be the launcher's."""
-        if rank != self.global_rank():
-            raise ValueError(f"rank {rank} computed, started as {self.global_rank()}")
-
-    def local_rank(self) -> int:
-        """This process among those of its node."""
-        return int(os.environ.get("LOCAL_RANK", "0"))
-
-    def node_rank(self) -> int:
-        """This node among all."""
-        return int(os.environ.get("GROUP_RANK", "0"))
-
-
 def launch_fabric(
     device: Literal["auto", "cpu", "cuda"],
     precision: PrecisionName,
@@ -186,7 +140,7 @@ def launch_fabric(
     # Fabric sets its logger to INFO when it is imported; what it says there we say ourselves.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    launched, world_size = "RANK" in os.environ, int(os.environ.get("WORLD_SIZE", "1"))
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if use_cuda and not torch.cuda.is_available():
         raise ConfigError(
@@ -204,9 +158,12 @@ def launch_fabric(
         devices=local_world_size,
         num_nodes=max(1, world_size // local_world_size),
         strategy=_strategy(config or StrategyConfig(), world_size, use_cuda),
-        plugins=[_precision(precision, "cuda" if use_cuda else "cpu"), TorchEnvironment()],
+        plugins=[
+            _precision(precision, "cuda" if use_cuda else "cpu"),
+            TorchElasticEnvironment() if launched else LightningEnvironment(),
+        ],
     )
-    if TorchEnvironment.detect():  # Fabric takes a process group that is there
+    if launched:  # Fabric takes a process group that is there
         join("nccl" if use_cuda else "gloo", join_timeout, fabric.device if use_cuda else None)
     fabric.launch()
     return fabric
@@ -230,3 +187,33 @@ def _strategy(config: StrategyConfig, world_size: int, use_cuda: bool) -> Strate
     from trainer.parallel.zero import zero_strategy  # imports DeepSpeed: seconds
 
     return zero_strategy(1 if config.name == "deepspeed-1" else 2, backend, compress)
+
+
+def lay_out(
+    config: StrategyConfig,
+    fabric: Fabric,
+    objective: Objective,
+    encoder: EncoderConfig,
+    optim: OptimConfig,
+) -> Sharding:
+    """Wrap ``objective`` and build its optimizer.
+
+    Args:
+        config: the strategy that ``fabric`` was launched with.
+        fabric: launched.
+        objective: networks, the same on all processes.
+        encoder: of the objective's encoder.
+        optim: the optimizer's settings.
+
+    Raises:
+        ConfigError: there is nothing to train.
+    """
+    if config.name == "ddp" or fabric.world_size == 1:
+        return Sharding(fabric, objective, optim, config.compress_gradients == "bf16")
+    if config.name == "fsdp":
+        from trainer.parallel.fsdp import FullySharded
+
+        return FullySharded(fabric, objective, encoder, optim)
+    from trainer.parallel.zero import ZeroSharded
+
+    return ZeroSharded(fabric, objective, optim)

@@ -11,8 +11,10 @@ rounding alone, about 1e-15 in float64.
 Shapes: N samples, C channels, K parts of a batch (chunks or processes), W processes.
 """
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -145,8 +147,8 @@ class SyncBatchNorm(_BatchNorm):
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats)
         self.handle = _GroupHandle(None)
-        self.pieces: Normaliser | None = None
-        """Set while a batch is processed in pieces, or again: it has the statistics."""
+        self.normaliser: Normaliser | None = None
+        """See :func:`normalised_by`."""
 
     @classmethod
     def _adopt(cls, source: nn.Module, handle: _GroupHandle) -> "SyncBatchNorm":
@@ -170,20 +172,22 @@ class SyncBatchNorm(_BatchNorm):
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - torch's name
         """Normalise ``input``; collective over the group while training."""
         self._check_input_dim(input)
-        if self.training and self.pieces is not None:
-            return self.pieces.normalise(self, _dense(input))
+        if self.training and self.normaliser is not None:
+            return self.normaliser(self, _dense(input))
         if not self.training or (self.handle.local and input.device.type != "cpu"):
             return super().forward(input)
         if input.device.type != "cpu":
             return nn.SyncBatchNorm.forward(self, input)  # type: ignore[arg-type]
         # Also for one process: a run must not change its rounding with the number of processes.
-        return self._forward_cpu(input)
+        x = _dense(input)
+        return normalise(self, x, self.statistics(x))
 
-    def _forward_cpu(self, x: torch.Tensor) -> torch.Tensor:
-        x = _dense(x)
+    def statistics(self, x: torch.Tensor, update_running: bool = True) -> "Statistics":
+        """Those of the group's values, which running statistics then follow. A collective."""
         stats = over_group(local_moments(x), self.handle)
-        self.update_running(stats)
-        return normalise(self, x, stats)
+        if update_running:
+            self.update_running(stats)
+        return stats
 
     @torch.no_grad()
     def update_running(self, stats: "Statistics") -> None:
@@ -212,11 +216,20 @@ class SyncBatchNorm(_BatchNorm):
         """nn.SyncBatchNorm.forward calls it; :meth:`_check_input_dim` has looked already."""
 
 
-class Normaliser(Protocol):
-    """Takes a layer's part over: for pieces of a batch, or for a pass that is repeated."""
+Normaliser = Callable[[SyncBatchNorm, torch.Tensor], torch.Tensor]
+"""A layer's output for an input."""
 
-    def normalise(self, layer: SyncBatchNorm, x: torch.Tensor) -> torch.Tensor:
-        """The layer's output."""
+
+@contextmanager
+def normalised_by(layers: Sequence[SyncBatchNorm], normaliser: Normaliser) -> Iterator[None]:
+    """Within, ``normaliser`` does the layers' work: for pieces of a batch, or a repeated pass."""
+    for layer in layers:
+        layer.normaliser = normaliser
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.normaliser = None
 
 
 class Moments(NamedTuple):

@@ -33,6 +33,7 @@ from trainer.objectives.base import Objective
 from trainer.optim.lars import LARS
 from trainer.optim.optimizers import OptimConfig, build_optimizer
 from trainer.optim.sharded_norms import LayerNorms, total_norm
+from trainer.parallel.sharding import Sharding
 from trainer.state.checkpoint import Tensors, split_key
 
 _VERSION = "0.19."
@@ -282,21 +283,19 @@ class ZeroOptimizer:
         return total_norm(pieces, self._zero.dp_process_group)
 
 
-class ZeroSharded:
-    """Networks and optimizer under ZeRO; see :class:`trainer.parallel.sharding.Sharding`."""
+class ZeroSharded(Sharding):
+    """Networks and optimizer under ZeRO: weights are whole on every process."""
+
+    optimizer: ZeroOptimizer
 
     def __init__(self, fabric: Fabric, objective: Objective, optim: OptimConfig) -> None:
-        self._objective, self._is_rank_zero = objective, fabric.is_global_zero
+        self.objective, self._is_rank_zero = objective, fabric.is_global_zero
         inner = build_optimizer(objective, optim, lars=ZeroLARS)
         self.model, _ = fabric.setup(objective, inner)
         self.optimizer = ZeroOptimizer(self.model._forward_module, inner, objective)
 
-    def model_tensors(self) -> Tensors:
-        """See :class:`trainer.parallel.sharding.Sharding`: whole everywhere."""
-        return dict(self._objective.state_dict())
-
     def optimizer_tensors(self) -> Tensors:
-        """See :class:`trainer.parallel.sharding.Sharding`."""
+        """Gathered group by group, onto the CPU of rank 0."""
         gathered: Tensors = {}
         for layout in self.optimizer.layouts.values():
             for slot, value in self.optimizer.inner.state.get(layout.flat, {}).items():
@@ -312,8 +311,8 @@ class ZeroSharded:
         return dict.fromkeys(layout.names, number)  # AdamW's count of steps
 
     def restore_optimizer(self, saved: Tensors) -> None:
-        """See :class:`trainer.parallel.sharding.Sharding`."""
-        parameters = dict(self._objective.named_parameters())
+        """Every process takes its part of each group's."""
+        parameters = dict(self.objective.named_parameters())
         slots: dict[str, Tensors] = {}
         for key, value in saved.items():
             name, slot = split_key(key, parameters)
@@ -327,7 +326,3 @@ class ZeroSharded:
                 whole = first.ndim > 0
                 part = layout.part_of(of_group) if whole else first.to(layout.flat.device)
                 self.optimizer.inner.state[layout.flat][slot] = part
-
-    def whole_encoder(self) -> nn.Module:
-        """See :class:`trainer.parallel.sharding.Sharding`."""
-        return self._objective.encoder

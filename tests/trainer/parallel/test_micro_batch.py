@@ -22,8 +22,11 @@ from tests.trainer.runs import (
 )
 from trainer.config import RunConfig
 from trainer.objectives.moco import MoCoConfig
-from trainer.parallel.networks import build_objective, synchronise_batch_norm
-from trainer.step import refuse_own_statistics
+from trainer.parallel.networks import (
+    build_objective,
+    refuse_own_statistics,
+    synchronise_batch_norm,
+)
 
 CONFIGS: dict[str, Callable[..., RunConfig]] = {
     "simclr": tiny_config,

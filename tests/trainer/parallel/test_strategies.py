@@ -37,8 +37,8 @@ from trainer.objectives.build import make_objective
 from trainer.objectives.simclr import SimCLRConfig
 from trainer.optim.optimizers import OptimConfig, apply_update, gradient_norm
 from trainer.parallel.networks import synchronise_batch_norm
-from trainer.parallel.sharding import Sharding, lay_out
-from trainer.parallel.strategy import StrategyConfig, StrategyName, launch_fabric
+from trainer.parallel.sharding import Sharding
+from trainer.parallel.strategy import StrategyConfig, StrategyName, launch_fabric, lay_out
 from trainer.recipes import RECIPES
 
 SHARDED: list[StrategyName] = ["fsdp", "deepspeed-1", "deepspeed-2"]
