@@ -32,7 +32,8 @@ from trainer.health.stragglers import StragglerConfig
 from trainer.health.watchdog import WatchdogConfig
 from trainer.models.encoders import EncoderConfig, fixed_image_size
 from trainer.models.heads import HeadConfig
-from trainer.objectives.build import ObjectiveConfig
+from trainer.objectives.moco import MoCoConfig
+from trainer.objectives.mocov3 import MoCoV3Config
 from trainer.objectives.simclr import SimCLRConfig
 from trainer.optim.optimizers import OptimConfig, scaled_lr
 from trainer.optim.schedule import ScheduleConfig, lr_factor, warmup_steps
@@ -42,6 +43,9 @@ from trainer.step import MicroBatchNorm
 from trainer.telemetry import TelemetryConfig
 
 T = TypeVar("T")
+
+# The first one is what a configuration without a name means: those of before there were others.
+ObjectiveConfig = SimCLRConfig | MoCoConfig | MoCoV3Config
 
 
 @dataclass(frozen=True, kw_only=True)

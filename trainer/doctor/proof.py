@@ -17,7 +17,7 @@ from common.collectives import rank_and_size
 from common.gather import gather_rows
 from kernels.ntxent import nt_xent
 from trainer.doctor.finding import Finding
-from trainer.objectives.key_queue import KeyQueue
+from trainer.objectives.moco import KeyQueue
 from trainer.optim.lars import LARS
 from trainer.parallel.sync_batch_norm import convert_sync_batch_norm
 

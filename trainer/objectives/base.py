@@ -1,5 +1,7 @@
 """What the training loop asks of an objective: SimCLR, MoCo v1 and v2, MoCo v3.
 
+A run's configuration has one of their configurations, whose ``build`` makes the objective.
+
 One step is::
 
     outputs = objective(inputs)

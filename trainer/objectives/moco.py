@@ -3,7 +3,8 @@
 He et al. 2020, arXiv 1911.05722, algorithm 1; v2 (arXiv 2003.04297) is the same with another head,
 temperature, augmentation and schedule. The first view of an image is the query, the second the key.
 
-Shapes: N images of this process, V = 2 views, K queue rows, D projection dimensions.
+Shapes: N images of this process, B = N W of the global batch, V = 2 views, K queue rows, D
+projection dimensions.
 """
 
 from dataclasses import dataclass
@@ -21,7 +22,6 @@ from trainer.models.encoders import Encoder
 from trainer.models.heads import ProjectionHead
 from trainer.objectives.base import Inputs, Loss, Objective, Outputs
 from trainer.objectives.key_encoder import KeyEncoder, MomentumSchedule, momentum_at
-from trainer.objectives.key_queue import KeyQueue
 from trainer.objectives.shuffle import batch_permutation, inverse, permute_rows
 
 
@@ -53,6 +53,48 @@ class MoCoConfig:
     def logits_per_image(self, batch: int) -> int:
         """Similarities that an image's loss is made of: its key and the queue."""
         return 1 + self.queue
+
+    def build(self, encoder: Encoder, head: ProjectionHead, seed: int) -> "MoCo":
+        """The objective; the queue's first rows are drawn from torch's generator."""
+        return MoCo(encoder, head, self, seed)
+
+
+class KeyQueue(nn.Module):
+    """K unit rows, equal on all processes as long as all push the same.
+
+    It starts with random directions from torch's generator, which the run's seed decides. Rows and
+    place are buffers: a checkpoint holds them, and they follow the model to its device and dtype.
+    DDP does not broadcast them in a step: the strategy turns that off for all buffers.
+
+    Args:
+        size: K, 1 or more; no relation to the batch is needed.
+        dim: D.
+    """
+
+    rows: torch.Tensor
+    position: torch.Tensor
+
+    def __init__(self, size: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("rows", unit_rows(torch.randn(size, dim)))
+        self.register_buffer("position", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def push(self, keys_BD: torch.Tensor, skipped: torch.Tensor) -> None:
+        """Replace the oldest rows, going on at the front past the end; the host does not wait.
+
+        Args:
+            keys_BD: unit rows of the global batch in the order of its samples, the same on all
+                processes. Of more than K the last K are kept, where one by one would put them.
+            skipped: 0-d; where it is 1, nothing changes.
+        """
+        size, count = len(self.rows), len(keys_BD)
+        newest_ND = keys_BD[-size:].to(self.rows.dtype)
+        first = count - len(newest_ND)
+        places = torch.arange(first, count, device=self.rows.device).add_(self.position) % size
+        left_out = skipped > 0
+        self.rows.index_copy_(0, places, torch.where(left_out, self.rows[places], newest_ND))
+        self.position.copy_(torch.where(left_out, self.position, (self.position + count) % size))
 
 
 class MoCo(Objective):

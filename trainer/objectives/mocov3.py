@@ -47,6 +47,10 @@ class MoCoV3Config:
         """Similarities that an image's loss is made of: two queries against a batch of keys."""
         return 2 * batch
 
+    def build(self, encoder: Encoder, head: ProjectionHead, seed: int) -> "MoCoV3":
+        """The objective; the predictor's weights are drawn from torch's generator."""
+        return MoCoV3(encoder, head, self)
+
 
 class MoCoV3(Objective):
     """Encoder, projector and predictor, and moving averages of the first two.

@@ -35,6 +35,10 @@ class SimCLRConfig:
         """Similarities that an image's loss is made of, at a global batch of ``batch``."""
         return 2 * (2 * batch - 1)  # each of its views against all views but itself
 
+    def build(self, encoder: Encoder, head: ProjectionHead, seed: int) -> "SimCLR":
+        """The objective, which draws nothing."""
+        return SimCLR(encoder, head, self)
+
 
 class SimCLR(Objective):
     """Encoder and projection head; the forward pass makes projections, :meth:`loss` the loss."""

@@ -14,7 +14,6 @@ from trainer.models.encoders import Encoder, build_encoder
 from trainer.models.heads import build_head
 from trainer.models.init_from import start_from
 from trainer.objectives.base import Objective
-from trainer.objectives.build import make_objective
 from trainer.parallel.activation_checkpoint import checkpoint_blocks
 from trainer.parallel.sync_batch_norm import SyncBatchNorm, convert_sync_batch_norm
 
@@ -51,7 +50,7 @@ def build_objective(config: RunConfig, init_from: Path | None = None) -> Objecti
     if init_from is not None:
         start_from(encoder, init_from)
     head = build_head(config.head, encoder.feature_dim)
-    return make_objective(encoder, head, config.objective, config.seed)
+    return config.objective.build(encoder, head, config.seed)
 
 
 def synchronise_batch_norm(

@@ -16,13 +16,12 @@ from torch.nn.functional import cross_entropy, normalize
 
 from common.errors import ConfigError
 from tests.dist import run_ranks
+from trainer.config import ObjectiveConfig
 from trainer.models.encoders import Encoder
 from trainer.models.heads import HeadConfig, build_head
 from trainer.objectives.base import Inputs, Objective
-from trainer.objectives.build import ObjectiveConfig, make_objective
 from trainer.objectives.key_encoder import momentum_at
-from trainer.objectives.key_queue import KeyQueue
-from trainer.objectives.moco import MoCo, MoCoConfig
+from trainer.objectives.moco import KeyQueue, MoCo, MoCoConfig
 from trainer.objectives.mocov3 import MoCoV3, MoCoV3Config
 from trainer.objectives.shuffle import batch_permutation
 from trainer.optim.optimizers import OptimConfig, apply_update, build_optimizer, gradient_norm
@@ -61,7 +60,7 @@ def objective_of(config: ObjectiveConfig, seed: int = 0) -> Objective:
     encoder.feature_dim = 10
     network: Encoder = encoder
     head = build_head(V3_HEAD if isinstance(config, MoCoV3Config) else V2_HEAD, 10)
-    return make_objective(network, head, config, seed=seed).double()
+    return config.build(network, head, seed).double()
 
 
 def views(step: int) -> torch.Tensor:

@@ -33,7 +33,6 @@ from trainer.loop import fit
 from trainer.models.encoders import build_encoder
 from trainer.models.heads import HeadConfig, build_head
 from trainer.objectives.base import Inputs, Objective
-from trainer.objectives.build import make_objective
 from trainer.objectives.simclr import SimCLRConfig
 from trainer.optim.optimizers import OptimConfig, apply_update, gradient_norm
 from trainer.parallel.networks import synchronise_batch_norm
@@ -68,7 +67,7 @@ def _objective() -> Objective:
     encoder = build_encoder(SMALL_ENCODER)
     head = build_head(HeadConfig(layers=2, hidden_dim=24, out_dim=12), encoder.feature_dim)
     head.layers[0].relu = nn.SiLU()  # with it the whole network is smooth: see `runs.smooth`
-    objective = make_objective(encoder, head, SimCLRConfig(), seed=0)
+    objective = SimCLRConfig().build(encoder, head, seed=0)
     synchronise_batch_norm(objective, True)
     return objective
 
