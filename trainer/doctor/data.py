@@ -11,7 +11,7 @@ from data_pipeline.reading.beton import check_beton
 from data_pipeline.reading.loader import train_loader
 from data_pipeline.reading.order import Position
 from trainer.config import RunConfig
-from trainer.doctor.finding import Finding
+from trainer.doctor.finding import Finding, judged
 from trainer.parallel.cores import settle_threads
 from trainer.parallel.networks import build_objective
 from trainer.parallel.precision import with_precision
@@ -60,17 +60,14 @@ def keeps_up(config: RunConfig, device: torch.device) -> Iterator[Finding]:
         rate = _loader_rate(loader.starting_at(Position(0, 0)), images)
     finally:
         loader.close()
-    said = f"loads {rate:.0f} images/s, trains {needed:.0f} images/s, each alone, per process"
-    if rate > 1.2 * needed:
-        yield Finding("loader", "good", said)
-    else:
-        yield Finding(
-            "loader",
-            "note",
-            said,
-            "the network will wait: give each process more cores (--loader.workers), or pack "
-            "smaller images (widebatch pack --max-side)",
-        )
+    yield judged(
+        "loader",
+        rate > 1.2 * needed,
+        f"loads {rate:.0f} images/s, trains {needed:.0f} images/s, each alone, per process",
+        "note",
+        "the network will wait: give each process more cores (--loader.workers), or pack "
+        "smaller images (widebatch pack --max-side)",
+    )
 
 
 def _network_rate(config: RunConfig, device: torch.device, images: int) -> float:

@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 
 from common.cores import decoding_threads, own_cores
 from data_pipeline.reading.ffcv_compat import ffcv_problem
-from trainer.doctor.finding import Finding
+from trainer.doctor.finding import Finding, judged
 from trainer.parallel.cores import agreed_share
 from trainer.parallel.precision import has_bf16
 
@@ -31,24 +31,15 @@ def versions() -> Iterator[Finding]:
         # Not the build after the plus sign: 2.14.1+cu130 is 2.14.1.
         if not requirement.specifier.contains(version.partition("+")[0], prereleases=True):
             wrong.append(f"{requirement.name} {version}, wanted {requirement.specifier}")
-    if wrong:
-        yield Finding("packages", "bad", "; ".join(wrong), "make setup, or pip install -e .")
-    else:
-        yield Finding("packages", "good", f"as asked for; torch {torch.__version__}")
+    said = "; ".join(wrong) or f"as asked for; torch {torch.__version__}"
+    yield judged("packages", not wrong, said, "bad", "make setup, or pip install -e .")
 
 
 def ffcv() -> Iterator[Finding]:
     """Whether FFCV's library loads here."""
     problem = ffcv_problem()
-    if problem is None:
-        yield Finding("ffcv", "good", "loads")
-    else:
-        yield Finding(
-            "ffcv",
-            "note",
-            f"{problem}; the slower torchvision loader will serve",
-            "make setup, as root or with sudo",
-        )
+    said = f"{problem}; the slower torchvision loader will serve" if problem else "loads"
+    yield judged("ffcv", not problem, said, "note", "make setup, as root or with sudo")
 
 
 def cores(device: torch.device) -> Iterator[Finding]:

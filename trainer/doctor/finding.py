@@ -21,6 +21,11 @@ class Finding:
     """What to do; empty where nothing is to be done."""
 
 
+def judged(check: str, good: bool, said: str, otherwise: Verdict, remedy: str) -> Finding:
+    """What was found; with the remedy if it is not good, but ``otherwise``."""
+    return Finding(check, "good", said) if good else Finding(check, otherwise, said, remedy)
+
+
 Check = Callable[[], Iterable[Finding]]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from common.collectives import broadcast_json, rank_and_size
-from trainer.doctor.finding import Finding
+from trainer.doctor.finding import Finding, judged
 from trainer.state.run_folder import NO_LOCKS
 
 _PATIENCE_S = 15.0  # network file systems cache directory entries for some seconds
@@ -47,7 +47,8 @@ def _visible(place: Path, token: str) -> Finding:
         with contextlib.suppress(OSError):
             if (place / "renamed").read_text() == token:
                 waited = time.monotonic() - start
-                return Finding("folder", "good", f"{place.parent}: seen {_after(waited)}")
+                when = "at once" if waited < 1 else f"after {waited:.0f} s"
+                return Finding("folder", "good", f"{place.parent}: seen {when}")
         time.sleep(0.1)
     return Finding(
         "folder",
@@ -55,10 +56,6 @@ def _visible(place: Path, token: str) -> Finding:
         f"{place.parent}: what rank 0 writes there is not seen here within {_PATIENCE_S:.0f} s",
         "name a folder on a file system that all nodes share, with --out",
     )
-
-
-def _after(seconds: float) -> str:
-    return "at once" if seconds < 1 else f"after {seconds:.0f} s"
 
 
 def _locks(place: Path, rank: int, size: int) -> Iterator[Finding]:
@@ -103,9 +100,10 @@ def _lock(descriptor: int) -> int:
 
 def _free(folder: Path) -> Finding:
     free = shutil.disk_usage(folder).free
-    said = f"{free / 2**30:.0f} GiB free in {folder}"
-    if free >= _LEAST_FREE:
-        return Finding("disk", "good", said)
-    return Finding(
-        "disk", "note", said, "checkpoints of ResNet-50 take 0.3 GB each (--checkpoint.keep)"
+    return judged(
+        "disk",
+        free >= _LEAST_FREE,
+        f"{free / 2**30:.0f} GiB free in {folder}",
+        "note",
+        "checkpoints of ResNet-50 take 0.3 GB each (--checkpoint.keep)",
     )

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from common.collectives import all_gather_rows, rank_and_size
-from trainer.doctor.finding import Finding
+from trainer.doctor.finding import Finding, judged
 
 _BYTES = 16 * 2**20
 _ROUNDS = 4
@@ -42,16 +42,14 @@ def bandwidth(device: torch.device, node: int) -> Iterator[Finding]:
         f"{dist.get_backend()}, {len(pairs)} pair(s): median {median[0] / 1e9:.2f} GB/s, slowest "
         f"{slowest[0] / 1e9:.2f} GB/s (ranks {slowest[1][0]} and {slowest[1][1]})"
     )
-    if slowest[0] < 0.5 * median[0]:
-        yield Finding(
-            "bandwidth",
-            "bad",
-            said,
-            "one link is less than half as fast as the others: look at that node's cable, port and "
-            "NCCL_SOCKET_IFNAME / NCCL_IB_HCA, or leave it out (sbatch --exclude)",
-        )
-    else:
-        yield Finding("bandwidth", "good", said)
+    yield judged(
+        "bandwidth",
+        slowest[0] >= 0.5 * median[0],
+        said,
+        "bad",
+        "one link is less than half as fast as the others: look at that node's cable, port and "
+        "NCCL_SOCKET_IFNAME / NCCL_IB_HCA, or leave it out (sbatch --exclude)",
+    )
 
 
 def _rate(rank: int, pair: tuple[int, int], device: torch.device) -> float:
@@ -83,9 +81,10 @@ def clocks(device: torch.device) -> Iterator[Finding]:
         times = all_gather_rows(mine)
         spreads.append(float(times.max() - times.min()))
     spread = min(spreads)
-    said = f"within {1e3 * spread:.1f} ms of each other"
-    if spread < _CLOCK_NOTE_S:
-        yield Finding("clocks", "good", said)
-    else:
-        verdict = "bad" if spread > _CLOCK_BAD_S else "note"
-        yield Finding("clocks", verdict, said, "run chrony or NTP on every node")  # type: ignore[arg-type]
+    yield judged(
+        "clocks",
+        spread < _CLOCK_NOTE_S,
+        f"within {1e3 * spread:.1f} ms of each other",
+        "bad" if spread > _CLOCK_BAD_S else "note",
+        "run chrony or NTP on every node",
+    )

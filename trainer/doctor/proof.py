@@ -16,7 +16,7 @@ from torch import nn
 from common.collectives import rank_and_size
 from common.gather import gather_rows
 from kernels.ntxent import nt_xent
-from trainer.doctor.finding import Finding
+from trainer.doctor.finding import Finding, judged
 from trainer.objectives.moco import KeyQueue
 from trainer.optim.lars import LARS
 from trainer.parallel.sync_batch_norm import convert_sync_batch_norm
@@ -39,17 +39,14 @@ def equal_runs(device: torch.device) -> Iterator[Finding]:
         if size > 1:
             dist.all_reduce(worst, dist.ReduceOp.MAX)
         error = float(worst)
-        said = f"{size} process(es) against one: relative difference {error:.1e}"
-        if error < _BOUND:
-            yield Finding(name, "good", said)
-        else:
-            yield Finding(
-                name,
-                "bad",
-                said,
-                "do not train like this: another number of processes would be another run; compare "
-                "torch and NCCL on all nodes, and report it with this table",
-            )
+        yield judged(
+            name,
+            error < _BOUND,
+            f"{size} process(es) against one: relative difference {error:.1e}",
+            "bad",
+            "do not train like this: another number of processes would be another run; compare "
+            "torch and NCCL on all nodes, and report it with this table",
+        )
 
 
 def _random(*shape: int, device: torch.device, seed: int = 0) -> torch.Tensor:
