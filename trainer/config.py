@@ -37,7 +37,7 @@ from trainer.objectives.mocov3 import MoCoV3Config
 from trainer.objectives.simclr import SimCLRConfig
 from trainer.optim.optimizers import OptimConfig, scaled_lr
 from trainer.optim.schedule import ScheduleConfig, lr_factor, warmup_steps
-from trainer.parallel.strategy import PrecisionName, StrategyConfig
+from trainer.parallel.strategy import PrecisionName, StrategyConfig, refuse_unsupported
 from trainer.state.checkpoint import CheckpointConfig
 from trainer.step import MicroBatchNorm
 from trainer.telemetry import TelemetryConfig
@@ -211,9 +211,16 @@ def plan_run(config: RunConfig, num_samples: int, world_size: int) -> RunPlan:
     """Derive the plan of a run.
 
     Raises:
-        ConfigError: the batch does not divide, exceeds the data, or leaves no negatives; the run
-            has no step; the data set is too small.
+        ConfigError: settings do not go together; the batch does not divide, exceeds the data, or
+            leaves no negatives; the run has no step; the data set is too small.
     """
+    refuse_unsupported(
+        config.strategy,
+        config.precision,
+        config.micro_batch,
+        checkpointed=config.activation_checkpointing,
+        compiled=config.compile,
+    )
     batch = config.batch
     fixed = fixed_image_size(config.encoder)
     if fixed is not None and fixed != config.crop.size:

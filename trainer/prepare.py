@@ -35,7 +35,7 @@ from trainer.parallel.cores import settle_threads
 from trainer.parallel.networks import training_objective
 from trainer.parallel.precision import settled
 from trainer.parallel.sharding import Sharding
-from trainer.parallel.strategy import launch_fabric, lay_out, refuse_unsupported
+from trainer.parallel.strategy import launch_fabric, lay_out
 from trainer.run import COMPUTE_DTYPE, Run
 from trainer.state.announce import announce
 from trainer.state.checkpoint import Checkpoint, CheckpointSaver, CheckpointStore
@@ -65,7 +65,6 @@ def join(config: RunConfig) -> Iterator[Fabric]:
         DataError: the data is no .beton.
     """
     refuse_missing(config.telemetry)
-    refuse_unsupported(config.strategy, config.precision, config.micro_batch, config.compile)
     plan_run(config, sample_count(config.data.train), int(os.environ.get("WORLD_SIZE", "1")))
     if ":" not in config.encoder.name:  # a model of the user's may not go without memory
         with torch.device("meta"):

@@ -34,7 +34,11 @@ def training_objective(config: RunConfig, world_size: int, init_from: Path | Non
         synchronise_batch_norm(objective, config.sync_batch_norm, config.batch_norm_group)
     if config.micro_batch:
         refuse_own_statistics(objective)
-    _save_memory_and_time(config, objective)
+    # These change neither weights nor their names.
+    if config.activation_checkpointing:
+        checkpoint_blocks(objective.encoder)
+    if config.compile:
+        objective.encoder.compile()
     return objective
 
 
@@ -107,16 +111,3 @@ def _refuse_idle_weights(encoder: Encoder, config: RunConfig) -> None:
             f"--encoder.name: in {name} no gradient reaches {', '.join(idle[:_SHOWN])}{more}; leave"
             " them out of the module, or call requires_grad_(False) on them"
         )
-
-
-def _save_memory_and_time(config: RunConfig, objective: Objective) -> None:
-    """Activation checkpointing and torch.compile, which change neither weights nor their names."""
-    if config.activation_checkpointing:
-        if config.micro_batch:
-            raise ConfigError(
-                "--activation-checkpointing does not go with --micro-batch, which bounds the "
-                "memory by itself; set one of them"
-            )
-        checkpoint_blocks(objective.encoder)
-    if config.compile:
-        objective.encoder.compile()

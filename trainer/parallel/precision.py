@@ -16,7 +16,7 @@ from common.collectives import broadcast_json
 from common.errors import DataError
 from common.files.strict_json import read_json_file
 from trainer.config import RunConfig
-from trainer.parallel.strategy import PrecisionName, compute_in, refuse_unsupported
+from trainer.parallel.strategy import PrecisionName, compute_in
 
 log = logging.getLogger(__name__)
 
@@ -61,9 +61,6 @@ def settled(config: RunConfig, fabric: Fabric) -> RunConfig:
 
     A run that goes on keeps what it was begun with. A new one takes what the processor of rank 0
     has: processes may run on several kinds.
-
-    Raises:
-        ConfigError: the precision does not go with other settings.
     """
     has, why = has_bf16(fabric.device.type)
     if config.precision == "auto":
@@ -74,7 +71,6 @@ def settled(config: RunConfig, fabric: Fabric) -> RunConfig:
             log.info("precision %s: %s", chosen, "as the run began" if saved else why)
     if config.precision == "bf16" and not has and fabric.is_global_zero:
         log.warning("--precision bf16: %s: fp32 takes a half to a ninth of the time", why)
-    refuse_unsupported(config.strategy, config.precision, config.micro_batch, config.compile)
     compute_in(fabric, config.precision)
     return config
 

@@ -48,9 +48,11 @@ def refuse_unsupported(
     config: StrategyConfig,
     precision: PrecisionName,
     micro_batch: int,
+    *,
+    checkpointed: bool,
     compiled: bool,
 ) -> None:
-    """Refuse what a strategy cannot do, before anything starts.
+    """Refuse settings of memory and time that do not go together, before anything starts.
 
     On one process too, where nothing is sharded: a run must not fail when it gets a second.
 
@@ -60,6 +62,11 @@ def refuse_unsupported(
     if config.compress_gradients == "bf16" and precision == "fp64":
         raise ConfigError(
             "--compress-gradients bf16 leaves 3 digits of --precision fp64; set one of the two only"
+        )
+    if micro_batch and checkpointed:
+        raise ConfigError(
+            "--activation-checkpointing does not go with --micro-batch, which bounds the memory by"
+            " itself; set one of them"
         )
     if config.name == "ddp":
         return

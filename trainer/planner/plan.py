@@ -14,7 +14,6 @@ from data_pipeline.reading.beton import check_beton, read_sample_table
 from trainer.config import RunConfig, RunPlan, plan_run, to_json
 from trainer.objectives.base import Objective
 from trainer.parallel.precision import with_precision
-from trainer.parallel.strategy import refuse_unsupported
 from trainer.planner.memory import DeviceMemory, Remedy, can_be_split, memory, remedy
 from trainer.planner.rates import Rates, stated_loader_rate
 from trainer.planner.step_cost import count_step
@@ -158,12 +157,6 @@ def make_plan(config: RunConfig, cluster: Cluster, images: Images) -> Plan:
         config = dataclasses.replace(config, precision="bf16")
     config = with_precision(config, rates.device)
     run = plan_run(config, images.count, world_size)
-    refuse_unsupported(config.strategy, config.precision, config.micro_batch, config.compile)
-    if config.micro_batch and config.activation_checkpointing:
-        raise ConfigError(
-            "--activation-checkpointing does not go with --micro-batch, which bounds the memory by"
-            " itself; set one of them"
-        )
     step_cost = count_step(config, world_size, rates.device)
     if config.micro_batch and not can_be_split(config, step_cost):
         raise ConfigError(
