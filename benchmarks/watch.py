@@ -35,7 +35,7 @@ from trainer.health.watchdog import Watchdog, WatchdogConfig
 from trainer.models.encoders import EncoderConfig
 from trainer.optim.optimizers import apply_update, gradient_norm
 from trainer.prepare import prepare
-from trainer.recipes import digits_demo
+from trainer.recipes.simclr import digits_demo
 from trainer.run import Run
 from trainer.telemetry import TelemetryConfig
 

@@ -12,12 +12,13 @@ from launch.nearest import unknown
 
 @functools.cache
 def recipes() -> Mapping[str, str]:
-    """Names in the order of their file, which is read and not run: that would take seconds."""
+    """Names in the order of their files, which are read and not run: that would take seconds."""
     found = {}
-    for node in ast.parse(Path(trainer.__path__[0], "recipes.py").read_text()).body:
-        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
-            first = (ast.get_docstring(node) or "").partition("\n")[0]
-            found[node.name.replace("_", "-")] = first.rstrip(".")
+    for family in sorted(Path(trainer.__path__[0], "recipes").glob("*.py")):
+        for node in ast.parse(family.read_text()).body:
+            if isinstance(node, ast.FunctionDef) and node.name != "named":  # what recipes share
+                first = (ast.get_docstring(node) or "").partition("\n")[0]
+                found[node.name.replace("_", "-")] = first.rstrip(".")
     return found
 
 

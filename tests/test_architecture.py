@@ -40,7 +40,7 @@ ROOMS_BELOW: dict[str, set[str]] = {
     "objectives": {"models", "optim"},
     "parallel": {"objectives", "state", "models", "optim"},
 }
-LOOSE = {"__init__", "config", "loop", "prepare", "recipes", "run", "step"}
+LOOSE = {"__init__", "config", "loop", "prepare", "run", "step"}
 
 # Code that runs in every step of training: it must not wait for the device.
 IN_A_STEP = (

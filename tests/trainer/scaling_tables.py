@@ -19,7 +19,7 @@ from trainer.planner.rates import GPUS, Rates, stated_loader_rate
 from trainer.planner.step_cost import StepCost, count_step
 from trainer.planner.step_time import StepTime, step_time
 from trainer.planner.traffic import Cluster, Flow, flows
-from trainer.recipes import simclr_r50
+from trainer.recipes.simclr import simclr_r50
 
 __all__ = ["Point", "bytes_tables", "loss_table", "main", "point", "strong_table", "weak_table"]
 
