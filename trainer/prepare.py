@@ -110,7 +110,14 @@ def prepare(config: RunConfig, joined: Fabric | None = None) -> Iterator[Run]:
         phases = stack.enter_context(_watched(config, fabric))
         saver = CheckpointSaver(store, config.checkpoint, fabric.is_global_zero)
         stack.callback(saver.close)
-        facts = _facts(config, plan, checkpoint)
+        facts = RunFacts(
+            name=config.out.resolve().name,
+            recipe=config.recipe,
+            total_steps=plan.total_steps,
+            global_batch=plan.global_batch,
+            world_size=plan.world_size,
+            steps_done=checkpoint.step if checkpoint else 0,
+        )
         endpoint = stack.enter_context(scraped(config.telemetry, facts, config.out, fabric))
         run = _build(config, plan, fabric, loader, saver, phases, checkpoint, endpoint, stack)
         models.append(run.model)
@@ -188,7 +195,12 @@ def _build(
         data_stamp=data_stamp(config.data.train),
         telemetry=Telemetry(config.telemetry, plan.global_batch, clock=phases.clock),
         knn=_online_knn(config, loader.config, fabric, stack),
-        guard=_guard(config, plan, fabric.is_global_zero, checkpoint.step if checkpoint else 0),
+        guard=NumericalGuard(
+            config.max_skipped_steps,
+            lambda step: plan.sample_ids(config.seed, step),
+            config.out if fabric.is_global_zero else None,
+            checkpoint.step if checkpoint else 0,
+        ),
         collapse=CollapseAlarm(config.collapse, judges=fabric.is_global_zero),
         phases=phases,
     )
@@ -233,7 +245,9 @@ def _watch(run: Run, endpoint: Prometheus | None, stack: contextlib.ExitStack) -
     readers = run.telemetry.readers
     readers.append(run.collapse)
     if rank_zero:
-        readers += [*_writers(config, done), _shown(config, run.plan, done)]
+        total, seconds = run.plan.total_steps, config.telemetry.log_seconds
+        shown = ProgressBar(total, done) if os.isatty(2) else LogLines(total, seconds, done)
+        readers += [*_writers(config, done), shown]
     if endpoint is not None:
         endpoint.collapsed = lambda: run.collapse.alarm
         stragglers.show = endpoint.show_ranks
@@ -274,12 +288,6 @@ def _gradients(
     )
 
 
-def _shown(config: RunConfig, plan: RunPlan, done: int) -> ProgressBar | LogLines:
-    if os.isatty(2):
-        return ProgressBar(plan.total_steps, done)
-    return LogLines(plan.total_steps, config.telemetry.log_seconds, done)
-
-
 def _writers(config: RunConfig, done: int) -> list[Reader]:
     watch = config.telemetry
     readers: list[Reader] = [JsonLines(config.out / "metrics.jsonl", keep_up_to=done)]
@@ -317,23 +325,3 @@ def _settle_gradient_buckets(run: Run) -> None:
     with torch.no_grad():
         for name, buffer in run.objective.named_buffers():
             buffer.copy_(buffers[name])
-
-
-def _facts(config: RunConfig, plan: RunPlan, checkpoint: Checkpoint | None) -> RunFacts:
-    return RunFacts(
-        name=config.out.resolve().name,
-        recipe=config.recipe,
-        total_steps=plan.total_steps,
-        global_batch=plan.global_batch,
-        world_size=plan.world_size,
-        steps_done=checkpoint.step if checkpoint else 0,
-    )
-
-
-def _guard(config: RunConfig, plan: RunPlan, rank_zero: bool, done: int) -> NumericalGuard:
-    return NumericalGuard(
-        config.max_skipped_steps,
-        lambda step: plan.sample_ids(config.seed, step),
-        config.out if rank_zero else None,
-        done,
-    )

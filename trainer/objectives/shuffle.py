@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
-from common.gather import Group, rank_and_size
+from common.gather import rank_and_size
 from common.randomness import Stream, sample_keys
 from common.waiting import waiting
 from kernels.dispatch import to_device
@@ -33,7 +33,7 @@ def inverse(permutation: IntArray) -> IntArray:
 
 
 @torch.no_grad()
-def permute_rows(x: torch.Tensor, permutation: IntArray, group: Group = None) -> torch.Tensor:
+def permute_rows(x: torch.Tensor, permutation: IntArray) -> torch.Tensor:
     """This process's share of ``all[permutation]``, all being the rows of all processes in order.
 
     A collective; no gradient; the host does not wait for the device.
@@ -41,7 +41,6 @@ def permute_rows(x: torch.Tensor, permutation: IntArray, group: Group = None) ->
     Args:
         x: ``(N, ...)``, as many rows on every process; channels_last stays so.
         permutation: of ``range(B)``, the same on all processes.
-        group: the process group; ``None`` is the default group, or this process alone.
 
     Returns:
         The shape, dtype and memory format of ``x``: row j is row ``permutation[rank * N + j]``.
@@ -49,7 +48,7 @@ def permute_rows(x: torch.Tensor, permutation: IntArray, group: Group = None) ->
     Raises:
         ValueError: the permutation is not of B numbers.
     """
-    rank, size = rank_and_size(group)
+    rank, size = rank_and_size()
     rows = len(x)
     if len(permutation) != size * rows:
         raise ValueError(
@@ -62,7 +61,7 @@ def permute_rows(x: torch.Tensor, permutation: IntArray, group: Group = None) ->
     outgoing = _rows(x, row_WN[sent_WN])
     if size > 1:
         counts = np.bincount(source_WN[rank], minlength=size)
-        arrived = _exchange(outgoing, list(map(int, sent_WN.sum(1))), list(map(int, counts)), group)
+        arrived = _exchange(outgoing, list(map(int, sent_WN.sum(1))), list(map(int, counts)))
     else:
         arrived = outgoing
     place_N = inverse(np.argsort(source_WN[rank], kind="stable"))
@@ -78,13 +77,13 @@ def _memory_format(x: torch.Tensor) -> torch.memory_format:
     return torch.channels_last if is_image else torch.contiguous_format
 
 
-def _exchange(x: torch.Tensor, sent: list[int], received: list[int], group: Group) -> torch.Tensor:
+def _exchange(x: torch.Tensor, sent: list[int], received: list[int]) -> torch.Tensor:
     """All-to-all of rows as bytes, which every backend moves, in the order of memory."""
     is_image = _memory_format(x) is torch.channels_last
     dense = x.permute(0, 2, 3, 1) if is_image else x
     outgoing = dense.view(len(x), -1).view(torch.uint8)
     arrived = outgoing.new_empty((sum(received), outgoing.shape[1]))
     with waiting("shuffled keys: all-to-all"):
-        dist.all_to_all_single(arrived, outgoing, received, sent, group=group)
+        dist.all_to_all_single(arrived, outgoing, received, sent)
     result = arrived.view(dense.dtype).reshape(-1, *dense.shape[1:])
     return result.permute(0, 3, 1, 2) if is_image else result

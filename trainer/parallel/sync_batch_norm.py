@@ -137,18 +137,10 @@ class SyncBatchNorm(_BatchNorm):
         ValueError: fewer than two values per channel in the whole group, or a wrong channel count.
     """
 
-    def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-    ) -> None:
-        super().__init__(num_features, eps, momentum, affine, track_running_stats)
-        self.handle = _GroupHandle(None)
-        self.normaliser: Normaliser | None = None
-        """See :func:`normalised_by`."""
+    handle: _GroupHandle
+    """Which processes share its statistics."""
+    normaliser: "Normaliser | None" = None
+    """See :func:`normalised_by`."""
 
     @classmethod
     def _adopt(cls, source: nn.Module, handle: _GroupHandle) -> "SyncBatchNorm":
@@ -173,13 +165,13 @@ class SyncBatchNorm(_BatchNorm):
         """Normalise ``input``; collective over the group while training."""
         self._check_input_dim(input)
         if self.training and self.normaliser is not None:
-            return self.normaliser(self, _dense(input))
+            return self.normaliser(self, _like_layout(input, input))
         if not self.training or (self.handle.local and input.device.type != "cpu"):
             return super().forward(input)
         if input.device.type != "cpu":
             return nn.SyncBatchNorm.forward(self, input)  # type: ignore[arg-type]
         # Also for one process: a run must not change its rounding with the number of processes.
-        x = _dense(input)
+        x = _like_layout(input, input)
         return normalise(self, x, self.statistics(x))
 
     def statistics(self, x: torch.Tensor, update_running: bool = True) -> "Statistics":
@@ -449,10 +441,6 @@ def _memory_format(x: torch.Tensor) -> torch.memory_format:
         if x.dim() == dims and x.is_contiguous(memory_format=layout):
             return layout
     return torch.contiguous_format
-
-
-def _dense(x: torch.Tensor) -> torch.Tensor:
-    return x.contiguous(memory_format=_memory_format(x))
 
 
 def _like_layout(dy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
