@@ -163,12 +163,9 @@ class LARS(torch.optim.Optimizer):
     ) -> None:
         """One update of layers, or of this process's pieces of them; a collective if in pieces.
 
-        Args:
-            group: settings.
-            weights: plain tensors of one device and dtype, moved in place.
-            grads: theirs.
-            momenta: theirs, moved in place; None without momentum.
-            layer_norms: norms of the whole layers; None leaves out trust ratio and weight decay.
+        ``weights``, plain tensors of one device and dtype, and their ``momenta``, if there is any
+        momentum, are moved in place: ``v = momentum v + update; w -= lr v`` where found_inf is not
+        set. Without ``layer_norms``, of the whole layers, there is no trust ratio and no decay.
         """
         lr = group["lr"]
         if layer_norms is not None:
@@ -177,10 +174,24 @@ class LARS(torch.optim.Optimizer):
             updates = list(torch._foreach_mul(grads, lr)) if grads else grads
         else:
             updates = grads
-        if group["variant"] == "simclr":
-            lr = 1.0  # it is in the updates already
-        if weights:
-            self._move(weights, updates, momenta, lr, group["momentum"], group["nesterov"])
+        if not weights:
+            return
+        # The kernel walks the memory of its tensors side by side and does not look at strides: it
+        # gets that memory as vectors, in one layout.
+        sgd(
+            [_memory(w) for w in weights],
+            [_memory(match_layout(u, w)) for u, w in zip(updates, weights)],
+            [None] * len(weights) if momenta is None else [_memory(m) for m in momenta],
+            has_sparse_grad=False,
+            fused=True,
+            found_inf=self.found_inf,
+            weight_decay=0.0,
+            momentum=group["momentum"],
+            lr=1.0 if group["variant"] == "simclr" else lr,  # simclr's updates have it already
+            dampening=0.0,
+            nesterov=group["nesterov"],
+            maximize=False,
+        )
 
     def _runs_triton(self, params: Tensors) -> bool:
         """Whether the kernels update these; says so in the log, and why not where they could."""
@@ -227,36 +238,6 @@ class LARS(torch.optim.Optimizer):
         if updates:
             torch._foreach_mul_(updates, ratio.to(updates[0].dtype).unbind())
         return updates
-
-    def _move(
-        self,
-        weights: Tensors,
-        updates: Tensors,
-        momenta: Tensors | None,
-        lr: float,
-        momentum: float,
-        nesterov: bool,
-    ) -> None:
-        """``v = momentum v + update; w -= lr v`` where found_inf is not set, in one kernel."""
-        # The kernel walks the memory of its tensors side by side and does not look at strides: it
-        # gets that memory as vectors, in one layout.
-        buffers: list[torch.Tensor | None] = [None] * len(weights)
-        if momenta is not None:
-            buffers = [_memory(m) for m in momenta]
-        sgd(
-            [_memory(w) for w in weights],
-            [_memory(match_layout(u, w)) for u, w in zip(updates, weights)],
-            buffers,
-            has_sparse_grad=False,
-            fused=True,
-            found_inf=self.found_inf,
-            weight_decay=0.0,
-            momentum=momentum,
-            lr=lr,
-            dampening=0.0,
-            nesterov=nesterov,
-            maximize=False,
-        )
 
     def _momentum_buffer(self, param: torch.Tensor) -> torch.Tensor:
         state = self.state[param]
