@@ -10,7 +10,7 @@ import difflib
 import functools
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -37,7 +37,7 @@ from trainer.objectives.mocov3 import MoCoV3Config
 from trainer.objectives.simclr import SimCLRConfig
 from trainer.optim.optimizers import OptimConfig, scaled_lr
 from trainer.optim.schedule import ScheduleConfig, lr_factor, warmup_steps
-from trainer.parallel.strategy import PrecisionName, StrategyConfig, refuse_unsupported
+from trainer.parallel.strategy import PrecisionName, StrategyConfig
 from trainer.state.checkpoint import CheckpointConfig
 from trainer.step import MicroBatchNorm
 from trainer.telemetry import TelemetryConfig
@@ -207,6 +207,44 @@ class RunPlan:
         ]
 
 
+def refuse_unsupported(config: RunConfig) -> None:
+    """Refuse settings of memory, precision and strategy that do not go together.
+
+    On one process too, where nothing is sharded: a run must not fail when it gets a second.
+
+    Raises:
+        ConfigError: names the settings, why they do not go together, and what to set.
+    """
+    strategy = config.strategy
+    if strategy.compress_gradients == "bf16" and config.precision == "fp64":
+        raise ConfigError(
+            "--compress-gradients bf16 leaves 3 digits of --precision fp64; set one of the two only"
+        )
+    if config.micro_batch and config.activation_checkpointing:
+        raise ConfigError(
+            "--activation-checkpointing does not go with --micro-batch, which bounds the memory by"
+            " itself; set one of them"
+        )
+    if strategy.name == "ddp":
+        return
+    if config.micro_batch:
+        raise ConfigError(
+            f"--micro-batch with --strategy {strategy.name}: a batch in pieces runs parts of the "
+            "networks outside the strategy's own forward and backward passes, where weights are "
+            "not gathered and gradients not reduced; use --strategy ddp"
+        )
+    if strategy.name == "fsdp" and config.compile:
+        raise ConfigError(
+            "--compile with --strategy fsdp: FSDP gathers weights in hooks inside the encoder, "
+            "which a compiled encoder breaks at; use --strategy ddp, deepspeed-1 or deepspeed-2"
+        )
+    if strategy.name != "fsdp" and config.precision == "fp64":
+        raise ConfigError(
+            f"--precision fp64 with --strategy {strategy.name}: DeepSpeed's master weights are "
+            "float32; use --strategy fsdp or ddp"
+        )
+
+
 def plan_run(config: RunConfig, num_samples: int, world_size: int) -> RunPlan:
     """Derive the plan of a run.
 
@@ -214,13 +252,7 @@ def plan_run(config: RunConfig, num_samples: int, world_size: int) -> RunPlan:
         ConfigError: settings do not go together; the batch does not divide, exceeds the data, or
             leaves no negatives; the run has no step; the data set is too small.
     """
-    refuse_unsupported(
-        config.strategy,
-        config.precision,
-        config.micro_batch,
-        checkpointed=config.activation_checkpointing,
-        compiled=config.compile,
-    )
+    refuse_unsupported(config)
     batch = config.batch
     fixed = fixed_image_size(config.encoder)
     if fixed is not None and fixed != config.crop.size:
@@ -388,24 +420,17 @@ def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[st
     Where things lie, how they are watched and how many workers carry them may change; so may the
     size of pieces of a batch, unless BatchNorm's statistics are those of a piece.
     """
-    found: list[str] = []
+    free = set(_FREE_TO_CHANGE)
     if current.get("micro_batch_norm") == "piece":
-        _compare_values("micro_batch", saved.get("micro_batch"), current["micro_batch"], found)
-    for key in sorted(set(saved) | set(current)):
-        _compare(key, saved.get(key), current.get(key), found)
-    return found
+        free.remove("micro_batch")
 
+    def compare(saved: Any, current: Any, name: str) -> Iterator[str]:
+        if isinstance(saved, Mapping) and isinstance(current, Mapping):
+            for key in sorted(set(saved) | set(current)):
+                full = f"{name}.{key}" if name else key
+                if full not in free:
+                    yield from compare(saved.get(key), current.get(key), full)
+        elif saved != current:
+            yield f"{name}: {saved} -> {current}"
 
-def _compare(name: str, saved: Any, current: Any, found: list[str]) -> None:
-    if name in _FREE_TO_CHANGE:
-        return
-    if isinstance(saved, Mapping) and isinstance(current, Mapping):
-        for key in sorted(set(saved) | set(current)):
-            _compare(f"{name}.{key}", saved.get(key), current.get(key), found)
-    else:
-        _compare_values(name, saved, current, found)
-
-
-def _compare_values(name: str, saved: Any, current: Any, found: list[str]) -> None:
-    if saved != current:
-        found.append(f"{name}: {saved} -> {current}")
+    return list(compare(saved, current, ""))

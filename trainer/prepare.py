@@ -21,7 +21,7 @@ from common.waiting import observe
 from data_pipeline.augment import Augment
 from data_pipeline.reading.beton import check_beton, sample_count
 from data_pipeline.reading.loader import LoaderConfig, TrainLoader, train_loader
-from trainer.config import RunConfig, RunPlan, plan_run
+from trainer.config import RunConfig, RunPlan, plan_run, refuse_unsupported
 from trainer.features.online_knn import OnlineKnn
 from trainer.health.collapse import CollapseAlarm
 from trainer.health.damaged_samples import SubstituteLog
@@ -65,6 +65,7 @@ def join(config: RunConfig) -> Iterator[Fabric]:
         DataError: the data is no .beton.
     """
     refuse_missing(config.telemetry)
+    refuse_unsupported(config)
     plan_run(config, sample_count(config.data.train), int(os.environ.get("WORLD_SIZE", "1")))
     if ":" not in config.encoder.name:  # a model of the user's may not go without memory
         with torch.device("meta"):

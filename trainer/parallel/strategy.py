@@ -44,50 +44,6 @@ class StrategyConfig:
     number of processes changes them by some 0.4 %."""
 
 
-def refuse_unsupported(
-    config: StrategyConfig,
-    precision: PrecisionName,
-    micro_batch: int,
-    *,
-    checkpointed: bool,
-    compiled: bool,
-) -> None:
-    """Refuse settings of memory and time that do not go together, before anything starts.
-
-    On one process too, where nothing is sharded: a run must not fail when it gets a second.
-
-    Raises:
-        ConfigError: names the settings, why they do not go together, and what to set.
-    """
-    if config.compress_gradients == "bf16" and precision == "fp64":
-        raise ConfigError(
-            "--compress-gradients bf16 leaves 3 digits of --precision fp64; set one of the two only"
-        )
-    if micro_batch and checkpointed:
-        raise ConfigError(
-            "--activation-checkpointing does not go with --micro-batch, which bounds the memory by"
-            " itself; set one of them"
-        )
-    if config.name == "ddp":
-        return
-    if micro_batch:
-        raise ConfigError(
-            f"--micro-batch with --strategy {config.name}: a batch in pieces runs parts of the "
-            "networks outside the strategy's own forward and backward passes, where weights are "
-            "not gathered and gradients not reduced; use --strategy ddp"
-        )
-    if config.name == "fsdp" and compiled:
-        raise ConfigError(
-            "--compile with --strategy fsdp: FSDP gathers weights in hooks inside the encoder, "
-            "which a compiled encoder breaks at; use --strategy ddp, deepspeed-1 or deepspeed-2"
-        )
-    if config.name != "fsdp" and precision == "fp64":
-        raise ConfigError(
-            f"--precision fp64 with --strategy {config.name}: DeepSpeed's master weights are "
-            "float32; use --strategy fsdp or ddp"
-        )
-
-
 class _Bf16(MixedPrecision):
     """Fabric's bf16 autocast, without its copies of inputs and outputs to fp32 and back.
 
@@ -203,14 +159,7 @@ def lay_out(
     encoder: EncoderConfig,
     optim: OptimConfig,
 ) -> Sharding:
-    """Wrap ``objective`` and build its optimizer.
-
-    Args:
-        config: the strategy that ``fabric`` was launched with.
-        fabric: launched.
-        objective: networks, the same on all processes.
-        encoder: of the objective's encoder.
-        optim: the optimizer's settings.
+    """Wrap ``objective``, the same on all processes, and build its optimizer.
 
     Raises:
         ConfigError: there is nothing to train.
