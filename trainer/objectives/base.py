@@ -88,11 +88,7 @@ class Objective(nn.Module):
         """
 
     def synchronised_parts(self, sync_batch_norm: bool) -> list[nn.Module]:
-        """Parts whose BatchNorm takes its statistics from the global batch.
-
-        Args:
-            sync_batch_norm: the run's setting of that name.
-        """
+        """Parts whose BatchNorm takes its statistics from the global batch, by that setting."""
         return [self] if sync_batch_norm else []
 
     def caveats(self, sync_batch_norm: bool) -> list[str]:

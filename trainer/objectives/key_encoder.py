@@ -44,11 +44,8 @@ class KeyEncoder(nn.Module):
     ) -> None:
         """``k = m k + (1 - m) q`` for every parameter, or nothing where ``skipped`` is 1.
 
-        Args:
-            encoder: q, the encoder that this one was copied from.
-            head: likewise.
-            momentum: m, in [0, 1].
-            skipped: 0-d, 0 or 1, on the parameters' device, which the host does not wait for.
+        q are the networks that this one was copied from. ``skipped`` is 0-d, on the parameters'
+        device, which the host does not wait for.
         """
         keys = list(_parameters(self.encoder, self.head))
         # Averaging with an unchanged q would move k. The old values are kept instead of asked for.

@@ -100,11 +100,7 @@ class KeyQueue(nn.Module):
 class MoCo(Objective):
     """Query encoder and head, their moving averages, and the queue.
 
-    Args:
-        encoder: of the queries; this one is handed on.
-        head: of the queries.
-        config: the settings.
-        seed: of the permutations that shuffle keys.
+    The encoder of the queries is handed on. ``seed`` decides the permutations that shuffle keys.
     """
 
     def __init__(

@@ -55,10 +55,7 @@ class MoCoV3Config:
 class MoCoV3(Objective):
     """Encoder, projector and predictor, and moving averages of the first two.
 
-    Args:
-        encoder: of the queries; this one is handed on.
-        head: the projector.
-        config: the settings, those of the predictor among them.
+    The encoder of the queries is handed on; ``head`` is the projector.
 
     Raises:
         ConfigError: predictor and projector differ in their output dimensions.

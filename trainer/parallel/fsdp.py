@@ -28,12 +28,9 @@ from trainer.state.checkpoint import Tensors, split_key
 
 
 def fsdp_strategy(world_size: int, backend: str, compress: bool) -> ModelParallelStrategy:
-    """Fabric's strategy for ``world_size`` processes.
+    """Fabric's strategy for processes that all share out one copy.
 
-    Args:
-        world_size: processes, all of which share out one copy.
-        backend: of the process group.
-        compress: reduce gradients in bfloat16.
+    ``compress``: gradients are reduced in bfloat16.
     """
     policy = MixedPrecisionPolicy(reduce_dtype=torch.bfloat16 if compress else None)
 
@@ -73,11 +70,9 @@ def _holds_blocks(module: nn.Module) -> bool:
 
 
 class PieceOptimizer:
-    """An optimizer over this process's pieces; see :mod:`trainer.optim.optimizers`.
+    """An optimizer over this process's pieces of a module, which is not moved or cast afterwards.
 
-    Args:
-        module: sharded; not moved or cast afterwards.
-        config: the optimizer's settings.
+    See :mod:`trainer.optim.optimizers`.
     """
 
     found_inf: torch.Tensor | None = None

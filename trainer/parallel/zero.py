@@ -41,12 +41,7 @@ _BUCKET = 1 << 23  # gradients reduced at a time: 32 MiB, about DDP's
 
 
 def zero_strategy(stage: int, backend: str, compress: bool) -> DeepSpeedStrategy:
-    """Fabric's strategy for ZeRO.
-
-    Args:
-        stage: 1 or 2.
-        backend: of the process group.
-        compress: reduce gradients in bfloat16.
+    """Fabric's strategy for ZeRO-1 or -2; ``compress``: gradients are reduced in bfloat16.
 
     Raises:
         ConfigError: DeepSpeed is missing, or another version than this file knows.
@@ -149,12 +144,9 @@ class _Piece:
 
 
 class _FlatGroup:
-    """How ZeRO laid out one group of parameters.
+    """How DeepSpeed's optimizer ``zero`` laid out one group of parameters.
 
-    Args:
-        zero: DeepSpeed's optimizer.
-        index: of the group.
-        names: parameters' names by their ``id``.
+    ``names``: parameters' names by their ``id``.
     """
 
     def __init__(self, zero: Any, index: int, names: dict[int, str]) -> None:
@@ -187,11 +179,7 @@ class _FlatGroup:
         return [part[piece.begin : piece.end] for piece in self.pieces]
 
     def gather(self, part: torch.Tensor) -> Tensors:
-        """Whole tensors by name, of the parameters' shapes. A collective.
-
-        Args:
-            part: (S,), this process's.
-        """
+        """Whole tensors by name, from the processes' parts (S,). A collective."""
         world_size = dist.get_world_size(self.process_group)
         flat = part.new_empty(world_size * self.size)
         dist.all_gather_single(flat, part.detach().contiguous(), group=self.process_group)

@@ -47,11 +47,7 @@ class Contrast:
 def contrast(config: RunConfig, local_batch: int, world_size: int, device: str) -> Contrast:
     """Count the loss of ``config`` for ``local_batch`` images on each of ``world_size`` processes.
 
-    Args:
-        config: of the run.
-        local_batch: images of a process in a step.
-        world_size: processes.
-        device: "cuda" or "cpu": decides how the loss is tiled.
+    ``device``, "cuda" or "cpu", decides how it is tiled.
     """
     dim, objective, views = config.head.out_dim, config.objective, Objective.views
     if isinstance(objective, MoCoConfig | MoCoV3Config):

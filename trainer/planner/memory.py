@@ -61,13 +61,7 @@ class Remedy:
 
 
 def memory(step_cost: StepCost, rates: Rates, processes: int) -> DeviceMemory:
-    """Memory of a step.
-
-    Args:
-        step_cost: of the step.
-        rates: of the device.
-        processes: on a node; where the device is the CPU they share its memory.
-    """
+    """Memory of a step; where the device is the CPU, ``processes`` of a node share its memory."""
     measured = rates.calibration
     factor = measured.memory_factor if measured else rates.memory_factor
     base = measured.base_bytes if measured else rates.context_bytes
@@ -86,13 +80,7 @@ def can_be_split(config: RunConfig, step_cost: StepCost) -> bool:
 
 
 def remedy(config: RunConfig, step_cost: StepCost, cluster: Cluster) -> Remedy:
-    """What would fit, for a run that does not.
-
-    Args:
-        config: the run, whose batch divides by the processes.
-        step_cost: of its step.
-        cluster: too small for it.
-    """
+    """What would fit, for a run that does not fit ``cluster``."""
     return Remedy(
         micro_batch=_largest_micro_batch(config, cluster) if can_be_split(config, step_cost) else 0,
         gpus=_least_gpus(config, cluster),

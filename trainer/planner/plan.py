@@ -142,11 +142,6 @@ def images_of(config: RunConfig, count: int | None = None, known: bool = True) -
 def make_plan(config: RunConfig, cluster: Cluster, images: Images) -> Plan:
     """Count and predict a run.
 
-    Args:
-        config: the run.
-        cluster: with rates that are stated or measured.
-        images: of the data.
-
     Raises:
         ConfigError: the run cannot be started so: :func:`trainer.config.plan_run`'s refusals, and a
             micro-batch with BatchNorm that is not synchronised.

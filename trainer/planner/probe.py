@@ -55,11 +55,9 @@ class Reading:
 
 
 def read(config: RunConfig, steps: int) -> Reading:
-    """Train ``steps`` steps as a run does, and one beside a checkpoint's writing; time the parts.
+    """Train 2 or more steps as a run does, and one beside a checkpoint's writing; time the parts.
 
-    Args:
-        config: of one process; its folder is written to.
-        steps: 2 or more.
+    The run's folder is written to.
     """
     with prepare(config) as run:
         batches = run.loader.starting_at(run.state.position(run.plan))

@@ -87,15 +87,7 @@ def step_time(
     found: Iterable[Flow],
     core_rate: float,
 ) -> StepTime:
-    """Predict a step.
-
-    Args:
-        config: the run.
-        step_cost: of ``step_cost.images`` images in memory at a time.
-        cluster: with rates that are stated or measured.
-        found: what travels.
-        core_rate: images a core reads in a second.
-    """
+    """Predict a step in which ``found`` travels; a core reads ``core_rate`` images a second."""
     rates, local_batch = cluster.rates, config.batch // cluster.world_size
     loss = contrast(config, local_batch, cluster.world_size, rates.device)
     if rates.calibration is not None:
