@@ -12,7 +12,7 @@ convolutions, linear layers and BatchNorm, and keep LayerNorm and softmax in bfl
 takes float32.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -115,7 +115,7 @@ def count_step(config: RunConfig, world_size: int, device: str = "cuda") -> Step
     images = min(config.micro_batch or local_batch, local_batch)
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), ledger:
-            _hold_state(config, objective, ledger, world_size, device)
+            _hold_state(config, objective, ledger, world_size)
             images_VNCHW = _views(config, ledger, local_batch, images, device)
             first = len(ledger.operations)
             with (
@@ -126,8 +126,7 @@ def count_step(config: RunConfig, world_size: int, device: str = "cuda") -> Step
             last, saved = len(ledger.operations), ledger.live["activations"]
             _backward(config, ledger, outputs, images, world_size, device)
             del images_VNCHW, outputs
-            copies = _update_bytes(config, objective, device)
-            ledger.hold("temporaries", copies)
+            ledger.hold("temporaries", _update_bytes(config, objective, device))
     except ConfigError:
         raise
     except Exception as error:  # whatever a user's module does
@@ -148,9 +147,7 @@ def count_step(config: RunConfig, world_size: int, device: str = "cuda") -> Step
     )
 
 
-def _hold_state(
-    config: RunConfig, objective: Objective, ledger: Ledger, world_size: int, device: str
-) -> None:
+def _hold_state(config: RunConfig, objective: Objective, ledger: Ledger, world_size: int) -> None:
     """Weights, gradients and optimizer state, as much of them as the strategy leaves a process."""
     _give_storage(objective, ledger)
     size = _trainable_bytes(objective)
@@ -166,9 +163,16 @@ def _hold_state(
         ledger.hold("buffers", _ZERO_BUCKETS)
     if world_size > 1:  # DDP's are views of its buckets: no second copy
         ledger.hold("gradients", part if strategy in ("fsdp", "deepspeed-2") else size)
+
+    def keep(param: torch.Tensor) -> None:
+        if world_size > 1:
+            param.grad = None
+        elif param.grad is not None:
+            ledger.move(param.grad, "gradients")
+
     for param in objective.parameters():
         if param.requires_grad:
-            param.register_post_accumulate_grad_hook(_keeper(ledger, bucketed=world_size > 1))
+            param.register_post_accumulate_grad_hook(keep)
 
 
 def optimizer_copies(config: RunConfig) -> int:
@@ -222,16 +226,6 @@ def _give_storage(objective: nn.Module, ledger: Ledger) -> None:
 
 def _like(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
-
-
-def _keeper(ledger: Ledger, *, bucketed: bool) -> Callable[[torch.Tensor], None]:
-    def keep(param: torch.Tensor) -> None:
-        if bucketed:
-            param.grad = None
-        elif param.grad is not None:
-            ledger.move(param.grad, "gradients")
-
-    return keep
 
 
 def _views(
