@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -14,26 +14,41 @@ from trainer.optim.lars import LARS, Variant, match_layout
 REFERENCE_BATCH = 256  # samples that `base_lr` is quoted for
 
 
-class Updatable(Protocol):
-    """What a step needs of an optimizer: torch's own, or one that a strategy put in its place."""
+class ShardedOptimizer:
+    """What a strategy puts in the place of torch's optimizer: ``inner`` moves a process's part."""
+
+    found_inf: torch.Tensor | None = None
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self.inner = inner
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """Parameters and their settings, which may be changed in place."""
+        """This process's part and its settings, which may be changed in place."""
+        return self.inner.param_groups
 
-    def step(self) -> Any:
-        """Move the parameters, unless ``found_inf`` is set; see :func:`apply_update`."""
+    def step(self) -> None:
+        """Move this process's part, unless ``found_inf`` is set; see :func:`apply_update`."""
+        inner: Any = self.inner
+        inner.found_inf = self.found_inf
+        try:
+            self._step()
+        finally:
+            inner.found_inf = None
+
+    def _step(self) -> None:
+        raise NotImplementedError
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients."""
-
-
-@runtime_checkable
-class HoldsGradients(Protocol):
-    """An optimizer that has pieces of the gradients: a sharded one."""
+        raise NotImplementedError
 
     def gradient_norm(self) -> torch.Tensor:
-        """As :func:`gradient_norm`."""
+        """See :func:`gradient_norm`. A collective."""
+        raise NotImplementedError
+
+
+Updatable = torch.optim.Optimizer | ShardedOptimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +174,7 @@ def gradient_norm(optimizer: Updatable) -> torch.Tensor:
     After the strategy's averaging it is the same on every process, and not finite when any gradient
     is not. A collective where gradients are sharded.
     """
-    if isinstance(optimizer, HoldsGradients):
+    if isinstance(optimizer, ShardedOptimizer):
         return optimizer.gradient_norm()
     params = [p for group in optimizer.param_groups for p in group["params"]]
     grads = [p.grad for p in params if p.grad is not None]

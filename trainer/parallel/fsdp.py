@@ -7,7 +7,6 @@ the pieces' norms in one all-reduce instead of two for each layer.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,7 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from trainer.models.encoders import EncoderConfig, build_encoder
 from trainer.objectives.base import Objective
 from trainer.optim.lars import LARS
-from trainer.optim.optimizers import OptimConfig, build_optimizer
+from trainer.optim.optimizers import OptimConfig, ShardedOptimizer, build_optimizer
 from trainer.optim.sharded_norms import local, total_norm, whole
 from trainer.parallel.sharding import Sharding
 from trainer.state.checkpoint import Tensors, split_key
@@ -69,13 +68,8 @@ def _holds_blocks(module: nn.Module) -> bool:
     return isinstance(module, nn.Sequential) and any(any(e.children()) for e in elements)
 
 
-class PieceOptimizer:
-    """An optimizer over this process's pieces of a module, which is not moved or cast afterwards.
-
-    See :mod:`trainer.optim.optimizers`.
-    """
-
-    found_inf: torch.Tensor | None = None
+class PieceOptimizer(ShardedOptimizer):
+    """Over this process's pieces of a module, which is not moved or cast afterwards."""
 
     def __init__(self, module: nn.Module, config: OptimConfig) -> None:
         self.params = {n: p for n, p in module.named_parameters() if isinstance(p, DTensor)}
@@ -85,26 +79,15 @@ class PieceOptimizer:
         }
         first = next(iter(self.params.values()))
         self._holders: dist.ProcessGroup = first.device_mesh.get_group()
-        self.inner = build_optimizer(_Named(self.pieces), config)
+        super().__init__(build_optimizer(_Named(self.pieces), config))
         if isinstance(self.inner, LARS):
             self.inner.holders = self._holders
 
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """Pieces and settings."""
-        return self.inner.param_groups
-
-    def step(self) -> None:
-        """Move this process's pieces."""
+    def _step(self) -> None:
         for name, piece in self.pieces.items():
             grad = self.params[name].grad
             piece.grad = None if grad is None else local(grad)
-        inner: Any = self.inner
-        inner.found_inf = self.found_inf
-        try:
-            inner.step()
-        finally:
-            inner.found_inf = None
+        self.inner.step()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients, the pieces' too."""
@@ -113,7 +96,7 @@ class PieceOptimizer:
             param.grad = None
 
     def gradient_norm(self) -> torch.Tensor:
-        """See :func:`trainer.optim.optimizers.gradient_norm`. A collective."""
+        """That of all processes' pieces. A collective."""
         grads = [local(p.grad) for p in self.params.values() if p.grad is not None]
         return total_norm(grads, self._holders)
 

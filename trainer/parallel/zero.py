@@ -31,7 +31,7 @@ from common.errors import ConfigError
 from kernels import dispatch
 from trainer.objectives.base import Objective
 from trainer.optim.lars import LARS
-from trainer.optim.optimizers import OptimConfig, build_optimizer
+from trainer.optim.optimizers import OptimConfig, ShardedOptimizer, build_optimizer
 from trainer.optim.sharded_norms import LayerNorms, total_norm
 from trainer.parallel.sharding import Sharding
 from trainer.state.checkpoint import Tensors, split_key
@@ -227,19 +227,12 @@ def _as_one(part: torch.Tensor) -> list[torch.Tensor]:
     return [part]
 
 
-class ZeroOptimizer:
-    """DeepSpeed's engine as what a step needs of an optimizer; see :mod:`trainer.optim.optimizers`.
-
-    Args:
-        engine: after ``deepspeed.initialize``.
-        inner: the optimizer that was passed to it.
-        module: what it trains.
-    """
-
-    found_inf: torch.Tensor | None = None
+class ZeroOptimizer(ShardedOptimizer):
+    """The ``engine`` that ``deepspeed.initialize`` made of ``inner`` and ``module``."""
 
     def __init__(self, engine: Any, inner: torch.optim.Optimizer, module: nn.Module) -> None:
-        self._engine, self._zero, self.inner = engine, engine.optimizer, inner
+        super().__init__(inner)
+        self._engine, self._zero = engine, engine.optimizer
         names = {id(param): name for name, param in module.named_parameters()}
         self.layouts = {
             group["group_name"]: _FlatGroup(self._zero, index, names)
@@ -248,25 +241,14 @@ class ZeroOptimizer:
         if isinstance(inner, ZeroLARS):
             inner.layouts = self.layouts
 
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """Settings of the groups; the inner optimizer's own."""
-        return self.inner.param_groups
-
-    def step(self) -> None:
-        """Move this process's parts, then gather everyone's."""
-        inner: Any = self.inner
-        inner.found_inf = self.found_inf
-        try:
-            self._engine.step()
-        finally:
-            inner.found_inf = None
+    def _step(self) -> None:
+        self._engine.step()  # then everyone's parts are gathered
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """The engine has dropped them in its step."""
 
     def gradient_norm(self) -> torch.Tensor:
-        """See :func:`trainer.optim.optimizers.gradient_norm`. A collective."""
+        """That of all processes' parts. A collective."""
         pieces = [p for parts in self._zero.averaged_gradients.values() for p in parts or ()]
         return total_norm(pieces, self._zero.dp_process_group)
 
