@@ -12,9 +12,10 @@ from launch.nearest import unknown
 
 @functools.cache
 def recipes() -> Mapping[str, str]:
-    """Names in the order of their files, which are read and not run: that would take seconds."""
+    """Names, SimCLR's first. The files are read and not run: that would take seconds."""
     found = {}
-    for family in sorted(Path(trainer.__path__[0], "recipes").glob("*.py")):
+    families = Path(trainer.__path__[0], "recipes").glob("*.py")
+    for family in sorted(families, key=lambda file: (file.stem != "simclr", file)):
         for node in ast.parse(family.read_text()).body:
             if isinstance(node, ast.FunctionDef) and node.name != "named":  # what recipes share
                 first = (ast.get_docstring(node) or "").partition("\n")[0]

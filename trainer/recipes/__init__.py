@@ -11,7 +11,7 @@ from trainer.recipes import moco, simclr
 
 RECIPES: dict[str, Callable[[], RunConfig]] = {
     name.replace("_", "-"): function
-    for family in (moco, simclr)
+    for family in (simclr, moco)
     for name, function in vars(family).items()
     if getattr(function, "__module__", "") == family.__name__
 }
