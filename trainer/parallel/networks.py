@@ -45,9 +45,7 @@ def training_objective(config: RunConfig, world_size: int, init_from: Path | Non
 def build_objective(config: RunConfig, init_from: Path | None = None) -> Objective:
     """Networks with the initial weights that the seed decides, on any world size.
 
-    Args:
-        config: the run.
-        init_from: file whose weights the encoder has instead, and key encoders with it.
+    The encoder has those of the file ``init_from`` instead, if there is one; key encoders with it.
     """
     torch.manual_seed(config.seed)
     encoder = build_encoder(config.encoder)

@@ -30,11 +30,7 @@ _WITHOUT_BF16 = frozenset(
 
 
 def has_bf16(device_type: str) -> tuple[bool, str]:
-    """Whether the processors of this machine compute in bf16, and how that is known.
-
-    Args:
-        device_type: ``cuda`` or ``cpu``.
-    """
+    """Whether this machine's ``cuda`` or ``cpu`` computes in bf16, and how that is known."""
     if device_type == "cuda":
         has = torch.cuda.is_bf16_supported(including_emulation=False)
         return has, f"this GPU has {'bf16' if has else 'no bf16'}"
