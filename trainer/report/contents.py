@@ -7,16 +7,13 @@ from typing import Any
 
 from common.errors import ConfigError, DataError
 from common.files.strict_json import read_json_file
-from trainer.config import to_json
 from trainer.health.heartbeat import ranks_in
-from trainer.recipes import RECIPES
 from trainer.report.evaluations import Bar, Measured, read_measured
 from trainer.report.history import History, read_history
 from trainer.report.pictures import Pictures, attempt
 from trainer.state.run_data import section
 from trainer.state.run_list import read_run
-
-_OF_THE_USER = ("data", "out", "run", "recipe", "resume")  # a recipe leaves these to them
+from trainer.state.settings import flat
 
 
 @dataclass(frozen=True)
@@ -90,9 +87,6 @@ def _state(run: Path, settings: dict[str, Any], history: History | None) -> str:
     return f"{facts.state}{f' ({facts.why})' if facts.why else ''}, {where}"
 
 
-# --- settings -----------------------------------------------------------------------------------
-
-
 def read_settings(run: Path) -> dict[str, Any]:
     """``config.json`` of a run.
 
@@ -106,45 +100,6 @@ def read_settings(run: Path) -> dict[str, Any]:
         raise ConfigError(f"{run}: holds no config.json; name the folder of a run") from None
     except DataError as error:
         raise ConfigError(str(error)) from None
-
-
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Settings by dotted name, as text, without the facts that the run noted under ``run``."""
-    found: dict[str, str] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            if prefix or key != "run":
-                found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = _text(value)
-    return found
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if value is None:
-        return "none"
-    if isinstance(value, list):
-        return ", ".join(_text(item) for item in value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def changed(settings: Mapping[str, Any]) -> dict[str, tuple[str, str]] | None:
-    """Settings that differ from what the run's recipe says today: name to (recipe's, run's).
-
-    Returns:
-        ``None`` where the run names no recipe that is there.
-    """
-    name = settings.get("recipe")
-    if not isinstance(name, str) or name not in RECIPES:
-        return None
-    values = {key: value for key, value in vars(RECIPES[name]()).items() if key not in _OF_THE_USER}
-    recipe = flat(to_json(values))
-    mine = {k: v for k, v in flat(settings).items() if k.split(".")[0] not in _OF_THE_USER}
-    # A run may be older than a setting of today's recipe: that is no difference.
-    pairs = {name: (recipe.get(name, "-"), value) for name, value in sorted(mine.items())}
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def differing(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:

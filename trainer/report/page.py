@@ -27,12 +27,13 @@ from trainer.report.charts import (
     similarity_histogram,
     themes,
 )
-from trainer.report.contents import Contents, changed, differing, flat, title
+from trainer.report.contents import Contents, differing, title
 from trainer.report.evaluations import KINDS
 from trainer.report.history import CURVES, Events, History
 from trainer.report.pictures import class_name
 from trainer.report.samples import Images
 from trainer.state.run_data import section
+from trainer.state.settings import changed, flat
 
 _FOLDER = Path(__file__).parent
 _STYLE = (_FOLDER / "page.css").read_text("utf-8")

@@ -24,7 +24,7 @@ from trainer.models.encoders import is_torchvisions, stochastic_layers
 from trainer.recipes import RECIPES
 from trainer.run import Run
 from trainer.state.provenance import versions
-from trainer.state.settings import Setting, changed_from, settings
+from trainer.state.settings import changed, changed_from, settings
 
 log = logging.getLogger(__name__)
 
@@ -190,27 +190,16 @@ def _commands(config: RunConfig) -> str:
 
 
 def _settings(config: RunConfig) -> str:
-    if config.recipe not in RECIPES:
+    changes = changed(to_json(config))
+    if changes is None:
         return "Of no recipe; `config.json` has them all."
-    builder = RECIPES[config.recipe]
-    base = builder()
-    was = {setting.key: setting for setting in settings(base)}
-    about = inspect.cleandoc(builder.__doc__ or "").partition("\n")[0]
-    rows = [
-        f"| `{s.key}` | {_shown(was.get(s.key))} | {_shown(s)} |"
-        for s in changed_from(base, config)
-        if s.key not in _ALWAYS
-    ]
-    if not rows:
+    about = inspect.cleandoc(RECIPES[config.recipe].__doc__ or "").partition("\n")[0]
+    if not changes:
         return f"Those of the recipe `{config.recipe}`: {about}"
+    rows = [[f"`{text}`".replace("|", "\\|") for text in (n, *pair)] for n, pair in changes.items()]
     head = [f"Recipe `{config.recipe}`: {about} What differs from it:", ""]
-    return "\n".join([*head, "| setting | recipe | here |", "|---|---|---|", *rows])
-
-
-def _shown(setting: Setting | None) -> str:
-    """A value as a cell of a table."""
-    text = "" if setting is None else str(setting.value)
-    return f"`{text}`".replace("|", "\\|") if text else "-"
+    head += ["| setting | recipe | here |", "|---|---|---|"]
+    return "\n".join([*head, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def _environment(plan: RunPlan, device: torch.device, made_with: Mapping[str, str | None]) -> str:

@@ -1,17 +1,22 @@
-"""The settings of a run as the command line names them: flags, their choices, their values.
+"""The settings of a run: as the command line names them, and beside its recipe's.
 
-tyro makes the command line from the same dataclasses; a test holds the two to each other. This walk
+tyro makes the command line from the same dataclasses; a test holds the two to each other. The walk
 is for what tyro does not say: which flags there are, and which words give a configuration.
 """
 
 import dataclasses
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
+
+from trainer.config import to_json
+from trainer.recipes import RECIPES
+
+_OF_THE_USER = ("data", "out", "run", "recipe", "resume")  # a recipe leaves these to them
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,45 @@ def changed_from(base: Any, config: Any) -> list[Setting]:
     values = {setting.key: setting.value for setting in settings(base)}
     missing = object()
     return [s for s in settings(config) if values.get(s.key, missing) != s.value]
+
+
+def flat(saved: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Settings of a ``config.json`` by dotted name, as text; not what the run noted as ``run``."""
+    found: dict[str, str] = {}
+    for key, value in saved.items():
+        if isinstance(value, Mapping):
+            if prefix or key != "run":
+                found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = _text(value)
+    return found
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None:
+        return "none"
+    if isinstance(value, list):
+        return ", ".join(_text(item) for item in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def changed(saved: Mapping[str, Any]) -> dict[str, tuple[str, str]] | None:
+    """Settings of a ``config.json`` that are not its recipe's of today: (recipe's, run's) by name.
+
+    Returns:
+        ``None`` where the run names no recipe that is there.
+    """
+    name = saved.get("recipe")
+    if not isinstance(name, str) or name not in RECIPES:
+        return None
+    values = {key: value for key, value in vars(RECIPES[name]()).items() if key not in _OF_THE_USER}
+    recipe = flat(to_json(values))
+    mine = {k: v for k, v in flat(saved).items() if k.split(".")[0] not in _OF_THE_USER}
+    # A run may be older than a setting of today's recipe: that is no difference.
+    pairs = {name: (recipe.get(name, "-"), value) for name, value in sorted(mine.items())}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def _walk(part: Any, keys: str, flags: str) -> Iterator[Setting]:

@@ -63,16 +63,6 @@ class Reader:
 
 
 @dataclass
-class _Pending:
-    """A step whose numbers are still on the device."""
-
-    record: Record
-    tensors: dict[str, torch.Tensor]
-    seconds: float | None
-    """Since the step before, on the host, which is at most a step ahead of the device."""
-
-
-@dataclass
 class Telemetry:
     """Collects steps and passes them to readers: other ones on rank 0 than elsewhere.
 
@@ -86,23 +76,25 @@ class Telemetry:
     """Seconds; those that belong to no step do not count in it."""
 
     def __post_init__(self) -> None:
-        self._pending: list[_Pending] = []
+        self._pending: list[tuple[Record, dict[str, torch.Tensor]]] = []
+        self._seconds: list[float] = []  # of steps on the host, at most one ahead of the device
         self._flushed = self.clock()
         self._step_began: float | None = None
 
     def step(self, record: Record, **tensors: torch.Tensor) -> None:
         """Note one step: host values in ``record``, scalars that live on the device by keyword."""
         now = self.clock()
-        took = None if self._step_began is None else now - self._step_began
+        if self._step_began is not None:
+            self._seconds.append(now - self._step_began)
         self._step_began = now
-        self._pending.append(_Pending(record, tensors, took))
+        self._pending.append((record, tensors))
         for reader in self.readers:
             reader.count()
 
     def annotate(self, **values: Any) -> None:
         """Add values to the newest step's record, before it is flushed."""
         if self._pending:
-            self._pending[-1].record.update(values)
+            self._pending[-1][0].update(values)
 
     def flush_if_due(self) -> None:
         """Read the device every ``log_every`` steps; see :meth:`flush`."""
@@ -116,22 +108,23 @@ class Telemetry:
             together: all ranks call, a collective; else the records are not completed.
         """
         pending, self._pending = self._pending, []
+        seconds, self._seconds = self._seconds, []
         if not pending:
             return
-        names = list(pending[0].tensors)
-        columns = [torch.stack([p.tensors[n].detach() for p in pending]).double() for n in names]
-        values = torch.stack(columns).tolist() if columns else []  # the one synchronisation
+        names = list(pending[0][1])
+        columns = [torch.stack([t[name].detach() for _, t in pending]).double() for name in names]
+        values = torch.stack(columns).T.tolist() if columns else []  # the one synchronisation
         now = self.clock()
         elapsed = max(now - self._flushed, 1e-9)
         self._flushed = now
-        speed = self.images_per_step * len(pending) / elapsed
-        for index, item in enumerate(pending):
-            item.record.update({n: values[k][index] for k, n in enumerate(names)})
-            item.record["images_per_second"] = round(speed, 2)
-        records = [item.record for item in pending]
+        speed = round(self.images_per_step * len(pending) / elapsed, 2)
+        records = [record for record, _ in pending]
+        for record, numbers in zip(records, values):
+            record.update(zip(names, numbers))
+        for record in records:
+            record["images_per_second"] = speed
         for reader in self.readers if together else ():
             reader.complete(records)
-        seconds = [p.seconds for p in pending if p.seconds is not None]
         for reader in self.readers:
             reader.show_steps(seconds)
         for reader in self.readers:

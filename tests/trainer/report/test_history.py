@@ -12,10 +12,11 @@ from common.errors import DataError
 from tests.report.made_runs import bare_run, write_evaluation, write_metrics
 from trainer.config import to_json
 from trainer.recipes import RECIPES
-from trainer.report.contents import changed, differing, flat, names, read_contents
+from trainer.report.contents import differing, names, read_contents
 from trainer.report.evaluations import names_of, read_measured
 from trainer.report.history import columns, read_history, read_records
 from trainer.report.pictures import Pictures
+from trainer.state.settings import changed, flat
 from trainer.telemetry import TensorBoard
 
 

@@ -132,14 +132,12 @@ class CheckpointSaver:
             OSError: on all ranks, when it could not be written; earlier checkpoints stand.
         """
         self._settle()
-        verdict: dict[str, Any] = {}
-        if self._error is not None:
-            verdict = {"errno": self._error.errno or errno.EIO, "text": str(self._error)}
-        verdict = broadcast_json(verdict)
-        if self._error is not None:
-            raise self._error
-        if verdict:
-            raise OSError(verdict["errno"], f"rank 0 could not save: {verdict['text']}")
+        error = self._error
+        verdict = broadcast_json([error.errno or errno.EIO, str(error)] if error else None)
+        if error is not None:
+            raise error
+        if verdict is not None:
+            raise OSError(verdict[0], f"rank 0 could not save: {verdict[1]}")
 
     def close(self) -> None:
         """Wait for the write that is under way; its failure is logged. Not a collective."""
