@@ -57,9 +57,16 @@ def scraped(
         yield None
         return
     with contextlib.ExitStack() as stack:
-        endpoint, mine = _listen(config, run, fabric)
-        if endpoint is not None:
-            stack.callback(endpoint.close)
+        endpoint = None
+        mine: dict[str, Any] = {"node": fabric.node_rank}
+        if not fabric.local_rank:
+            host, port = config.prometheus_host, config.prometheus_port
+            try:
+                endpoint = Prometheus(host, port, run if fabric.is_global_zero else None)
+                stack.callback(endpoint.close)
+                mine |= {"target": address(host, port), "host": socket.gethostname()}
+            except ConfigError as error:  # which all ranks are to raise
+                mine["error"] = str(error)
         with waiting("scrape targets: all-gather"):
             rows = all_gather_json(mine)
         errors = [row["error"] for row in rows if "error" in row]
@@ -114,21 +121,6 @@ def address(host: str, port: int) -> str:
     if bound.is_unspecified:
         return f"{socket.gethostname()}:{port}"
     return f"[{bound}]:{port}" if bound.version == 6 else f"{bound}:{port}"
-
-
-def _listen(
-    config: TelemetryConfig, run: RunFacts, fabric: Fabric
-) -> tuple[Prometheus | None, dict[str, Any]]:
-    """Serve, on a node's first rank; what to tell the other ranks of it."""
-    mine: dict[str, Any] = {"node": fabric.node_rank}
-    if fabric.local_rank:
-        return None, mine
-    host, port = config.prometheus_host, config.prometheus_port
-    try:
-        endpoint = Prometheus(host, port, run if fabric.is_global_zero else None)
-    except ConfigError as error:
-        return None, {**mine, "error": str(error)}
-    return endpoint, {**mine, "target": address(host, port), "host": socket.gethostname()}
 
 
 def _publish(path: Path, groups: list[dict[str, Any]]) -> None:

@@ -14,7 +14,7 @@ from common.fault_injection import parse
 from launch.exit_codes import ExitCode, exit_code_for
 from tests.dist import run_ranks
 from trainer.state.checkpoint import CheckpointConfig, CheckpointSaver, CheckpointStore, Tensors
-from trainer.state.checkpoint.host_copy import HostCopy
+from trainer.state.checkpoint.saver import HostCopy
 
 
 class SlowStore(CheckpointStore):
