@@ -18,14 +18,14 @@ from trainer.state.settings import flat
 
 @dataclass(frozen=True)
 class Contents:
-    """One run. What is not there is ``None`` or empty, and ``missing`` says why."""
+    """One run. What is not there is empty, and ``missing`` says why."""
 
     run: Path
     name: str
     settings: dict[str, Any]
     state: str
     """Where it stands, for people."""
-    history: History | None
+    history: History
     measured: tuple[Measured, ...]
     pictures: Pictures
     missing: tuple[tuple[str, str], ...]
@@ -50,7 +50,7 @@ def read_contents(run: Path, pictures: Pictures, name: str = "") -> Contents:
     """
     settings = read_settings(run)
     missing: list[tuple[str, str]] = []
-    history = attempt(missing, "curves", lambda: read_history(run))
+    history = attempt(missing, "curves", lambda: read_history(run)) or History()
     measured = attempt(missing, "evaluations", lambda: read_measured(run))
     return Contents(
         run,
@@ -75,9 +75,8 @@ def names(runs: Sequence[Path]) -> list[str]:
     return found
 
 
-def _state(run: Path, settings: dict[str, Any], history: History | None) -> str:
-    step = history.last_step if history else 0
-    total = section(settings, "run").get("total_steps")
+def _state(run: Path, settings: dict[str, Any], history: History) -> str:
+    step, total = history.last_step, section(settings, "run").get("total_steps")
     where = f"step {step:,} of {total:,}" if type(total) is int else f"step {step:,}"
     if type(total) is int and step >= total:
         return f"finished, {where}"

@@ -7,7 +7,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,17 +62,17 @@ class Events:
 
 @dataclass(frozen=True)
 class History:
-    """A run's steps."""
+    """A run's steps; without any, of a run that recorded none."""
 
-    metrics: Metrics
-    events: Events
+    metrics: Metrics = field(default_factory=dict)
+    events: Events = field(default_factory=Events)
     phases: tuple[PhaseTime, ...] = ()
     """In the order of a step; empty where the run recorded none."""
 
     @property
     def last_step(self) -> int:
         """The newest step that is recorded."""
-        return int(self.metrics["step"][-1])
+        return int(self.metrics["step"][-1]) if self.metrics else 0
 
 
 def read_history(run: Path) -> History:

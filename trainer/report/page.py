@@ -90,7 +90,7 @@ def _values(runs: Sequence[Contents]) -> dict[str, Any]:
     several = len(runs) > 1
     facts = [dict(_facts(run)) for run in runs]
     lacks = dict.fromkeys(lack for run in runs for lack in run.missing)
-    phases = {run.name: run.history.phases for run in runs if run.history and run.history.phases}
+    phases = {run.name: run.history.phases for run in runs if run.history.phases}
     return {
         "runs": runs,
         "names": [run.name for run in runs],
@@ -136,7 +136,7 @@ def _facts(run: Contents) -> Iterator[tuple[str, str]]:
     yield "state", run.state
     yield "recipe", title(run.settings)
     yield "data", str(section(run.settings, "data").get("train", "-"))
-    if run.history is not None:
+    if run.history.metrics:
         yield from _measures(run.history)
     for bar in run.bars:
         if bar.name == KINDS["run"]:
@@ -169,22 +169,21 @@ def _measures(history: History) -> Iterator[tuple[str, str]]:
 
 
 def _curves(runs: Sequence[Contents]) -> Iterator[Chart]:
-    told = [run.history or History({}, Events()) for run in runs]
+    events = runs[0].history.events if len(runs) == 1 else Events()
     for column, heading, factor in CURVES:
         lines = [  # empty where a run has none, so that runs keep their colours
-            Line(run.name, history.metrics["step"], history.metrics[column] * factor)
-            if column in history.metrics
+            Line(run.name, run.history.metrics["step"], run.history.metrics[column] * factor)
+            if column in run.history.metrics
             else Line(run.name, np.zeros(0), np.zeros(0))
-            for run, history in zip(runs, told)
+            for run in runs
         ]
         if any(len(line.steps_N) for line in lines):
-            events = told[0].events if len(told) == 1 else Events()
             yield line_chart(f"curve-{column}", heading, lines, events)
 
 
 def _events(runs: Sequence[Contents]) -> Iterator[tuple[Contents, str]]:
     for run in runs:
-        events = run.history.events if run.history else Events()
+        events = run.history.events
         for words, steps in (
             ("left out for gradients that were not finite: step", events.skipped),
             ("started again after step", events.restarts),

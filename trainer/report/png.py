@@ -18,7 +18,7 @@ from common.errors import ConfigError
 from common.files.atomic_file import write_atomically
 from trainer.report.contents import Contents, title
 from trainer.report.evaluations import Bar, names_of
-from trainer.report.history import CURVES, History, Metrics, running_mean
+from trainer.report.history import CURVES, Metrics, running_mean
 from trainer.report.pictures import EmbeddingMap, Queries, class_name
 from trainer.report.samples import Images, Views
 
@@ -48,7 +48,7 @@ def write_figures(contents: Contents, out: Path) -> list[Path]:
     pictures, queries = contents.pictures, contents.pictures.queries
     groups = len({bar.group for bar in contents.bars})
     drawings: dict[str, tuple[Callable[[Part, Any], None], Any, float, float]] = {
-        "curves": (_curves, contents.history, 9.0, 11.0),
+        "curves": (_curves, contents.history.metrics, 9.0, 11.0),
         "accuracy": (_accuracy, contents.bars, max(5.0, 1.5 + 3.0 * groups), 3.6),
         "views": (_views, pictures.views, 4.0, 8.0),
         "neighbours": (_neighbours, queries if queries and queries.labelled else None, 10.0, 6.5),
@@ -80,10 +80,10 @@ def _save(
     return path
 
 
-def _curves(figure: Part, history: History) -> None:
-    present = [curve for curve in CURVES if curve[0] in history.metrics]
+def _curves(figure: Part, metrics: Metrics) -> None:
+    present = [curve for curve in CURVES if curve[0] in metrics]
     for place, curve in enumerate(present, 1):
-        _curve(figure.add_subplot(-(-len(present) // 2), 2, place), history.metrics, *curve)
+        _curve(figure.add_subplot(-(-len(present) // 2), 2, place), metrics, *curve)
 
 
 def _curve(axes: Any, metrics: Metrics, column: str, label: str, factor: float) -> None:
@@ -178,7 +178,7 @@ def _overview(figure: Part, contents: Contents) -> None:
     views, loss, bars = upper.subfigures(1, 3, width_ratios=[1.0, 1.3, 1.6])
     if contents.pictures.views:
         _views(views, contents.pictures.views, rows=4)
-    if contents.history and "loss" in contents.history.metrics:
+    if "loss" in contents.history.metrics:
         _curve(loss.add_subplot(), contents.history.metrics, *CURVES[0])
     if contents.bars:
         _accuracy(bars, contents.bars)
