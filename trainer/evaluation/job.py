@@ -21,7 +21,7 @@ from common.errors import ConfigError
 from common.files.atomic_file import check_replaceable
 from common.randomness import SEEDS
 from common.rendezvous import JOIN_TIMEOUT, join
-from data_pipeline.augment import Augment, AugmentConfig, ViewConfig
+from data_pipeline.augment import Augment, ViewConfig
 from data_pipeline.crops import CropConfig
 from data_pipeline.reading.beton import BetonInfo
 from data_pipeline.reading.loader import LoaderConfig, eval_loader, train_loader
@@ -152,7 +152,7 @@ class Job:
             return extract_features(
                 self.encoder if model is None else model,
                 loader,
-                self._augment(),
+                Augment(chosen.augment(), self.config.seed, self.dtype),
                 self.device,
                 self.autocast,
                 progress=f"features of {path.name}" if self.rank == 0 else None,
@@ -208,7 +208,8 @@ class Job:
             world_size=world_size,
             only=only,
         )
-        augment = self._augment(view1=views[0], view2=views[-1])
+        how = self.preprocessing.augment(view1=views[0], view2=views[-1])
+        augment = Augment(how, self.config.seed, self.dtype)
 
         def batches() -> Batches:
             for batch in loader.starting_at(Position(0, 0)):
@@ -218,11 +219,6 @@ class Job:
 
         with contextlib.closing(loader):
             yield loader.steps_per_epoch, batches()
-
-    def _augment(self, **views: ViewConfig) -> Augment:
-        chosen = self.preprocessing
-        normalized = {"normalize": chosen.normalize, "mean": chosen.mean, "std": chosen.std}
-        return Augment(AugmentConfig(**normalized, **views), self.config.seed, self.dtype)  # type: ignore[arg-type]
 
     def measured(self, views: str | None = None, **facts: Any) -> dict[str, Any]:
         """The protocol in words and numbers: JSON values.

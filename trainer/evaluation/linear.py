@@ -5,13 +5,14 @@ canonical protocol goes on together, the others on rank 0 alone.
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from common.errors import ConfigError
 from data_pipeline.crops import CropConfig
 from trainer.evaluation.labelled import EvaluateConfig, LabelledJob
-from trainer.evaluation.logistic import LogisticConfig, logistic_regression
+from trainer.evaluation.logistic import LogisticConfig, LogisticResult, logistic_regression
 from trainer.evaluation.supervised import LinearResult, Recipe, linear_probe, train_linear
 from trainer.evaluation.sweep import LEARNING_RATES, WEIGHT_DECAYS, sweep_probe
 from trainer.features.extraction import Features
@@ -147,36 +148,40 @@ def linear(config: ProbeConfig) -> dict[str, Any] | None:
     """
     config = preset_config(config)
     job = LabelledJob(config, config.train, config.test)
+    notes: list[str] = []
     few_N = config.few(job.labels.train_N)
     with job:
         test = job.test_features()
-        if config.protocol == "canonical":
-            return _canonical(config, job, test)
-        width = test.features_NF.shape[1]
-        protocol, notes = _choose_protocol(config, len(few_N), width, job.num_classes)
+        protocol = config.protocol
+        if protocol == "auto":
+            work = len(few_N), test.features_NF.shape[1], job.num_classes
+            protocol = "logistic" if math.prod(work) <= _LOGISTIC_WORK else "cached"
+            size = "{} samples x {} features x {} classes".format(*work)
+            notes.append(f"protocol {protocol} was chosen for {size}")
         config.refuse_settings_of_others(protocol)
-        train = job.features(config.train).take(few_N)
-        job.leave()  # other ranks need not wait for what rank 0 does alone
-        if job.rank:
-            return None
-        probe = {"logistic": _logistic, "cached": _cached, "sweep": _sweep}[protocol]
-        return probe(config, job, train, test, notes)
+        if protocol == "canonical":
+            found = _canonical(config, job, test, notes)
+        else:
+            train = job.features(config.train).take(few_N)
+            job.leave()  # other ranks need not wait for what rank 0 does alone
+            if job.rank:
+                return None
+            probe = {"logistic": _logistic, "cached": _cached, "sweep": _sweep}[protocol]
+            found = probe(config, job, train, test, notes)
+    if job.rank:
+        return None
+    result, settings, measured, more = found
+    reached, settings = (result.top1, result.top5), {**settings, **config.budget()}
+    return job.report("linear", protocol, reached, len(few_N), settings, measured, notes, **more)
 
 
-def _choose_protocol(
-    config: ProbeConfig, samples: int, width: int, classes: int
-) -> tuple[Protocol, list[str]]:
-    if config.protocol != "auto":
-        return config.protocol, []
-    small = samples * width * classes <= _LOGISTIC_WORK
-    chosen: Protocol = "logistic" if small else "cached"
-    size = f"{samples} samples x {width} features x {classes} classes"
-    return chosen, [f"protocol {chosen} was chosen for {size}"]
+_Found = tuple[LinearResult | LogisticResult, dict[str, Any], dict[str, Any], dict[str, Any]]
+"""What a protocol reached, and what a report has of it: settings, ``measured``, more."""
 
 
 def _logistic(
     config: ProbeConfig, job: LabelledJob, train: Features, test: Features, notes: list[str]
-) -> dict[str, Any]:
+) -> _Found:
     """Full-batch logistic regression on cached features; C is chosen unless it is given."""
     fit = config.logistic()
     result = logistic_regression(train, test, fit, device=job.device)
@@ -193,27 +198,21 @@ def _logistic(
         "c_chosen_on_samples": result.chosen_on,
         "iterations": result.model.iterations,
         "features": "centre crop, standardised by the training samples",
-        **config.budget(),
     }
-    measured = job.measured(classifier="logistic regression")
-    reached, count = (result.top1, result.top5), len(train.labels_N)
-    return job.report("linear", "logistic", reached, count, settings, measured, notes)
+    return result, settings, job.measured(classifier="logistic regression"), {}
 
 
 def _cached(
     config: ProbeConfig, job: LabelledJob, train: Features, test: Features, notes: list[str]
-) -> dict[str, Any]:
+) -> _Found:
     """A linear classifier by SGD on cached features."""
     result = linear_probe(train, test, config.recipe(), device=job.device, progress=True)
-    measured = job.measured(classifier="linear, SGD")
-    reached, count = (result.top1, result.top5), len(train.labels_N)
-    settings = _settings(config, result, _CENTRE)
-    return job.report("linear", "cached", reached, count, settings, measured, notes)
+    return result, result.settings(_CENTRE), job.measured(classifier="linear, SGD"), {}
 
 
 def _sweep(
     config: ProbeConfig, job: LabelledJob, train: Features, test: Features, notes: list[str]
-) -> dict[str, Any]:
+) -> _Found:
     """As :func:`_cached`, with the rate and decay that do best on held-out training samples."""
     rates = config.base_lr or LEARNING_RATES
     decays = config.weight_decay or WEIGHT_DECAYS
@@ -226,15 +225,13 @@ def _sweep(
             f"the best learning rate, {best:g}, is at the end of those tried: try beyond it with "
             "--base-lr"
         )
-    settings = {**_settings(config, result, _CENTRE), "chosen_on_samples": chosen_on}
+    settings = {**result.settings(_CENTRE), "chosen_on_samples": chosen_on}
     how = "linear, SGD; rate and decay chosen on held-out training samples"
-    measured = job.measured(classifier=how)
-    reached, count = (result.top1, result.top5), len(train.labels_N)
     tried = [dataclasses.asdict(trial) for trial in trials]
-    return job.report("linear", "sweep", reached, count, settings, measured, notes, trials=tried)
+    return result, settings, job.measured(classifier=how), {"trials": tried}
 
 
-def _canonical(config: ProbeConfig, job: LabelledJob, test: Features) -> dict[str, Any] | None:
+def _canonical(config: ProbeConfig, job: LabelledJob, test: Features, notes: list[str]) -> _Found:
     """A linear classifier by SGD on fresh crops in every epoch. A collective."""
     count, whole = job.train.num_samples, config.recipe()
     recipe = whole.for_samples(count)
@@ -250,12 +247,9 @@ def _canonical(config: ProbeConfig, job: LabelledJob, test: Features) -> dict[st
             together=job.world_size > 1,
             progress=job.rank == 0,
         )
-    if job.rank:
-        return None
     features = f"crops of {crop.scale[0]:g} to {crop.scale[1]:g} of the area, flips; new each epoch"
-    settings = _settings(config, result, features)
-    notes: list[str] = []
     views = f"training: {features}; test: {job.measured()['views']}"
+    settings = result.settings(features)
     measured = job.measured(views, classifier="linear, SGD")
     if config.preset is not None:
         settings["preset"] = measured["preset"] = config.preset
@@ -264,10 +258,4 @@ def _canonical(config: ProbeConfig, job: LabelledJob, test: Features) -> dict[st
                 f"preset {config.preset} has steps of {whole.batch_size} images: the "
                 f"{count} training samples are fewer"
             )
-    reached = (result.top1, result.top5)
-    return job.report("linear", "canonical", reached, count, settings, measured, notes)
-
-
-def _settings(config: ProbeConfig, result: LinearResult, features: str) -> dict[str, Any]:
-    trained = result.recipe.report(result.steps, result.final_loss)
-    return {**trained, "features": features, **config.budget()}
+    return result, settings, measured, {}

@@ -25,7 +25,7 @@ from torch import nn
 from common.errors import CheckpointError, ConfigError, DataError
 from common.files.safetensors_file import parse_safetensors
 from common.files.strict_json import read_json_file
-from data_pipeline.augment import AugmentConfig
+from data_pipeline.augment import AugmentConfig, ViewConfig
 from trainer.config import from_json
 from trainer.features.extraction import default_resize
 from trainer.models.encoders import EncoderConfig, build_encoder, is_resnet
@@ -51,6 +51,10 @@ class Preprocessing:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Of red, green, blue scaled to [0, 1]."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def augment(self, **views: ViewConfig) -> AugmentConfig:
+        """This normalisation; of views, theirs is the rest."""
+        return AugmentConfig(normalize=self.normalize, mean=self.mean, std=self.std, **views)
 
     def resized(self, size: int | None, resize: int | None) -> "Preprocessing":
         """The same with another crop; without ``resize`` the default one of the new size."""

@@ -68,7 +68,7 @@ class Recipe:
         return dataclasses.replace(self, batch_size=min(self.batch_size, num_samples))
 
     def report(self, steps: int, final_loss: float) -> dict[str, Any]:
-        """What an evaluation says of it: JSON values."""
+        """What an evaluation's settings say of it: JSON values."""
         values = dataclasses.asdict(self)
         del values["name"]
         return {
@@ -93,6 +93,10 @@ class LinearResult:
     final_loss: float
     """Mean cross-entropy of the last epoch, nats."""
     classifier: nn.Linear
+
+    def settings(self, features: str) -> dict[str, Any]:
+        """What an evaluation says of the training, and of the features that it saw."""
+        return {**self.recipe.report(self.steps, self.final_loss), "features": features}
 
 
 def linear_probe(

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from common.errors import DataError, NumericalError
-from data_pipeline.augment import Augment, AugmentConfig
+from data_pipeline.augment import Augment
 from data_pipeline.packing.embedded import NAME, embedded_images
 from data_pipeline.reading.loader import LoaderConfig, eval_loader
 from trainer.evaluation.load_encoder import Preprocessing
@@ -109,8 +109,7 @@ def proof_images(
     Returns:
         (N, 3, H, W) float32 normalised, and where they come from.
     """
-    augment = AugmentConfig(normalize=how.normalize, mean=how.mean, std=how.std)
-    plain = Augment(augment, seed=0).plain
+    plain = Augment(how.augment(), seed=0).plain
     try:
         path = run_data(run, config, "train")
         return plain(_first_crops(path, how)), str(path)
