@@ -1,6 +1,6 @@
 """Nearest neighbours as a classifier: ``widebatch evaluate knn``."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from common.errors import ConfigError
@@ -81,8 +81,5 @@ def knn(config: KnnConfig) -> dict[str, Any] | None:
         },
         measured=job.measured(k=[r.k for r in results], temperature=config.temperature),
         notes=notes,
-        by_k=[
-            {"k": r.k, "requested_k": r.requested_k, "top1": r.top1, "top5": r.top5}
-            for r in results
-        ],
+        by_k=[asdict(result) for result in results],
     )

@@ -25,7 +25,7 @@ from torch import nn
 from common.errors import CheckpointError, ConfigError, DataError
 from common.files.safetensors_file import parse_safetensors
 from common.files.strict_json import read_json_file
-from data_pipeline.augment import AugmentConfig, ViewConfig
+from data_pipeline.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, ViewConfig
 from trainer.config import from_json
 from trainer.features.extraction import default_resize
 from trainer.models.encoders import EncoderConfig, build_encoder, is_resnet
@@ -48,9 +48,9 @@ class Preprocessing:
     resize: int
     """The image's shorter side before the crop, pixels."""
     normalize: bool = True
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    mean: tuple[float, float, float] = IMAGENET_MEAN
     """Of red, green, blue scaled to [0, 1]."""
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    std: tuple[float, float, float] = IMAGENET_STD
 
     def augment(self, **views: ViewConfig) -> AugmentConfig:
         """This normalisation; of views, theirs is the rest."""
@@ -98,11 +98,11 @@ def load_encoder(source: str, which: Which = "last") -> LoadedEncoder:
         DataError: an exported file or its JSON is missing, damaged, or of another kind.
     """
     check_source(source)
-    path = Path(source)
-    if source.startswith(_PIXELS) and not path.exists():
+    kind, path = _named(source)
+    if kind == _PIXELS:
         return _pixels(source)
-    if source.startswith(_UNTRAINED) and not path.exists():
-        return _untrained(source)
+    if kind == _UNTRAINED:
+        return _untrained(path)
     return load_run(path, which) if path.is_dir() else _from_file(path)
 
 
@@ -113,11 +113,9 @@ def check_source(source: str) -> None:
         ConfigError: nothing is there.
         DataError: it is a file of another format.
     """
-    path = Path(source)
-    if not path.exists():
-        if source.startswith(_PIXELS):
-            return
-        path = Path(source.removeprefix(_UNTRAINED))
+    kind, path = _named(source)
+    if kind == _PIXELS:
+        return
     if not path.is_dir() and not path.is_file():
         raise ConfigError(
             f"{source}: no such run folder or weights file; give RUN, FILE.safetensors, "
@@ -132,10 +130,16 @@ def check_source(source: str) -> None:
 
 def run_of(source: str) -> Path | None:
     """The folder of the run that ``source`` names, trained or untrained; None: it names none."""
-    path = Path(source)
-    if source.startswith(_UNTRAINED) and not path.exists():
-        path = Path(source.removeprefix(_UNTRAINED))
-    return path if (path / "config.json").is_file() else None
+    kind, path = _named(source)
+    return path if kind != _PIXELS and (path / "config.json").is_file() else None
+
+
+def _named(source: str) -> tuple[str, Path]:
+    """The prefix of a source, empty where there is none, and the path behind it."""
+    for prefix in () if Path(source).exists() else (_UNTRAINED, _PIXELS):
+        if source.startswith(prefix):
+            return prefix, Path(source.removeprefix(prefix))
+    return "", Path(source)
 
 
 def description_path(weights: Path) -> Path:
@@ -210,12 +214,11 @@ def _from_file(path: Path) -> LoadedEncoder:
     return LoadedEncoder(encoder.eval(), preprocessing, described, config, facts)
 
 
-def _untrained(source: str) -> LoadedEncoder:
+def _untrained(path: Path) -> LoadedEncoder:
     """The architecture with the random weights that the run's seed decides.
 
     Training started from them, unless its ``init_from`` names a file.
     """
-    path = Path(source.removeprefix(_UNTRAINED))
     settings, config, preprocessing = _read_settings(path)
     seed = settings.get("seed")
     seed = seed if isinstance(seed, int) else 0

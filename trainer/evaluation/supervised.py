@@ -242,21 +242,18 @@ def fit(
             optimizer.step()
             loss_sum += loss.detach().float()
             if step % steps_per_epoch == 0:
-                mean = _over_processes(loss_sum / steps_per_epoch, together)
+                loss_mean = loss_sum / steps_per_epoch
                 loss_sum.zero_()
+                if together:
+                    dist.all_reduce(loss_mean)
+                    loss_mean /= dist.get_world_size()
+                mean = loss_mean.item()
                 if not math.isfinite(mean):
                     raise ConfigError(
                         f"{recipe.name} diverged by step {step}: give a lower --base-lr than "
                         f"{recipe.base_lr:g}"
                     )
     return mean
-
-
-def _over_processes(loss_mean: torch.Tensor, together: bool) -> float:
-    if together:
-        dist.all_reduce(loss_mean)
-        loss_mean /= dist.get_world_size()
-    return loss_mean.item()
 
 
 def zero_linear(width: int, num_classes: int) -> nn.Linear:

@@ -18,6 +18,7 @@ from common.errors import ConfigError, first_sentence
 from trainer.export.target import Features, Target, Tensors
 
 _INPUT, _OUTPUT = "images", "features"
+_ANY_NUMBER = ({0: torch.export.Dim("batch")},)  # of images, the one input
 
 
 class _Program(Target):
@@ -30,9 +31,8 @@ class _Program(Target):
     def write(self, model: nn.Module, tensors: Tensors) -> dict[str, bytes]:
         """Traced with any number of images."""
         side = self.preprocessing.size
-        dimensions = ({0: torch.export.Dim("batch")},)
         try:
-            return {"": self.traced(model, torch.zeros(2, 3, side, side), dimensions)}
+            return {"": self.traced(model, torch.zeros(2, 3, side, side))}
         except Exception as error:  # whatever a user's own module makes of it
             raise ConfigError(
                 f"--format {self.name}: torch cannot export {self.encoder.name}:"
@@ -40,16 +40,8 @@ class _Program(Target):
             ) from error
 
     @abc.abstractmethod
-    def traced(
-        self, model: nn.Module, images: torch.Tensor, dimensions: tuple[dict[int, Any]]
-    ) -> bytes:
-        """The file's content.
-
-        Args:
-            model: the encoder.
-            images: to trace with.
-            dimensions: those of ``images`` that may have any length, by torch.export's names.
-        """
+    def traced(self, model: nn.Module, images: torch.Tensor) -> bytes:
+        """The file's content, traced with ``images``."""
 
     def facts(self) -> dict[str, Any]:
         """Shapes."""
@@ -64,12 +56,11 @@ class ToTorchExport(_Program):
     built_by = "the program that torch.export.load gave"
     suffix = ".pt2"
 
-    def traced(
-        self, model: nn.Module, images: torch.Tensor, dimensions: tuple[dict[int, Any]]
-    ) -> bytes:
+    def traced(self, model: nn.Module, images: torch.Tensor) -> bytes:
         """By torch.export."""
+        program = torch.export.export(model, (images,), dynamic_shapes=_ANY_NUMBER)
         archive = io.BytesIO()
-        torch.export.save(torch.export.export(model, (images,), dynamic_shapes=dimensions), archive)
+        torch.export.save(program, archive)
         return archive.getvalue()
 
     def load(self, written: Path | bytes) -> Features:
@@ -105,9 +96,7 @@ class ToOnnx(_Program):
             raise self.absent("onnx onnxscript onnxruntime", error) from None
         return super().write(model, tensors)
 
-    def traced(
-        self, model: nn.Module, images: torch.Tensor, dimensions: tuple[dict[int, Any]]
-    ) -> bytes:
+    def traced(self, model: nn.Module, images: torch.Tensor) -> bytes:
         """By torch.onnx; its progress and notes are for its developers."""
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         logging.getLogger("onnxscript").setLevel(logging.ERROR)
@@ -118,7 +107,7 @@ class ToOnnx(_Program):
                 dynamo=True,
                 input_names=[_INPUT],
                 output_names=[_OUTPUT],
-                dynamic_shapes=dimensions,
+                dynamic_shapes=_ANY_NUMBER,
                 verbose=False,
             )
         assert program is not None  # noqa: S101  (dynamo=True gives one)

@@ -39,7 +39,6 @@ class KnnResult:
     k: int
     """Neighbours used: ``requested_k``, or all training samples where there are fewer."""
     requested_k: int
-    num_classes: int
 
 
 def knn_classify(
@@ -115,7 +114,7 @@ def knn_classify_each(
     if world_size > 1:
         dist.all_reduce(hits_K2)
     return [
-        KnnResult(*accuracy(hits, len(test_MF)), used, k, num_classes)
+        KnnResult(*accuracy(hits, len(test_MF)), used, k)
         for hits, used, k in zip(hits_K2, kept, ks)
     ]
 
