@@ -31,7 +31,7 @@ def judge(encoder: nn.Module, budget: Budget) -> dict[str, float]:
 
 
 def _knn(train: Features, test: Features) -> float:
-    return knn_classify(train.features_NF, train.labels_N, test.features_NF, test.labels_N).top1
+    return knn_classify(train, test).top1
 
 
 @torch.no_grad()

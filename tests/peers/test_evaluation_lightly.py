@@ -4,6 +4,7 @@ import pytest
 import torch
 from lightly.utils.benchmarking import knn_predict
 
+from trainer.features.extraction import Features
 from trainer.features.knn import knn_classify
 
 
@@ -17,7 +18,9 @@ def test_weighted_neighbours_are_as_lightly_has_them(k: int, temperature: float)
     bank, asked = x[:1200], x[1200:]
     best = knn_predict(asked, bank.T.contiguous(), labels[:1200], 7, k, temperature)
     hit = best[:, :5] == labels[1200:, None]
-    ours = knn_classify(bank, labels[:1200], asked, labels[1200:], k, temperature)
+    ids = torch.arange(1500)
+    tables = Features(bank, labels[:1200], ids[:1200]), Features(asked, labels[1200:], ids[:300])
+    ours = knn_classify(*tables, k, temperature=temperature)
     assert ours.top1 == pytest.approx(hit[:, 0].double().mean().item(), abs=1e-9)
     assert 0.3 < ours.top1 < 0.95
     if k == 200:  # below, lightly fills the five best with classes that no neighbour has

@@ -46,13 +46,10 @@ def knn(config: KnnConfig) -> dict[str, Any] | None:
         test = job.test_features()
         train = job.features(config.train).take(few_N)
         results = knn_classify_each(
-            train.features_NF,
-            train.labels_N,
-            test.features_NF,
-            test.labels_N,
+            train,
+            test,
             config.k,
             config.temperature,
-            job.num_classes,
             device=job.device,
             rank=job.rank,
             world_size=job.world_size,

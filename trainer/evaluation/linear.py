@@ -206,7 +206,7 @@ def _cached(
     config: ProbeConfig, job: LabelledJob, train: Features, test: Features, notes: list[str]
 ) -> _Found:
     """A linear classifier by SGD on cached features."""
-    result = linear_probe(train, test, config.recipe(), device=job.device, progress=True)
+    result = linear_probe(train, test, config.recipe(), device=job.device)
     return result, result.settings(_CENTRE), job.measured(classifier="linear, SGD"), {}
 
 
@@ -217,7 +217,7 @@ def _sweep(
     rates = config.base_lr or LEARNING_RATES
     decays = config.weight_decay or WEIGHT_DECAYS
     result, chosen_on, trials = sweep_probe(
-        train, test, config.recipe(), rates, decays, device=job.device, progress=True
+        train, test, config.recipe(), rates, decays, device=job.device
     )
     best = result.recipe.base_lr
     if min(rates) < max(rates) and best in (min(rates), max(rates)):

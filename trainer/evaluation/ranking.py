@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from trainer.features.extraction import Features
 from trainer.features.neighbours import full_float32, unit_rows
 
 _BLOCK_PAIRS = {"cpu": 1 << 22, "cuda": 1 << 26}  # sorted at once; about 40 bytes each
@@ -29,10 +30,8 @@ class Ranking:
 
 @torch.no_grad()
 def rank_all(
-    bank_NF: torch.Tensor,
-    bank_labels_N: torch.Tensor,
-    asked_MF: torch.Tensor,
-    asked_labels_M: torch.Tensor,
+    bank: Features,
+    asked: Features,
     ks: Sequence[int],
     *,
     itself_M: torch.Tensor | None = None,
@@ -44,10 +43,8 @@ def rank_all(
     place. Images of equal similarity come in their order.
 
     Args:
-        bank_NF: features that are searched.
-        bank_labels_N: int64; -1: none, relevant to no query.
-        asked_MF: features that ask.
-        asked_labels_M: int64; -1: none, the query is left out.
+        bank: what is searched; without a label it is relevant to no query.
+        asked: what asks; without a label the query is left out.
         ks: for recall and precision; those above the number of images to be found are left out.
         itself_M: place of each query among those that are searched, -1 where it is not; it is not
             its own neighbour.
@@ -57,22 +54,22 @@ def rank_all(
         ``None`` where no query has anything to be found.
     """
     device = torch.device(device)
-    counts, bank_labels_N = len(bank_NF), bank_labels_N.to(device)
+    counts, bank_labels_N = len(bank.labels_N), bank.labels_N.to(device)
     ks = [k for k in ks if k <= counts - (itself_M is not None)]
     sums = torch.zeros(1 + 2 * len(ks), dtype=torch.float64, device=device)
     judged = 0
     rows = max(1, _BLOCK_PAIRS.get(device.type, 1 << 22) // counts)
     with full_float32(device):
-        bank_NF = unit_rows(bank_NF, device)
-        for first in range(0, len(asked_MF), rows):
+        bank_NF = unit_rows(bank.features_NF, device)
+        for first in range(0, len(asked.labels_N), rows):
             part = slice(first, first + rows)
-            similarity_BN = unit_rows(asked_MF[part], device) @ bank_NF.T
+            similarity_BN = unit_rows(asked.features_NF[part], device) @ bank_NF.T
             if itself_M is not None:  # a query's own place comes last
                 itself_B = itself_M[part].to(device)
                 known = (itself_B >= 0).nonzero()[:, 0]
                 similarity_BN[known, itself_B[known]] = -2.0  # below every cosine
             order_BN = similarity_BN.sort(dim=1, descending=True, stable=True).indices
-            labels_B1 = asked_labels_M[part].to(device)[:, None]
+            labels_B1 = asked.labels_N[part].to(device)[:, None]
             hit_BN = (bank_labels_N[order_BN] == labels_B1) & (labels_B1 >= 0)
             if itself_M is not None:
                 hit_BN &= order_BN != itself_B[:, None]
@@ -83,7 +80,7 @@ def rank_all(
         return None
     mean, *at = (sums / judged).tolist()
     recalls, precisions = dict(zip(ks, at)), dict(zip(ks, at[len(ks) :]))
-    return Ranking(mean, recalls, precisions, judged, len(asked_MF) - judged)
+    return Ranking(mean, recalls, precisions, judged, len(asked.labels_N) - judged)
 
 
 def _measures(hit_BN: torch.Tensor, ks: Sequence[int]) -> torch.Tensor:

@@ -205,15 +205,7 @@ def _report(
     itself_M: torch.Tensor | None,
     answers: list[list[tuple[int, float]]],
 ) -> dict[str, Any]:
-    ranking = rank_all(
-        bank.features_NF,
-        bank.labels_N,
-        asked.features_NF,
-        asked.labels_N,
-        config.recall_at,
-        itself_M=itself_M,
-        device=job.device,
-    )
+    ranking = rank_all(bank, asked, config.recall_at, itself_M=itself_M, device=job.device)
     labels = bank.labels_N.tolist()
     queries = [
         {

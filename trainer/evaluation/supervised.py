@@ -105,7 +105,6 @@ def linear_probe(
     recipe: Recipe,
     *,
     device: torch.device | str = "cpu",
-    progress: bool = False,
 ) -> LinearResult:
     """Train on cached features, test on cached features. One process; no collectives.
 
@@ -122,7 +121,7 @@ def linear_probe(
         class_count(train.labels_N, test.labels_N),
         recipe,
         device=device,
-        progress=progress,
+        progress=True,
     )
 
 

@@ -53,7 +53,6 @@ def sweep_probe(
     weight_decays: tuple[float, ...],
     *,
     device: torch.device | str = "cpu",
-    progress: bool = False,
 ) -> tuple[LinearResult, int, list[Trial]]:
     """Choose learning rate and weight decay, then train on everything. One process.
 
@@ -64,7 +63,6 @@ def sweep_probe(
         base_lrs: to try, per 256 samples.
         weight_decays: to try with each.
         device: where to train.
-        progress: show a bar on a terminal.
 
     Returns:
         The best classifier, how many held-out samples it was chosen on, and all that were tried.
@@ -83,12 +81,12 @@ def sweep_probe(
         )
     pairs = [(lr, decay) for lr in base_lrs for decay in weight_decays]
     recipes = [dataclasses.replace(recipe, base_lr=lr, weight_decay=wd) for lr, wd in pairs]
-    heads = train_heads(train.take(kept), num_classes, recipes, device=device, progress=progress)
+    heads = train_heads(train.take(kept), num_classes, recipes, device=device)
     trials = _judge(heads, train.take(held), recipes)
     best = max(range(len(trials)), key=lambda i: trials[i].merit)
     if trials[best].loss is None:
         raise ConfigError("every classifier of the sweep diverged: give lower --base-lr values")
-    result = linear_probe(train, test, recipes[best], device=device, progress=progress)
+    result = linear_probe(train, test, recipes[best], device=device)
     return result, len(held), trials
 
 
@@ -113,7 +111,6 @@ def train_heads(
     recipes: list[Recipe],
     *,
     device: torch.device | str = "cpu",
-    progress: bool = False,
 ) -> Heads:
     """Train a classifier for each of ``recipes``, which differ in rate and decay only."""
     recipes = [recipe.for_samples(len(train.labels_N)) for recipe in recipes]
@@ -126,7 +123,7 @@ def train_heads(
     rate_H = torch.tensor([each.peak_lr for each in recipes], device=device)
     decay_H = torch.tensor([each.weight_decay for each in recipes], device=device)
     total = shared.epochs * (len(train.labels_N) // shared.batch_size)
-    paced = pace(cached_batches(train, shared, device), total, "sweep", progress)
+    paced = pace(cached_batches(train, shared, device), total, "sweep", progress=True)
     for cosine, (features_BF, labels_B) in paced:
         gradients = _gradients(trained, features_BF.float(), labels_B)
         for parameter, velocity, gradient in zip(parameters, velocities, gradients):

@@ -17,6 +17,7 @@ from common.errors import ConfigError
 from common.randomness import Stream, sample_keys, uniforms
 from trainer.features.neighbours import full_float32
 
+_MAX_ITERATIONS = 300
 _BLOCK_BYTES = 256 << 20  # of distances and one-hot rows at once
 
 
@@ -51,7 +52,6 @@ def k_means(
     *,
     seed: int = 0,
     restarts: int = 10,
-    max_iterations: int = 300,
     device: torch.device | str = "cpu",
 ) -> Clustering:
     """Partition rows into clusters around their means.
@@ -61,23 +61,17 @@ def k_means(
         clusters: how many, at most N.
         seed: of the starts.
         restarts: independent starts, of which the one with the least inertia is kept.
-        max_iterations: of each.
         device: where to compute.
 
     Raises:
-        ConfigError: a number is out of range.
+        ConfigError: there are fewer samples than clusters.
     """
     if not 1 <= clusters <= len(x_NF):
         raise ConfigError(f"--k {clusters} clusters of {len(x_NF)} samples: choose 1 to as many")
-    if restarts < 1 or max_iterations < 1:
-        raise ConfigError("k-means: take at least 1 restart and 1 iteration")
     device = torch.device(device)
     with full_float32(device):
         x_NF = x_NF.to(device, torch.float32)
-        found = (
-            _lloyd(x_NF, _plus_plus(x_NF, clusters, seed, start), max_iterations)
-            for start in range(restarts)
-        )
+        found = (_lloyd(x_NF, _plus_plus(x_NF, clusters, seed, start)) for start in range(restarts))
         return min(found, key=lambda each: each.inertia)
 
 
@@ -95,10 +89,10 @@ def _plus_plus(x_NF: torch.Tensor, clusters: int, seed: int, start: int) -> torc
     return x_NF[chosen]
 
 
-def _lloyd(x_NF: torch.Tensor, centres_KF: torch.Tensor, max_iterations: int) -> Clustering:
+def _lloyd(x_NF: torch.Tensor, centres_KF: torch.Tensor) -> Clustering:
     assigned_N, distance_N = _assign(x_NF, centres_KF)
     iteration, moved = 0, True
-    while moved and iteration < max_iterations:
+    while moved and iteration < _MAX_ITERATIONS:
         centres_KF = _means(x_NF, assigned_N, distance_N, len(centres_KF))
         before_N = assigned_N
         assigned_N, distance_N = _assign(x_NF, centres_KF)

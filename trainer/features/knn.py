@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from common.errors import ConfigError
+from trainer.features.extraction import Features
 from trainer.features.labels import accuracy, class_count, count_hits
 from trainer.features.neighbours import LOW_WORD, block_shape, nearest_rows, share_of_blocks
 
@@ -35,36 +36,23 @@ class KnnResult:
 
     top1: float
     top5: float
-    """Within the best ``min(5, num_classes)``."""
+    """Within the best ``min(5, classes)``."""
     k: int
     """Neighbours used: ``requested_k``, or all training samples where there are fewer."""
     requested_k: int
 
 
-def knn_classify(
-    train_NF: torch.Tensor,
-    train_labels_N: torch.Tensor,
-    test_MF: torch.Tensor,
-    test_labels_M: torch.Tensor,
-    k: int = 200,
-    temperature: float = 0.07,
-    num_classes: int | None = None,
-    **where: Any,
-) -> KnnResult:
+def knn_classify(train: Features, test: Features, k: int = 200, **how: Any) -> KnnResult:
     """:func:`knn_classify_each` for one ``k``."""
-    tables = train_NF, train_labels_N, test_MF, test_labels_M
-    return knn_classify_each(*tables, (k,), temperature, num_classes, **where)[0]
+    return knn_classify_each(train, test, (k,), **how)[0]
 
 
 @torch.no_grad()
 def knn_classify_each(
-    train_NF: torch.Tensor,
-    train_labels_N: torch.Tensor,
-    test_MF: torch.Tensor,
-    test_labels_M: torch.Tensor,
+    train: Features,
+    test: Features,
     ks: Sequence[int],
     temperature: float = 0.07,
-    num_classes: int | None = None,
     *,
     block: tuple[int, int] | None = None,
     device: torch.device | str | None = None,
@@ -74,16 +62,13 @@ def knn_classify_each(
     """Classify test features by their nearest training features, for every ``k`` by one search.
 
     Args:
-        train_NF: features of any float dtype on any device; compared in float32.
-        train_labels_N: int64, from 0.
-        test_MF: as ``train_NF``.
-        test_labels_M: int64, from 0.
+        train: labelled features of any float dtype on any device; compared in float32.
+        test: as ``train``.
         ks: numbers of neighbours; all training samples where there are fewer.
         temperature: of the votes, above 0.
-        num_classes: at least the largest label of either set plus one, which is the default.
         block: (test rows, training rows) compared at once. Memory beside the features is about
             20 bytes for each pair of a block and ``8 k`` bytes for each test sample.
-        device: where to compare; by default where ``train_NF`` lies.
+        device: where to compare; by default where the training features lie.
         rank: with ``world_size`` above 1, this process's number. All ranks hold the same features
             and must call; they share the test blocks and get the same result as one process.
         world_size: number of processes that call.
@@ -92,20 +77,20 @@ def knn_classify_each(
         ConfigError: a ``k`` or ``temperature`` is out of range.
         DataError: a set is empty or not labelled.
     """
-    _check(ks, temperature, len(train_NF))
-    num_classes = max(num_classes or 0, class_count(train_labels_N, test_labels_M))
-    device = torch.device(device) if device is not None else train_NF.device
-    kept = [min(k, len(train_NF)) for k in ks]
+    _check(ks, temperature, len(train.labels_N))
+    num_classes = class_count(train.labels_N, test.labels_N)
+    device = torch.device(device) if device is not None else train.features_NF.device
+    kept = [min(k, len(train.labels_N)) for k in ks]
     block = block or block_shape(device)
-    mine_M = share_of_blocks(len(test_MF), block[0], rank, world_size)
+    mine = test.take(share_of_blocks(len(test.labels_N), block[0], rank, world_size))
     similarity_MK, index_MK = nearest_rows(
-        train_NF, test_MF[mine_M], max(kept), device=device, block=block
+        train.features_NF, mine.features_NF, max(kept), device=device, block=block
     )
-    classes_MK, labels_M = train_labels_N.cpu()[index_MK], test_labels_M.cpu()[mine_M]
+    columns = similarity_MK, train.labels_N.cpu()[index_MK], mine.labels_N
 
     hits_K2 = torch.zeros(len(ks), 2, dtype=torch.int64, device=device)
-    for columns in zip(*(x.split(block[0]) for x in (similarity_MK, classes_MK, labels_M))):
-        similarity_BK, classes_BK, labels_B = (x.to(device) for x in columns)
+    for rows in zip(*(column.split(block[0]) for column in columns)):
+        similarity_BK, classes_BK, labels_B = (row.to(device) for row in rows)
         votes_BK = _votes(similarity_BK, temperature)
         for hits, k in zip(hits_K2, kept):
             sums_BC = votes_BK.new_zeros(len(votes_BK), num_classes)  # 0: no neighbour's class
@@ -114,7 +99,7 @@ def knn_classify_each(
     if world_size > 1:
         dist.all_reduce(hits_K2)
     return [
-        KnnResult(*accuracy(hits, len(test_MF)), used, k)
+        KnnResult(*accuracy(hits, len(test.labels_N)), used, k)
         for hits, used, k in zip(hits_K2, kept, ks)
     ]
 

@@ -106,18 +106,11 @@ class OnlineKnn:
         self, encoder: nn.Module, augment: Augment, device: torch.device, dtype: torch.dtype
     ) -> dict[str, float]:
         """Top-1 and top-5 on the test set, 0 to 1. A collective: all ranks call it together."""
-        bank, bank_labels, _ = extract_features(encoder, self._train, augment, device, dtype)
-        asked, asked_labels, _ = extract_features(encoder, self._test, augment, device, dtype)
-        asked_labels = self._classes.renumbered(asked_labels)
-        result = knn_classify(
-            bank,
-            bank_labels,
-            asked,
-            asked_labels,
-            k=min(self.config.k, len(bank)),
-            temperature=self.config.temperature,
-            num_classes=int(max(bank_labels.max(), asked_labels.max())) + 1,
-        )
+        bank = extract_features(encoder, self._train, augment, device, dtype)
+        asked = extract_features(encoder, self._test, augment, device, dtype)
+        asked = asked._replace(labels_N=self._classes.renumbered(asked.labels_N))
+        k = min(self.config.k, len(bank.labels_N))
+        result = knn_classify(bank, asked, k, temperature=self.config.temperature)
         return {"knn_top1": result.top1, "knn_top5": result.top5}
 
     def close(self) -> None:

@@ -4,22 +4,28 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from trainer.evaluation.ranking import rank_all
+from trainer.features.extraction import Features
 
 
-def data(bank: int = 200, asked: int = 40, classes: int = 6) -> tuple[torch.Tensor, ...]:
+def data(bank: int = 200, asked: int = 40, classes: int = 6) -> tuple[Features, Features]:
     rng = torch.Generator().manual_seed(5)
     centres = torch.randn(classes, 12, generator=rng)
     labels = torch.randint(classes, (bank + asked,), generator=rng)
     x = centres[labels] + 2.0 * torch.randn(bank + asked, 12, generator=rng)
-    return x[:bank], labels[:bank], x[bank:], labels[bank:]
+    return table(x[:bank], labels[:bank]), table(x[bank:], labels[bank:])
+
+
+def table(x: torch.Tensor, labels: torch.Tensor) -> Features:
+    return Features(x, labels, torch.arange(len(labels)))
 
 
 def test_mean_average_precision_equals_scikit_learns() -> None:
-    bank, bank_labels, asked, labels = data()
-    ranking = rank_all(bank, bank_labels, asked, labels, (1, 5))
+    bank, asked = data()
+    bank_labels, labels = bank.labels_N, asked.labels_N
+    ranking = rank_all(bank, asked, (1, 5))
     assert ranking is not None
     unit_bank, unit_asked = (
-        torch.nn.functional.normalize(x, dim=1).double() for x in (bank, asked)
+        torch.nn.functional.normalize(x.features_NF, dim=1).double() for x in (bank, asked)
     )
     scores = (unit_asked @ unit_bank.T).numpy()
     theirs = [
@@ -37,10 +43,11 @@ def test_mean_average_precision_equals_scikit_learns() -> None:
 
 
 def test_a_query_does_not_find_itself() -> None:
-    bank, labels, _, _ = data()
-    ranking = rank_all(bank, labels, bank, labels, (1,), itself_M=torch.arange(200))
+    bank, _ = data()
+    labels = bank.labels_N
+    ranking = rank_all(bank, bank, (1,), itself_M=torch.arange(200))
     assert ranking is not None
-    scores = torch.nn.functional.normalize(bank.double(), dim=1)
+    scores = torch.nn.functional.normalize(bank.features_NF.double(), dim=1)
     scores = scores @ scores.T
     others = ~torch.eye(200, dtype=torch.bool)
     theirs = [
@@ -52,20 +59,21 @@ def test_a_query_does_not_find_itself() -> None:
 
 
 def test_queries_with_nothing_to_be_found_are_counted_and_left_out() -> None:
-    bank, bank_labels, asked, labels = data()
-    some = labels.clone()
+    bank, asked = data()
+    some = asked.labels_N.clone()
     some[:3], some[3] = -1, 99
-    ranking = rank_all(bank, bank_labels, asked, some, (1,))
-    rest = rank_all(bank, bank_labels, asked[4:], labels[4:], (1,))
+    ranking = rank_all(bank, asked._replace(labels_N=some), (1,))
+    rest = rank_all(bank, asked.take(torch.arange(4, 40)), (1,))
     assert ranking is not None and rest is not None
     assert (ranking.queries, ranking.left_out) == (36, 4)
     assert ranking.mean_average_precision == pytest.approx(rest.mean_average_precision, abs=1e-12)
-    assert rank_all(bank, bank_labels, asked, torch.full_like(labels, -1), (1,)) is None
+    unlabelled = asked._replace(labels_N=torch.full_like(some, -1))
+    assert rank_all(bank, unlabelled, (1,)) is None
 
 
 def test_unlabelled_images_are_relevant_to_nobody() -> None:
-    bank = torch.eye(3)
-    found = rank_all(bank, torch.tensor([-1, 0, -1]), bank[:1], torch.tensor([0]), (1, 2, 3))
+    bank = table(torch.eye(3), torch.tensor([-1, 0, -1]))
+    found = rank_all(bank, table(torch.eye(3)[:1], torch.tensor([0])), (1, 2, 3))
     assert found is not None
     assert found.mean_average_precision == pytest.approx(0.5)
     assert found.recall_at == {1: 0.0, 2: 1.0, 3: 1.0}

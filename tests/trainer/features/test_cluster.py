@@ -61,7 +61,7 @@ def test_clear_groups_are_found() -> None:
 def test_lloyd_goes_where_scikit_learn_goes_from_the_same_start() -> None:
     x, _ = blobs(noise=2.0)
     start = x[[0, 7, 50, 90]]
-    ours = module._lloyd(x, start, 300)
+    ours = module._lloyd(x, start)
     theirs = KMeans(4, init=start.numpy(), n_init=1, tol=0, max_iter=300).fit(x.numpy())
     assert torch.equal(ours.assigned_N, torch.from_numpy(theirs.labels_).long())
     assert ours.inertia == pytest.approx(theirs.inertia_, rel=1e-5)
@@ -78,7 +78,7 @@ def test_the_seed_decides_and_blocks_do_not(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_cluster_that_loses_all_its_samples_starts_anew() -> None:
     x = torch.tensor([[0.0], [0.1], [10.0], [10.1], [50.0]])
-    found = module._lloyd(x, torch.tensor([[0.0], [0.0], [0.0]]), 50)
+    found = module._lloyd(x, torch.tensor([[0.0], [0.0], [0.0]]))
     assert sorted(found.assigned_N.bincount(minlength=3).tolist()) == [1, 2, 2]
 
 

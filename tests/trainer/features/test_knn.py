@@ -6,6 +6,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from common.errors import ConfigError, DataError
 from tests.dist import run_ranks
 from trainer.features import neighbours
+from trainer.features.extraction import Features
 from trainer.features.knn import knn_classify, knn_classify_each
 from trainer.features.online_knn import OnlineKnnConfig
 
@@ -14,31 +15,35 @@ TEMPERATURE = 0.07
 
 def clusters(
     n_train: int = 600, n_test: int = 150, classes: int = 7, noise: float = 2.5
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[Features, Features]:
     rng = torch.Generator().manual_seed(3)
     centres = torch.randn(classes, 16, generator=rng)
     labels = torch.randint(classes, (n_train + n_test,), generator=rng)
     x = centres[labels] + noise * torch.randn(n_train + n_test, 16, generator=rng)
-    return x[:n_train], labels[:n_train], x[n_train:], labels[n_train:]
+    return table(x[:n_train], labels[:n_train]), table(x[n_train:], labels[n_train:])
 
 
-def sklearn_classifier(train: torch.Tensor, labels: torch.Tensor, k: int) -> KNeighborsClassifier:
+def table(x: torch.Tensor, labels: torch.Tensor) -> Features:
+    return Features(x, labels, torch.arange(len(labels)))
+
+
+def sklearn_classifier(train: Features, k: int) -> KNeighborsClassifier:
     model = KNeighborsClassifier(
         k,
         metric="cosine",
         algorithm="brute",
         weights=lambda distance: np.exp((1 - distance) / TEMPERATURE),
     )
-    return model.fit(train.double().numpy(), labels.numpy())
+    return model.fit(train.features_NF.double().numpy(), train.labels_N.numpy())
 
 
 @pytest.mark.parametrize("k", [1, 20, 200])
 def test_accuracy_equals_scikit_learns_weighted_cosine_neighbours(k: int) -> None:
-    train, train_labels, test, test_labels = clusters()
-    result = knn_classify(train, train_labels, test, test_labels, k)
-    votes = sklearn_classifier(train, train_labels, k).predict_proba(test.double().numpy())
+    train, test = clusters()
+    result = knn_classify(train, test, k)
+    votes = sklearn_classifier(train, k).predict_proba(test.features_NF.double().numpy())
     best = np.argsort(-votes, axis=1, kind="stable")[:, :5]
-    hit = (best == test_labels.numpy()[:, None]) & (np.take_along_axis(votes, best, 1) > 0)
+    hit = (best == test.labels_N.numpy()[:, None]) & (np.take_along_axis(votes, best, 1) > 0)
     assert result.top1 == pytest.approx(hit[:, 0].mean(), abs=1e-12)
     assert result.top5 == pytest.approx(hit.any(axis=1).mean(), abs=1e-12)
     assert 0.3 < result.top1 < 0.95  # neither chance nor trivial
@@ -59,26 +64,23 @@ def test_the_result_does_not_depend_on_the_blocks(block: tuple[int, int]) -> Non
 
 def test_of_equally_near_neighbours_the_first_ones_vote() -> None:
     # Eight copies of one training sample, their classes alternating; only three may vote.
-    train = torch.ones(8, 4)
-    labels = torch.tensor([1, 1, 0, 0, 0, 0, 0, 0])
-    result = knn_classify(train, labels, torch.ones(1, 4), torch.tensor([1]), k=3, block=(1, 2))
+    train = table(torch.ones(8, 4), torch.tensor([1, 1, 0, 0, 0, 0, 0, 0]))
+    result = knn_classify(train, table(torch.ones(1, 4), torch.tensor([1])), k=3, block=(1, 2))
     assert result.top1 == 1.0
 
 
 def test_classes_with_equal_votes_rank_by_their_number() -> None:
-    train = torch.ones(2, 4)
-    labels = torch.tensor([1, 0])
-    assert knn_classify(train, labels, torch.ones(1, 4), torch.tensor([0]), k=2).top1 == 1.0
+    train = table(torch.ones(2, 4), torch.tensor([1, 0]))
+    assert knn_classify(train, table(torch.ones(1, 4), torch.tensor([0])), k=2).top1 == 1.0
 
 
 def test_negative_and_zero_similarities_keep_their_order() -> None:
-    train = torch.tensor([[-1.0, 0.0], [0.0, 1.0], [-0.5, 1.0], [0.0, 0.0]])
-    labels = torch.tensor([0, 1, 2, 3])
-    test = torch.tensor([[1.0, 0.0]])
+    x = torch.tensor([[-1.0, 0.0], [0.0, 1.0], [-0.5, 1.0], [0.0, 0.0]])
+    train, asked = table(x, torch.tensor([0, 1, 2, 3])), torch.tensor([[1.0, 0.0]])
     # Similarities -1, 0, -0.45, 0: the first zero is nearest.
-    assert knn_classify(train, labels, test, torch.tensor([1]), k=1).top1 == 1.0
+    assert knn_classify(train, table(asked, torch.tensor([1])), k=1).top1 == 1.0
     # All vote; the one at -1 is the least of four.
-    result = knn_classify(train, labels, test, torch.tensor([0]), k=4, temperature=1.0)
+    result = knn_classify(train, table(asked, torch.tensor([0])), k=4, temperature=1.0)
     assert (result.top1, result.top5) == (0.0, 1.0)
 
 
@@ -92,18 +94,17 @@ def test_keys_sort_as_similarities_and_ties_by_the_earlier_sample() -> None:
 
 
 def test_a_neighbour_too_far_to_weigh_anything_still_makes_its_class_a_prediction() -> None:
-    train = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
-    result = knn_classify(
-        train, torch.tensor([1, 2]), train[:1], torch.tensor([2]), k=2, temperature=1e-3
-    )
+    x = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    train, test = table(x, torch.tensor([1, 2])), table(x[:1], torch.tensor([2]))
+    result = knn_classify(train, test, k=2, temperature=1e-3)
     assert (result.top1, result.top5) == (0.0, 1.0)
 
 
 def test_a_class_that_no_neighbour_has_is_no_prediction() -> None:
-    train, labels = torch.eye(6), torch.arange(6)
-    test, test_labels = torch.eye(6)[[5]], torch.tensor([0])
-    assert knn_classify(train, labels, test, test_labels, k=2).top5 == 1.0  # 0 ties into place 2
-    assert knn_classify(train, labels, test, test_labels, k=1).top5 == 0.0
+    train = table(torch.eye(6), torch.arange(6))
+    test = table(torch.eye(6)[[5]], torch.tensor([0]))
+    assert knn_classify(train, test, k=2).top5 == 1.0  # 0 ties into place 2
+    assert knn_classify(train, test, k=1).top5 == 0.0
 
 
 def test_a_very_small_temperature_is_the_nearest_neighbour() -> None:
@@ -113,8 +114,7 @@ def test_a_very_small_temperature_is_the_nearest_neighbour() -> None:
 
 
 def test_few_classes_and_few_training_samples() -> None:
-    train, train_labels, test, test_labels = clusters(n_train=50, classes=3)
-    result = knn_classify(train, train_labels, test, test_labels)
+    result = knn_classify(*clusters(n_train=50, classes=3))
     assert (result.k, result.requested_k) == (50, 200)
     assert result.top5 == 1.0
 
@@ -144,12 +144,12 @@ def test_the_result_does_not_depend_on_the_number_of_processes() -> None:
 
 
 def _nearest_on_a_rank(rank: int, world_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    train, _, test, _ = clusters(n_test=300)  # three blocks
-    return neighbours.nearest_rows(train, test, 4, device="cpu", rank=rank, world_size=world_size)
+    bank, asked = (each.features_NF for each in clusters(n_test=300))  # three blocks
+    return neighbours.nearest_rows(bank, asked, 4, device="cpu", rank=rank, world_size=world_size)
 
 
 def test_nearest_rows_come_in_the_order_of_the_askers_on_any_number_of_processes() -> None:
-    train, _, test, _ = clusters(n_test=300)
+    train, test = (each.features_NF for each in clusters(n_test=300))
     similarity, index = _nearest_on_a_rank(0, 1)
     whole = torch.nn.functional.cosine_similarity(test[:, None], train[None], dim=2)
     torch.testing.assert_close(similarity, whole.topk(4).values)
@@ -167,11 +167,11 @@ def test_settings_out_of_range_are_refused(settings: dict, named: str) -> None:
 
 
 def test_samples_without_labels_are_refused() -> None:
-    train, labels, test, test_labels = clusters()
+    train, test = clusters()
     with pytest.raises(DataError, match="no labels"):
-        knn_classify(train, torch.full_like(labels, -1), test, test_labels)
+        knn_classify(train._replace(labels_N=torch.full_like(train.labels_N, -1)), test)
     with pytest.raises(DataError, match="no samples"):
-        knn_classify(train, labels, test[:0], test_labels[:0])
+        knn_classify(train, test.take(torch.arange(0)))
 
 
 @pytest.mark.parametrize(
