@@ -1,5 +1,7 @@
 """Which images look the same to an encoder, and which are negatives that should not be?
 ``widebatch evaluate duplicates``.
+
+Shape suffixes: N samples, K neighbours of each, P pairs.
 """
 
 from collections.abc import Iterator
@@ -14,19 +16,12 @@ from common.errors import ConfigError
 from data_pipeline.reading.beton import BetonInfo, check_beton
 from trainer.evaluation.job import Job
 from trainer.evaluation.labelled_subset import names_or_why_not
-from trainer.evaluation.pairs import (
-    Pairs,
-    groups,
-    likely_classmates,
-    near_identical,
-    neighbourhoods,
-    pairs_of,
-)
 from trainer.evaluation.pictures import Cell, CropReader, PictureConfig, file_name, save_rows
 from trainer.features.extraction import Features
+from trainer.features.neighbours import nearest_others
 
 _SUSPICIOUS = 0.2  # share of samples with a duplicate above which the encoder is rather to blame
-
+_ROWS = 1 << 14  # pairs whose lists of neighbours are compared at once
 _SAME_PIXELS = 5.0  # of 256 levels, mean difference: what storing a JPEG anew can change
 
 
@@ -58,6 +53,24 @@ class DuplicatesConfig(PictureConfig):
                 raise ConfigError(f"{option} {getattr(self, name)}: choose above 0, at most 1")
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of samples of which one has the other among its neighbours, the lower number first."""
+
+    samples_P2: torch.Tensor  # int64  # noqa: N815
+    similarity_P: torch.Tensor  # float32, cosine  # noqa: N815
+    shared_P: torch.Tensor  # float64, 0 to 1: see shared_neighbours  # noqa: N815
+    mutual_P: torch.Tensor  # bool: each has the other  # noqa: N815
+
+    def __len__(self) -> int:
+        return len(self.samples_P2)
+
+    def take(self, which: torch.Tensor) -> "Pairs":
+        """The pairs at ``which``."""
+        columns = self.samples_P2, self.similarity_P, self.shared_P, self.mutual_P
+        return Pairs(*(column[which] for column in columns))
+
+
 def duplicates(config: DuplicatesConfig) -> dict[str, Any] | None:
     """Look through a file. A collective where several processes were started.
 
@@ -78,8 +91,9 @@ def duplicates(config: DuplicatesConfig) -> dict[str, Any] | None:
     job, info = Job(config), check_beton(config.train)
     with job:
         features = job.features(config.train)
-        nearest = neighbourhoods(
+        nearest = nearest_others(
             features.features_NF,
+            torch.arange(info.num_samples),
             config.k,
             device=job.device,
             rank=job.rank,
@@ -196,3 +210,74 @@ def _draw(
                 row.append(Cell(image, f"{file}\n{name} {pair['similarity']:.3f}"))
         rows.append(row)
     save_rows(rows or [[Cell(blank.image_SS3, "none found")]], path)
+
+
+def pairs_of(similarity_NK: torch.Tensor, index_NK: torch.Tensor) -> Pairs:
+    """Every sample with each of its nearest others, once.
+
+    Args:
+        similarity_NK: float32, of :func:`trainer.features.neighbours.nearest_others`.
+        index_NK: int64, of the same.
+    """
+    count, width = index_NK.shape
+    asker_P = torch.arange(count).repeat_interleave(width)
+    ends_P2 = torch.stack([asker_P, index_NK.flatten()], dim=1).sort(dim=1).values
+    key_P = ends_P2[:, 0] * count + ends_P2[:, 1]
+    unique_P, place_P, lists_P = key_P.unique(return_inverse=True, return_counts=True)
+    # The two directions may differ in the last bit: the larger one counts.
+    similarity_P = torch.full((len(unique_P),), -2.0).scatter_reduce(
+        0, place_P, similarity_NK.flatten(), "amax"
+    )
+    samples_P2 = torch.stack([unique_P // count, unique_P % count], dim=1)
+    return Pairs(samples_P2, similarity_P, shared_neighbours(index_NK, samples_P2), lists_P == 2)
+
+
+def near_identical(pairs: Pairs, threshold: float) -> Pairs:
+    """Pairs at a similarity of ``threshold``, the most alike first."""
+    return _most_alike_first(pairs.take(pairs.similarity_P >= threshold))
+
+
+def likely_classmates(pairs: Pairs, below: float, least_shared: float) -> Pairs:
+    """Mutual pairs that have ``least_shared`` of their neighbours in common, most of them first.
+
+    A contrastive loss pushes them apart as negatives though they show the same thing: candidates
+    for false negatives. Pairs of a similarity of ``below`` or more are left out: near-identical.
+    """
+    alike = pairs.mutual_P & (pairs.similarity_P < below) & (pairs.shared_P >= least_shared)
+    found = _most_alike_first(pairs.take(alike))
+    return found.take(found.shared_P.sort(descending=True, stable=True).indices)
+
+
+def _most_alike_first(pairs: Pairs) -> Pairs:
+    return pairs.take(pairs.similarity_P.sort(descending=True, stable=True).indices)
+
+
+def groups(samples_P2: torch.Tensor) -> list[list[int]]:
+    """Samples that pairs connect, each group ascending, the largest first."""
+    parent: dict[int, int] = {}
+
+    def root(sample: int) -> int:
+        while (above := parent.setdefault(sample, sample)) != sample:
+            parent[sample] = parent[above]  # halve the way
+            sample = above
+        return sample
+
+    for first, second in samples_P2.tolist():
+        low, high = sorted((root(first), root(second)))
+        parent[high] = low
+    members: dict[int, list[int]] = {}
+    for sample in sorted(parent):
+        members.setdefault(root(sample), []).append(sample)
+    return sorted(members.values(), key=lambda group: (-len(group), group))
+
+
+def shared_neighbours(index_NK: torch.Tensor, samples_P2: torch.Tensor) -> torch.Tensor:
+    """Jaccard index of both neighbourhoods, each with its own sample in it: float64 (P,)."""
+    own_N1 = torch.arange(len(index_NK))[:, None]
+    whole_NK = torch.cat([own_N1, index_NK], dim=1)
+    width, parts = whole_NK.shape[1], []
+    for pairs in samples_P2.split(_ROWS):
+        first_PK, second_PK = whole_NK[pairs[:, 0]], whole_NK[pairs[:, 1]]
+        common_P = (first_PK[:, :, None] == second_PK[:, None, :]).any(dim=2).sum(dim=1)
+        parts.append(common_P.double() / (2 * width - common_P))
+    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64)

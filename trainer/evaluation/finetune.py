@@ -107,7 +107,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any] | None:
     labels_N, total = job.labels.train_N.numpy(), job.train.num_samples
     ids = _labelled(config, labels_N)
     head = load_head(job.loaded) if config.head_layers else None
-    width = int(job.loaded.description["feature_dim"])
+    width = job.loaded.description["feature_dim"]
     model = build_classifier(job.encoder, width, job.num_classes, head, config.head_layers)
     recipe = config.recipe(len(ids), total)
     with job:

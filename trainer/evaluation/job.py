@@ -246,24 +246,22 @@ class Job:
         return {
             "encoder": self.loaded.description,
             "preprocessing": dataclasses.asdict(self.preprocessing),
-            "data": {name: data_facts(info) for name, info in files.items()},
+            "data": {
+                name: {
+                    "path": str(info.path.absolute()),
+                    "fingerprint": info.fingerprint or None,
+                    "identity": info.identity,
+                    "num_samples": info.num_samples,
+                    "class_names": list(info.class_names),
+                }
+                for name, info in files.items()
+            },
             "precision": self.config.precision,
             "device": str(self.device),
             "processes": self.world_size,
             "seconds": round(time.monotonic() - self._started, 2),
             "versions": versions(),
         }
-
-
-def data_facts(info: BetonInfo) -> dict[str, Any]:
-    """What identifies a file."""
-    return {
-        "path": str(info.path.absolute()),
-        "fingerprint": info.fingerprint or None,
-        "identity": info.identity,
-        "num_samples": info.num_samples,
-        "class_names": list(info.class_names),
-    }
 
 
 def choose_device(name: str) -> torch.device:

@@ -20,11 +20,7 @@ from trainer.features.extraction import Features
 Protocol = Literal["auto", "logistic", "cached", "sweep", "canonical"]
 Preset = Literal["simclr-imagenet"]
 
-SIMCLR_IMAGENET = Recipe()
-"""google-research/simclr's command for the linear evaluation on ImageNet, value by value: rate 0.1
-per 256, batch 4096, 90 epochs, weight decay 1e-6, no warm-up. It is for crops of 224 pixels."""
 _SIMCLR_IMAGENET_CROP = (224, 256)  # side and shorter side before it at the test, pixels
-
 _OF_SGD = ("epochs", "base_lr", "linear_batch", "weight_decay")  # settings
 # Multiplications of one full-batch pass up to which logistic regression takes minutes on two cores.
 _LOGISTIC_WORK = 5e8
@@ -100,8 +96,6 @@ class ProbeConfig(EvaluateConfig):
 
     def recipe(self) -> Recipe:
         """The training of one classifier; of a sweep, all but its rate and decay."""
-        if self.preset is not None:
-            return replace(SIMCLR_IMAGENET, seed=self.seed)
         return Recipe(
             base_lr=self.base_lr[0] if self.base_lr else Recipe.base_lr,
             batch_size=self.linear_batch,
@@ -120,7 +114,7 @@ def _option(setting: str) -> str:
 
 
 def preset_config(config: ProbeConfig) -> ProbeConfig:
-    """``config`` with everything that its preset says; see :data:`SIMCLR_IMAGENET`.
+    """``config`` with everything that its preset says: of SGD, what :class:`Recipe` does.
 
     Raises:
         ConfigError: it says something else itself.

@@ -28,7 +28,7 @@ from common.files.strict_json import read_json_file
 from data_pipeline.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, ViewConfig
 from trainer.config import from_json
 from trainer.features.extraction import default_resize
-from trainer.models.encoders import EncoderConfig, build_encoder, is_resnet
+from trainer.models.encoders import Encoder, EncoderConfig, build_encoder, is_resnet
 from trainer.state.checkpoint import load_encoder_state
 
 Which = Literal["last", "best"]
@@ -245,13 +245,13 @@ def _pixels(source: str) -> LoadedEncoder:
     return LoadedEncoder(nn.Flatten().eval(), preprocessing, described)
 
 
-def _described(source: str, kind: str, config: EncoderConfig, encoder: nn.Module) -> dict[str, Any]:
+def _described(source: str, kind: str, config: EncoderConfig, encoder: Encoder) -> dict[str, Any]:
     return {
         "source": source,
         "kind": kind,
         "architecture": config.name,
         **({"stem": config.stem} if is_resnet(config.name) else {}),
-        "feature_dim": int(encoder.feature_dim),  # type: ignore[arg-type]
+        "feature_dim": encoder.feature_dim,
     }
 
 

@@ -25,7 +25,7 @@ from trainer.evaluation.pictures import Cell, CropReader, PictureConfig, file_na
 from trainer.evaluation.ranking import rank_all
 from trainer.features.extraction import Features
 from trainer.features.labelled_files import compare_labels
-from trainer.features.neighbours import nearest_rows
+from trainer.features.neighbours import nearest_others, nearest_rows
 
 _LISTED = 10_000  # queries whose neighbours the JSON holds
 
@@ -97,7 +97,11 @@ def retrieve(config: RetrieveConfig) -> dict[str, Any] | None:
             return None
         asked = asked._replace(labels_N=queries.labels_M).take(indices)
         itself_M = indices if own else None
-        answers = _nearest(bank, asked, config.k, itself_M, job.device)
+        if own:
+            nearest = nearest_others(bank.features_NF, indices, config.k, device=job.device)
+        else:
+            nearest = nearest_rows(bank.features_NF, asked.features_NF, config.k, device=job.device)
+        answers = [list(zip(i, s)) for s, i in zip(*(found.tolist() for found in nearest))]
         names, unnamed = names_or_why_not(config.train)
         pictured = []
         if config.picture is not None:
@@ -180,21 +184,6 @@ def _indices(chosen: Sequence[int], queries: Queries) -> torch.Tensor:
                 f"--indices {index}: {queries.described} has samples 0 to {count - 1}"
             )
     return torch.tensor(chosen) if chosen else torch.arange(count)
-
-
-def _nearest(
-    bank: Features, asked: Features, k: int, itself_M: torch.Tensor | None, device: torch.device
-) -> list[list[tuple[int, float]]]:
-    """(sample, similarity) of the nearest of each query, itself left out."""
-    more = 0 if itself_M is None else 1
-    similarity_MK, index_MK = nearest_rows(
-        bank.features_NF, asked.features_NF, k + more, device=device
-    )
-    own = [-1] * len(index_MK) if itself_M is None else itself_M.tolist()
-    return [
-        [(i, s) for i, s in zip(indices, similarities) if i != itself][:k]
-        for indices, similarities, itself in zip(index_MK.tolist(), similarity_MK.tolist(), own)
-    ]
 
 
 def _report(

@@ -39,7 +39,11 @@ Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """SGD as SimCLR has it, with the values of its linear evaluation (appendix B.6)."""
+    """SGD as SimCLR has it.
+
+    The values are those of google-research/simclr's command for the linear evaluation on ImageNet
+    (appendix B.6).
+    """
 
     name: str = "the linear probe"  # of the training, for a bar and for errors
     base_lr: float = 0.1  # per 256 samples of the batch

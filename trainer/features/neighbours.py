@@ -57,6 +57,29 @@ def nearest_rows(
     return read_keys(keys_MK)
 
 
+def nearest_others(
+    bank_NF: torch.Tensor,
+    itself_M: torch.Tensor,
+    k: int,
+    *,
+    device: torch.device | str,
+    rank: int = 0,
+    world_size: int = 1,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As :func:`nearest_rows` of the rows ``itself_M`` of the bank, which do not find themselves.
+
+    Returns:
+        Similarities and indices (M, K) of the ``min(k, N - 1)`` nearest others.
+    """
+    similarity_MK, index_MK = nearest_rows(
+        bank_NF, bank_NF[itself_M], k + 1, device=device, rank=rank, world_size=world_size
+    )
+    # Of many equal rows, a list may not hold its own: then it loses its last instead.
+    itself_MK = index_MK == itself_M[:, None]
+    order_MK = itself_MK.int().argsort(dim=1, stable=True)[:, : index_MK.shape[1] - 1]
+    return similarity_MK.gather(1, order_MK), index_MK.gather(1, order_MK)
+
+
 def block_shape(device: torch.device) -> tuple[int, int]:
     """(rows that ask, rows that are searched) compared at once."""
     return (128, 4096) if device.type == "cpu" else (1024, 32_768)

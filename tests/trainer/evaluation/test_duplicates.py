@@ -1,14 +1,18 @@
 import torch
 
 from tests.dist import run_ranks
-from trainer.evaluation.pairs import (
+from trainer.evaluation.duplicates import (
     groups,
     likely_classmates,
     near_identical,
-    neighbourhoods,
     pairs_of,
     shared_neighbours,
 )
+from trainer.features.neighbours import nearest_others
+
+
+def neighbourhoods(x: torch.Tensor, k: int, **where: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return nearest_others(x, torch.arange(len(x)), k, device="cpu", **where)
 
 
 def features() -> torch.Tensor:
@@ -22,7 +26,7 @@ def features() -> torch.Tensor:
 
 
 def test_planted_duplicates_are_found_and_nothing_else() -> None:
-    pairs = near_identical(pairs_of(*neighbourhoods(features(), 5, device="cpu")), 0.9999)
+    pairs = near_identical(pairs_of(*neighbourhoods(features(), 5)), 0.9999)
     assert {tuple(pair) for pair in pairs.samples_P2.tolist()} == {
         (3, 7), (20, 21), (20, 22), (21, 22),
     }  # fmt: skip
@@ -31,7 +35,7 @@ def test_planted_duplicates_are_found_and_nothing_else() -> None:
 
 
 def test_likely_false_negatives_have_each_other_and_their_neighbours_in_common() -> None:
-    similarity, index = neighbourhoods(features(), 4, device="cpu")  # of nine: some one-sided
+    similarity, index = neighbourhoods(features(), 4)  # of nine: some one-sided
     pairs = likely_classmates(pairs_of(similarity, index), 0.9999, 0.25)
     assert len(pairs) > 20
     first, second = pairs.samples_P2.T
@@ -47,7 +51,7 @@ def test_likely_false_negatives_have_each_other_and_their_neighbours_in_common()
 
 def test_no_sample_is_its_own_neighbour_even_among_many_equal_ones() -> None:
     equal = torch.ones(30, 4)
-    similarity, index = neighbourhoods(equal, 5, device="cpu")
+    similarity, index = neighbourhoods(equal, 5)
     assert index.shape == (30, 5)
     assert not (index == torch.arange(30)[:, None]).any()
     assert groups(near_identical(pairs_of(similarity, index), 0.999).samples_P2) == [
@@ -56,20 +60,20 @@ def test_no_sample_is_its_own_neighbour_even_among_many_equal_ones() -> None:
 
 
 def test_more_neighbours_than_samples_are_all_the_others() -> None:
-    _, index = neighbourhoods(torch.eye(4), 10, device="cpu")
+    _, index = neighbourhoods(torch.eye(4), 10)
     assert index.shape == (4, 3)
     assert shared_neighbours(index, torch.tensor([[0, 3]])).tolist() == [1.0]
 
 
 def test_one_sample_has_no_pairs() -> None:
-    pairs = near_identical(pairs_of(*neighbourhoods(torch.ones(1, 4), 3, device="cpu")), 0.5)
+    pairs = near_identical(pairs_of(*neighbourhoods(torch.ones(1, 4), 3)), 0.5)
     assert len(pairs) == 0
     assert groups(pairs.samples_P2) == []
 
 
 def _on_a_rank(rank: int, world_size: int) -> torch.Tensor:
     many = features().repeat(8, 1) + torch.linspace(0, 0.3, 400)[:, None]  # four blocks
-    found = neighbourhoods(many, 5, device="cpu", rank=rank, world_size=world_size)
+    found = neighbourhoods(many, 5, rank=rank, world_size=world_size)
     return likely_classmates(pairs_of(*found), 0.9999, 0.3).samples_P2
 
 
