@@ -7,7 +7,7 @@ import torchvision
 from torch import nn
 
 from trainer.evaluation.load_encoder import Preprocessing
-from trainer.export.target import WeightsFile
+from trainer.export.target import RESNETS, WeightsFile
 from trainer.models.encoders import (
     STRIDES,
     EncoderConfig,
@@ -18,12 +18,6 @@ from trainer.models.encoders import (
 )
 from trainer.models.tensor_names import timm_vit
 
-# Same keys, same computation: timm took torchvision's ResNets over with their names.
-_TIMM_RESNETS = (
-    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
-    *("wide_resnet50_2", "wide_resnet101_2"),
-    *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
-)
 _TIMM_VITS = {
     "vit_b_16": "vit_base_patch16_224",
     "vit_b_32": "vit_base_patch32_224",
@@ -107,7 +101,10 @@ class ToTorchvision(_NamedModel):
 
 
 class ToTimm(_NamedModel):
-    """All keys of ``timm.create_model(NAME, num_classes=0)``."""
+    """All keys of ``timm.create_model(NAME, num_classes=0)``.
+
+    timm took torchvision's ResNets over with their names: same keys, same computation.
+    """
 
     name = "timm"
     built_by = "a model that timm built"
@@ -115,9 +112,9 @@ class ToTimm(_NamedModel):
 
     def __init__(self, encoder: EncoderConfig, preprocessing: Preprocessing) -> None:
         self._is_vit = encoder.name in _TIMM_VITS
-        if not self._is_vit and encoder.name not in _TIMM_RESNETS:
+        if not self._is_vit and encoder.name not in RESNETS:
             raise self.refused(
-                f"no counterpart of {encoder.name} is known, only of {', '.join(_TIMM_RESNETS)} "
+                f"no counterpart of {encoder.name} is known, only of {', '.join(RESNETS)} "
                 f"and {', '.join(_TIMM_VITS)}"
             )
         architecture = _TIMM_VITS.get(encoder.name, encoder.name)

@@ -13,30 +13,9 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from trainer.evaluation.load_encoder import Preprocessing
-from trainer.export.target import Tensors, WeightsFile
+from trainer.export.target import BLOCKS, RESNETS, Tensors, WeightsFile
 from trainer.models.encoders import EncoderConfig
 from trainer.models.tensor_names import detectron2_resnet
-
-# Depth, and the groups and their width where they are not one of 64.
-_RESNETS: dict[str, tuple[int, int, int]] = {
-    "resnet18": (18, 1, 64),
-    "resnet34": (34, 1, 64),
-    "resnet50": (50, 1, 64),
-    "resnet101": (101, 1, 64),
-    "resnet152": (152, 1, 64),
-    "wide_resnet50_2": (50, 1, 128),
-    "wide_resnet101_2": (101, 1, 128),
-    "resnext50_32x4d": (50, 32, 4),
-    "resnext101_32x8d": (101, 32, 8),
-    "resnext101_64x4d": (101, 64, 4),
-}
-_BLOCKS = {
-    18: [2, 2, 2, 2],
-    34: [3, 4, 6, 3],
-    50: [3, 4, 6, 3],
-    101: [3, 4, 23, 3],
-    152: [3, 8, 36, 3],
-}
 
 
 class ToDetectron2(WeightsFile):
@@ -47,13 +26,13 @@ class ToDetectron2(WeightsFile):
 
     def __init__(self, encoder: EncoderConfig, preprocessing: Preprocessing) -> None:
         super().__init__(encoder, preprocessing)
-        if encoder.name not in _RESNETS:
+        if encoder.name not in RESNETS:
             raise self.refused(
-                f"its ResNet backbone cannot be {encoder.name}, only {', '.join(_RESNETS)}"
+                f"its ResNet backbone cannot be {encoder.name}, only {', '.join(RESNETS)}"
             )
         if encoder.stem != "imagenet":
             raise self.refused("its stem is 7x7 with stride 2 and max-pool, not the CIFAR stem")
-        self._depth, self._groups, self._width = _RESNETS[encoder.name]
+        self._depth, self._groups, self._width = RESNETS[encoder.name]
 
     def renamed(self, tensors: Tensors) -> Tensors:
         """By detectron2's names; the counters of batches go, as frozen normalisation has none."""
@@ -144,7 +123,7 @@ class _ResNet(nn.Module):
         self.stem = nn.Sequential()
         self.stem.add_module("conv1", _Conv(3, 64, 7, 2))
         inputs, outputs = 64, 64 if depth < 50 else 256
-        for stage, count in enumerate(_BLOCKS[depth]):
+        for stage, count in enumerate(BLOCKS[depth]):
             middle = groups * width * 2**stage if depth >= 50 else None
             blocks = []
             for index in range(count):

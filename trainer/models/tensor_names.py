@@ -1,20 +1,24 @@
 """Names of the same tensors in other libraries, where they differ from torchvision's."""
 
-_TIMM_VIT = {
-    "class_token": "cls_token",
-    "conv_proj.weight": "patch_embed.proj.weight",
-    "conv_proj.bias": "patch_embed.proj.bias",
-    "encoder.pos_embedding": "pos_embed",
-    "encoder.ln.weight": "norm.weight",
-    "encoder.ln.bias": "norm.bias",
+# torchvision's, timm's and transformers' names of a ViT's tensors, and of the layers of a block.
+_VIT = {
+    "class_token": ("cls_token", "embeddings.cls_token"),
+    "conv_proj.weight": (
+        "patch_embed.proj.weight",
+        "embeddings.patch_embeddings.projection.weight",
+    ),
+    "conv_proj.bias": ("patch_embed.proj.bias", "embeddings.patch_embeddings.projection.bias"),
+    "encoder.pos_embedding": ("pos_embed", "embeddings.position_embeddings"),
+    "encoder.ln.weight": ("norm.weight", "layernorm.weight"),
+    "encoder.ln.bias": ("norm.bias", "layernorm.bias"),
 }
-_TIMM_VIT_BLOCK = {
-    "ln_1": "norm1",
-    "self_attention.in_proj": "attn.qkv",
-    "self_attention.out_proj": "attn.proj",
-    "ln_2": "norm2",
-    "mlp.0": "mlp.fc1",
-    "mlp.3": "mlp.fc2",
+_VIT_BLOCK = {
+    "ln_1": ("norm1", "layernorm_before"),
+    "self_attention.in_proj": ("attn.qkv", "attention.attention.{}"),
+    "self_attention.out_proj": ("attn.proj", "attention.output.dense"),
+    "ln_2": ("norm2", "layernorm_after"),
+    "mlp.0": ("mlp.fc1", "intermediate.dense"),
+    "mlp.3": ("mlp.fc2", "output.dense"),
 }
 _BLOCK = "encoder.layers.encoder_layer_"
 
@@ -25,10 +29,28 @@ def timm_vit(name: str) -> str:
     Raises:
         KeyError: there is no such tensor.
     """
+    return _vit(name, 0, "blocks")
+
+
+def huggingface_vit(name: str) -> list[str]:
+    """transformers' names, in files, of the equal parts along dim 0 of a tensor of torchvision's
+    ViT: its projection to queries, keys and values is theirs three.
+
+    Raises:
+        KeyError: there is no such tensor.
+    """
+    theirs = _vit(name, 1, "encoder.layer")
+    parts = ("query", "key", "value") if "{}" in theirs else ("",)
+    return [theirs.format(part) for part in parts]
+
+
+def _vit(name: str, library: int, blocks: str) -> str:
     if not name.startswith(_BLOCK):
-        return _TIMM_VIT[name]
-    index, layer, kind = _in_block(name)
-    return f"blocks.{index}.{_TIMM_VIT_BLOCK[layer]}.{kind}"
+        return _VIT[name][library]
+    index, _, rest = name.removeprefix(_BLOCK).partition(".")
+    # in_proj_weight, but out_proj.weight
+    layer, _, kind = rest.replace("in_proj_", "in_proj.").rpartition(".")
+    return f"{blocks}.{index}.{_VIT_BLOCK[layer][library]}.{kind}"
 
 
 def detectron2_resnet(name: str) -> str:
@@ -54,43 +76,3 @@ def huggingface_resnet(name: str) -> str:
         return f"{place}.shortcut.{('convolution', 'normalization')[int(number)]}.{tensor}"
     theirs = "convolution" if part.startswith("conv") else "normalization"
     return f"{place}.layer.{int(part[-1]) - 1}.{theirs}.{rest}"
-
-
-_HUGGINGFACE_VIT = {
-    "class_token": "embeddings.cls_token",
-    "conv_proj.weight": "embeddings.patch_embeddings.projection.weight",
-    "conv_proj.bias": "embeddings.patch_embeddings.projection.bias",
-    "encoder.pos_embedding": "embeddings.position_embeddings",
-    "encoder.ln.weight": "layernorm.weight",
-    "encoder.ln.bias": "layernorm.bias",
-}
-_HUGGINGFACE_VIT_BLOCK = {
-    "ln_1": ["layernorm_before"],
-    # One tensor of torchvision's is theirs three, one below the other.
-    "self_attention.in_proj": [f"attention.attention.{x}" for x in ("query", "key", "value")],
-    "self_attention.out_proj": ["attention.output.dense"],
-    "ln_2": ["layernorm_after"],
-    "mlp.0": ["intermediate.dense"],
-    "mlp.3": ["output.dense"],
-}
-
-
-def huggingface_vit(name: str) -> list[str]:
-    """transformers' names, in files, of the equal parts along dim 0 of a tensor of torchvision's
-    ViT.
-
-    Raises:
-        KeyError: there is no such tensor.
-    """
-    if not name.startswith(_BLOCK):
-        return [_HUGGINGFACE_VIT[name]]
-    index, layer, kind = _in_block(name)
-    return [f"encoder.layer.{index}.{part}.{kind}" for part in _HUGGINGFACE_VIT_BLOCK[layer]]
-
-
-def _in_block(name: str) -> tuple[str, str, str]:
-    """Number of the block, layer in it, weight or bias."""
-    index, _, rest = name.removeprefix(_BLOCK).partition(".")
-    # in_proj_weight, but out_proj.weight
-    layer, _, kind = rest.replace("in_proj_", "in_proj.").rpartition(".")
-    return index, layer, kind
