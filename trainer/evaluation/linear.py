@@ -123,8 +123,10 @@ def preset_config(config: ProbeConfig) -> ProbeConfig:
         return config
     if config.protocol not in ("auto", "canonical"):
         raise ConfigError(f"--preset {config.preset} is canonical: leave out --protocol")
-    for name in config.changed(*_OF_SGD, "size", "resize", "c"):
-        raise ConfigError(f"--preset {config.preset} says what {_option(name)} is: leave it out")
+    changed = config.changed(*_OF_SGD, "size", "resize", "c")
+    if changed:
+        option = _option(changed[0])
+        raise ConfigError(f"--preset {config.preset} says what {option} is: leave it out")
     size, resize = _SIMCLR_IMAGENET_CROP
     return replace(config, protocol="canonical", size=size, resize=resize)
 
