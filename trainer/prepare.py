@@ -41,14 +41,7 @@ from trainer.state.announce import announce
 from trainer.state.checkpoint import Checkpoint, CheckpointSaver, CheckpointStore
 from trainer.state.run_folder import agreed_checkpoint, data_stamp, exclusive
 from trainer.step import Gradients, InPieces, WholeBatch
-from trainer.telemetry import (
-    JsonLines,
-    LogLines,
-    ProgressBar,
-    Reader,
-    Telemetry,
-    TensorBoard,
-)
+from trainer.telemetry import JsonLines, LogLines, ProgressBar, Reader, Telemetry, TensorBoard
 from trainer.telemetry.prometheus import Prometheus, RunFacts
 from trainer.telemetry.scrape_targets import scraped
 from trainer.telemetry.wandb_reader import WeightsAndBiases, refuse_missing

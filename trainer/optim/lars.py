@@ -142,16 +142,11 @@ class LARS(torch.optim.Optimizer):
             self._update_by_kernel(group, matrices, adapt=True)
             self._update_by_kernel(group, vectors, adapt=False)
             return
-        for params_alike, adapt in ((matrices, True), (vectors, False)):
-            if params_alike:
-                self._update_by_foreach(group, params_alike, adapt)
-
-    def _update_by_foreach(self, group: dict[str, Any], params: Tensors, adapt: bool) -> None:
-        momenta = None
-        if group["momentum"]:
-            momenta = [self._momentum_buffer(p) for p in params]
-        norms = LayerNorms(self.holders, len(params)) if adapt else None
-        self.update_pieces(group, params, _gradients(params), momenta, norms)
+        for alike, adapt in ((matrices, True), (vectors, False)):
+            if alike:
+                momenta = [self._momentum_buffer(p) for p in alike] if group["momentum"] else None
+                norms = LayerNorms(self.holders, len(alike)) if adapt else None
+                self.update_pieces(group, alike, _gradients(alike), momenta, norms)
 
     def update_pieces(
         self,

@@ -6,13 +6,7 @@ from dataclasses import asdict, replace
 import torch
 
 from common.collectives import all_gather_json
-from common.cores import (
-    Cores,
-    cores_alone,
-    decoding_threads,
-    own_cores,
-    share_of_cores,
-)
+from common.cores import Cores, cores_alone, decoding_threads, own_cores, share_of_cores
 from data_pipeline.reading.loader import LoaderConfig
 
 
