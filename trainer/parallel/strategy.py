@@ -44,35 +44,30 @@ class StrategyConfig:
     number of processes changes them by some 0.4 %."""
 
 
-class _Bf16(MixedPrecision):
-    """Fabric's bf16 autocast, without its copies of inputs and outputs to fp32 and back.
+class _Unconverted:
+    """Inputs and outputs stay as they are, where Fabric's precisions cast and copy them.
 
-    Views come in bf16 already, and the loss takes projections as they are.
+    Views come in the compute dtype already, and the loss takes projections as they are.
     """
 
-    def __init__(self, device: str) -> None:
-        super().__init__("bf16-mixed", device=device)
-
     def convert_input(self, data: Any) -> Any:
-        """Views are in the compute dtype already."""
+        """As it is."""
         return data
 
     def convert_output(self, data: Any) -> Any:
-        """The loss reduces in fp32 by itself."""
+        """As it is."""
         return data
 
 
-class _Fp64(DoublePrecision):
-    """Fabric's double precision, without rounding every output to fp32."""
+class _Bf16(_Unconverted, MixedPrecision): ...
 
-    def convert_output(self, data: Any) -> Any:
-        """Projections stay in float64, so that the loss is one."""
-        return data
+
+class _Fp64(_Unconverted, DoublePrecision): ...
 
 
 def _precision(name: PrecisionName, device: str) -> Precision:
     if name == "bf16":
-        return _Bf16(device)
+        return _Bf16("bf16-mixed", device=device)
     return _Fp64() if name == "fp64" else Precision()
 
 
