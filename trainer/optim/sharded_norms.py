@@ -64,21 +64,12 @@ class LayerNorms:
             return norms(weights), norms(grads)
         # Squares are added in float64 in an order that the layout fixes: no atomics, the same bits
         # in every run.
-        mine_2P = torch.stack([norms(weights), norms(grads)]) if weights else None
-        squares_2L = self._spread(mine_2P)
+        held = slice(None) if self._held is None else self._held
+        device = weights[0].device if self._held is None else self._held.device
+        squares_2L = torch.zeros(2, self._count, dtype=torch.float64, device=device)
+        mine_2P = torch.stack([norms(weights), norms(grads)]) if weights else squares_2L[:, :0]
+        squares_2L[:, held] = mine_2P.double().square()
         with waiting("norms of layers: all-reduce"):
             dist.all_reduce(squares_2L, group=self._group)
-        norms_2L = squares_2L.sqrt()
-        norms_2P = norms_2L if self._held is None else norms_2L[:, self._held]
-        if mine_2P is not None:
-            norms_2P = norms_2P.to(mine_2P.dtype)
+        norms_2P = squares_2L.sqrt()[:, held].to(mine_2P.dtype)
         return norms_2P[0], norms_2P[1]
-
-    def _spread(self, norms_2P: torch.Tensor | None) -> torch.Tensor:
-        if norms_2P is not None and self._held is None:
-            return norms_2P.double().square()
-        device = None if self._held is None else self._held.device
-        squares_2L = torch.zeros(2, self._count, dtype=torch.float64, device=device)
-        if norms_2P is not None and self._held is not None:
-            squares_2L[:, self._held] = norms_2P.double().square()
-        return squares_2L
