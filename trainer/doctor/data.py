@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from common.collectives import all_gather_rows, rank_and_size
+from common.collectives import all_gather_json, rank_and_size
 from data_pipeline.reading.beton import check_beton
 from data_pipeline.reading.loader import train_loader
 from data_pipeline.reading.order import Position
@@ -24,18 +24,17 @@ _IMAGES = 32  # of a process and batch
 def data_file(path: Path) -> Iterator[Finding]:
     """Every table, JPEG header and the checksum; the same file on all ranks. A collective."""
     info = check_beton(path, verify=True)
-    fingerprint = torch.tensor([int(info.fingerprint[:15], 16)])
-    if torch.cuda.is_available():
-        fingerprint = fingerprint.cuda()
-    if len(set(all_gather_rows(fingerprint).tolist())) > 1:
-        yield Finding(
-            "data",
-            "bad",
-            f"{path}: not the same file on all ranks",
-            "copy one file to all nodes, or name one on a shared file system",
-        )
-    else:
-        yield Finding("data", "good", f"{path}: {info.num_samples} samples, checksum right")
+    same = len(set(all_gather_json(info.fingerprint))) == 1
+    said = (
+        f"{info.num_samples} samples, checksum right" if same else "not the same file on all ranks"
+    )
+    yield judged(
+        "data",
+        same,
+        f"{path}: {said}",
+        "bad",
+        "copy one file to all nodes, or name one on a shared file system",
+    )
 
 
 def keeps_up(config: RunConfig, device: torch.device) -> Iterator[Finding]:
