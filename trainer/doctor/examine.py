@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from common.collectives import shutdown
-from common.rendezvous import JOIN_TIMEOUT
 from trainer.config import DataConfig
 from trainer.doctor import data, environment, folder, network, proof
 from trainer.doctor.finding import Check, Finding, examined, of_all_ranks
@@ -17,7 +16,7 @@ from trainer.recipes import RECIPES
 
 
 def examine(
-    recipe: str, data_file: Path | None, out: Path, node: int, join_timeout: float = JOIN_TIMEOUT
+    recipe: str, data_file: Path | None, out: Path, node: int, join_timeout: float
 ) -> Iterator[tuple[Finding, list[int]]]:
     """Join the process group and make every check. A collective, to its end.
 

@@ -5,6 +5,7 @@ D projection dimensions.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
@@ -87,8 +88,13 @@ class MoCoV3(Objective):
         """``2 T (ctr(q1, k2) + ctr(q2, k1))``; see :meth:`Objective.loss`."""
         query1_ND, query2_ND = outputs.rows["predictions"].unbind(1)
         key1_ND, key2_ND = outputs.fixed["keys"].unbind(1)
-        one, top1 = self._contrast(query1_ND, key2_ND)
-        other, other_top1 = self._contrast(query2_ND, key1_ND)
+        contrast = partial(
+            info_nce,
+            temperature=self.config.temperature,
+            implementation=self.config.loss_implementation,
+        )
+        one, top1 = contrast(query1_ND, key2_ND)
+        other, other_top1 = contrast(query2_ND, key1_ND)
         # 2 T keeps the gradient's size when T changes (the paper's algorithm 1).
         value = 2 * self.config.temperature * (one + other)
         return Loss(value, {"contrastive_top1": (top1 + other_top1) / 2})
@@ -96,16 +102,6 @@ class MoCoV3(Objective):
     def embedding(self, outputs: Outputs) -> torch.Tensor:
         """The predictions of both views, ``(2*N, D)``."""
         return outputs.rows["predictions"].transpose(0, 1).flatten(0, 1)
-
-    def _contrast(
-        self, queries_ND: torch.Tensor, keys_ND: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return info_nce(
-            queries_ND,
-            keys_ND,
-            self.config.temperature,
-            implementation=self.config.loss_implementation,
-        )
 
     @torch.no_grad()
     def after_step(
