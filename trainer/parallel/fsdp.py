@@ -23,7 +23,7 @@ from trainer.optim.lars import LARS
 from trainer.optim.optimizers import OptimConfig, ShardedOptimizer, build_optimizer
 from trainer.optim.sharded_norms import local, total_norm, whole
 from trainer.parallel.sharding import Sharding
-from trainer.state.checkpoint import Tensors, split_key
+from trainer.state.checkpoint import Tensors, optimizer_tensors, restore_optimizer, split_key
 
 
 def fsdp_strategy(world_size: int, backend: str, compress: bool) -> ModelParallelStrategy:
@@ -79,7 +79,8 @@ class PieceOptimizer(ShardedOptimizer):
         }
         first = next(iter(self.params.values()))
         self._holders: dist.ProcessGroup = first.device_mesh.get_group()
-        super().__init__(build_optimizer(_Named(self.pieces), config))
+        self.named = _Named(self.pieces)
+        super().__init__(build_optimizer(self.named, config))
         if isinstance(self.inner, LARS):
             self.inner.holders = self._holders
 
@@ -99,30 +100,6 @@ class PieceOptimizer(ShardedOptimizer):
         """That of all processes' pieces. A collective."""
         grads = [local(p.grad) for p in self.params.values() if p.grad is not None]
         return total_norm(grads, self._holders)
-
-    def state(self) -> Tensors:
-        """Optimizer state by ``parameter::slot``: DTensors, and plain numbers."""
-        return {
-            f"{name}::{slot}": _as_shares(value, self.params[name])
-            for name, piece in self.pieces.items()
-            for slot, value in self.inner.state.get(piece, {}).items()
-            if value is not None
-        }
-
-    def restore(self, saved: Tensors) -> None:
-        """Put whole tensors back, which every process has."""
-        for key, value in saved.items():
-            name, slot = split_key(key, self.params)
-            param = self.params[name]
-            placed = value.to(param.device)
-            if value.shape == param.shape:
-                # No source rank: every process cuts its own copy, and nothing is sent.
-                placed = local(
-                    distribute_tensor(
-                        placed, param.device_mesh, param.placements, src_data_rank=None
-                    )
-                )
-            self.inner.state[self.pieces[name]][slot] = placed
 
 
 class _Named(nn.Module):
@@ -146,6 +123,14 @@ def _as_shares(value: torch.Tensor, param: DTensor) -> torch.Tensor:
     )
 
 
+def _piece_of(value: torch.Tensor, param: DTensor) -> torch.Tensor:
+    if value.shape != param.shape:
+        return value
+    # No source rank: every process cuts its own copy, and nothing is sent.
+    placed = value.to(param.device)
+    return local(distribute_tensor(placed, param.device_mesh, param.placements, src_data_rank=None))
+
+
 class FullySharded(Sharding):
     """Networks and optimizer under FSDP2."""
 
@@ -166,11 +151,18 @@ class FullySharded(Sharding):
 
     def optimizer_tensors(self) -> Tensors:
         """Likewise."""
-        return self._gathered(self.optimizer.state())
+        pieces = optimizer_tensors(self.optimizer.named, self.optimizer.inner)
+        return self._gathered(
+            {key: _as_shares(piece, self._param(key)) for key, piece in pieces.items()}
+        )
 
     def restore_optimizer(self, saved: Tensors) -> None:
         """Every process cuts its pieces."""
-        self.optimizer.restore(saved)
+        pieces = {key: _piece_of(value, self._param(key)) for key, value in saved.items()}
+        restore_optimizer(self.optimizer.named, self.optimizer.inner, pieces)
+
+    def _param(self, key: str) -> DTensor:
+        return self.optimizer.params[split_key(key, self.optimizer.params)[0]]
 
     def whole_encoder(self) -> nn.Module:
         """A copy: processes evaluate different numbers of batches, and every one would gather."""
