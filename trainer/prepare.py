@@ -31,9 +31,8 @@ from trainer.health.stragglers import Stragglers
 from trainer.health.watchdog import Watchdog
 from trainer.models.encoders import build_encoder, seed_stochastic_layers
 from trainer.objectives.base import Inputs, Objective
-from trainer.parallel.cores import settle_threads
+from trainer.parallel.machine import settle_threads, settled
 from trainer.parallel.networks import training_objective
-from trainer.parallel.precision import settled
 from trainer.parallel.sharding import Sharding
 from trainer.parallel.strategy import launch_fabric, lay_out
 from trainer.run import COMPUTE_DTYPE, Run

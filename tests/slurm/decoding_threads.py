@@ -19,7 +19,7 @@ from data_pipeline.crops import CropConfig
 from data_pipeline.reading.loader import LoaderConfig, train_loader
 from data_pipeline.reading.order import Position
 from launch import cluster
-from trainer.parallel.cores import settle_threads
+from trainer.parallel.machine import settle_threads
 
 
 def main(data: Path, folder: Path) -> None:

@@ -12,9 +12,8 @@ from data_pipeline.reading.loader import train_loader
 from data_pipeline.reading.order import Position
 from trainer.config import RunConfig
 from trainer.doctor.finding import Finding, judged
-from trainer.parallel.cores import settle_threads
+from trainer.parallel.machine import settle_threads, with_precision
 from trainer.parallel.networks import build_objective
-from trainer.parallel.precision import with_precision
 from trainer.run import COMPUTE_DTYPE
 
 _SECONDS = 5.0

@@ -11,8 +11,7 @@ from packaging.requirements import Requirement
 from common.cores import decoding_threads, own_cores
 from data_pipeline.reading.ffcv_compat import ffcv_problem
 from trainer.doctor.finding import Finding, judged
-from trainer.parallel.cores import agreed_share
-from trainer.parallel.precision import has_bf16
+from trainer.parallel.machine import agreed_share, has_bf16
 
 
 def versions() -> Iterator[Finding]:

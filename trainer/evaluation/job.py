@@ -29,7 +29,7 @@ from data_pipeline.reading.order import Position
 from trainer.evaluation.load_encoder import LoadedEncoder, Which, load_encoder
 from trainer.evaluation.supervised import Batches
 from trainer.features.extraction import Features, extract_features, reduced_precision
-from trainer.parallel.cores import settle_threads
+from trainer.parallel.machine import settle_threads
 from trainer.state.provenance import versions
 
 # Random crops and flips, nothing else: what a classifier is trained with.

@@ -23,7 +23,7 @@ from common.files.strict_json import dump_json
 from data_pipeline.packing.pack import PackConfig, pack
 from data_pipeline.reading.beton import check_beton
 from trainer.config import DataConfig, RunConfig, to_json
-from trainer.parallel.precision import with_precision
+from trainer.parallel.machine import with_precision
 from trainer.planner.loss_cost import contrast
 from trainer.planner.probe import Reading
 from trainer.planner.rates import Calibration, Rates

@@ -13,7 +13,7 @@ from common.errors import ConfigError
 from data_pipeline.reading.beton import check_beton, read_sample_table
 from trainer.config import RunConfig, RunPlan, plan_run, to_json
 from trainer.objectives.base import Objective
-from trainer.parallel.precision import with_precision
+from trainer.parallel.machine import with_precision
 from trainer.planner.memory import DeviceMemory, Remedy, can_be_split, memory, remedy
 from trainer.planner.rates import Rates, stated_loader_rate
 from trainer.planner.step_cost import count_step

@@ -15,14 +15,14 @@ from data_pipeline.reading.loader import LoaderConfig, TrainLoader, train_loader
 from launch import command_line
 from tests.dist import run_ranks
 from trainer.doctor import environment
-from trainer.parallel.cores import settle_threads
+from trainer.parallel.machine import settle_threads
 
 CPU = torch.device("cpu")
 
 
 def _settled(rank: int, world_size: int, sets: list[list[int]]) -> dict[str, Any]:
     mine = Cores("here", sets[rank], {"pod": 6.0} if rank == 3 else {})
-    for module in ("common.cores", "trainer.parallel.cores", "trainer.doctor.environment"):
+    for module in ("common.cores", "trainer.parallel.machine", "trainer.doctor.environment"):
         pytest.MonkeyPatch().setattr(f"{module}.own_cores", lambda: mine)
     os.environ.pop("OMP_NUM_THREADS")
     torch.set_num_threads(len(mine.cpus))  # as torch does by itself
@@ -52,7 +52,7 @@ def test_processes_that_overlap_divide_what_they_share() -> None:
 
 @pytest.fixture
 def three_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.parallel.cores.own_cores", lambda: Cores("here", [0, 1, 2], {}))
+    monkeypatch.setattr("trainer.parallel.machine.own_cores", lambda: Cores("here", [0, 1, 2], {}))
 
 
 @pytest.mark.usefixtures("three_cores")

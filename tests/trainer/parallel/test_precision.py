@@ -11,8 +11,8 @@ from tests.dist import run_ranks
 from tests.trainer.runs import SMALL_ENCODER, pack_images, tiny_config
 from trainer.config import RunConfig
 from trainer.loop import fit
-from trainer.parallel import precision
-from trainer.parallel.precision import has_bf16, settled, with_precision
+from trainer.parallel import machine
+from trainer.parallel.machine import has_bf16, settled, with_precision
 from trainer.parallel.strategy import launch_fabric
 from trainer.recipes import RECIPES
 
@@ -72,7 +72,7 @@ def test_what_is_asked_for_is_taken(free: pytest.MonkeyPatch) -> None:
 
 
 def _settled_on_a_rank(rank: int, world_size: int, out: str) -> list[object]:
-    precision.has_bf16 = lambda device_type: (rank == 0, "so says the test")
+    machine.has_bf16 = lambda device_type: (rank == 0, "so says the test")
     fabric = launch_fabric("cpu", "auto")
     config = settled(tiny_config(Path("x.beton"), Path(out), precision="auto"), fabric)
     with fabric.autocast():
@@ -97,12 +97,12 @@ def test_a_run_says_what_it_chose_and_keeps_it(
 
     data = pack_images(tmp_path, count=48)
     calls = iter([True, False])
-    free.setattr(precision, "has_bf16", lambda device_type: (False, "so says the test"))
+    free.setattr(machine, "has_bf16", lambda device_type: (False, "so says the test"))
     with caplog.at_level(logging.INFO):
         fit(config(precision="auto"), lambda: next(calls))
         assert saved() == "fp32"
         assert "precision fp32: so says the test" in caplog.text
-        free.setattr(precision, "has_bf16", lambda device_type: (True, "so says the test"))
+        free.setattr(machine, "has_bf16", lambda device_type: (True, "so says the test"))
         fit(config(precision="auto"))
     assert saved() == "fp32"
     assert "precision fp32: as the run began" in caplog.text
@@ -111,7 +111,7 @@ def test_a_run_says_what_it_chose_and_keeps_it(
 def test_bf16_where_it_is_slow_is_taken_with_a_warning(
     tmp_path: Path, free: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    free.setattr(precision, "has_bf16", lambda device_type: (False, "so says the test"))
+    free.setattr(machine, "has_bf16", lambda device_type: (False, "so says the test"))
     config = tiny_config(tmp_path / "x.beton", tmp_path / "x", precision="bf16")
     assert settled(config, launch_fabric("cpu", "bf16")).precision == "bf16"
     assert "--precision bf16: so says the test" in caplog.text

@@ -1,20 +1,24 @@
-"""Which arithmetic a run takes where none is asked for: what its processors are made for.
+"""What a run takes of its machines where nothing is asked for: threads, and their arithmetic.
 
-bf16 halves memory and time on processors that compute in it, and takes 2 to 9 times the time of
-fp32 on those that only convert to it.
+The cores of a machine are divided among the processes of a run on it. bf16 halves memory and time
+on processors that compute in it, and takes 2 to 9 times the time of fp32 on those that only convert
+to it.
 """
 
 import dataclasses
 import logging
 import os
 import typing
+from dataclasses import asdict
 
 import torch
 from lightning_fabric import Fabric
 
-from common.collectives import broadcast_json
+from common.collectives import all_gather_json, broadcast_json
+from common.cores import Cores, cores_alone, decoding_threads, own_cores, share_of_cores
 from common.errors import DataError
 from common.files.strict_json import read_json_file
+from data_pipeline.reading.loader import LoaderConfig
 from trainer.config import RunConfig
 from trainer.parallel.strategy import PrecisionName, compute_in
 
@@ -27,6 +31,30 @@ _CAPS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 _WITHOUT_BF16 = frozenset(
     ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
 )
+
+
+def agreed_share() -> int:
+    """Cores that this process may keep busy beside the others of its machine. A collective."""
+    mine = own_cores()
+    return share_of_cores(mine, [Cores(**each) for each in all_gather_json(asdict(mine))])
+
+
+def settle_threads(loader: LoaderConfig, device: torch.device) -> LoaderConfig:
+    """Give loaders, and torch's own operations, their threads. A collective.
+
+    Args:
+        loader: says how many threads decode, or leaves it to this process's share of the cores.
+        device: of this process; beside a GPU two cores of the share decode nothing.
+
+    Returns:
+        ``loader`` with a number of threads. torch gets no more than the share, unless
+        ``OMP_NUM_THREADS`` names another number than all that this process sees.
+    """
+    share = agreed_share()
+    if os.environ.get("OMP_NUM_THREADS") in (None, "", str(cores_alone())):
+        torch.set_num_threads(min(share, torch.get_num_threads()))
+    workers = loader.workers or decoding_threads(share, device.type == "cuda")
+    return dataclasses.replace(loader, workers=workers)
 
 
 def has_bf16(device_type: str) -> tuple[bool, str]:
