@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from common.gather import Gathering, start_gather
+from common.collectives import Gathering, start_gather
 from kernels.ntxent import nt_xent, ops
 
 TEMPERATURE = 0.1

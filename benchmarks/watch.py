@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from common.waiting import observe, waiting
+from common.collectives import observe, waiting
 from data_pipeline.packing.pack import PackConfig, pack
 from data_pipeline.reading.loader import LoaderConfig
 from trainer.config import DataConfig, RunConfig

@@ -2,77 +2,262 @@
 
 All functions are collectives unless they say otherwise: every rank calls them, in the same order,
 never under ``if rank == 0`` and never from a signal handler. Nothing travels as a pickled object.
+
+Whatever waits for other ranks stands in ``with waiting("..."):``, so that a watcher can say what a
+process is stuck in. While nobody watches that costs one look at a global.
 """
 
-import gc
 import json
-import logging
-import sys
-import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import _get_default_group
-from torch.nn.parallel import DistributedDataParallel
+from torch.autograd.function import once_differentiable
+from torch.distributed.distributed_c10d import GroupName, _get_default_group, _resolve_process_group
 
-from common.gather import Group, gather_rows, rank_and_size
-from common.waiting import waiting
-
-__all__ = [
-    "AgreedFlags",
-    "all_gather_json",
-    "all_gather_rows",
-    "broadcast_json",
-    "collectives_entered",
-    "rank_and_size",
-    "release",
-    "shutdown",
-]
-
-log = logging.getLogger(__name__)
-
-_NOT_JSON = -1  # in place of a length: the source could not encode its object
+Group = dist.ProcessGroup | None
 
 
-@torch.no_grad()
-def all_gather_rows(
-    x: torch.Tensor, rows_per_rank: Sequence[int] | None = None, group: Group = None
-) -> torch.Tensor:
-    """Concatenate all ranks' rows in rank order; no gradient.
+def rank_and_size(group: Group = None) -> tuple[int, int]:
+    """This process's place in ``group``, ``(0, 1)`` where no process group was initialised."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0, 1
+    return dist.get_rank(group), dist.get_world_size(group)
+
+
+# --- waits ----------------------------------------------------------------------------------------
+
+
+class Observer(Protocol):
+    """Is told of every wait of this process, in the thread that waits."""
+
+    def begin(self, name: str) -> None:
+        """The process is about to wait in the collective ``name``."""
+
+    def end(self) -> None:
+        """It has returned. Not told where it raised: that is where the process ends."""
+
+
+_observer: Observer | None = None
+
+
+def observe(observer: Observer | None) -> None:
+    """Tell ``observer`` of all waits from now on, and nobody else; ``None``: nobody."""
+    global _observer
+    _observer = observer
+
+
+class waiting:  # noqa: N801 - reads as a statement
+    """A context in which this process waits for others.
 
     Args:
-        x: ``(M, ...)`` on the device of the group's backend, any dtype. Trailing sizes and dtype
-            are equal on all ranks; M may differ and may be 0.
-        rows_per_rank: M of every rank. ``None``: the ranks exchange their M first, which waits for
-            the device; name them where that matters.
-        group: the process group; ``None`` is the default group.
+        name: of the collective, for a person: "batch norm: all-gather of statistics".
+    """
 
-    Returns:
-        ``(sum of M, ...)``, equal on all ranks.
+    __slots__ = ("_name", "_told")
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._told: Observer | None = None
+
+    def __enter__(self) -> None:
+        self._told = _observer
+        if self._told is not None:
+            self._told.begin(self._name)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._told is not None and kind is None:
+            self._told.end()
+
+
+# --- rows -----------------------------------------------------------------------------------------
+
+
+class Shares(NamedTuple):
+    """How many rows each rank has, and which of the ranks this one is."""
+
+    rows: list[int]
+    rank: int
+
+    @property
+    def own(self) -> slice:
+        """This rank's rows among all rows."""
+        start = sum(self.rows[: self.rank])
+        return slice(start, start + self.rows[self.rank])
+
+
+def shares(
+    local_rows: int, rows_per_rank: Sequence[int] | None = None, group: Group = None
+) -> Shares:
+    """The rows of all ranks, by what the host knows. Not a collective.
+
+    Args:
+        local_rows: M of this rank.
+        rows_per_rank: as in :func:`gather_rows`.
+        group: as there.
 
     Raises:
         ValueError: ``rows_per_rank`` contradicts the group's size or this rank's rows.
     """
-    if rows_per_rank is None:
-        mine = torch.tensor([x.shape[0]], device=x.device)
-        rows_per_rank = gather_rows(mine, group=group).tolist()
-    return gather_rows(x, rows_per_rank, group)
+    rank, size = rank_and_size(group)
+    rows = [local_rows] * size if rows_per_rank is None else list(rows_per_rank)
+    if len(rows) != size:
+        raise ValueError(f"rows_per_rank names {len(rows)} ranks, the process group has {size}")
+    if rows[rank] != local_rows:
+        raise ValueError(
+            f"rows_per_rank gives rank {rank} {rows[rank]} rows, but it brought {local_rows}"
+        )
+    return Shares(rows, rank)
 
 
-def all_gather_json(value: Any, group: Group = None) -> list[Any]:
+def gather_rows(
+    local: torch.Tensor, rows_per_rank: Sequence[int] | None = None, group: Group = None
+) -> torch.Tensor:
+    """Concatenate every rank's rows in rank order. One collective; no gradient.
+
+    Args:
+        local: ``(M, ...)``, this rank's rows, any dtype. Trailing sizes and dtype are equal on
+            all ranks.
+        rows_per_rank: M of every rank, where they differ; ``None`` says that they are all equal.
+            Known on the host, so that no size has to travel.
+        group: the process group; ``None`` is the default group.
+
+    Returns:
+        ``(sum of M, ...)``, on one process ``local`` itself.
+
+    Raises:
+        ValueError: ``rows_per_rank`` contradicts the group's size or this rank's rows.
+    """
+    return start_gather(local, rows_per_rank, group).wait()
+
+
+class Gathering(NamedTuple):
+    """Rows on their way; what :func:`start_gather` returns."""
+
+    work: dist.Work | None
+    gathered: torch.Tensor
+    rows: list[int]
+
+    def wait(self) -> torch.Tensor:
+        """All rows in rank order. On CUDA the stream waits, not the host."""
+        if self.work is None:
+            return self.gathered
+        with waiting("rows of all processes: all-gather"):
+            self.work.wait()
+        longest = max(self.rows)
+        if min(self.rows) == longest:
+            return self.gathered
+        return torch.cat([block[:n] for block, n in zip(self.gathered.split(longest), self.rows)])
+
+
+def start_gather(
+    local: torch.Tensor, rows_per_rank: Sequence[int] | None = None, group: Group = None
+) -> Gathering:
+    """:func:`gather_rows` that returns at once, so that work on the own rows hides the transfer.
+
+    Arguments and errors are those of :func:`gather_rows`. ``local`` must not be written to before
+    :meth:`Gathering.wait` has returned.
+    """
+    rows = shares(local.shape[0], rows_per_rank, group).rows
+    local = local.detach()
+    if len(rows) == 1:
+        return Gathering(None, local, rows)
+    longest = max(rows)
+    padded = local.contiguous()
+    if local.shape[0] < longest:  # all_gather_single wants one shape on all ranks
+        padded = local.new_zeros((longest, *local.shape[1:]))
+        padded[: local.shape[0]] = local
+    gathered = local.new_empty((len(rows) * longest, *local.shape[1:]))
+    work = dist.all_gather_single(gathered, padded, group=group, async_op=True)
+    return Gathering(work, gathered, rows)
+
+
+def group_name(group: Group = None) -> str:
+    """Name by which a custom operation, which takes no objects, finds ``group`` again.
+
+    Empty without a process group: this process alone.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return ""
+    return str((group or _get_default_group()).group_name)
+
+
+def group_named(name: str) -> Group:
+    """The group of that :func:`group_name`."""
+    return _resolve_process_group(GroupName(name)) if name else None
+
+
+class DifferentiableGather(torch.autograd.Function):
+    """:func:`gather_rows` with its true adjoint: the sum of all ranks' gradients of these rows."""
+
+    @staticmethod
+    def forward(  # noqa: D102
+        ctx: Any, local: torch.Tensor, rows_per_rank: Sequence[int] | None, group: Group
+    ) -> torch.Tensor:
+        ctx.group = group
+        ctx.own = shares(local.shape[0], rows_per_rank, group).own
+        # A new tensor on one process too: autograd takes no input for an output.
+        gathered = gather_rows(local, rows_per_rank, group)
+        return gathered.clone() if gathered.data_ptr() == local.data_ptr() else gathered
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # noqa: D102
+        ctx: Any, grad: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
+        if rank_and_size(ctx.group)[1] > 1:
+            grad = grad.contiguous().clone()
+            with waiting("embeddings: all-reduce of gradients"):
+                dist.all_reduce(grad, group=ctx.group)
+        return grad[ctx.own], None, None
+
+
+# --- JSON -----------------------------------------------------------------------------------------
+
+
+def all_gather_json(value: Any) -> list[Any]:
     """What every rank has, in rank order, by way of JSON (so tuples become lists everywhere).
 
     Args:
         value: anything that JSON holds, of any length.
-        group: the process group; ``None`` is the default group.
     """
-    text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-    text = text.to(_device_of(group))
-    sizes = all_gather_rows(torch.tensor([len(text)], device=text.device), None, group).tolist()
-    texts = all_gather_rows(text, sizes, group).cpu().split(sizes)
-    return [json.loads(each.numpy().tobytes()) for each in texts]
+    return [json.loads(text) for text in _all_gather_texts(json.dumps(value).encode())]
+
+
+def broadcast_json(value: Any, src: int = 0) -> Any:
+    """Give every rank what rank ``src`` has, by way of JSON (so tuples become lists everywhere).
+
+    Args:
+        value: anything that JSON holds; only rank ``src``'s is looked at.
+        src: rank in the default group.
+
+    Raises:
+        TypeError: on all ranks, when JSON cannot hold the value.
+    """
+    rank, size = rank_and_size()
+    text, problem = b"", None
+    if rank == src or size == 1:
+        try:
+            text = json.dumps(value).encode()
+        except (TypeError, ValueError) as error:
+            problem = error  # raised after the others have heard of it
+    text = _all_gather_texts(text)[src if size > 1 else 0]
+    if not text:
+        raise TypeError(f"broadcast_json: rank {src}'s object is not JSON") from problem
+    return json.loads(text)
+
+
+def _all_gather_texts(text: bytes) -> list[bytes]:
+    device = torch.device("cpu")
+    if rank_and_size()[1] > 1 and dist.get_backend() == "nccl":
+        device = torch.device("cuda", torch.cuda.current_device())
+    counts = gather_rows(torch.tensor([len(text)], device=device)).tolist()
+    letters = torch.tensor(list(text), dtype=torch.uint8, device=device)
+    return [part.numpy().tobytes() for part in gather_rows(letters, counts).cpu().split(counts)]
+
+
+# --- flags of a step ------------------------------------------------------------------------------
 
 
 class AgreedFlags:
@@ -94,7 +279,6 @@ class AgreedFlags:
         names: Sequence[str],
         device: torch.device | str = "cpu",
         *,
-        group: Group = None,
         lag: int | None = None,
     ) -> None:
         """Not a collective.
@@ -102,14 +286,12 @@ class AgreedFlags:
         Args:
             names: of the numbers, in the same order on all ranks.
             device: where the numbers are reduced: a device of the group's backend.
-            group: the process group; ``None`` is the default group.
             lag: how many posts ago the numbers that ``read`` returns were posted; by default 1 on a
                 GPU and 0 on the CPU. Equal on all ranks.
         """
         self.names = tuple(names)
         self.device = torch.device(device)
         self.lag = lag if lag is not None else int(self.device.type == "cuda")
-        self._group = group
         self._posted = 0
         on_gpu = self.device.type == "cuda"
         # One buffer more than the lag: what is being read is never what is being written.
@@ -143,9 +325,9 @@ class AgreedFlags:
             if isinstance(value, torch.Tensor):
                 vector[i].copy_(value.detach().reshape(()), non_blocking=True)
         vector.nan_to_num_(nan=float("inf"), posinf=float("inf"), neginf=float("-inf"))
-        if rank_and_size(self._group)[1] > 1:
+        if rank_and_size()[1] > 1:
             with waiting("agreed flags: all-reduce"):
-                dist.all_reduce(vector, dist.ReduceOp.MAX, group=self._group)
+                dist.all_reduce(vector, dist.ReduceOp.MAX)
         host.copy_(vector, non_blocking=True)
         if self.device.type == "cuda":
             self._arrived[slot] = torch.cuda.Event()
@@ -170,63 +352,6 @@ class AgreedFlags:
             event.synchronize()
 
 
-def broadcast_json(value: Any, src: int = 0, group: Group = None) -> Any:
-    """Give every rank what rank ``src`` has, by way of JSON (so tuples become lists everywhere).
-
-    Args:
-        value: anything that JSON holds; only rank ``src``'s is looked at.
-        src: rank in the default group.
-        group: the process group; ``None`` is the default group.
-
-    Raises:
-        TypeError: on all ranks, when JSON cannot hold the value.
-    """
-    rank, size = rank_and_size(None)
-    is_source = rank == src or size == 1
-    payload: bytes | None = None
-    problem: Exception | None = None
-    if is_source:
-        payload, problem = _encode(value)
-    if rank_and_size(group)[1] > 1:
-        payload = _broadcast_bytes(payload, src, group)
-    if payload is None:
-        raise TypeError(f"broadcast_json: rank {src}'s object is not JSON") from problem
-    return json.loads(payload)
-
-
-def _encode(value: Any) -> tuple[bytes | None, Exception | None]:
-    try:
-        return json.dumps(value).encode(), None
-    except (TypeError, ValueError) as problem:
-        return None, problem  # raised after the others have heard of it
-
-
-def _broadcast_bytes(payload: bytes | None, src: int, group: Group) -> bytes | None:
-    """Rank ``src``'s bytes, ``None`` when it has none; the other ranks bring ``None``."""
-    device = _device_of(group)
-    length = torch.tensor([_NOT_JSON if payload is None else len(payload)], device=device)
-    with waiting("settings: broadcast"):
-        dist.broadcast(length, src, group=group)
-    size = int(length.item())
-    if size == _NOT_JSON:
-        return None
-    if payload is not None:
-        content = torch.frombuffer(bytearray(payload), dtype=torch.uint8).to(device)
-    else:
-        content = torch.empty(size, dtype=torch.uint8, device=device)
-    with waiting("settings: broadcast"):
-        dist.broadcast(content, src, group=group)
-    return content.cpu().numpy().tobytes()
-
-
-def _device_of(group: Group) -> torch.device:
-    """Where a tensor must be to travel from here."""
-    backend = dist.get_backend(group) if rank_and_size(group)[1] > 1 else "gloo"
-    if "nccl" in backend and "gloo" not in backend:
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
-
-
 def collectives_entered() -> int:
     """Collectives that this process has entered in the default group; 0 without one.
 
@@ -240,60 +365,3 @@ def collectives_entered() -> int:
         return int(group._get_sequence_number_for_group())
     except (RuntimeError, ValueError):  # being taken down, or a backend that does not count
         return 0
-
-
-def release(*models: torch.nn.Module) -> None:
-    """Part models from the process group; they are unusable afterwards. Not a collective.
-
-    A DistributedDataParallel model's reducer that outlives its process group can end a finished
-    process with ``terminate called without an active exception``.
-
-    Args:
-        models: modules that are, or hold, DistributedDataParallel models.
-    """
-    for model in models:
-        for module in model.modules():
-            if isinstance(module, DistributedDataParallel):
-                vars(module).pop("reducer", None)
-                vars(module).pop("logger", None)
-    gc.collect()
-
-
-def shutdown(*models: torch.nn.Module, timeout_s: float = 60.0) -> bool:
-    """Leave the process group in the one order that is safe: models, barrier, group.
-
-    For the models see :func:`release`. While an exception is on its way
-    (as in ``finally`` or an ``ExitStack``) the other ranks may never come: then there is no
-    barrier, and little patience.
-
-    Args:
-        models: modules that are, or hold, DistributedDataParallel models; unusable afterwards.
-        timeout_s: seconds to wait for the other ranks; at most 5 while an exception is on its way.
-
-    Returns:
-        Whether the group is gone. If not, a collective is still pending and only ``os._exit``
-        leaves the process without waiting for it.
-    """
-    if not (dist.is_available() and dist.is_initialized()):
-        return True
-    failing = sys.exc_info()[0] is not None
-    release(*models)
-    device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
-
-    def leave() -> None:
-        if device is not None:
-            torch.cuda.set_device(device)  # a thread starts at device 0
-        try:
-            if not failing:
-                dist.barrier()
-        except RuntimeError as error:
-            log.warning("the other ranks did not come to the end: %s", error)
-        dist.destroy_process_group()
-
-    # Both calls can wait for ever on a rank that is gone; a thread can be left behind.
-    leaving = threading.Thread(target=leave, name="leave-process-group", daemon=True)
-    leaving.start()
-    leaving.join(min(timeout_s, 5.0) if failing else timeout_s)
-    if leaving.is_alive():
-        log.warning("rank %d could not leave its process group in time", dist.get_rank())
-    return not leaving.is_alive()

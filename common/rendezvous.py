@@ -1,14 +1,16 @@
-"""How the processes of a run find each other, and what a process says and does until they have.
+"""How the processes of a run find each other, what one says and does until then, and how they part.
 
 torch's own calls neither speak nor end nor let a signal through while they wait. So a thread of
 its own makes them, and the main thread waits for it in short looks. Who has come stands in the
 store that the launcher names: torchrun's, or the one of rank 0.
 """
 
+import gc
 import itertools
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 from datetime import timedelta
@@ -16,6 +18,7 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from common.errors import RankLostError, first_sentence
 
@@ -194,3 +197,60 @@ class _Meeting:
             " s: start all of them with --devices, torchrun or srun; if this process is to run"
             f" alone, first `unset {' '.join(names)}`"
         )
+
+
+def release(*models: torch.nn.Module) -> None:
+    """Part models from the process group; they are unusable afterwards. Not a collective.
+
+    A DistributedDataParallel model's reducer that outlives its process group can end a finished
+    process with ``terminate called without an active exception``.
+
+    Args:
+        models: modules that are, or hold, DistributedDataParallel models.
+    """
+    for model in models:
+        for module in model.modules():
+            if isinstance(module, DistributedDataParallel):
+                vars(module).pop("reducer", None)
+                vars(module).pop("logger", None)
+    gc.collect()
+
+
+def shutdown(*models: torch.nn.Module, timeout_s: float = 60.0) -> bool:
+    """Leave the process group in the one order that is safe: models, barrier, group.
+
+    For the models see :func:`release`. While an exception is on its way
+    (as in ``finally`` or an ``ExitStack``) the other ranks may never come: then there is no
+    barrier, and little patience.
+
+    Args:
+        models: modules that are, or hold, DistributedDataParallel models; unusable afterwards.
+        timeout_s: seconds to wait for the other ranks; at most 5 while an exception is on its way.
+
+    Returns:
+        Whether the group is gone. If not, a collective is still pending and only ``os._exit``
+        leaves the process without waiting for it.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return True
+    failing = sys.exc_info()[0] is not None
+    release(*models)
+    device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+
+    def leave() -> None:
+        if device is not None:
+            torch.cuda.set_device(device)  # a thread starts at device 0
+        try:
+            if not failing:
+                dist.barrier()
+        except RuntimeError as error:
+            log.warning("the other ranks did not come to the end: %s", error)
+        dist.destroy_process_group()
+
+    # Both calls can wait for ever on a rank that is gone; a thread can be left behind.
+    leaving = threading.Thread(target=leave, name="leave-process-group", daemon=True)
+    leaving.start()
+    leaving.join(min(timeout_s, 5.0) if failing else timeout_s)
+    if leaving.is_alive():
+        log.warning("rank %d could not leave its process group in time", dist.get_rank())
+    return not leaving.is_alive()

@@ -61,7 +61,6 @@ COLLECTIVES = {
     "all_gather_into_tensor",
     "all_gather_json",
     "all_gather_single",
-    "all_gather_rows",
     "all_reduce",
     "all_to_all",
     "all_to_all_single",

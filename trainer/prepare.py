@@ -16,8 +16,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from common import fault_injection
-from common.collectives import release, shutdown
-from common.waiting import observe
+from common.collectives import observe
+from common.rendezvous import release, shutdown
 from data_pipeline.augment import Augment
 from data_pipeline.reading.beton import check_beton, sample_count
 from data_pipeline.reading.loader import LoaderConfig, TrainLoader, train_loader
@@ -232,7 +232,6 @@ def _watch(run: Run, endpoint: Prometheus | None, stack: contextlib.ExitStack) -
         config.data.max_substitutes,
         config.out,
         writes=rank_zero,
-        device=run.fabric.device,
         steps_done=done,
     )
     readers = run.telemetry.readers

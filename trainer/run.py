@@ -15,7 +15,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from common.collectives import all_gather_rows
+from common.collectives import gather_rows
 from common.errors import DataError, NumericalError
 from data_pipeline.augment import Augment
 from data_pipeline.reading.batch import Batch
@@ -148,7 +148,7 @@ class Run:
 
         The evidence behind "the same run". A collective, and a host synchronisation.
         """
-        ids = all_gather_rows(done.batch.ids_B.to(self.fabric.device)).tolist()
+        ids = gather_rows(done.batch.ids_B.to(self.fabric.device)).tolist()
         if self.samples is not None:
             self.samples.read([{"step": done.number, "ids": ids}])
 

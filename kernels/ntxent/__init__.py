@@ -41,7 +41,7 @@ from typing import get_args
 
 import torch
 
-from common.gather import Group, group_name, shares
+from common.collectives import Group, group_name, shares
 from kernels import dispatch
 from kernels.ntxent import ops
 from kernels.ntxent.ops import Implementation

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import library
 
-from common.gather import Group, gather_rows, group_named, shares, start_gather
+from common.collectives import Group, gather_rows, group_named, shares, start_gather
 from kernels import dispatch
 from kernels.ntxent import cpu
 from kernels.ntxent.reference import statistics_dtype

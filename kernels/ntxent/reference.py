@@ -7,7 +7,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy
 
-from common.gather import DifferentiableGather, gather_rows, group_named, shares
+from common.collectives import DifferentiableGather, gather_rows, group_named, shares
 
 
 def reference_loss(

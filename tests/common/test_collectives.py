@@ -10,31 +10,28 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from common.collectives import AgreedFlags, all_gather_rows, broadcast_json, shutdown
+from common.collectives import AgreedFlags, all_gather_json, broadcast_json, gather_rows
+from common.rendezvous import shutdown
 from tests.dist import run_ranks
 
 # --- rows ---------------------------------------------------------------------------------------
 
 
-def _gather_uneven(rank: int, world_size: int, rows: list[int], told: bool) -> list[torch.Tensor]:
+def _gather_uneven(rank: int, world_size: int, rows: list[int]) -> list[torch.Tensor]:
     first = sum(rows[:rank])
     ids = torch.arange(first, first + rows[rank])
-    known = rows if told else None
     return [
-        all_gather_rows(ids, known),
-        all_gather_rows(ids[:, None] * torch.tensor([1.0, 0.5]), known),
-        all_gather_rows(ids % 2 == 0, known),
-        all_gather_rows(ids.to(torch.bfloat16), known),
+        gather_rows(ids, rows),
+        gather_rows(ids[:, None] * torch.tensor([1.0, 0.5]), rows),
+        gather_rows(ids % 2 == 0, rows),
+        gather_rows(ids.to(torch.bfloat16), rows),
     ]
 
 
-@pytest.mark.parametrize(
-    ("rows", "told"),
-    [([2, 2], True), ([3, 1, 2], True), ([3, 1, 2], False), ([0, 2], False), ([0, 0], False)],
-)
-def test_rows_arrive_in_rank_order_whatever_their_number(rows: list[int], told: bool) -> None:
+@pytest.mark.parametrize("rows", [[2, 2], [3, 1, 2], [0, 2], [0, 0]])
+def test_rows_arrive_in_rank_order_whatever_their_number(rows: list[int]) -> None:
     ids = torch.arange(sum(rows))
-    for result in run_ranks(_gather_uneven, len(rows), rows, told):
+    for result in run_ranks(_gather_uneven, len(rows), rows):
         assert torch.equal(result[0], ids)
         assert torch.equal(result[1], ids[:, None] * torch.tensor([1.0, 0.5]))
         assert torch.equal(result[2], ids % 2 == 0)
@@ -42,14 +39,14 @@ def test_rows_arrive_in_rank_order_whatever_their_number(rows: list[int], told: 
 
 
 def test_gathered_rows_carry_no_gradient() -> None:
-    assert not all_gather_rows(torch.ones(2, 3, requires_grad=True)).requires_grad
+    assert not gather_rows(torch.ones(2, 3, requires_grad=True)).requires_grad
 
 
 def _gather_with_wrong_counts(rank: int, world_size: int) -> list[str]:
     messages = []
     for rows in ([1, 1], [2], [2, 2, 2]):
         try:
-            all_gather_rows(torch.ones(2), rows)
+            gather_rows(torch.ones(2), rows)
         except ValueError as error:
             messages.append(str(error))
     return messages
@@ -129,6 +126,14 @@ def _broadcast(rank: int, world_size: int, src: int) -> list[Any]:
 @pytest.mark.parametrize("src", [0, 1])
 def test_an_object_reaches_every_rank(src: int) -> None:
     assert run_ranks(_broadcast, 2, src) == [[True, "", {}]] * 2
+
+
+def _gather_lists(rank: int, world_size: int) -> list[Any]:
+    return [all_gather_json([(rank, "ü")] * rank), all_gather_json(None)]
+
+
+def test_values_of_different_lengths_arrive_in_rank_order() -> None:
+    assert run_ranks(_gather_lists, 3) == [[[[], [[1, "ü"]], [[2, "ü"]] * 2], [None] * 3]] * 3
 
 
 def _broadcast_an_object(rank: int, world_size: int) -> str:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from common.gather import DifferentiableGather, gather_rows
+from common.collectives import DifferentiableGather, gather_rows
 from kernels.ntxent import Implementation, nt_xent
 from kernels.ntxent.reference import unit_rows
 from tests.dist import run_ranks

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from common.collectives import shutdown
+from common.rendezvous import shutdown
 from trainer.config import DataConfig
 from trainer.doctor import data, environment, folder, network, proof
 from trainer.doctor.finding import Check, Finding, examined, of_all_ranks

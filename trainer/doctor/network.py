@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 
-from common.collectives import all_gather_rows, rank_and_size
+from common.collectives import gather_rows, rank_and_size
 from trainer.doctor.finding import Finding, judged
 
 _BYTES = 16 * 2**20
@@ -24,7 +24,7 @@ def bandwidth(device: torch.device, node: int) -> Iterator[Finding]:
     rank, size = rank_and_size()
     if size == 1:
         return
-    nodes = all_gather_rows(torch.tensor([node], device=device)).tolist()
+    nodes = gather_rows(torch.tensor([node], device=device)).tolist()
     first_ranks = [nodes.index(n) for n in sorted(set(nodes))]
     ends = first_ranks if len(first_ranks) > 1 else list(range(size))
     pairs = list(itertools.combinations(ends, 2))
@@ -78,7 +78,7 @@ def clocks(device: torch.device) -> Iterator[Finding]:
     for _ in range(10):
         dist.barrier()
         mine = torch.tensor([time.time()], device=device, dtype=torch.float64)
-        times = all_gather_rows(mine)
+        times = gather_rows(mine)
         spreads.append(float(times.max() - times.min()))
     spread = min(spreads)
     yield judged(

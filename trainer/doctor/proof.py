@@ -13,8 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from common.collectives import rank_and_size
-from common.gather import gather_rows
+from common.collectives import gather_rows, rank_and_size
 from kernels.ntxent import nt_xent
 from trainer.doctor.finding import Finding, judged
 from trainer.objectives.moco import KeyQueue

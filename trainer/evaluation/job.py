@@ -16,11 +16,10 @@ import torch.distributed as dist
 import tyro
 from torch import nn
 
-from common.collectives import shutdown
 from common.errors import ConfigError
 from common.files.atomic_file import check_replaceable
 from common.randomness import SEEDS
-from common.rendezvous import JOIN_TIMEOUT, join
+from common.rendezvous import JOIN_TIMEOUT, join, shutdown
 from data_pipeline.augment import Augment, ViewConfig
 from data_pipeline.crops import CropConfig
 from data_pipeline.reading.beton import BetonInfo

@@ -25,8 +25,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from common.collectives import release
 from common.errors import ConfigError
+from common.rendezvous import release
 from data_pipeline.reading.order import Position, global_batch_ids
 from trainer.features.extraction import Features, reduced_precision
 from trainer.features.labels import accuracy_of, class_count

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
 
-from common.collectives import all_gather_rows
+from common.collectives import gather_rows
 from common.errors import DataError, NumericalError
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def _concatenate(parts: list[Features]) -> Features:
 def _gather(local: Features, device: torch.device) -> Features:
     """All ranks' rows, rank by rank; shards may be uneven or empty."""
     shape = torch.tensor([local.features_NF.shape], dtype=torch.int64, device=device)
-    shapes_W2 = all_gather_rows(shape, [1] * dist.get_world_size())
+    shapes_W2 = gather_rows(shape)
     rows, width = shapes_W2[:, 0].tolist(), int(shapes_W2[:, 1].max())
     features_LF = local.features_NF.reshape(-1, width)  # gives an empty shard its width
     return Features(
@@ -159,7 +159,7 @@ def _gather_some_at_a_time(
     parts: list[list[torch.Tensor]] = [[] for _ in rows]
     for first in range(0, max(rows), step):
         counts = [min(step, max(0, total - first)) for total in rows]
-        block = all_gather_rows(local[first : first + step].to(device), counts)
+        block = gather_rows(local[first : first + step].to(device), counts)
         for part, piece in zip(parts, block.cpu().split(counts)):
             part.append(piece)
     return torch.cat([piece for part in parts for piece in part])

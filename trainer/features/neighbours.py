@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from common.collectives import all_gather_rows
+from common.collectives import gather_rows
 
 LOW_WORD = 0xFFFFFFFF  # also the largest number of rows that can be searched
 
@@ -52,7 +52,7 @@ def nearest_rows(
         parts = _nearest_keys(bank_NF, asked_MF[shares[rank]], k, block, device)
     keys_MK = torch.cat(parts) if parts else torch.empty(0, k, dtype=torch.int64, device=device)
     if world_size > 1:
-        keys_MK = all_gather_rows(keys_MK, [len(share) for share in shares])
+        keys_MK = gather_rows(keys_MK, [len(share) for share in shares])
     keys_MK = keys_MK.cpu()[torch.cat(shares).argsort()]
     return read_keys(keys_MK)
 

@@ -31,8 +31,7 @@ import torch
 import torch.distributed as dist
 
 from common.bounds import check_bounds
-from common.gather import rank_and_size
-from common.waiting import waiting
+from common.collectives import rank_and_size, waiting
 from trainer.telemetry import Reader, Record
 
 log = logging.getLogger(__name__)

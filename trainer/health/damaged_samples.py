@@ -3,9 +3,7 @@
 import logging
 from pathlib import Path
 
-import torch
-
-from common.collectives import all_gather_rows, broadcast_json
+from common.collectives import all_gather_json, broadcast_json
 from common.errors import DataError
 from common.files.strict_json import parse_json
 from data_pipeline.reading.batch import Batch
@@ -33,7 +31,6 @@ class SubstituteLog(Reader):
         folder: Path,
         *,
         writes: bool,
-        device: torch.device,
         steps_done: int,
     ) -> None:
         """A collective: rank 0 tells the others what an earlier part of the run has met.
@@ -43,13 +40,12 @@ class SubstituteLog(Reader):
             limit: damaged samples that are allowed; below 1 a fraction of all.
             folder: the run's.
             writes: whether this rank writes the file; true on rank 0 alone.
-            device: where ranks exchange numbers.
             steps_done: of an earlier part of the run; the file's later lines are dropped.
 
         Raises:
             DataError: the earlier part met more than are allowed now.
         """
-        self._loader, self._device = loader, device
+        self._loader = loader
         self._lines = JsonLines(folder / FILE, steps_done) if writes else None
         self._pending: list[tuple[int, int, int]] = []
         self._met: list[int] = []
@@ -88,10 +84,10 @@ class SubstituteLog(Reader):
 
     def complete(self, records: list[Record]) -> None:
         """Add ``substitutes``, a number over all ranks, to the steps' records. A collective."""
-        mine = torch.tensor(self._pending, dtype=torch.int64).reshape(-1, 3)
+        found: list[list[list[int]]] = all_gather_json(self._pending)
         self._pending = []
         # Ranks hold consecutive parts of a batch: by step, the order is that of one process.
-        rows = sorted(all_gather_rows(mine.to(self._device)).tolist(), key=lambda row: row[0])
+        rows = sorted((row for rows in found for row in rows), key=lambda row: row[0])
         for record in records:
             record["substitutes"] = sum(step == record["step"] for step, _, _ in rows)
         self._replaced += len(rows)

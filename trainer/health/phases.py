@@ -5,7 +5,7 @@ steps the ranks compare the seconds of :meth:`Phases.harvest`. On a GPU the time
 events, which are read when the telemetry waits for the device anyway.
 
 A rank's own work is what is left of a phase without its waits for other ranks
-(:mod:`common.waiting`): without that, one slow rank makes all ranks look slow. What is inside a
+(:mod:`common.collectives`): without that, one slow rank makes all ranks look slow. What is inside a
 backend cannot be told apart: on GPUs the synchronised BatchNorm is torch's, whose exchanges count
 as forward and backward. There a slow GPU shows in augmentation and optimizer, which have none.
 """
@@ -43,7 +43,7 @@ class Place(NamedTuple):
 class Phases:
     """Time by phase of this rank, and its present place.
 
-    An :class:`common.waiting.Observer` too. All methods but :attr:`place` belong to the main
+    An :class:`common.collectives.Observer` too. All methods but :attr:`place` belong to the main
     thread; on a GPU waits of the backward pass come from autograd's, while the main one is blocked.
 
     Args:
@@ -123,14 +123,14 @@ class Phases:
         return now - self._seconds_aside
 
     def begin(self, name: str) -> None:
-        """See :class:`common.waiting.Observer`."""
+        """See :class:`common.collectives.Observer`."""
         self.place = self.place._replace(waiting=name, since=time.monotonic())
         if self._phase is not None:
             self._close_wait(self._moment())
             self._wait_began = self._moment()
 
     def end(self) -> None:
-        """See :class:`common.waiting.Observer`."""
+        """See :class:`common.collectives.Observer`."""
         self.place = self.place._replace(waiting="", since=time.monotonic())
         if self._wait_began is not None:
             self._close_wait(self._moment())

@@ -14,8 +14,7 @@ from statistics import median_low
 import torch
 
 from common.bounds import check_bounds
-from common.gather import gather_rows
-from common.waiting import waiting
+from common.collectives import gather_rows, waiting
 from trainer.health.phases import PHASES, WAITS, Phases
 from trainer.telemetry import Reader, Record
 

@@ -15,7 +15,7 @@ import tyro
 from torch import nn
 
 from common.bounds import check_bounds
-from common.gather import gather_rows, rank_and_size
+from common.collectives import gather_rows, rank_and_size
 from kernels.ntxent import Implementation, info_nce
 from kernels.ntxent.reference import unit_rows
 from trainer.models.encoders import Encoder

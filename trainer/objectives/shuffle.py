@@ -13,9 +13,8 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
-from common.gather import rank_and_size
+from common.collectives import rank_and_size, waiting
 from common.randomness import Stream, sample_keys
-from common.waiting import waiting
 from kernels.dispatch import to_device
 
 IntArray = npt.NDArray[np.int64]

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
-from common.waiting import waiting
+from common.collectives import waiting
 
 Tensors = list[torch.Tensor]
 

@@ -30,7 +30,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from common.waiting import waiting
+from common.collectives import waiting
 from trainer.parallel.sync_batch_norm import (
     Moments,
     Statistics,

@@ -22,8 +22,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from common.collectives import waiting
 from common.errors import ConfigError
-from common.waiting import waiting
 
 # Native CPU kernels add a channels_last batch row by row in float32; over this many rows that stays
 # near the rounding of one addition, and the parts are joined in float64.

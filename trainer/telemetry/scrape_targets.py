@@ -18,11 +18,10 @@ from typing import Any
 
 from lightning_fabric import Fabric
 
-from common.collectives import all_gather_json
+from common.collectives import all_gather_json, waiting
 from common.errors import ConfigError
 from common.files.atomic_file import write_atomically
 from common.files.strict_json import dump_json
-from common.waiting import waiting
 from trainer.telemetry import TelemetryConfig
 from trainer.telemetry.prometheus import Prometheus, RunFacts
 

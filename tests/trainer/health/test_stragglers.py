@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from common.collectives import observe, waiting
 from common.errors import ConfigError
-from common.waiting import observe, waiting
 from tests.trainer.faulty import small_config, train_with_faults
 from tests.trainer.runs import pack_images
 from trainer.health import phases as phases_module

@@ -10,9 +10,8 @@ import pytest
 import torch.distributed as dist
 
 from common import rendezvous
-from common.collectives import shutdown
 from common.errors import RankLostError
-from common.rendezvous import JOIN_TIMEOUT, join
+from common.rendezvous import JOIN_TIMEOUT, join, shutdown
 from launch.doctor_command import add_parser
 from launch.exit_codes import ExitCode, exit_code_for
 from tests.dist import run_ranks
