@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from kernels.augment.plan import bytes_moved
+from kernels.augment.plan import FLOAT, bytes_moved, plan_launch
 
 # Sides of NT-Xent's tiles for 16-bit rows of up to 128 dimensions (kernels.ntxent.triton), and the
 # groups that its own block is cut into.
@@ -95,6 +95,43 @@ def flop_count(rows: int, columns: int, size_d: int, *, symmetric: bool = True) 
     )
 
 
+class Traffic(NamedTuple):
+    """Bytes between a GPU and its memory for one call of the augmentation."""
+
+    floor: int
+    """Every pixel read once and written once: no implementation moves less."""
+    planned: int
+    """As the kernel means to: what is read again comes from the L2 cache. Parameters included."""
+    uncached: int
+    """If the L2 cache kept nothing at all: the bound on the other side."""
+    cache: int
+    """Bytes in work at once, which the L2 cache has to keep for ``planned`` to hold: the images of
+    all running programs and, in the share that blurs, their rings and strips."""
+
+
+def augmentation(
+    rows: int, side: int, dtype: torch.dtype, p_blur: float = 0.5, p_contrast: float = 0.8
+) -> Traffic:
+    """Expected traffic of ``rows`` square images, of which shares are blurred and contrasted."""
+    radius = side // 20  # SimCLR's
+    launch = plan_launch(side, side, radius)
+    pixels = rows * side * side
+    strips = -(-side // launch.strip)
+    # A plane's rows: written to the ring once, read from there by every strip that needs them,
+    # written to the strip, read from there.
+    ring_rows = 2 * side + 2 * radius * (strips - 1)
+    blur = rows * 3 * FLOAT * side * (ring_rows + 2 * side)
+    running = min(rows, launch.programs(132))  # an H100's processors
+    in_work = running * (3 * side * side + p_blur * FLOAT * launch.scratch_floats(side))
+    planned = bytes_moved(rows, side, side, dtype)
+    return Traffic(
+        floor=pixels * (3 + 3 * dtype.itemsize),
+        planned=planned,
+        uncached=planned + round(p_contrast * 3 * pixels + p_blur * blur),
+        cache=round(in_work),
+    )
+
+
 def ntxent(rows: int, size_d: int = 128) -> NTXent:
     """Counts for bfloat16 rows and a temperature of at least 0.025."""
     work = flop_count(rows, rows, size_d)
@@ -150,7 +187,7 @@ def _augment_table() -> str:
     ]
     for dtype in (torch.bfloat16, torch.float32):
         rows, side = 8192, 224
-        traffic = bytes_moved(rows, side, side, dtype)
+        traffic = augmentation(rows, side, dtype)
         rates = ", ".join(f"{rows * g.bandwidth / traffic.planned / 1e6:.1f} M" for g in GPUS)
         lines.append(
             f"| {str(dtype)[6:]} | {traffic.floor / rows / side / side:.0f} |"

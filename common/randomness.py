@@ -5,19 +5,13 @@ device owns a stream, so a run draws the same numbers on any number of processes
 resume. The hash is the finaliser of splitmix64 (Steele, Lea & Flood, OOPSLA 2014), applied once per
 coordinate and once per draw.
 
-Three spellings of the same function, equal bit for bit (held by a test):
-
-* :func:`mix`, :func:`absorb` -- plain expressions that NumPy evaluates on ``uint64`` arrays and
-  that ``numba.njit`` compiles as they stand;
-* :func:`sample_keys`, :func:`uniforms` -- NumPy, whole batches;
-* :func:`torch_sample_keys`, :func:`torch_uniforms` -- torch ``int64`` on any device.
+Here NumPy draws whole batches; :mod:`kernels.augment.triton_draw` draws the same bits on a GPU.
 """
 
 from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 U64Array = npt.NDArray[np.uint64]
 
@@ -91,36 +85,3 @@ def uniforms(keys: U64Array, k: npt.ArrayLike = 0) -> npt.NDArray[np.float64]:
     with np.errstate(over="ignore"):
         bits = mix(_u64(keys) + (_u64(k) + np.uint64(1)) * _GOLDEN)
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def _signed(x: int) -> int:
-    """The int64 with the bits of an unsigned 64-bit constant: torch multiplies no ``uint64``."""
-    return x - (1 << 64) if x >= 1 << 63 else x
-
-
-def _torch_mix(x: torch.Tensor) -> torch.Tensor:
-    # torch's >> on int64 is arithmetic: mask the copies of the sign bit to make it logical.
-    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * _signed(MULTIPLIER_1)
-    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * _signed(MULTIPLIER_2)
-    return x ^ ((x >> 31) & ((1 << 33) - 1))
-
-
-def _torch_absorb(state: torch.Tensor, coordinate: torch.Tensor | int) -> torch.Tensor:
-    if isinstance(coordinate, int):
-        coordinate = torch.full_like(state, coordinate)
-    return _torch_mix(state ^ _torch_mix(coordinate + _signed(GOLDEN)))
-
-
-def torch_sample_keys(
-    seed: int, epoch: int, ids: torch.Tensor, view: torch.Tensor | int, stream: Stream
-) -> torch.Tensor:
-    """As :func:`sample_keys`, on the device of ``ids`` (int64); the same bits as int64."""
-    base = torch.full_like(ids, _signed(int(run_key(seed, epoch))))
-    key = _torch_absorb(_torch_absorb(base, ids), view)
-    return _torch_absorb(key, int(stream))
-
-
-def torch_uniforms(keys: torch.Tensor, k: int = 0) -> torch.Tensor:
-    """As :func:`uniforms`: float64 in [0, 1), equal bit for bit to NumPy's."""
-    bits = _torch_mix(keys + _signed(((k + 1) * GOLDEN) % (1 << 64)))
-    return ((bits >> 11) & ((1 << 53) - 1)).double() * 2.0**-53

@@ -12,7 +12,6 @@ P parameters of an image.
 
 from dataclasses import dataclass, field
 from itertools import permutations
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -31,9 +30,6 @@ from kernels.augment import (
     identity_table,
     to_device,
 )
-
-if TYPE_CHECKING:  # Triton is there on GPUs only
-    from kernels.augment.triton_draw import ViewSettings
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -201,12 +197,13 @@ class Augment:
         self, device: torch.device, ids_B: torch.Tensor, epoch: int, side: int, views: int
     ) -> torch.Tensor:
         """:func:`draw_parameters`, drawn where it is used; only the ids are copied there."""
-        from kernels.augment.triton_draw import draw_table, settings_table
+        from kernels.augment.triton_draw import draw_table
 
         configs = _views(self.config, views)
         if (device, side, views) not in self._settings:  # its upload waits, once in a run
-            settings = [_distributions(view, side) for view in configs]
-            self._settings[device, side, views] = settings_table(settings, device)
+            self._settings[device, side, views] = torch.tensor(
+                [_distributions(view, side) for view in configs], dtype=torch.float64, device=device
+            )
         return draw_table(
             int(run_key(self.seed, epoch)),
             to_device(ids_B, device),
@@ -274,24 +271,11 @@ def _widest_blur(config: AugmentConfig, side: int) -> int:
     return max(view.blur_radius(side) for view in (config.view1, config.view2))
 
 
-def _distributions(view: ViewConfig, side: int) -> "ViewSettings":
-    from kernels.augment.triton_draw import ViewSettings
-
-    return ViewSettings(
-        flip=view.flip,
-        jitter=view.jitter,
-        brightness=view.brightness,
-        contrast=view.contrast,
-        saturation=view.saturation,
-        hue=view.hue,
-        grayscale=view.grayscale,
-        blur=view.blur,
-        sigma_low=view.blur_sigma[0],
-        sigma_high=view.blur_sigma[1],
-        radius=view.blur_radius(side),
-        solarize=view.solarize,
-        threshold=view.solarize_threshold,
-    )
+def _distributions(view: ViewConfig, side: int) -> list[float]:
+    """In the order of :class:`kernels.augment.triton_draw.Setting`, which only GPUs can import."""
+    jitters = view.jitter, view.brightness, view.contrast, view.saturation, view.hue
+    blur = view.blur, *view.blur_sigma, view.blur_radius(side)
+    return [view.flip, *jitters, view.grayscale, *blur, view.solarize, view.solarize_threshold]
 
 
 class _Draw:

@@ -7,7 +7,7 @@ stands, which "the same run on any number of GPUs" rests on.
 ========== ========================================= ===========================================
 reference  ``reference.py``, any device and dtype    plain torch; the oracle of the others
 cpu        ``cpu.py``, numba, CPU                    one pass per image, threads over images
-triton     ``triton_kernels.py``, CUDA, not float64  one launch; ``plan.py`` counts its bytes
+triton     ``triton_kernels.py``, CUDA, not float64  one launch; ``plan.py`` cuts the batch
 ========== ========================================= ===========================================
 
 A table is drawn on the host and copied, or, for "triton", on the GPU from sample ids:

@@ -2,86 +2,53 @@
 # Arguments of device code have the types of the launch: CompileCase.signature says which.
 """A table of parameters drawn on the GPU that uses it, from sample ids: nothing is copied there.
 
-A number is a function of (seed, epoch, sample id, view, stream) by the finaliser of splitmix64
-(Steele, Lea & Flood, OOPSLA 2014), the generator that the host's tables are drawn with: the two
+The generator is that of :mod:`common.randomness`, with which the host's tables are drawn: the two
 agree bit for bit, held by a test, the blur's weights excepted. Those are exponentials, which
 float64 libraries round differently; rounded to float32 they agree to the last digit but one.
 
 Legend: B samples, V views, S settings of a view, P parameters of an image.
 """
 
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass
 from enum import IntEnum
 
 import torch
 import triton
 import triton.language as tl
 
+from common.randomness import GOLDEN, MULTIPLIER_1, MULTIPLIER_2, Stream
 from kernels.augment.table import JITTER_STEPS, Column, Jitter
 from kernels.dispatch import on_device_of
 
 
-class Stream(IntEnum):
-    """What a number is drawn for. Numbers are part of the format of a run: never renumber."""
+class Setting(IntEnum):
+    """Columns of the settings of a view: the distributions of its parameters."""
 
-    FLIP = 2
-    JITTER = 3
-    JITTER_ORDER = 4
-    BRIGHTNESS = 5
-    CONTRAST = 6
-    SATURATION = 7
-    HUE = 8
-    GRAYSCALE = 9
-    BLUR = 10
-    BLUR_SIGMA = 11
-    SOLARIZE = 12
-
-
-@dataclass(frozen=True, kw_only=True)
-class ViewSettings:
-    """The distributions of one view's parameters; the order of the fields is the kernel's."""
-
-    flip: float
-    """Probability of a horizontal flip."""
-    jitter: float
-    """Probability of colour jitter."""
-    brightness: float
-    """The factor is uniform in [max(0, 1 - x), 1 + x]; 0 turns it off."""
-    contrast: float
-    """Likewise."""
-    saturation: float
-    """Likewise."""
-    hue: float
-    """The shift is uniform in [-x, x] turns; 0 turns it off."""
-    grayscale: float
-    """Probability of grayscale."""
-    blur: float
-    """Probability of blur."""
-    sigma_low: float
-    """Least standard deviation of the blur, pixels."""
-    sigma_high: float
-    """Greatest standard deviation of the blur, pixels."""
-    radius: float
-    """Of this view's blur, whole pixels."""
-    solarize: float
-    """Probability of solarisation."""
-    threshold: float
-    """Solarisation inverts values from here on."""
+    FLIP = 0  # probability of a horizontal flip
+    JITTER = 1  # probability of colour jitter
+    BRIGHTNESS = 2  # the factor is uniform in [max(0, 1 - x), 1 + x]; 0 turns it off
+    CONTRAST = 3  # likewise
+    SATURATION = 4  # likewise
+    HUE = 5  # the shift is uniform in [-x, x] turns; 0 turns it off
+    GRAYSCALE = 6  # probability of grayscale
+    BLUR = 7  # probability of blur
+    SIGMA_LOW = 8  # least standard deviation of the blur, pixels
+    SIGMA_HIGH = 9  # greatest standard deviation of the blur, pixels
+    RADIUS = 10  # of this view's blur, whole pixels
+    SOLARIZE = 11  # probability of solarisation
+    THRESHOLD = 12  # solarisation inverts values from here on
 
 
-_FIELDS = tuple(ViewSettings.__dataclass_fields__)
-_SETTINGS = tl.constexpr(len(_FIELDS))
-_P_FLIP = tl.constexpr(_FIELDS.index("flip"))
-_P_JITTER = tl.constexpr(_FIELDS.index("jitter"))
-_SPREADS = tl.constexpr(_FIELDS.index("brightness") - int(Jitter.BRIGHTNESS))  # + code: its spread
-_P_GRAYSCALE = tl.constexpr(_FIELDS.index("grayscale"))
-_P_BLUR = tl.constexpr(_FIELDS.index("blur"))
-_SIGMA_LOW = tl.constexpr(_FIELDS.index("sigma_low"))
-_SIGMA_HIGH = tl.constexpr(_FIELDS.index("sigma_high"))
-_RADIUS = tl.constexpr(_FIELDS.index("radius"))
-_P_SOLARIZE = tl.constexpr(_FIELDS.index("solarize"))
-_THRESHOLD = tl.constexpr(_FIELDS.index("threshold"))
+_SETTINGS = tl.constexpr(len(Setting))
+_P_FLIP = tl.constexpr(int(Setting.FLIP))
+_P_JITTER = tl.constexpr(int(Setting.JITTER))
+_SPREADS = tl.constexpr(int(Setting.BRIGHTNESS) - int(Jitter.BRIGHTNESS))  # + code: its spread
+_P_GRAYSCALE = tl.constexpr(int(Setting.GRAYSCALE))
+_P_BLUR = tl.constexpr(int(Setting.BLUR))
+_SIGMA_LOW = tl.constexpr(int(Setting.SIGMA_LOW))
+_SIGMA_HIGH = tl.constexpr(int(Setting.SIGMA_HIGH))
+_RADIUS = tl.constexpr(int(Setting.RADIUS))
+_P_SOLARIZE = tl.constexpr(int(Setting.SOLARIZE))
+_THRESHOLD = tl.constexpr(int(Setting.THRESHOLD))
 
 _FLIP_STREAM = tl.constexpr(int(Stream.FLIP))
 _JITTER_STREAM = tl.constexpr(int(Stream.JITTER))
@@ -101,9 +68,9 @@ _SOLARIZE = tl.constexpr(int(Column.SOLARIZE))
 _BLUR = tl.constexpr(int(Column.BLUR))
 _HUE = tl.constexpr(int(Jitter.HUE))
 
-_GOLDEN = tl.constexpr(0x9E3779B97F4A7C15)
-_MULTIPLIER_1 = tl.constexpr(0xBF58476D1CE4E5B9)
-_MULTIPLIER_2 = tl.constexpr(0x94D049BB133111EB)
+_GOLDEN = tl.constexpr(GOLDEN)
+_MULTIPLIER_1 = tl.constexpr(MULTIPLIER_1)
+_MULTIPLIER_2 = tl.constexpr(MULTIPLIER_2)
 _2_TO_MINUS_53 = tl.constexpr(2.0**-53)
 
 _BLOCK = 64  # samples per program: a batch of 4,096 with two views is 128 programs
@@ -224,11 +191,6 @@ def draw_kernel(
 # --- host code ----------------------------------------------------------------------------------
 
 
-def settings_table(views: Sequence[ViewSettings], device: torch.device | str) -> torch.Tensor:
-    """float64 ``(V, S)`` on ``device``: made once for a run, read by every :func:`draw_table`."""
-    return torch.tensor([astuple(view) for view in views], dtype=torch.float64, device=device)
-
-
 def draw_table(
     run_key: int,
     ids_B: torch.Tensor,
@@ -241,7 +203,7 @@ def draw_table(
     Args:
         run_key: of the seed and the epoch, in [0, 2**64): ``common.randomness.run_key``.
         ids_B: int64 sample ids, on a GPU.
-        settings_VS: float64, from :func:`settings_table`, on the same device.
+        settings_VS: float64, a :class:`Setting` a column, on the same device.
         radius: of the widest blur of any view, pixels; sets the width of the table.
         dtype: float32, which :func:`kernels.augment.augment` takes, or float64, which shows that
             the draws are the host's.
@@ -254,8 +216,8 @@ def draw_table(
     """
     if ids_B.dtype != torch.int64 or ids_B.ndim != 1:
         raise ValueError(f"draw_table: ids must be int64 (B,), got {ids_B.dtype} {ids_B.shape}")
-    if settings_VS.dtype != torch.float64 or settings_VS.shape[1:] != (len(_FIELDS),):
-        raise ValueError("draw_table: settings must come from settings_table")
+    if settings_VS.dtype != torch.float64 or settings_VS.shape[1:] != (len(Setting),):
+        raise ValueError(f"draw_table: settings must be float64 (V, {len(Setting)})")
     samples, views = len(ids_B), len(settings_VS)
     table_RP = ids_B.new_empty((views * samples, int(Column.BLUR) + radius + 1), dtype=dtype)
     if samples:

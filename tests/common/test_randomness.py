@@ -1,23 +1,9 @@
-"""Draws are a pure function of their coordinates, the same in NumPy, Numba and torch."""
+"""Draws are a pure function of their coordinates."""
 
 import numpy as np
-import pytest
-import torch
-from numba import njit
 
 from common import randomness
-from common.randomness import (
-    GOLDEN,
-    Stream,
-    sample_keys,
-    torch_sample_keys,
-    torch_uniforms,
-    uniforms,
-)
-
-# The corners of what ids, seeds and epochs can be.
-IDS = np.array([0, 1, 2, 1_281_166, 2**31 - 1, 2**31, 2**40 + 3, 2**63 - 1], np.int64)
-RUNS = [(0, 0), (-1, 0), (1, 0), (0, 1), (2**63 + 11, 2**40), (2**64 - 1, 999)]
+from common.randomness import GOLDEN, Stream, sample_keys, uniforms
 
 
 def test_the_hash_is_splitmix64() -> None:
@@ -26,31 +12,6 @@ def test_the_hash_is_splitmix64() -> None:
         states = np.arange(1, 4, dtype=np.uint64) * np.uint64(GOLDEN)
     expected = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
     assert randomness.mix(states).tolist() == expected
-
-
-@pytest.mark.parametrize(("seed", "epoch"), RUNS)
-def test_torch_draws_the_same_bits_as_numpy(seed: int, epoch: int) -> None:
-    for view in (0, 1, 7):
-        for stream in (Stream.CROP, Stream.SUBSTITUTE):
-            keys = sample_keys(seed, epoch, IDS, view, stream)
-            torch_keys = torch_sample_keys(seed, epoch, torch.from_numpy(IDS), view, stream)
-            assert np.array_equal(torch_keys.numpy().view(np.uint64), keys)
-            for k in (0, 1, 39, 2**20):
-                ours, theirs = uniforms(keys, k), torch_uniforms(torch_keys, k).numpy()
-                assert np.array_equal(ours, theirs)
-
-
-def test_torch_takes_a_view_for_each_row() -> None:
-    ids, views = torch.from_numpy(IDS).repeat(2), torch.arange(2).repeat_interleave(len(IDS))
-    keys = torch_sample_keys(3, 4, ids, views, Stream.FLIP).numpy().view(np.uint64)
-    expected = [sample_keys(3, 4, IDS, view, Stream.FLIP) for view in (0, 1)]
-    assert np.array_equal(keys, np.concatenate(expected))
-
-
-def test_numba_compiles_the_same_function() -> None:
-    compiled = njit(randomness.mix)
-    values = np.random.default_rng(0).integers(0, 2**64, 1000, np.uint64)
-    assert [compiled(value) for value in values] == randomness.mix(values).tolist()
 
 
 def test_every_coordinate_changes_every_draw() -> None:

@@ -207,6 +207,10 @@ def test_the_choice_is_recorded() -> None:
 # --- parameters drawn by the kernel -------------------------------------------------------------
 
 
+def settings_table(views: list[list[float]]) -> torch.Tensor:
+    return torch.tensor(views, dtype=torch.float64).reshape(len(views), len(draw.Setting))
+
+
 def drawn_and_hosts(
     config: AugmentConfig, seed: int, epoch: int, ids: np.ndarray, side: int, dtype: torch.dtype
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -215,7 +219,7 @@ def drawn_and_hosts(
     table = draw.draw_table(
         int(randomness.run_key(seed, epoch)),
         torch.from_numpy(ids),
-        draw.settings_table([_distributions(view, side) for view in views], "cpu"),
+        settings_table([_distributions(view, side) for view in views]),
         radius,
         dtype,
     ).numpy()
@@ -249,16 +253,11 @@ def test_a_drawn_table_makes_the_same_views_as_a_copied_one() -> None:
     assert torch.equal(run(images, torch.from_numpy(table)), run(images, want.astype(np.float64)))
 
 
-def test_the_streams_are_the_hosts() -> None:
-    for stream in draw.Stream:
-        assert randomness.Stream[stream.name] == stream
-
-
 def test_no_samples_draw_an_empty_table() -> None:
     table = draw.draw_table(
         1,
         torch.zeros(0, dtype=torch.int64),
-        draw.settings_table([_distributions(ViewConfig(), 32)] * 2, "cpu"),
+        settings_table([_distributions(ViewConfig(), 32)] * 2),
         1,
     )
     assert table.shape == (0, Column.BLUR + 2)
@@ -274,8 +273,8 @@ def test_wrong_tables_and_ids_are_refused() -> None:
     with pytest.raises(ValueError, match="float32, not float64"):
         run(images, identity_table(1), torch.float64)
     with pytest.raises(ValueError, match="ids must be int64"):
-        draw.draw_table(1, torch.zeros(3), draw.settings_table([], "cpu"), 1)
-    with pytest.raises(ValueError, match="settings_table"):
+        draw.draw_table(1, torch.zeros(3), settings_table([]), 1)
+    with pytest.raises(ValueError, match="settings must be"):
         draw.draw_table(1, torch.zeros(3, dtype=torch.int64), torch.zeros(2, 3), 1)
 
 

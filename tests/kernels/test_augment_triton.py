@@ -4,12 +4,11 @@ import re
 from typing import Any
 
 import pytest
-import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels.augment.plan import bytes_moved, plan_launch
+from kernels.augment.plan import plan_launch
 from tests.kernels.compile_cases import CompileCase, case_named
 from tests.kernels.interpreter import run_interpreted
 
@@ -55,19 +54,6 @@ def test_draws_are_compiled_without_fused_multiply_adds() -> None:
     assert min(count.values()) >= 7  # four factors, sigma, and the chances
     # What is left of them is inside the exponential.
     assert exact.count("fma.rn.f64") <= fused.count("fma.rn.f64")
-
-
-def test_traffic_is_the_floor_while_the_cache_holds_what_is_in_work() -> None:
-    for dtype, floor in ((torch.bfloat16, 9), (torch.float16, 9), (torch.float32, 15)):
-        traffic = bytes_moved(1024, 224, 224, dtype)
-        assert traffic.floor == floor * 1024 * 224 * 224
-        assert traffic.planned < 1.001 * traffic.floor
-        assert traffic.uncached > traffic.planned
-        assert traffic.cache < 40e6  # A100 has 40 MB, H100 50 MB
-    nothing = bytes_moved(0, 224, 224, torch.bfloat16)
-    assert (nothing.floor, nothing.planned, nothing.uncached, nothing.cache) == (0, 0, 0, 0)
-    sharp = bytes_moved(8, 32, 32, torch.float32, p_blur=0.0, p_contrast=0.0)
-    assert sharp.uncached == sharp.planned
 
 
 @pytest.mark.parametrize("side", [1, 7, 32, 95, 96, 224, 384])

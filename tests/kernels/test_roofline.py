@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import roofline
-from benchmarks.roofline import GPUS, ntxent, tables
+from benchmarks.roofline import GPUS, augmentation, ntxent, tables
 from kernels.ntxent.triton import MAX_GROUPS, tile_config
 
 PAGE = Path(__file__).parents[2] / "docs" / "kernels.md"
@@ -39,3 +39,15 @@ def test_no_time_is_shorter_than_its_products_take() -> None:
     for gpu in GPUS:
         least, in_turn = ntxent(32768).seconds(gpu)
         assert in_turn >= least >= ntxent(32768).flops / gpu.flops
+
+
+def test_traffic_is_the_floor_while_the_cache_holds_what_is_in_work() -> None:
+    for dtype, floor in ((torch.bfloat16, 9), (torch.float16, 9), (torch.float32, 15)):
+        traffic = augmentation(1024, 224, dtype)
+        assert traffic.floor == floor * 1024 * 224 * 224
+        assert traffic.planned < 1.001 * traffic.floor
+        assert traffic.uncached > traffic.planned
+        assert traffic.cache < 40e6  # A100 has 40 MB, H100 50 MB
+    assert augmentation(0, 224, torch.bfloat16) == (0, 0, 0, 0)
+    sharp = augmentation(8, 32, torch.float32, p_blur=0.0, p_contrast=0.0)
+    assert sharp.uncached == sharp.planned

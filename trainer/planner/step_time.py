@@ -149,7 +149,7 @@ def _stated(
     side, pieces, peak = config.crop.size, local_batch / step_cost.images, rates.gpu.flops
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     width = _WIDTH[config.precision]
-    views = bytes_moved(Objective.views * local_batch, side, side, dtype).planned
+    views = bytes_moved(Objective.views * local_batch, side, side, dtype)
     products = loss.flops / (peak * width)
     update = step_cost.trainable * _UPDATE_BYTES[config.optim.name]
     update += (step_cost.parameters - step_cost.trainable) * _AVERAGE_BYTES
