@@ -41,7 +41,7 @@ from common.cores import cores_alone
 from data_pipeline.crops import CropConfig
 from data_pipeline.packing.pack import PackConfig, pack
 from data_pipeline.reading.beton import read_sample_table
-from data_pipeline.reading.loader import LoaderConfig, TrainLoader, train_loader
+from data_pipeline.reading.loader import LoaderConfig, TrainLoader
 from data_pipeline.reading.order import Position
 
 SIZE = 224  # pixels
@@ -90,7 +90,7 @@ def peer(folder: Path, name: str, workers: int, batch: int, images: int) -> Data
 
 def ours(path: Path, name: str, workers: int, batch: int) -> TrainLoader:
     backend = "torchvision" if name == FALLBACK else "ffcv"
-    return train_loader(
+    return TrainLoader(
         path,
         CropConfig(size=SIZE),
         LoaderConfig(backend=backend, workers=workers),

@@ -20,7 +20,7 @@ from common.collectives import observe
 from common.rendezvous import release, shutdown
 from data_pipeline.augment import Augment
 from data_pipeline.reading.beton import check_beton, sample_count
-from data_pipeline.reading.loader import LoaderConfig, TrainLoader, train_loader
+from data_pipeline.reading.loader import LoaderConfig, TrainLoader
 from trainer.config import RunConfig, RunPlan, plan_run, refuse_unsupported
 from trainer.features.online_knn import OnlineKnn
 from trainer.health.collapse import CollapseAlarm
@@ -121,7 +121,7 @@ def prepare(config: RunConfig, joined: Fabric | None = None) -> Iterator[Run]:
 
 
 def _loader(config: RunConfig, reading: LoaderConfig, fabric: Fabric) -> TrainLoader:
-    return train_loader(
+    return TrainLoader(
         config.data.train,
         config.crop,
         reading,

@@ -12,14 +12,14 @@ Shape suffixes: N samples, V views, S side.
 """
 
 import numpy as np
-import numpy.typing as npt
 
 from common.compiled import compiled
 from data_pipeline.reading.beton import JPEG_MODE, MAX_PIXELS
 from data_pipeline.reading.ffcv_compat import bind_symbols, external, jpeg_problem
 from data_pipeline.reading.open_beton import OpenBeton
+from data_pipeline.reading.order import IdArray
 from data_pipeline.reading.resample import crop, make_scratch, split_channels
-from data_pipeline.reading.substitutes import Decoder
+from data_pipeline.reading.substitutes import BoxArray, Decoder, Pixels
 
 _compiled = compiled(nogil=True, error_model="numpy")
 
@@ -178,7 +178,7 @@ def decode_views(batch_indices, storage, metadata, storage_state):  # type: igno
 
 
 class FfcvDecoder(Decoder):
-    """Decodes samples of a .beton and cuts boxes out of them. Safe to call from several threads.
+    """Decodes by FFCV's libjpeg-turbo.
 
     Args:
         file: whose samples these are.
@@ -191,19 +191,14 @@ class FfcvDecoder(Decoder):
 
     def __init__(self, file: OpenBeton, max_reduction: int = 1) -> None:
         bind_symbols()
-        self.path, self.damaged = file.path, file.table.damaged
-        self._file, self._max_reduction = file, max_reduction
+        super().__init__(file)
+        self._max_reduction = max_reduction
         # Compile or load now, on one thread, rather than in the first batch on all of them.
         nothing = np.empty((0, 1, 4), np.int64), np.empty((0, 1, 4, 4, 3), np.uint8)
         self.decode(np.empty(0, np.int64), *nothing)
 
-    def try_decode(
-        self,
-        ids_N: npt.NDArray[np.int64],
-        boxes_NV4: npt.NDArray[np.int64],
-        out_NVSS3: npt.NDArray[np.uint8],
-    ) -> npt.NDArray[np.int64]:
-        """As :meth:`data_pipeline.reading.substitutes.Decoder.try_decode`."""
+    def try_decode(self, ids_N: IdArray, boxes_NV4: BoxArray, out_NVSS3: Pixels) -> IdArray:
+        """See :class:`Decoder`."""
         table = self._file.table
         status_N = np.full(len(ids_N), _DAMAGED, np.uint8)
         max_height = int(table.heights[ids_N].max(initial=1))

@@ -10,14 +10,16 @@ A damaged sample is such an error, unless the caller allows substitutes: then it
 sample that :mod:`data_pipeline.reading.substitutes` draws, and the batch says so. How many a run
 may see is the caller's to watch, over all its processes; a loader knows its own share only.
 
-Shape suffixes: B samples of this process, V views, S side of a view.
+Shape suffixes: B samples of this process, N of a part of them, V views, S side of a view, 4 = (top,
+left, height, width).
 """
 
+import functools
 import logging
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,12 +31,11 @@ import torch
 from common.bounds import check_bounds
 from common.cores import cores_alone
 from common.errors import ConfigError, DataError
-from data_pipeline.crops import CropConfig
+from data_pipeline.crops import CropConfig, centre_crop_boxes, random_resized_crop_boxes
 from data_pipeline.reading.batch import Batch, BatchMemory, Transfer
-from data_pipeline.reading.batch_plan import CentreCrops, Plan, RandomCrops
 from data_pipeline.reading.damage import Damage, check_limit
 from data_pipeline.reading.open_beton import OpenBeton
-from data_pipeline.reading.order import IdArray, Position, rank_slice
+from data_pipeline.reading.order import IdArray, Position, permute, rank_slice
 from data_pipeline.reading.substitutes import (
     BoxArray,
     Decoder,
@@ -75,186 +76,30 @@ class LoaderConfig:
             )
 
 
-def train_loader(
-    path: Path | str,
-    crop: CropConfig,
-    config: LoaderConfig,
-    *,
-    views: int = 2,
-    seed: int,
-    batch_size: int,
-    rank: int = 0,
-    world_size: int = 1,
-    device: torch.device | None = None,
-    max_substitutes: float = 0,
-    only: IdArray | None = None,
-) -> "TrainLoader":
-    """Random resized crops of a .beton, for ever.
+@dataclass(frozen=True)
+class _Plan:
+    """One process's part of a batch: which samples, which boxes; a function of its position."""
 
-    Args:
-        path: the file.
-        crop: how views are cut.
-        config: how they are read.
-        views: crops of each sample; each image is decoded once.
-        seed: the run's seed: of order and crops.
-        batch_size: samples of the global batch, over all processes; ``world_size`` divides it.
-        rank: of this process.
-        world_size: number of processes.
-        device: where batches shall lie; CUDA devices get them one step ahead, on a stream of
-            their own. None: on the CPU, pinned where there is CUDA.
-        max_substitutes: how many samples may be damaged in the file's tables, below 1 a fraction
-            of all. Above 0, others are shown in the place of all damaged ones, and batches say so.
-        only: distinct sample ids to read, as if the file held no others; None: all.
-
-    Raises:
-        DataError: the file cannot be used, is smaller than a batch, or the backend is not there.
-        ValueError: the batch does not divide.
-    """
-    reader = _Reader(path, config, max_substitutes)
-    return TrainLoader(reader, crop, views, seed, batch_size, rank, world_size, device, only)
-
-
-def eval_loader(
-    path: Path | str,
-    size: int,
-    resize: int | None,
-    config: LoaderConfig,
-    *,
-    batch_size: int,
-    rank: int = 0,
-    world_size: int = 1,
-    device: torch.device | None = None,
-    max_substitutes: float = 0,
-) -> "EvalLoader":
-    """Centre crops of every sample of a .beton, once, in its order.
-
-    Args:
-        path: the file.
-        size: side of the result, pixels.
-        resize: the crop shows the middle ``size`` pixels of an image whose shorter side is resized
-            to this many; at least ``size``. None: size * 256 / 224. An image of ``size`` x ``size``
-            pixels with ``resize == size`` is not resampled.
-        config: how images are read.
-        batch_size: samples of this process's batches; the last may be smaller.
-        rank: of this process, which reads samples ``[rank * n // W, (rank + 1) * n // W)``.
-        world_size: W, number of processes.
-        device: as for :func:`train_loader`.
-        max_substitutes: as for :func:`train_loader`; labels are those of what is shown.
-
-    Raises:
-        DataError: the file cannot be used, the backend is not there, or a size is impossible.
-    """
-    resize = round(size * 256 / 224) if resize is None else resize
-    if not 1 <= size <= resize:
-        raise DataError(f"evaluation crops of {size} pixels need resize >= size >= 1, got {resize}")
-    if batch_size < 1:
-        raise DataError(f"evaluation batches need at least one sample, got {batch_size}")
-    reader = _Reader(path, config, max_substitutes)
-    reader.count_damage(max_substitutes)
-    return EvalLoader(reader, size, resize, batch_size, rank, world_size, device)
-
-
-class _Reader:
-    """A checked file, its decoder and the threads that use it."""
-
-    def __init__(self, path: Path | str, config: LoaderConfig, max_substitutes: float) -> None:
-        check_limit(max_substitutes, "max_substitutes")
-        self.file = OpenBeton(path, max_substitutes)
-        self.info, self.table = self.file.info, self.file.table
-        self.substitutes = max_substitutes > 0
-        self._damage: Damage | None = None
-        self._warned = set(self.table.damaged)
-        self.config = replace(config, workers=config.workers or cores_alone())
-        self.decoder = _open_decoder(self.file, config)
-        self.memory = BatchMemory(keep=config.prefetch + 2)
-        self._closed = False
-        self.pool = ThreadPoolExecutor(self.config.workers, thread_name_prefix="widebatch-decode")
-
-    def chunks(self, count: int) -> list[slice]:
-        """A batch's samples, in parts for the threads: two for each, so that none waits long."""
-        size = max(_LEAST_CHUNK, math.ceil(count / (2 * self.config.workers)))
-        return [slice(first, min(first + size, count)) for first in range(0, count, size)]
-
-    def decode(
-        self, plan: Plan, ids_N: IdArray, boxes_NV4: BoxArray, out_NVSS3: Pixels
-    ) -> list[Substitute]:
-        """Fill ``out_NVSS3`` with the boxes of samples of ``plan``; returns what was replaced.
-
-        Raises:
-            DataError: a sample is damaged, and substitutes are not allowed or are too.
-        """
-        if not self.substitutes:
-            self.decoder.decode(ids_N, boxes_NV4, out_NVSS3)
-            return []
-        replaced = decode_or_substitute(
-            self.decoder,
-            ids_N,
-            boxes_NV4,
-            out_NVSS3,
-            boxes_of=plan.boxes,
-            seed=plan.seed,
-            epoch=plan.epoch,
-            num_samples=self.info.num_samples,
-        )
-        for each in replaced:
-            self._met(each.sample)
-        return replaced
-
-    def count_damage(self, limit: float) -> None:
-        """From now on, more damaged samples than ``limit`` in this process's share are an error."""
-        self._damage = Damage(self.info.path, self.info.num_samples, limit)
-        for sample, fault in self.table.damaged.items():
-            self._damage.note(sample, fault)
-
-    def _met(self, sample: int) -> None:
-        """Say once that a sample is damaged, and count it where that is asked for."""
-        if sample in self._warned:
-            return
-        self._warned.add(sample)
-        problem = self.decoder.problem(sample)
-        log.warning("%s: sample %d %s; another is shown", self.info.path, sample, problem)
-        if self._damage is not None:
-            self._damage.note(sample, problem)
-
-    @property
-    def closed(self) -> bool:
-        return self._closed
-
-    def close(self) -> None:
-        self._closed = True
-        self.pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _open_decoder(file: OpenBeton, config: LoaderConfig) -> Decoder:
-    if config.backend != "torchvision":
-        from data_pipeline.reading.ffcv_compat import ffcv_problem
-
-        problem = ffcv_problem()
-        if problem is None:
-            from data_pipeline.reading.ffcv_loader import FfcvDecoder
-
-            return FfcvDecoder(file, config.max_reduction)
-        if config.backend == "ffcv":
-            raise DataError(problem)
-    from data_pipeline.reading.torchvision_loader import TorchvisionDecoder
-
-    return TorchvisionDecoder(file)
+    position: Position
+    seed: int
+    count: int
+    ids: Callable[[], IdArray]
+    boxes: Callable[[IdArray, IdArray], BoxArray]
+    """``(N, V, 4)``, drawn for samples of the first ids, in the images of samples of the second."""
 
 
 class _Pending:
     """A batch being decoded."""
 
-    def __init__(
-        self, reader: _Reader, plan: Plan, views: int, size: int, position: Position
-    ) -> None:
-        self._crops = reader.memory.take((plan.count, views, size, size, 3))
+    def __init__(self, loader: "_Loader", plan: _Plan, views: int, size: int) -> None:
+        self._crops = loader._memory.take((plan.count, views, size, size, 3))
         self._labels = torch.empty(plan.count, dtype=torch.int64)
-        self._reader, self._plan, self._position = reader, plan, position
+        self._loader, self._plan = loader, plan
         # Planned once, by the first thread that is free: in every part it would hold Python's lock
         # for milliseconds. Parts wait for it, and the pool begins none of them before.
-        self._planned = reader.pool.submit(self._make_plan)
+        self._planned = loader._pool.submit(self._make_plan)
         self._parts: list[Future[list[Substitute]]] = [
-            reader.pool.submit(self._decode, part) for part in reader.chunks(plan.count)
+            loader._pool.submit(self._decode, part) for part in loader._chunks(plan.count)
         ]
 
     def _make_plan(self) -> tuple[IdArray, BoxArray]:
@@ -264,10 +109,10 @@ class _Pending:
     def _decode(self, part: slice) -> list[Substitute]:
         ids_B, boxes_BV4 = self._planned.result()
         ids_N, out_NVSS3 = ids_B[part], self._crops[part].numpy()
-        replaced = self._reader.decode(self._plan, ids_N, boxes_BV4[part], out_NVSS3)
+        replaced = self._loader._decode(self._plan, ids_N, boxes_BV4[part], out_NVSS3)
         shown = {substitute.sample: substitute.shown for substitute in replaced}
         shown_N = np.array([shown.get(i, i) for i in ids_N.tolist()]) if shown else ids_N
-        self._labels[part] = torch.from_numpy(self._reader.table.labels[shown_N])
+        self._labels[part] = torch.from_numpy(self._loader._table.labels[shown_N])
         return replaced
 
     def ready(self) -> bool:
@@ -279,10 +124,10 @@ class _Pending:
         What was decoded while somebody wrote over the file is never handed out.
         """
         wait(self._parts)
-        self._reader.file.check_unchanged()
+        self._loader._file.check_unchanged()
         replaced = [substitute for part in self._parts for substitute in part.result()]
         ids = torch.from_numpy(self._planned.result()[0])
-        return Batch(self._crops, ids, self._labels, self._position, tuple(replaced))
+        return Batch(self._crops, ids, self._labels, self._plan.position, tuple(replaced))
 
     def cancel(self) -> None:
         self._planned.cancel()
@@ -290,32 +135,94 @@ class _Pending:
             part.cancel()
 
 
-class _Batches:
-    """An iterator that keeps ``prefetch`` batches in the making; the base of both loaders."""
+class _Loader:
+    """A checked file, its decoder, the threads that use it, and ``prefetch`` batches in the making.
 
-    def __init__(self, reader: _Reader, device: torch.device | None) -> None:
-        self._reader, self._device = reader, device
-        self.info = reader.info
-        self.config = reader.config
-        self.num_samples = reader.info.num_samples
-        self.damaged = reader.table.damaged
+    Attributes:
+        info: what the file holds.
+        config: how it is read, by how many threads.
+        num_samples: of the file, over all processes.
+        damaged: samples that its tables damage, and how.
+        wait_seconds: how long consumers have waited for batches so far.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        config: LoaderConfig,
+        max_substitutes: float,
+        device: torch.device | None,
+    ) -> None:
+        check_limit(max_substitutes, "max_substitutes")
+        self._file = OpenBeton(path, max_substitutes)
+        self.info, self._table = self._file.info, self._file.table
+        self.num_samples, self.damaged = self.info.num_samples, self._table.damaged
+        self.config = replace(config, workers=config.workers or cores_alone())
         self.wait_seconds = 0.0
+        self._decoder = _open_decoder(self._file, config)
+        self._device, self._substitutes = device, max_substitutes > 0
+        self._damage: Damage | None = None
+        self._warned = set(self.damaged)
+        self._memory = BatchMemory(keep=config.prefetch + 2)
+        self._closed = False
+        self._pool = ThreadPoolExecutor(self.config.workers, thread_name_prefix="widebatch-decode")
 
     def close(self) -> None:
         """Stop the threads; iterators of this loader end. Safe to call twice."""
-        self._reader.close()
+        self._closed = True
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
     def problem(self, sample: int) -> str:
         """What is wrong with a damaged sample, to be put after 'sample 5'."""
-        return self._reader.decoder.problem(sample)
+        return self._decoder.problem(sample)
+
+    def _chunks(self, count: int) -> list[slice]:
+        """A batch's samples, in parts for the threads: two for each, so that none waits long."""
+        size = max(_LEAST_CHUNK, math.ceil(count / (2 * self.config.workers)))
+        return [slice(first, min(first + size, count)) for first in range(0, count, size)]
+
+    def _decode(
+        self, plan: _Plan, ids_N: IdArray, boxes_NV4: BoxArray, out_NVSS3: Pixels
+    ) -> list[Substitute]:
+        """Fill ``out_NVSS3`` with the boxes of samples of ``plan``; returns what was replaced.
+
+        Raises:
+            DataError: a sample is damaged, and substitutes are not allowed or are too.
+        """
+        if not self._substitutes:
+            self._decoder.decode(ids_N, boxes_NV4, out_NVSS3)
+            return []
+        replaced = decode_or_substitute(
+            self._decoder,
+            ids_N,
+            boxes_NV4,
+            out_NVSS3,
+            boxes_of=plan.boxes,
+            seed=plan.seed,
+            epoch=plan.position.epoch,
+            num_samples=self.info.num_samples,
+        )
+        for each in replaced:
+            self._met(each.sample)
+        return replaced
+
+    def _met(self, sample: int) -> None:
+        """Say once that a sample is damaged, and count it where that is asked for."""
+        if sample in self._warned:
+            return
+        self._warned.add(sample)
+        problem = self.problem(sample)
+        log.warning("%s: sample %d %s; another is shown", self.info.path, sample, problem)
+        if self._damage is not None:
+            self._damage.note(sample, problem)
 
     def _run(self, pending: Iterator[_Pending]) -> Iterator[Batch]:
         """``pending`` makes batches as it is advanced; they are handed out in its order."""
         queue: deque[_Pending] = deque()
         transfer = Transfer(self._device)
         try:
-            while not self._reader.closed:
-                while len(queue) <= self._reader.config.prefetch:
+            while not self._closed:
+                while len(queue) <= self.config.prefetch:
                     made = next(pending, None)
                     if made is None:
                         break
@@ -340,31 +247,65 @@ class _Batches:
             self.wait_seconds += time.perf_counter() - start
 
 
-class TrainLoader(_Batches):
-    """Batches of random crops; made by :func:`train_loader`.
+def _open_decoder(file: OpenBeton, config: LoaderConfig) -> Decoder:
+    if config.backend != "torchvision":
+        from data_pipeline.reading.ffcv_compat import ffcv_problem
+
+        problem = ffcv_problem()
+        if problem is None:
+            from data_pipeline.reading.ffcv_loader import FfcvDecoder
+
+            return FfcvDecoder(file, config.max_reduction)
+        if config.backend == "ffcv":
+            raise DataError(problem)
+    from data_pipeline.reading.torchvision_loader import TorchvisionDecoder
+
+    return TorchvisionDecoder(file)
+
+
+class TrainLoader(_Loader):
+    """Random resized crops of a .beton, for ever.
+
+    Args:
+        path: the file.
+        crop: how views are cut.
+        config: how they are read.
+        views: crops of each sample; each image is decoded once.
+        seed: the run's seed: of order and crops.
+        batch_size: samples of the global batch, over all processes; ``world_size`` divides it.
+        rank: of this process.
+        world_size: number of processes.
+        device: where batches shall lie; CUDA devices get them one step ahead, on a stream of
+            their own. None: on the CPU, pinned where there is CUDA.
+        max_substitutes: how many samples may be damaged in the file's tables, below 1 a fraction
+            of all. Above 0, others are shown in the place of all damaged ones, and batches say so.
+        only: distinct sample ids to read, as if the file held no others; None: all.
 
     Attributes:
-        info: what the file holds.
-        config: how it is read, by how many threads.
         num_samples: of the file, or how many of them are read.
-        damaged: samples that its tables damage, and how.
         steps_per_epoch: whole global batches in it.
-        wait_seconds: how long consumers have waited for batches so far.
+
+    Raises:
+        DataError: the file cannot be used, is smaller than a batch, or the backend is not there.
+        ValueError: the batch does not divide.
     """
 
     def __init__(
         self,
-        reader: _Reader,
+        path: Path | str,
         crop: CropConfig,
-        views: int,
+        config: LoaderConfig,
+        *,
+        views: int = 2,
         seed: int,
         batch_size: int,
-        rank: int,
-        world_size: int,
-        device: torch.device | None,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | None = None,
+        max_substitutes: float = 0,
         only: IdArray | None = None,
     ) -> None:
-        super().__init__(reader, device)
+        super().__init__(path, config, max_substitutes, device)
         if only is not None:
             self.num_samples = len(only)
         self._only = only
@@ -372,7 +313,7 @@ class TrainLoader(_Batches):
         self.steps_per_epoch = self.num_samples // batch_size
         if not self.steps_per_epoch:
             raise DataError(
-                f"{reader.info.path}: {self.num_samples} samples are fewer than one global batch "
+                f"{self.info.path}: {self.num_samples} samples are fewer than one global batch "
                 f"of {batch_size}; lower --batch"
             )
         self._crop, self._views, self._seed, self._batch_size = crop, views, seed, batch_size
@@ -389,43 +330,77 @@ class TrainLoader(_Batches):
         return self._run(self._from(position))
 
     def _from(self, position: Position) -> Iterator[_Pending]:
+        count = self._share.stop - self._share.start
         while True:
-            plan = self._plan_of(position)
-            yield _Pending(self._reader, plan, self._views, self._crop.size, position)
+            ids = functools.partial(self._ids, position)
+            boxes = functools.partial(self._boxes, position.epoch)
+            plan = _Plan(position, self._seed, count, ids, boxes)
+            yield _Pending(self, plan, self._views, self._crop.size)
             step = position.step + 1
             last = step == self.steps_per_epoch
             position = Position(position.epoch + last, 0 if last else step)
 
-    def _plan_of(self, position: Position) -> Plan:
-        share, table = self._share, self._reader.table
-        first, count = position.step * self._batch_size + share.start, share.stop - share.start
-        what = (table, self._crop, self._views, self._only)
-        return RandomCrops(self._seed, position.epoch, first, count, *what)
+    def _ids(self, position: Position) -> IdArray:
+        first = position.step * self._batch_size
+        places = np.arange(first + self._share.start, first + self._share.stop)
+        drawn = permute(self._seed, position.epoch, places, self.num_samples)
+        return drawn if self._only is None else self._only[drawn]
+
+    def _boxes(self, epoch: int, ids_N: IdArray, shown_N: IdArray) -> BoxArray:
+        heights, widths = self._table.heights[shown_N], self._table.widths[shown_N]
+        return random_resized_crop_boxes(
+            self._seed, epoch, ids_N, self._views, heights, widths, self._crop
+        )
 
 
-class EvalLoader(_Batches):
-    """Every sample of this process's shard once, in order; made by :func:`eval_loader`.
+class EvalLoader(_Loader):
+    """Centre crops of every sample of this process's shard of a .beton, once, in its order.
+
+    Args:
+        path: the file.
+        size: side of the result, pixels.
+        resize: the crop shows the middle ``size`` pixels of an image whose shorter side is resized
+            to this many; at least ``size``. None: size * 256 / 224. An image of ``size`` x ``size``
+            pixels with ``resize == size`` is not resampled.
+        config: how images are read.
+        batch_size: samples of this process's batches; the last may be smaller.
+        rank: of this process, which reads samples ``[rank * n // W, (rank + 1) * n // W)``.
+        world_size: W, number of processes.
+        device: as for :class:`TrainLoader`.
+        max_substitutes: as there; more in the shard are an error, and labels are those of what is
+            shown.
 
     Attributes:
-        info: what the file holds.
-        config: how it is read, by how many threads.
-        num_samples: of the file, over all processes.
-        damaged: samples that its tables damage, and how.
         local_ids: ids of this process's shard.
-        wait_seconds: how long consumers have waited for batches so far.
+
+    Raises:
+        DataError: the file cannot be used, the backend is not there, or a size is impossible.
     """
 
     def __init__(
         self,
-        reader: _Reader,
+        path: Path | str,
         size: int,
-        resize: int,
+        resize: int | None,
+        config: LoaderConfig,
+        *,
         batch_size: int,
-        rank: int,
-        world_size: int,
-        device: torch.device | None,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | None = None,
+        max_substitutes: float = 0,
     ) -> None:
-        super().__init__(reader, device)
+        resize = round(size * 256 / 224) if resize is None else resize
+        if not 1 <= size <= resize:
+            raise DataError(
+                f"evaluation crops of {size} pixels need resize >= size >= 1, got {resize}"
+            )
+        if batch_size < 1:
+            raise DataError(f"evaluation batches need at least one sample, got {batch_size}")
+        super().__init__(path, config, max_substitutes, device)
+        self._damage = Damage(self.info.path, self.num_samples, max_substitutes)
+        for sample, fault in self.damaged.items():
+            self._damage.note(sample, fault)
         self.local_ids = range(
             rank * self.num_samples // world_size, (rank + 1) * self.num_samples // world_size
         )
@@ -440,5 +415,10 @@ class EvalLoader(_Batches):
     def _all(self) -> Iterator[_Pending]:
         for step in range(len(self)):
             ids = self.local_ids[step * self._batch_size : (step + 1) * self._batch_size]
-            plan = CentreCrops(ids.start, len(ids), self._reader.table, self._size, self._resize)
-            yield _Pending(self._reader, plan, 1, self._size, Position(0, step))
+            ids_of = functools.partial(np.arange, ids.start, ids.stop)
+            plan = _Plan(Position(0, step), 0, len(ids), ids_of, self._boxes)
+            yield _Pending(self, plan, 1, self._size)
+
+    def _boxes(self, ids_N: IdArray, shown_N: IdArray) -> BoxArray:
+        heights, widths = self._table.heights[shown_N], self._table.widths[shown_N]
+        return centre_crop_boxes(heights, widths, self._size, self._resize)

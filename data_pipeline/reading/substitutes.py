@@ -8,15 +8,15 @@ Shape suffixes: N samples, V views, S side of a view, 4 = (top, left, height, wi
 """
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from common.errors import DataError
 from common.randomness import Stream, sample_keys, uniforms
+from data_pipeline.reading.open_beton import OpenBeton
 from data_pipeline.reading.order import IdArray
 
 BoxArray = npt.NDArray[np.int64]
@@ -40,11 +40,13 @@ class Decoder(abc.ABC):
     """What a backend does: decode samples of a .beton, cut boxes out of them, say what failed.
 
     Safe to call from several threads.
+
+    Args:
+        file: whose samples these are.
     """
 
-    path: Path
-    damaged: Mapping[int, str]
-    """Samples that the file's tables damage, and how."""
+    def __init__(self, file: OpenBeton) -> None:
+        self._file, self.path = file, file.path
 
     @abc.abstractmethod
     def try_decode(self, ids_N: IdArray, boxes_NV4: BoxArray, out_NVSS3: Pixels) -> IdArray:
@@ -61,7 +63,7 @@ class Decoder(abc.ABC):
 
     def problem(self, sample: int) -> str:
         """What is wrong with a damaged sample, to be put after 'sample 5'."""
-        return self.damaged.get(sample) or f"does not decode ({self.why(sample)})"
+        return self._file.table.damaged.get(sample) or f"does not decode ({self.why(sample)})"
 
     def decode(self, ids_N: IdArray, boxes_NV4: BoxArray, out_NVSS3: Pixels) -> None:
         """As :meth:`try_decode`, for files that must be sound.

@@ -13,7 +13,6 @@ Shape suffixes: N samples, V views, S side.
 import re
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional as tv
@@ -21,33 +20,25 @@ from torchvision.transforms.v2 import functional as tv
 from data_pipeline.reading.beton import JPEG_MODE
 from data_pipeline.reading.jpeg import JpegError, read_jpeg_header, soundness_check
 from data_pipeline.reading.open_beton import OpenBeton
-from data_pipeline.reading.substitutes import Decoder
+from data_pipeline.reading.order import IdArray
+from data_pipeline.reading.substitutes import BoxArray, Decoder, Pixels
 
 _SOURCE_LINE = re.compile(r"^decode_jpeg, \S+:\d+, ")  # where in torchvision it was noticed
 _UNKNOWN, _SOUND, _DAMAGED = 0, 1, 2
 
 
 class TorchvisionDecoder(Decoder):
-    """Decodes samples of a .beton and cuts boxes out of them. Safe to call from several threads.
-
-    Args:
-        file: whose samples these are.
-    """
+    """Decodes by torchvision."""
 
     def __init__(self, file: OpenBeton) -> None:
-        self.path, self.damaged, self._file = file.path, file.table.damaged, file
+        super().__init__(file)
         name, self._libjpeg_problem = soundness_check()
         # Pillow hears no more than torchvision does; asking it would be time for nothing.
         self._asks_libjpeg = name == "libjpeg-turbo"
         self._verdicts = np.full(len(file.table.sizes), _UNKNOWN, np.uint8)
 
-    def try_decode(
-        self,
-        ids_N: npt.NDArray[np.int64],
-        boxes_NV4: npt.NDArray[np.int64],
-        out_NVSS3: npt.NDArray[np.uint8],
-    ) -> npt.NDArray[np.int64]:
-        """As :meth:`data_pipeline.reading.substitutes.Decoder.try_decode`."""
+    def try_decode(self, ids_N: IdArray, boxes_NV4: BoxArray, out_NVSS3: Pixels) -> IdArray:
+        """See :class:`Decoder`."""
         side, failed = out_NVSS3.shape[2], []
         samples = zip(ids_N.tolist(), boxes_NV4.tolist(), out_NVSS3)
         for place, (sample, boxes_V4, out_VSS3) in enumerate(samples):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from data_pipeline.crops import CropConfig
 from data_pipeline.packing.pack import PackConfig, pack
-from data_pipeline.reading.loader import Batch, LoaderConfig, TrainLoader, eval_loader, train_loader
+from data_pipeline.reading.loader import Batch, EvalLoader, LoaderConfig, TrainLoader
 from data_pipeline.reading.order import Position
 from tests.data_pipeline.images import encoded, picture
 
@@ -50,10 +50,10 @@ def _write_images(folder: Path) -> None:
 
 
 def open_train(path: Path, backend: str = "ffcv", workers: int = 2, **options: int) -> TrainLoader:
-    """A loader of two views from ``path``; options are those of ``train_loader``."""
+    """A loader of two views from ``path``; options are those of ``TrainLoader``."""
     config = LoaderConfig(backend=backend, workers=workers)  # type: ignore[arg-type]
     arguments = {"seed": 3, "batch_size": BATCH} | options
-    return train_loader(path, CROP, config, **arguments)  # type: ignore[arg-type]
+    return TrainLoader(path, CROP, config, **arguments)  # type: ignore[arg-type]
 
 
 def take(source: TrainLoader, count: int, start: Position = START) -> list[Batch]:
@@ -67,7 +67,7 @@ def evaluate(
 ) -> list[Batch]:
     """All batches of an evaluation, which is made twice and must not differ."""
     arguments = {"batch_size": 10} | options
-    source = eval_loader(path, size, resize, LoaderConfig(workers=2), **arguments)  # type: ignore[arg-type]
+    source = EvalLoader(path, size, resize, LoaderConfig(workers=2), **arguments)  # type: ignore[arg-type]
     with closing(source):
         batches = list(source)
         assert digest(batches) == digest(list(source)), "a second pass differs"

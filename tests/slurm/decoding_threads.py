@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from common.cores import own_cores
 from data_pipeline.crops import CropConfig
-from data_pipeline.reading.loader import LoaderConfig, train_loader
+from data_pipeline.reading.loader import LoaderConfig, TrainLoader
 from data_pipeline.reading.order import Position
 from launch import cluster
 from trainer.parallel.machine import settle_threads
@@ -27,8 +27,8 @@ def main(data: Path, folder: Path) -> None:
     if "RANK" in os.environ:
         dist.init_process_group("gloo")
     config = settle_threads(LoaderConfig(backend="torchvision"), torch.device("cpu"))
-    loader = train_loader(data, CropConfig(size=8), config, views=1, seed=0, batch_size=160)
-    decode, seen = loader._reader.decoder.decode, set()
+    loader = TrainLoader(data, CropConfig(size=8), config, views=1, seed=0, batch_size=160)
+    decode, seen = loader._decoder.decode, set()
     together = threading.Barrier(loader.config.workers, timeout=60)
 
     def noted(*arguments: object) -> None:
@@ -37,7 +37,7 @@ def main(data: Path, folder: Path) -> None:
             together.wait()  # so that no thread does the work of two
         decode(*arguments)  # type: ignore[arg-type]
 
-    loader._reader.decoder.decode = noted  # type: ignore[method-assign]
+    loader._decoder.decode = noted  # type: ignore[method-assign]
     with closing(loader):
         list(itertools.islice(loader.starting_at(Position()), 2))
     (folder / os.environ.get("RANK", "0")).write_text(f"{len(seen)} of {len(own_cores().cpus)}")

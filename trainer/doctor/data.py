@@ -8,7 +8,7 @@ import torch
 
 from common.collectives import all_gather_json, rank_and_size
 from data_pipeline.reading.beton import check_beton
-from data_pipeline.reading.loader import train_loader
+from data_pipeline.reading.loader import TrainLoader
 from data_pipeline.reading.order import Position
 from trainer.config import RunConfig
 from trainer.doctor.finding import Finding, judged
@@ -44,7 +44,7 @@ def keeps_up(config: RunConfig, device: torch.device) -> Iterator[Finding]:
     images = min(_IMAGES, config.batch // size, info.num_samples // size)
     with torch.random.fork_rng(devices=[]):
         needed = _network_rate(config, device, images)
-    loader = train_loader(
+    loader = TrainLoader(
         config.data.train,
         config.crop,
         settle_threads(config.loader, device),

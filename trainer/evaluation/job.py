@@ -23,7 +23,7 @@ from common.rendezvous import JOIN_TIMEOUT, join, shutdown
 from data_pipeline.augment import Augment, ViewConfig
 from data_pipeline.crops import CropConfig
 from data_pipeline.reading.beton import BetonInfo
-from data_pipeline.reading.loader import LoaderConfig, eval_loader, train_loader
+from data_pipeline.reading.loader import EvalLoader, LoaderConfig, TrainLoader
 from data_pipeline.reading.order import Position
 from trainer.evaluation.load_encoder import LoadedEncoder, Which, load_encoder
 from trainer.evaluation.supervised import Batches
@@ -138,7 +138,7 @@ class Job:
             model: on the job's device, in the encoder's place.
         """
         chosen = self.preprocessing
-        loader = eval_loader(
+        loader = EvalLoader(
             path,
             chosen.size,
             chosen.resize,
@@ -196,7 +196,7 @@ class Job:
                 f"a batch of {batch_size} does not divide by {world_size} processes; "
                 f"take {batch_size - batch_size % world_size}"
             )
-        loader = train_loader(
+        loader = TrainLoader(
             path,
             crop,
             self.loader,

@@ -13,7 +13,7 @@ from torch import nn
 from common.errors import DataError, NumericalError
 from data_pipeline.augment import Augment
 from data_pipeline.packing.embedded import NAME, embedded_images
-from data_pipeline.reading.loader import LoaderConfig, eval_loader
+from data_pipeline.reading.loader import EvalLoader, LoaderConfig
 from trainer.evaluation.load_encoder import Preprocessing
 from trainer.export.target import Features, Target
 from trainer.state.run_data import run_data
@@ -127,7 +127,7 @@ def proof_images(
 def _first_crops(path: Path, how: Preprocessing) -> torch.Tensor:
     # The torchvision backend: FFCV would compile for seconds to read eight images.
     reader = LoaderConfig(backend="torchvision", workers=1)
-    loader = eval_loader(path, how.size, how.resize, reader, batch_size=_IMAGES)
+    loader = EvalLoader(path, how.size, how.resize, reader, batch_size=_IMAGES)
     with contextlib.closing(loader):
         return next(iter(loader)).crops_BVHWC
 

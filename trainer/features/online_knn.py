@@ -15,7 +15,7 @@ from common.bounds import check_bounds
 from common.errors import ConfigError
 from data_pipeline.augment import Augment
 from data_pipeline.reading.beton import BetonInfo
-from data_pipeline.reading.loader import EvalLoader, LoaderConfig, eval_loader
+from data_pipeline.reading.loader import EvalLoader, LoaderConfig
 from trainer.features.extraction import default_resize, extract_features
 from trainer.features.knn import knn_classify, remark_on_k
 from trainer.features.labelled_files import read_labels
@@ -60,7 +60,7 @@ class OnlineKnn:
         max_substitutes: float = 0,
     ) -> None:
         def load(path: Path) -> EvalLoader:
-            return eval_loader(
+            return EvalLoader(
                 path,
                 size,
                 default_resize(size) if config.resize is None else config.resize,

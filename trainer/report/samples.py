@@ -17,7 +17,7 @@ import torch
 from data_pipeline.augment import Augment, AugmentConfig
 from data_pipeline.crops import CropConfig
 from data_pipeline.reading.beton import check_beton, read_sample_table
-from data_pipeline.reading.loader import LoaderConfig, train_loader
+from data_pipeline.reading.loader import LoaderConfig, TrainLoader
 from data_pipeline.reading.order import Position
 from trainer.config import from_json
 from trainer.evaluation.load_encoder import Preprocessing
@@ -93,7 +93,7 @@ def view_batch(
     seed = seed if isinstance(seed, int) else 0
     count = min(count, len(read_sample_table(train).labels))
     with contextlib.closing(
-        train_loader(train, crop, _LOADER, seed=seed, batch_size=count)
+        TrainLoader(train, crop, _LOADER, seed=seed, batch_size=count)
     ) as loader:
         batch = next(loader.starting_at(Position(0, 0)))
     views = Augment(augment, seed)(batch.crops_BVHWC, batch.ids_B, batch.position.epoch)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from data_pipeline.packing.pack import PackConfig, pack
-from data_pipeline.reading.loader import LoaderConfig, eval_loader
+from data_pipeline.reading.loader import EvalLoader, LoaderConfig
 from tests.data_pipeline.batches import SIZE, N, evaluate
 from tests.data_pipeline.images import encoded, picture
 
@@ -42,7 +42,7 @@ def test_evaluating_images_of_the_crops_size_changes_nothing(tmp_path: Path) -> 
     config = PackConfig(workers=1, format="raw")
     pack(str(tmp_path / "images"), tmp_path / "x.beton", config, progress=False)
     for backend in ("ffcv", "torchvision"):
-        source = eval_loader(
+        source = EvalLoader(
             tmp_path / "x.beton",
             24,
             24,
@@ -64,7 +64,7 @@ def test_decoding_reduced_is_bounded_and_only_where_asked_for(tmp_path: Path) ->
     crops = {}
     for reduction in (1, 2, 8):
         config = LoaderConfig(workers=1, max_reduction=reduction)  # type: ignore[arg-type]
-        source = eval_loader(path, SIZE, SIZE, config, batch_size=4)
+        source = EvalLoader(path, SIZE, SIZE, config, batch_size=4)
         crops[reduction] = next(iter(source)).crops_BVHWC.int()
         source.close()
     for reduction in (2, 8):

@@ -9,7 +9,7 @@ import pytest
 
 from common.errors import ConfigError, DataError
 from data_pipeline.reading import ffcv_compat
-from data_pipeline.reading.loader import LoaderConfig, eval_loader
+from data_pipeline.reading.loader import EvalLoader, LoaderConfig
 from data_pipeline.reading.order import Position
 from tests.data_pipeline.batches import open_train
 
@@ -36,7 +36,7 @@ def test_a_position_that_no_epoch_has_is_refused(jpegs: Path, position: Position
 
 def test_impossible_evaluation_sizes_are_refused(jpegs: Path) -> None:
     with pytest.raises(DataError, match="resize >= size"):
-        eval_loader(jpegs, 64, 32, LoaderConfig(), batch_size=8)
+        EvalLoader(jpegs, 64, 32, LoaderConfig(), batch_size=8)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def no_ffcv(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("no_ffcv")
 def test_without_ffcv_auto_falls_back_and_ffcv_says_why(jpegs: Path) -> None:
     source = open_train(jpegs, "auto")
-    assert type(source._reader.decoder).__name__ == "TorchvisionDecoder"
+    assert type(source._decoder).__name__ == "TorchvisionDecoder"
     source.close()
     with pytest.raises(DataError, match=r"FFCV cannot be used here .*--loader.backend torchvision"):
         open_train(jpegs, "ffcv")
@@ -77,7 +77,7 @@ import sys
 sys.modules["ffcv"] = sys.modules["numba"] = None
 from data_pipeline.reading.loader import *
 config = LoaderConfig(backend="torchvision", workers=1)
-source = train_loader({str(jpegs)!r}, CropConfig(size=8), config, seed=0, batch_size=4)
+source = TrainLoader({str(jpegs)!r}, CropConfig(size=8), config, seed=0, batch_size=4)
 print(len(next(source.starting_at(Position())).ids_B))
 """
     root = Path(__file__).resolve().parents[3]

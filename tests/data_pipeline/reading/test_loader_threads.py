@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from data_pipeline.reading import batch_plan
+from data_pipeline.reading import loader
 from data_pipeline.reading.order import Position, permute
 from tests.data_pipeline.batches import decoding_threads, digest, open_train, take
 
@@ -20,14 +20,14 @@ def test_any_exception_while_decoding_reaches_the_consumer(
 ) -> None:
     source = open_train(jpegs)
     calls = itertools.count()
-    decode = source._reader.decoder.decode
+    decode = source._decoder.decode
 
     def fails_later(*arguments: npt.NDArray[np.generic]) -> None:
         if next(calls) == 5:
             raise RuntimeError("boom")
         decode(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(source._reader.decoder, "decode", fails_later)
+    monkeypatch.setattr(source._decoder, "decode", fails_later)
     with pytest.raises(RuntimeError, match="boom"):
         for _ in source.starting_at(Position()):
             pass
@@ -79,13 +79,13 @@ def test_waiting_is_counted_and_working_is_not(
     jpegs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = open_train(jpegs)
-    decode = source._reader.decoder.decode
+    decode = source._decoder.decode
 
     def slowly(*arguments: npt.NDArray[np.generic]) -> None:
         time.sleep(0.2)
         decode(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(source._reader.decoder, "decode", slowly)
+    monkeypatch.setattr(source._decoder, "decode", slowly)
     batches = source.starting_at(Position())
     next(batches)
     waited = source.wait_seconds
@@ -106,9 +106,9 @@ def test_a_batch_is_planned_once_however_many_parts_it_is_decoded_in(
         asked.append(len(positions))
         return permute(seed, epoch, positions, n)
 
-    monkeypatch.setattr(batch_plan, "permute", counted)
+    monkeypatch.setattr(loader, "permute", counted)
     source = open_train(jpegs, workers=3, batch_size=40)
-    assert len(source._reader.chunks(40)) == 5
+    assert len(source._chunks(40)) == 5
     take(source, 1)
     assert set(asked) == {40}
     assert len(asked) <= 1 + source.config.prefetch + 1  # the batches begun ahead

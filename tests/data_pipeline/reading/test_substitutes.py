@@ -13,7 +13,7 @@ from data_pipeline.packing.pack import PackConfig, pack
 from data_pipeline.reading.batch import Batch
 from data_pipeline.reading.beton import check_beton, read_sample_table
 from data_pipeline.reading.damage import Damage, allowance, check_limit
-from data_pipeline.reading.loader import LoaderConfig, TrainLoader, eval_loader, train_loader
+from data_pipeline.reading.loader import EvalLoader, LoaderConfig, TrainLoader
 from data_pipeline.reading.order import Position
 from data_pipeline.reading.substitutes import Substitute, candidates
 from tests.data_pipeline import damaged, images
@@ -47,7 +47,7 @@ def bad(sound: Path) -> Path:
 def open_train(path: Path, backend: str = "torchvision", **options: float) -> TrainLoader:
     config = LoaderConfig(backend=backend, workers=2)  # type: ignore[arg-type]
     arguments = {"seed": 3, "batch_size": BATCH, "max_substitutes": 0.1} | options
-    return train_loader(path, CropConfig(size=SIZE), config, **arguments)  # type: ignore[arg-type]
+    return TrainLoader(path, CropConfig(size=SIZE), config, **arguments)  # type: ignore[arg-type]
 
 
 def take(source: TrainLoader, count: int = 4, start: Position | None = None) -> list[Batch]:
@@ -87,7 +87,7 @@ def test_a_damaged_header_takes_no_other_sample_with_it(
     patch = (b"\0\1", at + 2 - int(table.offsets[3]))  # a segment of one byte
     path = damaged.overwritten(sound, tmp_path / "x.beton", {3: patch})
     config = LoaderConfig(backend=backend, workers=1)  # type: ignore[arg-type]
-    with closing(eval_loader(path, 24, 24, config, batch_size=N, max_substitutes=1)) as source:
+    with closing(EvalLoader(path, 24, 24, config, batch_size=N, max_substitutes=1)) as source:
         assert replaced(list(source)).keys() == {3}
 
 
@@ -103,7 +103,7 @@ def test_a_jpeg_without_tables_does_not_borrow_those_of_the_one_before(
     path = damaged.overwritten(sound, tmp_path / "x.beton", {3: (b"\xff\xe5", at)})
     path = damaged.overwritten(path, path, {3: (b"\xff\xe5", second)})
     config = LoaderConfig(backend=backend, workers=1)  # type: ignore[arg-type]
-    with closing(eval_loader(path, 24, 24, config, batch_size=N, max_substitutes=1)) as source:
+    with closing(EvalLoader(path, 24, 24, config, batch_size=N, max_substitutes=1)) as source:
         assert replaced(list(source)).keys() == {3}
     with pytest.raises(DataError, match=r"sample 3 .*Quantization table 0x00 was not defined\)"):
         take(open_train(path, backend, max_substitutes=0))
@@ -226,7 +226,7 @@ def test_where_nothing_decodes_the_search_ends(sound: Path, tmp_path: Path, back
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_evaluation_replaces_only_where_it_is_allowed_to(bad: Path, backend: str) -> None:
     config = LoaderConfig(backend=backend, workers=1)  # type: ignore[arg-type]
-    with closing(eval_loader(bad, 24, 24, config, batch_size=16, max_substitutes=4)) as source:
+    with closing(EvalLoader(bad, 24, 24, config, batch_size=16, max_substitutes=4)) as source:
         batches = list(source)
         assert source.info.has_label
     assert torch.cat([batch.ids_B for batch in batches]).tolist() == list(range(N))
@@ -235,7 +235,7 @@ def test_evaluation_replaces_only_where_it_is_allowed_to(bad: Path, backend: str
     for sample, shown in replaced(batches).items():
         assert labels[sample] == table.labels[shown]
     with (
-        closing(eval_loader(bad, 24, 24, config, batch_size=16, max_substitutes=3)) as source,
+        closing(EvalLoader(bad, 24, 24, config, batch_size=16, max_substitutes=3)) as source,
         pytest.raises(DataError, match="at least 4 samples are damaged, 3 may be"),
     ):
         list(source)

@@ -11,7 +11,7 @@ import torch
 from common import cores
 from common.cores import Cores
 from data_pipeline.crops import CropConfig
-from data_pipeline.reading.loader import LoaderConfig, TrainLoader, train_loader
+from data_pipeline.reading.loader import LoaderConfig, TrainLoader
 from launch import command_line
 from tests.dist import run_ranks
 from trainer.doctor import environment
@@ -89,9 +89,9 @@ def test_every_loader_of_an_evaluation_has_the_share(
 
     def spy(path: Path, crop: CropConfig, config: LoaderConfig, **more: Any) -> TrainLoader:
         given.append(config)
-        return train_loader(path, crop, config, **more)
+        return TrainLoader(path, crop, config, **more)
 
-    monkeypatch.setattr(job, "train_loader", spy)
+    monkeypatch.setattr(job, "TrainLoader", spy)
     config = job.JobConfig(source="", loader=loader, device="cpu")
     with job.Job(config, encoder) as opened:
         assert opened.loader.workers == 3
