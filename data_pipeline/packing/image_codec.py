@@ -34,15 +34,13 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from data_pipeline.packing import depth
-from data_pipeline.packing.orientation import jpeg_orientation, read_orientation, turn_to_do, turned
-from data_pipeline.packing.soundness import is_cut_short, png_damage
+from data_pipeline.packing import image_file
 from data_pipeline.reading.beton import JPEG_MODE, MAX_PIXELS, RAW_MODE
 from data_pipeline.reading.jpeg import (
     JpegError,
@@ -55,6 +53,7 @@ from data_pipeline.reading.jpeg import (
 
 AUTO_RAW_PIXELS = 128 * 128  # 48 KiB raw; above it a JPEG of quality 90 is several times smaller
 MAX_FILE_BYTES = 1 << 30
+NO_LABEL = -1
 _NAMES = {
     **{"1": "grey", "L": "grey", "LA": "grey", "P": "palette", "PA": "palette"},
     **{"CMYK": "CMYK", "YCbCr": "YCbCr"},
@@ -106,6 +105,14 @@ class LeftOut:
     reason: str
 
 
+class Sample(NamedTuple):
+    """One image of a source, or why it cannot be had, and its label."""
+
+    image: ImageData | LeftOut
+    label: int
+    """:data:`NO_LABEL` where there is none."""
+
+
 class _UnusableError(ValueError):
     """Why an image is left out."""
 
@@ -126,7 +133,7 @@ class ImageCodec:
             data = _read_file(image)
             if is_jpeg(data):
                 return self._encode_jpeg(data)
-            if damage := png_damage(data):
+            if damage := image_file.png_damage(data):
                 return self._convert_damaged(data, f"PNG: {damage}")
             return self._convert(data, [])
         except _UnusableError as error:
@@ -165,7 +172,7 @@ class ImageCodec:
         longest = config.max_side or 0xFFFF
         fits = header.height * header.width <= MAX_PIXELS
         fits = fits and max(header.height, header.width) <= longest
-        upright = not config.upright or jpeg_orientation(data) == 1
+        upright = not config.upright or image_file.jpeg_orientation(data) == 1
         if fits and upright and config.format != "raw":
             return _stored(JPEG_MODE, header.height, header.width, data, "passed through")
         return self._convert(data, [])
@@ -183,18 +190,18 @@ class ImageCodec:
             except Image.DecompressionBombError:
                 raise self._too_many("far more pixels") from None
             except OSError as error:
-                if is_cut_short(data):
+                if image_file.is_cut_short(data):
                     raise _UnusableError("truncated") from None
                 if isinstance(error, Image.UnidentifiedImageError):
-                    raise _UnusableError(depth.unidentified(data)) from None
+                    raise _UnusableError(image_file.unidentified(data)) from None
                 raise
             with image:
                 if not self._decodes_scaled(data):
                     self._check_size(image.height, image.width)
-                if reason := depth.unusable(image):
+                if reason := image_file.unusable(image):
                     raise _UnusableError(reason)
-                changes += depth.parts_lost(image, data)
-                return self._decode(image, depth.bits_per_channel(image, data), changes)
+                changes += image_file.parts_lost(image, data)
+                return self._decode(image, image_file.bits_per_channel(image, data), changes)
 
     def _decode(self, image: Image.Image, bits: int, changes: list[str]) -> Stored:
         if image.format in ("JPEG", "MPO") and self._config.max_side:
@@ -204,15 +211,15 @@ class ImageCodec:
                 least = [max(1, int(length * scale)) for length in image.size]
                 image.draft(None, (least[0], least[1]))
             self._check_size(image.height, image.width)
-        orientation = read_orientation(image)
+        orientation = image_file.read_orientation(image)
         with _words_of_libtiff() if image.format == "TIFF" else contextlib.nullcontext():
             image.load()
         if orientation != 1 and self._config.upright:
             changes.append("turned upright")
-        turn = turn_to_do(image, orientation, self._config.upright)
+        turn = image_file.turn_to_do(image, orientation, self._config.upright)
         if bits > 8:
             image = self._to_eight_bits(image, bits, changes)
-        elif depth.has_unnamed_band(image):
+        elif image_file.has_unnamed_band(image):
             image = image.convert("RGB")
         return self._finish(image, changes, turn)
 
@@ -220,13 +227,13 @@ class ImageCodec:
         if image.mode.startswith("I"):
             if "transparency" in image.info:
                 changes.append("transparency dropped")
-            image, had = depth.scaled_to_eight(image, bits)
-            kept = depth.levels(image)
+            image, had = image_file.scaled_to_eight(image, bits)
+            kept = image_file.levels(image)
             share, lost = f"{kept} of {had} levels", kept < had
         else:  # of colour Pillow gives the high bytes alone
-            if depth.has_unnamed_band(image):
+            if image_file.has_unnamed_band(image):
                 image = image.convert("RGB")
-            kept = depth.levels(image)
+            kept = image_file.levels(image)
             share, lost = f"{kept} levels", True
         if lost and kept < self._config.min_levels:
             raise _UnusableError(
@@ -258,7 +265,7 @@ class ImageCodec:
             size = (max(1, round(rgb.width * scale)), max(1, round(rgb.height * scale)))
             rgb = rgb.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
             changes.append("shrunk")
-        rgb = turned(rgb, turn)
+        rgb = image_file.turned(rgb, turn)
         if rgb.height * rgb.width > MAX_PIXELS or max(rgb.size) > 0xFFFF:
             raise _UnusableError(
                 f"{rgb.width} x {rgb.height} pixels are more than a .beton holds; set --max-side"

@@ -13,17 +13,18 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import PIL
 
+from common.bounds import check_bounds
 from common.cores import cores_alone
-from common.errors import DataError
+from common.errors import ConfigError, DataError
 from common.files.atomic_file import AtomicFile, check_replaceable
 from common.progress import Progress
 from data_pipeline.packing.beton_writer import BetonWriter
-from data_pipeline.packing.image_codec import CodecConfig, LeftOut, Stored
+from data_pipeline.packing.image_codec import CodecConfig, Format, LeftOut, Stored
 from data_pipeline.packing.pack_workers import CHUNK, Chunk, WorkerDiedError, encode_in_order
 from data_pipeline.packing.sources import IMAGE_EXTENSIONS, Source, open_source
 from data_pipeline.reading.beton import MAX_LABEL, sample_count, sha256_of
@@ -54,24 +55,22 @@ class PackConfig(CodecConfig):
     """File names that count as images, lower case, with their dots."""
 
     def __post_init__(self) -> None:
-        checks = (
-            (self.max_side >= 0, f"max side {self.max_side}: use 0 (keep) or pixels"),
-            (1 <= self.quality <= 100, f"quality {self.quality}: use 1 to 100"),
-            (self.format in ("auto", "jpeg", "raw"), f"format {self.format}: auto, jpeg or raw"),
-            (0 <= self.min_levels <= 256, f"--min-levels {self.min_levels}: use 0 to 256"),
-            (self.workers >= 0, f"{self.workers} workers: use 0 (all cores) or more"),
-            (
-                1 <= self.max_pixels <= _MAX_PIXELS,
-                f"--max-pixels: use 1 to {_MAX_PIXELS} (by memory)",
-            ),
-            (bool(self.extensions), "no file extensions: name at least one"),
+        check_bounds(
+            self,
+            "--",
+            max_side="[0, inf)",
+            quality="[1, 100]",
+            min_levels="[0, 256]",
+            workers="[0, inf)",
+            max_pixels=f"[1, {_MAX_PIXELS}]",
         )
-        for holds, message in checks:
-            if not holds:
-                raise DataError(message)
+        if self.format not in get_args(Format):
+            raise ConfigError(f"--format {self.format}: choose auto, jpeg or raw")
+        if not self.extensions:
+            raise ConfigError("no file extensions: name at least one")
         for extension in self.extensions:
             if not extension.startswith(".") or extension != extension.lower():
-                raise DataError(f"extension {extension!r}: lower case, with its dot, as '.jpg'")
+                raise ConfigError(f"extension {extension!r}: lower case, with its dot, as '.jpg'")
 
 
 @dataclass(frozen=True)

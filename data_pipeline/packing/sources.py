@@ -8,13 +8,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from common.errors import DataError
-from data_pipeline.packing.source import NO_LABEL, Sample, Source
+from data_pipeline.packing.image_codec import NO_LABEL, Sample
 
 # torchvision's ImageFolder takes these, so sample ids and labels agree with it.
 IMAGE_EXTENSIONS = (*(".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"),)
@@ -27,6 +27,24 @@ _SYSTEM_FOLDERS = frozenset(
     | {f"found.{number:03}" for number in range(1000)}
 )
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
+
+
+class Source(Protocol):
+    """A numbered set of images, which names them for reports and hands out each with its label."""
+
+    description: dict[str, str]
+    class_names: tuple[str, ...]
+    passed_over: dict[str, list[str]]  # why -> names
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """What to call an image in a report."""
+        ...
+
+    def sample(self, index: int) -> Sample:
+        """An image and its label."""
+        ...
 
 
 def open_source(
@@ -47,7 +65,7 @@ def open_source(
     """
     kind, _, rest = source.partition(":")
     if kind == "embedded":
-        return EmbeddedSource(rest)
+        return _open_embedded(rest)
     folder = Path(source)
     if kind != "torchvision" and folder.exists():
         return FolderSource(folder, labels=labels, extensions=extensions)
@@ -63,9 +81,10 @@ def open_source(
 
     name = rest if kind == "torchvision" else source
     if kind != "torchvision" and not torchvision_source.is_known(name):
-        near = difflib.get_close_matches(name.lower(), torchvision_source.known_names(), n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise DataError(f"{source}: neither a folder nor the name of a torchvision data set{hint}")
+        raise DataError(
+            f"{source}: neither a folder nor the name of a torchvision data set"
+            f"{torchvision_source.similar(name)}"
+        )
     return torchvision_source.open_torchvision(name, root=root, download=download)
 
 
@@ -238,19 +257,17 @@ class ArraySource:
         return Sample(self._images[index], int(self._labels[index]))
 
 
-class EmbeddedSource(ArraySource):
+def _open_embedded(name: str) -> ArraySource:
     """The images that ship with the product, ``NAME[:train|test]``."""
+    from data_pipeline.packing import embedded
 
-    def __init__(self, name: str) -> None:
-        from data_pipeline.packing import embedded
-
-        base, _, split = name.partition(":")
-        if base != embedded.NAME or split not in ("", "train", "test"):
-            raise DataError(
-                f"embedded:{name}: there is embedded:{embedded.NAME}:train and "
-                f"embedded:{embedded.NAME}:test"
-            )
-        part: Literal["train", "test"] = "test" if split == "test" else "train"
-        images, labels, class_names = embedded.embedded_images(part)
-        description = {"kind": "embedded", "name": base, "split": part}
-        super().__init__(images, labels, class_names, description)
+    base, _, split = name.partition(":")
+    if base != embedded.NAME or split not in ("", "train", "test"):
+        raise DataError(
+            f"embedded:{name}: there is embedded:{embedded.NAME}:train and "
+            f"embedded:{embedded.NAME}:test"
+        )
+    part: Literal["train", "test"] = "test" if split == "test" else "train"
+    return ArraySource(
+        *embedded.embedded_images(part), {"kind": "embedded", "name": base, "split": part}
+    )

@@ -16,8 +16,7 @@ import torchvision.datasets
 from PIL import Image, ImageFile
 
 from common.errors import DataError
-from data_pipeline.packing.image_codec import LeftOut
-from data_pipeline.packing.source import NO_LABEL, Sample, Source
+from data_pipeline.packing.image_codec import NO_LABEL, LeftOut, Sample
 
 _NO_DATA_SETS = frozenset(
     {"VisionDataset", "ImageFolder", "DatasetFolder", "wrap_dataset_for_transforms_v2"}
@@ -41,12 +40,13 @@ def is_known(name: str) -> bool:
     return _plain(name.partition(":")[0]) in _CLASSES
 
 
-def known_names() -> list[str]:
-    """Every name, as :func:`is_known` compares it."""
-    return sorted(_CLASSES)
+def similar(name: str) -> str:
+    """``"; did you mean A or B?"``, or nothing where no data set has a name like this one."""
+    near = difflib.get_close_matches(_plain(name), sorted(_CLASSES), n=3)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
-def open_torchvision(name: str, *, root: Path, download: bool) -> Source:
+def open_torchvision(name: str, *, root: Path, download: bool) -> "TorchvisionSource":
     """The data set ``NAME[:SPLIT]``; the split is the set's own default where none is given.
 
     Args:
@@ -60,9 +60,9 @@ def open_torchvision(name: str, *, root: Path, download: bool) -> Source:
     """
     base, *parts = name.split(":")
     if not is_known(base):
-        near = difflib.get_close_matches(_plain(base), known_names(), n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise DataError(f"torchvision:{name}: torchvision has no data set of this name{hint}")
+        raise DataError(
+            f"torchvision:{name}: torchvision has no data set of this name{similar(base)}"
+        )
     cls = _CLASSES[_plain(base)]
     parameters = _constructor_parameters(cls)
     arguments: dict[str, Any] = _split_arguments(name, parameters, parts)

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from data_pipeline.packing import image_codec
 from data_pipeline.packing.image_codec import CodecConfig, ImageCodec, LeftOut, Stored
-from data_pipeline.packing.orientation import jpeg_orientation
+from data_pipeline.packing.image_file import jpeg_orientation
 from data_pipeline.reading import jpeg as jpeg_module
 from data_pipeline.reading.beton import JPEG_MODE, RAW_MODE
 from tests.data_pipeline import images

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.errors import DataError
+from common.errors import ConfigError, DataError
 from common.files.atomic_file import check_replaceable, write_atomically
 from data_pipeline.packing import pack as pack_module
 from data_pipeline.packing.pack import PackConfig
@@ -147,7 +147,7 @@ def test_no_usable_image_is_an_error(tmp_path: Path) -> None:
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, object]) -> None:
-    with pytest.raises(DataError):
+    with pytest.raises(ConfigError):
         PackConfig(**settings)  # type: ignore[arg-type]
 
 

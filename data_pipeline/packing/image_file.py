@@ -1,5 +1,13 @@
-"""What pixels a file has, where one or three bands of eight bits do not hold them."""
+"""What an image's file says beside its pixels: is it whole, which way up is it, how deep?
 
+Soundness as far as a format lets tell: :mod:`data_pipeline.reading.jpeg` asks of JPEGs; a PNG's
+damage is found here, since Pillow does not compare the checksums of pixels; formats without any
+(BMP, WebP, most TIFF) can have wrong pixels that nobody finds.
+"""
+
+import re
+import struct
+import zlib
 from collections.abc import Iterator
 from io import BytesIO
 from typing import Any
@@ -8,13 +16,125 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, TiffImagePlugin
 
+from data_pipeline.reading.jpeg import JpegError, segments
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_TIFFS = {  # head -> where the first directory's place stands; formats of place, count, entry
+    b"II*\0": (4, "<I", "<H", "<HHII"),
+    b"MM\0*": (4, ">I", ">H", ">HHII"),
+    b"II+\0": (8, "<Q", "<Q", "<HHQQ"),
+    b"MM\0+": (8, ">Q", ">Q", ">HHQQ"),
+}
+_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}  # or 1
+_ORIENTATION = 0x0112
+_APP1 = 0xE1
+_XMP = re.compile(rb"""tiff:Orientation\s*(?:=\s*["']|>)\s*([1-8])\b""")
+_TRANSPOSES = {  # what turns an image of each EXIF orientation upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_BACK = {6: 8, 8: 6}  # the others undo themselves
 _BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _EXTRA, _FORMAT = 258, 262, 277, 284, 338, 339  # TIFF tags
 _SUBFILE, _NOT_A_PAGE = 254, 0b101  # a smaller copy, a mask
 _NUMBERS = {1: "unsigned", 2: "signed", 3: "floating-point"}
-_TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _IHDR, _IHDR_BITS = b"IHDR", 12  # behind width and height
 _JPEG2000_HEAD, _JPEG2000_BITS = b"\xff\x4f\xff\x51", 42  # SOC and SIZ; place of the first Ssiz
 _REMEDY = "save it as grey or RGB of 8 or 16 unsigned bits"
+
+
+# --- whole? ---------------------------------------------------------------------------------------
+
+
+def png_damage(data: bytes) -> str | None:
+    """What is wrong with a PNG up to its end chunk, whatever follows; None also for other files."""
+    if not data.startswith(_PNG):
+        return None
+    at, content = len(_PNG), memoryview(data)
+    while at + 12 <= len(data):
+        end = at + 8 + int.from_bytes(content[at : at + 4], "big")
+        kind = data[at + 4 : at + 8]
+        if end + 4 > len(data):
+            break
+        if zlib.crc32(content[at + 4 : end]) != int.from_bytes(content[end : end + 4], "big"):
+            return f"wrong checksum of {kind.decode('ascii', 'backslashreplace')} at byte {at}"
+        if kind == b"IEND":
+            return None
+        at = end + 4
+    return "truncated"
+
+
+def is_cut_short(data: bytes) -> bool:
+    """Whether a WebP is shorter than it says, or lacks what the first directory of a TIFF names."""
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return len(data) < 8 + int.from_bytes(data[4:8], "little")
+    if (layout := _TIFFS.get(data[:4])) is None:
+        return False
+    at, place, count, entry = layout
+    try:
+        (first,) = struct.unpack_from(place, data, at)
+        (entries,) = struct.unpack_from(count, data, first)
+        for number in range(entries):
+            at = first + struct.calcsize(count) + number * struct.calcsize(entry)
+            _, kind, values, value = struct.unpack_from(entry, data, at)
+            size = values * _BYTES.get(kind, 1)
+            if size > struct.calcsize(place) and value + size > len(data):
+                return True
+    except (struct.error, OverflowError):
+        return True
+    return False
+
+
+# --- which way up? --------------------------------------------------------------------------------
+
+
+def read_orientation(image: Image.Image) -> int:
+    """The orientation that EXIF, TIFF's own tag or else XMP states, 1 (upright) to 8.
+
+    1 too where it cannot be read. Ask before the pixels are loaded: see :func:`turn_to_do`.
+    """
+    try:
+        exif = image.getexif()
+        if _ORIENTATION not in exif and (stated := _XMP.search(image.info.get("xmp", b""))):
+            # Pillow, which turns TIFFs, reads but one way to write XMP.
+            exif[_ORIENTATION] = int(stated[1])
+        orientation = exif.get(_ORIENTATION, 1)
+    except Exception:  # EXIF is free-form and often broken; Pillow raises whatever its parser meets
+        return 1
+    return orientation if orientation in _TRANSPOSES else 1
+
+
+def jpeg_orientation(data: bytes) -> int:
+    """:func:`read_orientation` of a JPEG; the many without EXIF and XMP are not opened for it."""
+    try:
+        if all(marker != _APP1 for marker, _, _ in segments(data)):
+            return 1
+        with Image.open(BytesIO(data)) as image:
+            return read_orientation(image)
+    except (JpegError, OSError):
+        return 1
+
+
+def turn_to_do(image: Image.Image, orientation: int, upright: bool) -> int:
+    """The orientation by which the loaded pixels are still to be turned with :func:`turned`.
+
+    Pillow turns TIFF files by itself when it loads them, and no others.
+    """
+    if image.format == "TIFF":
+        return 1 if upright else _BACK.get(orientation, orientation)
+    return orientation if upright else 1
+
+
+def turned(image: Image.Image, orientation: int) -> Image.Image:
+    """The image turned upright, which is stored in this orientation."""
+    return image if orientation == 1 else image.transpose(_TRANSPOSES[orientation])
+
+
+# --- pixels that one or three bands of eight bits do not hold -------------------------------------
 
 
 def unidentified(data: bytes) -> str:
@@ -121,7 +241,7 @@ def _described(tags: Any) -> str:
 
 def _directories(data: bytes) -> Iterator[Any]:
     """The tags of each page of a TIFF; Pillow gives none of a page that it cannot read."""
-    if data[:4] not in _TIFF_HEADS:
+    if data[:4] not in _TIFFS:
         return
     file, seen = BytesIO(data), set()
     tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(16 if 43 in data[2:4] else 8))
