@@ -12,7 +12,7 @@ from common.files.strict_json import dump_json
 from launch import cluster
 from launch.devices import add_option
 from launch.exit_codes import ExitCode
-from launch.recipe_list import recipes
+from launch.settings_arguments import recipes
 
 _DESCRIPTION = """\
 Examine this machine or cluster for pretraining: versions, FFCV, GPUs, bandwidth between nodes,

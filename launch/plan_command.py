@@ -4,14 +4,14 @@ import argparse
 import dataclasses
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import ConfigError
 from common.files.strict_json import dump_json
-from launch.arguments import Parser
+from launch.arguments import Parser, unknown
 from launch.exit_codes import ExitCode
-from launch.recipe_list import check_recipe
-from launch.settings_arguments import parse_settings
+from launch.settings_arguments import check_recipe, parse_settings, refuse_unknown
 from trainer.planner.rates import GPUS, Gpu, Rates
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ examples:
   widebatch plan simclr-r50 --batch 4096 --gpus 8 --gpu a100-40g --micro-batch 256 --json
   widebatch plan digits-demo --data.train digits.beton --calibrate
 """
+_UNNAMED = Path("its data set")
+_OTHER_GPU = "for another, the nearest with its --gpu-memory-gib"
 
 
 def main(arguments: Sequence[str]) -> ExitCode:
@@ -41,9 +43,13 @@ def main(arguments: Sequence[str]) -> ExitCode:
     check_recipe(recipe)
     args, overrides = parser.parse_known_args(arguments[1:])
     own = [option for action in parser._actions for option in action.option_strings]
-    config, known = _config(recipe, overrides, own)
-    _check(args)
-    return _plan(args, config, known)
+    refuse_unknown(f"widebatch plan {recipe}", overrides, own)
+    if not {"-h", "--help"} & set(overrides):
+        _check(args)
+    config = parse_settings(
+        "plan", recipe, overrides, train=_UNNAMED, other_options=own, text=_DESCRIPTION
+    )
+    return _plan(args, config, known=config.data.train != _UNNAMED)
 
 
 def command_parser() -> argparse.ArgumentParser:
@@ -59,7 +65,7 @@ def command_parser() -> argparse.ArgumentParser:
         add_help=False,  # --help after a recipe is for its settings
     )
     parser.add_argument(
-        "--gpu", choices=tuple(GPUS), metavar="NAME", help=f"one of {', '.join(GPUS)}"
+        "--gpu", type=_gpu, choices=tuple(GPUS), metavar="NAME", help=f"one of {', '.join(GPUS)}"
     )
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="machines (default 1)")
     parser.add_argument(
@@ -94,11 +100,19 @@ def _add_rates(group: argparse._ArgumentGroup) -> None:
         group.add_argument(f"--{name}", type=float, metavar=metavar, help=text)
 
 
+def _gpu(name: str) -> str:
+    if name not in GPUS:
+        raise argparse.ArgumentTypeError(f"{unknown('GPU', name, GPUS)} ({_OTHER_GPU})")
+    return name
+
+
 def _check(args: argparse.Namespace) -> None:
     if args.calibrate and args.gpu:
         raise ConfigError("--gpu and --calibrate: one names a GPU, the other measures this machine")
     if not args.calibrate and not args.gpu:
-        raise ConfigError(f"--gpu NAME is one of {', '.join(GPUS)}; --calibrate measures this one")
+        raise ConfigError(
+            f"--gpu NAME is one of {', '.join(GPUS)} ({_OTHER_GPU}); --calibrate measures this one"
+        )
     for name in ("flops_fraction", "bandwidth_fraction", "gpu_memory_gib"):
         if args.calibrate and getattr(args, name) is not None:
             flag = name.replace("_", "-")
@@ -109,21 +123,6 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("flops_fraction", "bandwidth_fraction"):
         if (getattr(args, name) or 0) > 1:
             raise ConfigError(f"--{name.replace('_', '-')} is a share, at most 1")
-
-
-def _config(recipe: str, overrides: list[str], own_options: list[str]) -> "tuple[RunConfig, bool]":
-    """The run, and whether its data was named."""
-    from pathlib import Path
-
-    from trainer.config import DataConfig
-    from trainer.recipes import RECIPES
-
-    unnamed = Path("its data set")
-    default = dataclasses.replace(RECIPES[recipe](), data=DataConfig(train=unnamed))
-    config = parse_settings(
-        "plan", recipe, default, overrides, other_options=own_options, text=_DESCRIPTION
-    )
-    return config, config.data.train != unnamed
 
 
 def _plan(args: argparse.Namespace, config: "RunConfig", known: bool) -> ExitCode:

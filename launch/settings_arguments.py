@@ -1,17 +1,23 @@
-"""The settings of a run or an evaluation: read by tyro, which makes them from the dataclasses.
+"""Recipes and their settings: which there are, without importing torch, and tyro, which reads them.
 
-tyro tells errors in boxes of many lines; here they become one line, as everywhere else.
+tyro makes settings from the dataclasses, and tells errors in boxes of many lines; here they become
+one line, as everywhere else. Names that there are not are found out before: a configuration's class
+imports torch, which takes seconds, but its source can be read.
 """
 
+import ast
 import contextlib
 import dataclasses
+import functools
 import inspect
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import trainer
 from common.errors import ConfigError
-from launch.nearest import unknown
+from launch.arguments import unknown
 
 if TYPE_CHECKING:
     from tyro._errors import ParseErrorEvent
@@ -20,14 +26,120 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_OURS = ("trainer", "data_pipeline", "kernels", "common")
+
+
+@functools.cache
+def recipes() -> Mapping[str, str]:
+    """Names, SimCLR's first, with the first line that each recipe says of itself."""
+    found = {}
+    families = [file.stem for file in Path(trainer.__path__[0], "recipes").glob("*.py")]
+    for family in sorted(families, key=lambda name: (name != "simclr", name)):
+        for node in _source(f"trainer.recipes.{family}").body:
+            if isinstance(node, ast.FunctionDef) and node.name != "named":  # what recipes share
+                first = (ast.get_docstring(node) or "").partition("\n")[0]
+                found[node.name.replace("_", "-")] = first.rstrip(".")
+    return found
+
+
+def check_recipe(name: str) -> None:
+    """Refuse a recipe that there is not.
+
+    Raises:
+        ConfigError: names the nearest.
+    """
+    if name not in recipes():
+        raise ConfigError(unknown("recipe", name, recipes()))
+
+
+@functools.cache
+def run_options() -> Sequence[str]:
+    """The flags of all settings of a run; those of every objective, whichever a recipe has."""
+    return list(_flags("trainer.config", "RunConfig", ""))
+
+
+def _flags(module: str, name: str, group: str) -> Iterator[str]:
+    found = _definition(module, name)
+    if found is None:
+        return
+    module, node = found
+    for field in node.body if isinstance(node, ast.ClassDef) else ():
+        if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
+            continue
+        hint = ast.unparse(field.annotation)
+        if "Suppress" in hint:
+            continue
+        _, renamed, rest = hint.partition("arg(name='")
+        flag = rest.partition("'")[0] if renamed else field.target.id.replace("_", "-")
+        parts = list(_configs(module, field.annotation))
+        for part in parts:
+            yield from _flags(*part, f"{group}{flag}." if flag else group)
+        if not parts:
+            yield f"--{group}{flag}"
+        if hint == "bool":
+            yield f"--{group}no-{flag}"
+
+
+def _configs(module: str, hint: ast.expr) -> Iterator[tuple[str, str]]:
+    """The dataclasses that a type names, or that stand behind a name in it, with their modules."""
+    for leaf in ast.walk(hint):
+        found = _definition(module, leaf.id) if isinstance(leaf, ast.Name) else None
+        if found is None:
+            continue
+        home, node = found
+        if isinstance(node, ast.Assign):
+            yield from _configs(home, node.value)
+        elif any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
+            yield home, node.name
+
+
+def _definition(module: str, name: str) -> tuple[str, ast.ClassDef | ast.Assign] | None:
+    """A class or another name for a type, and the module of ours that it is defined in."""
+    for node in _source(module).body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return module, node
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
+            return module, node
+        if not isinstance(node, ast.ImportFrom) or str(node.module).split(".")[0] not in _OURS:
+            continue
+        if name in (alias.name for alias in node.names):
+            return _definition(str(node.module), name)
+    return None
+
+
+@functools.cache
+def _source(module: str) -> ast.Module:
+    path = Path(trainer.__path__[0]).parent.joinpath(*module.split("."))
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return ast.parse(file.read_text())
+
+
+def refuse_unknown(prog: str, words: Sequence[str], other_options: Sequence[str] = ()) -> None:
+    """Refuse an option that is no setting of a run, unless help is asked for.
+
+    Args:
+        prog: the words that stand before them.
+        words: of the command line.
+        other_options: that the command has besides.
+
+    Raises:
+        ConfigError: names the nearest.
+    """
+    if {"-h", "--help"} & set(words):
+        return
+    known = [*run_options(), *other_options]
+    for flag in (word.partition("=")[0] for word in words):
+        if flag.startswith("--") and flag.replace("_", "-") not in known:
+            raise ConfigError(unknown("option", flag, known, f"see '{prog} --help'"))
+
 
 def parse_settings(
     command: str,
     recipe: str,
-    default: "RunConfig",
     words: Sequence[str],
     *,
-    other_options: Iterable[str] = (),
+    train: Path | None = None,
+    other_options: Sequence[str] = (),
     text: str = "",
 ) -> "RunConfig":
     """A recipe's configuration with the settings of the command line.
@@ -37,20 +149,24 @@ def parse_settings(
     Args:
         command: that they are given to, "pretrain" or "plan".
         recipe: its name.
-        default: the recipe's configuration.
         words: of the command line.
+        train: the data where the words name none; None: they must.
         other_options: that the command has besides, which a mistyped word may mean.
         text: about the command, for ``--help``.
 
     Raises:
         ConfigError, SystemExit: as :func:`parse`.
     """
+    prog = f"widebatch {command} {recipe}"
+    from trainer.config import DataConfig
     from trainer.models.encoders import for_family
     from trainer.recipes import RECIPES
 
+    default = RECIPES[recipe]()
+    if train is not None:
+        default = dataclasses.replace(default, data=DataConfig(train=train))
     about = inspect.cleandoc(RECIPES[recipe].__doc__ or "")
     text = f"{about}\n\n{text}" if text else about
-    prog = f"widebatch {command} {recipe}"
     config = parse(prog, default, words, text=text, other_options=other_options)
     encoder = for_family(config.encoder, default.encoder, config.crop.size)
     return dataclasses.replace(config, encoder=encoder)

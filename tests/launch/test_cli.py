@@ -63,6 +63,27 @@ def test_wrong_files_are_told_without_loading_torch(
     assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["plan", "simclr-r5"], "did you mean simclr-r50?"),
+        (["plan", "simclr-r50", "--bacth", "8"], "did you mean --batch?"),
+        (["plan", "simclr-r50", "--gpus", "8"], "nearest with its --gpu-memory-gib)"),
+        (
+            ["plan", "simclr-r50", "--gpu", "v100"],
+            "nearest with its --gpu-memory-gib)",
+        ),
+        (["pretrain", "simclr-r50", "--data.trian", "a.beton"], "did you mean --data.train?"),
+        (["pack", "photos", "out.beton", "--qualty", "3"], "did you mean --quality?"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_words_are_told_without_loading_torch(arguments: list[str], said: str) -> None:
+    result = _without_torch(arguments)
+    assert result.returncode == 2
+    assert said in error_line(result.stderr)
+
+
 def _without_torch(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     """The command; fails where it loads one of the packages that take seconds."""
     code = (
@@ -85,7 +106,7 @@ def test_the_command_that_packs_a_folder_can_be_pasted(tmp_path: Path) -> None:
 
 
 def test_the_list_of_recipes_is_the_trainers() -> None:
-    from launch.recipe_list import recipes
+    from launch.settings_arguments import recipes
     from trainer.recipes import RECIPES
 
     assert set(recipes()) == set(RECIPES)
@@ -247,7 +268,7 @@ def test_lines_stand_above_a_progress_bar_and_not_in_it() -> None:
     ("where", "name", "words"),
     [
         ("argparse", "ArgumentParser.print_help", ["--help"]),
-        ("launch.pretrain_command", "refuse_files", ["pretrain", "simclr-r50", "--help"]),
+        ("launch.pretrain_command", "_refuse_files", ["pretrain", "simclr-r50", "--help"]),
     ],
 )
 def test_ctrl_c_during_help_is_one_word(where: str, name: str, words: list[str]) -> None:

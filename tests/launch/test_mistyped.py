@@ -8,10 +8,13 @@ import pytest
 
 from common.errors import ConfigError
 from launch.__main__ import main
-from launch.nearest import nearest
+from launch.arguments import nearest
+from launch.settings_arguments import parse_settings, run_options
 from tests.trainer.runs import pack_images, tiny_config
 from trainer.config import to_json
+from trainer.recipes import RECIPES
 from trainer.state.run_folder import _check_same_run
+from trainer.state.settings import settings
 
 R50 = ["simclr-r50", "--data.train", "{data}"]
 H100 = ["simclr-r50", "--gpu", "h100-80g"]
@@ -112,12 +115,15 @@ def test_a_flag_without_its_group_is_meant_before_one_that_looks_alike() -> None
     assert nearest("--zzz", ["--batch"]) is None
 
 
+def test_the_options_that_the_source_names_are_those_of_the_classes() -> None:
+    every = {flag for build in RECIPES.values() for s in settings(build()) for flag in s.flags}
+    assert set(run_options()) == every
+
+
 def test_options_may_be_shortened_and_have_either_dash() -> None:
     from launch.command_line import _parser
-    from launch.settings_arguments import parse_settings
-    from trainer.recipes import RECIPES
 
     args = _parser().parse_args(["pack", "a", "b.beton", "--max-sid", "5"])
     assert args.max_side == 5
     words = ["--data.train", "x", "--optim.base_lr=2"]
-    assert parse_settings("pretrain", "simclr-r50", RECIPES["simclr-r50"](), words).optim.base_lr
+    assert parse_settings("pretrain", "simclr-r50", words).optim.base_lr

@@ -34,6 +34,12 @@ def _size(count: float) -> str:
     return f"{count:.0f} B"
 
 
+def _duration(hours: float) -> str:
+    if hours >= 2:
+        return f"{hours:.3g} hours"
+    return f"{60 * hours:.3g} minutes" if hours >= 2 / 60 else _seconds(3600 * hours)
+
+
 def _seconds(value: float) -> str:
     return f"{value:.3g} s" if value >= 1 else f"{1e3 * value:.3g} ms"
 
@@ -43,4 +49,4 @@ _TEMPLATES = jinja2.Environment(  # noqa: S701  # plain text, where nothing is t
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
 )
-_TEMPLATES.filters |= {"size": _size, "seconds": _seconds, "f": format}
+_TEMPLATES.filters |= {"size": _size, "duration": _duration, "seconds": _seconds, "f": format}

@@ -22,7 +22,6 @@ from trainer.config import RunConfig, plan_run, to_json
 from trainer.loop import Outcome, fit
 from trainer.models.encoders import EncoderConfig
 from trainer.objectives.moco import MoCoConfig
-from trainer.recipes import RECIPES
 from trainer.report.page import write_page
 from trainer.state.announce import command, readme, write_readme
 
@@ -45,7 +44,7 @@ def test_the_command_gives_the_same_settings_again(make: type) -> None:
     words = command(config)
     assert words is not None and words[:2] == ["widebatch", "pretrain"]
     assert shlex.join(words) in text_of(config)
-    again = parse_settings("pretrain", words[2], RECIPES[words[2]](), words[3:])
+    again = parse_settings("pretrain", words[2], words[3:])
     # How one start dealt with an earlier run is no setting of the next.
     assert to_json(again) == to_json(dataclasses.replace(absolute(config), resume="auto"))
 

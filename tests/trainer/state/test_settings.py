@@ -17,7 +17,7 @@ DATA = ["--data.train", "a.beton"]
 
 
 def config_of(recipe: str, *words: str) -> RunConfig:
-    return parse_settings("pretrain", recipe, RECIPES[recipe](), [*DATA, *words])
+    return parse_settings("pretrain", recipe, [*DATA, *words])
 
 
 @pytest.mark.parametrize("recipe", ["simclr-r50", "mocov2-r50", "mocov3-r50"])
@@ -40,7 +40,7 @@ def test_the_words_of_all_settings_give_the_same_configuration() -> None:
             sync_batch_norm=False,
         )
         words = [word for setting in settings(config) for word in setting.words()]
-        assert to_json(parse_settings("pretrain", recipe, build(), words)) == to_json(config)
+        assert to_json(parse_settings("pretrain", recipe, words)) == to_json(config)
 
 
 def test_what_a_recipe_sets_of_a_resnet_stays_with_resnets() -> None:
