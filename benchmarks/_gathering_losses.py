@@ -56,8 +56,7 @@ def gathered_first() -> AbstractContextManager[Any]:
     """Our loss, but its own block waits for all rows: what overlap would have hidden."""
 
     def start_and_wait(*arguments: Any) -> Gathering:
-        gathering = start_gather(*arguments)
-        return Gathering(None, gathering.wait(), gathering.rows)
+        return Gathering(None, start_gather(*arguments).wait())
 
     return mock.patch.object(ops, "start_gather", start_and_wait)
 

@@ -36,12 +36,11 @@ graph break. Both count the accuracy of the contrastive task in the same pass.
 """
 
 import math
-from collections.abc import Sequence
 from typing import get_args
 
 import torch
 
-from common.collectives import Group, group_name, shares
+from common.collectives import own_slice, rank_and_size
 from kernels import dispatch
 from kernels.ntxent import ops
 from kernels.ntxent.ops import Implementation
@@ -54,15 +53,13 @@ def nt_xent(
     z_VBD: torch.Tensor,
     temperature: float = 0.1,
     *,
-    group: Group = None,
     implementation: Implementation = "auto",
-    rows_per_rank: Sequence[int] | None = None,
     block_size: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """NT-Xent over the global batch: the same value and gradient on any number of processes.
 
-    A collective: every process of ``group`` must call it, and call ``backward`` with the same
-    upstream gradient. Runs outside autocast whatever surrounds it.
+    A collective: every process must call it with as many samples, and call ``backward`` with the
+    same upstream gradient. Runs outside autocast whatever surrounds it.
 
     Args:
         z_VBD: ``(2, B, D)``, this process's projections before normalisation, view by view, any
@@ -72,12 +69,9 @@ def nt_xent(
             (float16's small range apart: scale the loss). Loss and gradient are NaN where a value
             is not finite or a row's norm overflows float32.
         temperature: tau, a positive number; it has no gradient.
-        group: the process group whose samples are each other's negatives; ``None`` is the default
-            group, or this process alone where there is none.
         implementation: ``"reference"`` holds the own rows of the N x N matrix; ``"blocked"`` holds
             one tile of it, on any device; ``"triton"`` holds it in registers, on CUDA; ``"auto"``
             takes the fastest that runs here, and ``kernels.dispatch.explain()`` says which.
-        rows_per_rank: B of every process, where they differ.
         block_size: rows and columns of a tile (for ``"triton"`` 16, 32, 64 or 128); ``None``
             chooses by device.
 
@@ -92,11 +86,10 @@ def nt_xent(
     """
     if z_VBD.ndim != 3 or z_VBD.shape[0] != 2:
         raise ValueError(f"nt_xent wants (2, B, D) projections, got {tuple(z_VBD.shape)}")
-    if sum(rows_per_rank or z_VBD.shape[1:2]) == 0:
+    if z_VBD.shape[1] == 0:
         raise ValueError("nt_xent got no samples")
-    rows = None if rows_per_rank is None else [2 * count for count in rows_per_rank]
-    settings = _settings(temperature, rows, group, block_size, implementation)
-    own = shares(2 * z_VBD.shape[1], rows, group).own
+    settings = _settings(temperature, block_size, implementation)
+    own = own_slice(2 * z_VBD.shape[1])
     place_M = torch.arange(own.start, own.stop, device=z_VBD.device)
     return _loss(z_VBD, None, None, place_M.roll(z_VBD.shape[1]), settings)
 
@@ -108,9 +101,7 @@ def info_nce(
     *,
     positive_M: torch.Tensor | None = None,
     queue_QD: torch.Tensor | None = None,
-    group: Group = None,
     implementation: Implementation = "auto",
-    rows_per_rank: Sequence[int] | None = None,
     block_size: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """InfoNCE of the global batch: the same value and gradient on any number of processes.
@@ -126,10 +117,8 @@ def info_nce(
             order; ``None`` takes ``keys_MD`` row by row. Not with a queue.
         queue_QD: ``(Q, D)`` unit rows: a query is then compared with its own key and these, not
             with other keys. Equal on all processes, if the loss is to be the same on any number.
-        group: as in :func:`nt_xent`.
-        implementation: as there.
-        rows_per_rank: M of every process, where they differ.
-        block_size: as in :func:`nt_xent`.
+        implementation: as in :func:`nt_xent`.
+        block_size: as there.
 
     Returns:
         As :func:`nt_xent`: the mean loss over all queries of all processes, and the share of them
@@ -145,14 +134,14 @@ def info_nce(
             f"info_nce wants queries and keys of one shape (M, D), got "
             f"{tuple(queries_MD.shape)} and {tuple(keys_MD.shape)}"
         )
-    if sum(rows_per_rank or [rows]) == 0:
+    if rows == 0:
         raise ValueError("info_nce got no queries")
     if queue_QD is not None and (queue_QD.ndim != 2 or queue_QD.shape[1] != size_d):
         raise ValueError(f"info_nce wants a queue (Q, {size_d}), got {tuple(queue_QD.shape)}")
-    settings = _settings(temperature, rows_per_rank, group, block_size, implementation)
-    every = shares(rows, rows_per_rank, group)
+    settings = _settings(temperature, block_size, implementation)
+    keys = rows * rank_and_size()[1]
     if positive_M is None:
-        first = every.own.start if queue_QD is None else len(queue_QD)
+        first = own_slice(rows).start if queue_QD is None else len(queue_QD)
         positive_M = first + torch.arange(rows, device=queries_MD.device)
     elif queue_QD is not None:
         raise ValueError("info_nce: with a queue a query's positive is its own key")
@@ -165,8 +154,8 @@ def info_nce(
         # Or a negative index would count from the end, and cross-entropy pass over -100. On CUDA
         # the host does not wait: what comes later fails.
         torch._assert_async(
-            ((positive_M >= 0) & (positive_M < sum(every.rows))).all(),
-            f"info_nce: positive_M must name keys of all processes, 0 to {sum(every.rows) - 1}",
+            ((positive_M >= 0) & (positive_M < keys)).all(),
+            f"info_nce: positive_M must name keys of all processes, 0 to {keys - 1}",
         )
     with torch.no_grad(), torch.autocast(queries_MD.device.type, enabled=False):
         key_MD = unit_rows(keys_MD).to(queries_MD.dtype)
@@ -174,13 +163,7 @@ def info_nce(
     return _loss(queries_MD, key_MD, queue_QD, positive_M, settings)
 
 
-def _settings(
-    temperature: float,
-    rows_per_rank: Sequence[int] | None,
-    group: Group,
-    block_size: int | None,
-    implementation: str,
-) -> ops.Settings:
+def _settings(temperature: float, block_size: int | None, implementation: str) -> ops.Settings:
     """What both losses are told, refused where it cannot be meant."""
     if isinstance(temperature, torch.Tensor):
         raise ValueError("a contrastive loss has no derivative by the temperature: give a number")
@@ -191,8 +174,7 @@ def _settings(
         raise ValueError(f"no implementation {implementation!r}: {names}")
     if block_size is not None and block_size < 1:
         raise ValueError(f"block_size must be positive, got {block_size}")
-    name = group_name(group)
-    return ops.Settings(1.0 / temperature, rows_per_rank, name, block_size, implementation)
+    return ops.Settings(1.0 / temperature, block_size, implementation)
 
 
 def _loss(
@@ -210,7 +192,7 @@ def _loss(
         tensors = key_MD, queue_QD, positive_M
         if settings.implementation == "reference":
             dispatch.record("ntxent", "reference", "as asked")
-            found = reference_loss(unit_MD.to(z.dtype), *tensors, *settings[:3])
+            found = reference_loss(unit_MD.to(z.dtype), *tensors, settings.inv_temperature)
             loss, accuracy = (value.to(unit_MD.dtype) for value in found)
         else:
             loss, accuracy, *_ = ops.loss(unit_MD, *tensors, z.dtype, *settings)

@@ -1,8 +1,7 @@
 """Both losses as one custom operation, which ``torch.compile`` takes without a graph break.
 
 Its collectives are inside: the compiler sees neither the gather nor the tiles, and cannot move one
-against the other. That is what lets the gather of the rows run while the own block is computed. A
-process group travels by its name, since an operation takes no objects.
+against the other. That is what lets the gather of the rows run while the own block is computed.
 
 NT-Xent is InfoNCE whose keys are the rows themselves: they have a gradient too, and no row meets
 itself. What follows from that is told by ``key_MD is None``.
@@ -10,7 +9,7 @@ itself. What follows from that is told by ``key_MD is None``.
 Shapes: M rows of this process, N columns, Q rows of the queue, D dimensions.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial, reduce
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
@@ -18,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import library
 
-from common.collectives import Group, gather_rows, group_named, shares, start_gather
+from common.collectives import gather_rows, own_slice, rank_and_size, start_gather
 from kernels import dispatch
 from kernels.ntxent import cpu
 from kernels.ntxent.reference import statistics_dtype
@@ -35,24 +34,13 @@ class Settings(NamedTuple):
 
     inv_temperature: float
     """1 / tau."""
-    rows_per_rank: Sequence[int] | None
-    """M of every process, where they differ."""
-    group: str
-    """Name of the process group; empty for this process alone."""
     block_size: int | None
     """Rows and columns of a tile; ``None`` chooses by device."""
     implementation: str
     """``"auto"``, ``"blocked"`` or ``"triton"``."""
 
-    def where(self) -> tuple[Sequence[int] | None, Group]:
-        """What the collectives want to know."""
-        return self.rows_per_rank, group_named(self.group)
 
-
-_SETTINGS = (
-    "float inv_temperature, SymInt[]? rows_per_rank, str group, SymInt? block_size,"
-    " str implementation"
-)
+_SETTINGS = "float inv_temperature, SymInt? block_size, str implementation"
 
 
 def choose(device: torch.device, dtype: torch.dtype, size_d: int, asked: str) -> dispatch.Choice:
@@ -114,8 +102,8 @@ def loss_rows(
     )
     if key_MD is None or queue_QD is None:
         own_MD = rows_MD if key_MD is None else key_MD
-        own = shares(len(rows_MD), *given.where()).own
-        gathering = start_gather(own_MD, *given.where())
+        own = own_slice(len(rows_MD))
+        gathering = start_gather(own_MD)
         # While the other processes' rows travel: the own block, where NT-Xent's is symmetric.
         found = [statistics(own_MD, positive_M - own.start, symmetric=key_MD is None)]
         columns_ND = gathering.wait()
@@ -139,10 +127,10 @@ def loss_rows(
     # Not one mean per process and a sum of means: gathered rows make the value equal on all.
     if key_MD is None:
         of_rows_M3 = torch.stack([lse_M, logit_M, hit_M], 1)
-        lse_N, logit_N, hit_N = gather_rows(of_rows_M3, *given.where()).unbind(1)
+        lse_N, logit_N, hit_N = gather_rows(of_rows_M3).unbind(1)
         return (lse_N - logit_N).mean(), hit_N.mean(), columns_ND, lse_N.contiguous()
     of_rows_M2 = torch.stack([lse_M - logit_M, hit_M], 1)
-    loss, accuracy = gather_rows(of_rows_M2, *given.where()).mean(0).unbind()
+    loss, accuracy = gather_rows(of_rows_M2).mean(0).unbind()
     return loss.clone(), accuracy.clone(), columns_ND, lse_M
 
 
@@ -170,7 +158,7 @@ def gradient_rows(
     """
     given = Settings(*settings)
     rows = len(positive_M)
-    own = shares(rows, *given.where()).own if unit_MD is None else None
+    own = own_slice(rows) if unit_MD is None else None
     rows_MD = columns_ND[own] if unit_MD is None else unit_MD.to(dtype)
     gradient_MD: torch.Tensor = _kernels_for(rows_MD, given.implementation).gradient(
         rows_MD,
@@ -224,9 +212,9 @@ gradient = library.custom_op(
 
 
 @loss.register_fake
-def _(unit_MD: Any, key_MD: Any, queue_QD: Any, positive: Any, dtype: Any, *settings: Any) -> Any:
+def _(unit_MD: Any, key_MD: Any, queue_QD: Any, positive: Any, dtype: Any, *_: Any) -> Any:
     rows, size_d = unit_MD.shape
-    total = sum(shares(rows, *Settings(*settings).where()).rows)
+    total = rows * rank_and_size()[1]
     columns = total if queue_QD is None else queue_QD.shape[0] + rows
     return (
         *(unit_MD.new_empty((), dtype=statistics_dtype(dtype)) for _ in range(2)),
@@ -258,9 +246,9 @@ def _backward(ctx: Any, grad: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
         return None, *others
     given = Settings(*ctx.rest[2:])
     grad_MD = gradient(*ctx.saved_tensors, *ctx.rest)
-    every = shares(grad_MD.shape[0], *given.where()).rows
+    size = rank_and_size()[1]
     # W: DistributedDataParallel averages (see the package's docstring).
-    scale = len(every) * given.inv_temperature / sum(every)
+    scale = size * given.inv_temperature / (size * grad_MD.shape[0])
     return grad_MD.mul_(grad * scale), *others
 
 

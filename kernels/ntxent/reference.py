@@ -1,13 +1,12 @@
 """Both losses as the equations read: complete matrices, derivatives by autograd. The oracle."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy
 
-from common.collectives import DifferentiableGather, gather_rows, group_named, shares
+from common.collectives import DifferentiableGather, gather_rows, own_slice
 
 
 def reference_loss(
@@ -16,8 +15,6 @@ def reference_loss(
     queue_QD: torch.Tensor | None,
     positive_M: torch.Tensor,
     inv_temperature: float,
-    rows_per_rank: Sequence[int] | None,
-    group: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """NT-Xent (arXiv 2002.05709, eq. 1) or InfoNCE (1911.05722, 2104.02057) over all processes.
 
@@ -31,31 +28,28 @@ def reference_loss(
         queue_QD: with it each row is compared with its own key and these.
         positive_M: int64, without a queue each row's positive among the rows or keys of all.
         inv_temperature: 1 / tau.
-        rows_per_rank: M of every process, where they differ.
-        group: name of the process group, empty for this process alone.
 
     Returns:
         The global mean and top-1 accuracy, 0-d, in the dtype of ``unit_MD``. Takes O(M N) memory.
     """
-    where = rows_per_rank, group_named(group)
     if key_MD is None:
-        columns_ND = DifferentiableGather.apply(unit_MD, *where)
+        columns_ND = DifferentiableGather.apply(unit_MD)
         logits_MN = unit_MD @ columns_ND.T * inv_temperature
         itself_MN = torch.zeros_like(logits_MN, dtype=torch.bool)
-        itself_MN[:, shares(len(unit_MD), *where).own].fill_diagonal_(True)
+        itself_MN[:, own_slice(len(unit_MD))].fill_diagonal_(True)
         logits_MN = logits_MN.masked_fill(itself_MN, float("-inf"))
     elif queue_QD is None:
-        logits_MN = unit_MD @ gather_rows(key_MD, *where).T * inv_temperature
+        logits_MN = unit_MD @ gather_rows(key_MD).T * inv_temperature
     else:
         own_M1 = (unit_MD * key_MD).sum(1, keepdim=True)
         logits_MN = torch.cat([own_M1, unit_MD @ queue_QD.T], 1) * inv_temperature
         positive_M = torch.zeros_like(positive_M)
     loss_M = cross_entropy(logits_MN, positive_M, reduction="none")
-    loss = DifferentiableGather.apply(loss_M, *where).mean()
+    loss = DifferentiableGather.apply(loss_M).mean()
     negatives_MN = logits_MN.detach().scatter(1, positive_M[:, None], float("-inf"))
     logit_M = logits_MN.detach().gather(1, positive_M[:, None])[:, 0]
     hit_M = (logit_M > negatives_MN.amax(1)).to(logits_MN.dtype)  # not on a tie
-    return loss, gather_rows(hit_M, *where).mean()
+    return loss, gather_rows(hit_M).mean()
 
 
 def unit_rows(z: torch.Tensor) -> torch.Tensor:

@@ -263,7 +263,6 @@ def test_strided_projections_give_the_same() -> None:
         ((2, 4, 8), {"temperature": math.inf}, "temperature"),
         ((2, 4, 8), {"temperature": torch.tensor(0.1)}, "no derivative by the temperature"),
         ((2, 4, 8), {"implementation": "fast"}, "implementation"),
-        ((2, 4, 8), {"rows_per_rank": [3]}, "rows_per_rank"),
         ((2, 4, 8), {"block_size": 0}, "block_size"),
     ],
 )

@@ -106,7 +106,7 @@ def _unit(rows: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> torch
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
 
 
-SETTINGS = ops.Settings(5.0, None, "", None, "auto")
+SETTINGS = ops.Settings(5.0, None, "auto")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
