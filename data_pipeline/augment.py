@@ -185,7 +185,7 @@ class Augment:
             raise ValueError(f"{samples} crops want {samples} ids, got {tuple(ids_B.shape)}")
         side, device = min(sides), crops_BVHWC.device
         table_RP: FloatArray | torch.Tensor
-        if choose(device, self.implementation, self.dtype) == "triton":
+        if choose(device, self.implementation, self.dtype).implementation == "triton":
             table_RP = self._draw_on(device, ids_B, epoch, side, views)
         else:
             table_RP = draw_parameters(

@@ -16,17 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-__all__ = [
-    "Choice",
-    "choose",
-    "explain",
-    "forget",
-    "on_device_of",
-    "record",
-    "to_device",
-    "triton_obstacle",
-]
-
 _log = logging.getLogger(__name__)
 
 

@@ -73,14 +73,14 @@ def augment(
     _check(crops_BVHWC, table_RP, dtype)
     if not all(math.isfinite(m) and 0 < s < math.inf for m, s in zip(mean, std)):
         raise ValueError(f"augment: cannot normalise by mean {mean} and deviation {std}")
-    chosen = _choose(crops_BVHWC.device, dtype, implementation)
+    chosen = choose(crops_BVHWC.device, implementation, dtype)
     dispatch.record(*chosen)
     if chosen.implementation == "triton":
         from kernels.augment.triton_kernels import augment_triton
 
-        return augment_triton(
-            crops_BVHWC, _on_device(table_RP, crops_BVHWC.device), mean, std, dtype
-        )
+        if not isinstance(table_RP, torch.Tensor):
+            table_RP = to_device(table_RP.astype(np.float32), crops_BVHWC.device)
+        return augment_triton(crops_BVHWC, table_RP, mean, std, dtype)
     if isinstance(table_RP, torch.Tensor):
         raise ValueError(
             f"augment: implementation {chosen.implementation!r} takes a table on the host, float64 "
@@ -95,20 +95,12 @@ def augment(
     return augment_reference(crops_BVHWC, table_RP, mean, std, dtype)
 
 
-def choose(
-    device: torch.device | str,
-    implementation: Implementation = "auto",
-    dtype: torch.dtype = torch.float32,
-) -> str:
-    """Name of the implementation that serves ``device`` and makes ``dtype``.
+def choose(device: torch.device, asked: str, dtype: torch.dtype) -> dispatch.Choice:
+    """Which implementation serves ``device`` and makes ``dtype``, and why.
 
     Raises:
         ValueError: the implementation asked for does not run there.
     """
-    return _choose(torch.device(device), dtype, implementation).implementation
-
-
-def _choose(device: torch.device, dtype: torch.dtype, asked: str) -> dispatch.Choice:
     if asked not in get_args(Implementation):
         raise ValueError(f"augment: no implementation {asked!r}; use 'auto'")
     if asked == "cpu" and device.type != "cpu":
@@ -118,12 +110,6 @@ def _choose(device: torch.device, dtype: torch.dtype, asked: str) -> dispatch.Ch
         obstacle = "Triton's arithmetic is float32, not float64"
     plain = "cpu" if device.type == "cpu" else "reference"
     return dispatch.choose("augment", asked, device, obstacle, plain)
-
-
-def _on_device(table_RP: FloatArray | torch.Tensor, device: torch.device) -> torch.Tensor:
-    if isinstance(table_RP, torch.Tensor):
-        return table_RP
-    return to_device(table_RP.astype(np.float32), device)
 
 
 def _check(

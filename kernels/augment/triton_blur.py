@@ -1,5 +1,3 @@
-# mypy: disable-error-code="no-untyped-def"
-# Arguments of device code have the types of the launch: CompileCase.signature says which.
 """Device code of :mod:`kernels.augment.triton_kernels`: an image that drew a blur.
 
 Blur is separable and runs only on images that drew it, a strip of rows at a time: coloured rows go
@@ -15,8 +13,6 @@ import triton.language as tl
 
 from kernels.augment.table import Column
 from kernels.augment.triton_colour import load_coloured, write_finished
-
-__all__ = ["BLUR", "write_blurred"]
 
 BLUR = tl.constexpr(int(Column.BLUR))
 

@@ -1,5 +1,3 @@
-# mypy: disable-error-code="no-untyped-def"
-# Arguments of device code have the types of the launch: CompileCase.signature says which.
 """Device code of :mod:`kernels.augment.triton_kernels`: the colour of pixels.
 
 Jitter and grayscale as bytes are read, solarisation, scale and flip as floats are written.
@@ -9,8 +7,6 @@ import triton
 import triton.language as tl
 
 from kernels.augment.table import JITTER_STEPS, LUMA, Column, Jitter
-
-__all__ = ["STEPS", "load_coloured", "mean_luma", "steps_before_contrast", "write_finished"]
 
 STEPS = tl.constexpr(JITTER_STEPS)
 _FLIP = tl.constexpr(int(Column.FLIP))

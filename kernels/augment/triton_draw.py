@@ -1,5 +1,3 @@
-# mypy: disable-error-code="no-untyped-def"
-# Arguments of device code have the types of the launch: CompileCase.signature says which.
 """A table of parameters drawn on the GPU that uses it, from sample ids: nothing is copied there.
 
 The generator is that of :mod:`common.randomness`, with which the host's tables are drawn: the two

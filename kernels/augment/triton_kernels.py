@@ -1,5 +1,3 @@
-# mypy: disable-error-code="no-untyped-def"
-# Arguments of device code have the types of the launch: CompileCase.signature says which.
 """Augmentation on a GPU: one launch from uint8 pixels to normalised floats.
 
 A program takes one image after another and does the whole of it, so that what it reads again it

@@ -1,5 +1,3 @@
-# mypy: disable-error-code="no-untyped-def"
-# Arguments of device code have the types of the launch: CompileCase.signature says which.
 """The key encoder's exponential moving average, all tensors in one launch.
 
 Bytes: 12 per element, read key and query and write key, which is the floor; as two operations on

@@ -1,5 +1,3 @@
-# mypy: disable-error-code="no-untyped-def"
-# Arguments of device code have the types of the launch: CompileCase.signature says which.
 """LARS over all tensors of a parameter group in three launches: norms, ratios, update.
 
 A program of the first adds squares over one chunk of a tensor (:mod:`kernels.multi_tensor`),

@@ -22,8 +22,6 @@ from kernels import dispatch
 from kernels.ntxent import cpu
 from kernels.ntxent.reference import statistics_dtype
 
-__all__ = ["Implementation", "Settings", "choose", "gradient_rows", "loss", "loss_rows"]
-
 PART = 4096  # rows at a time, where they are copied
 
 Implementation = Literal["auto", "reference", "blocked", "triton"]

@@ -32,8 +32,6 @@ from torch.nn.functional import pad
 from kernels.dispatch import on_device_of
 from kernels.ntxent.triton_kernels import gradient_kernel, own_block_kernel, rectangle_kernel
 
-__all__ = ["TileConfig", "TileConfigs", "gradient", "statistics", "tile_config", "unsupported"]
-
 MAX_DIMENSIONS = 512
 MAX_GROUPS = 64
 # Programs that fill any GPU up to B200's 148 multiprocessors twice. Not asked of the device: the

@@ -8,13 +8,8 @@ Shapes: M rows against N columns, D dimensions, m x n a tile, k a chunk of the d
 and ``columns`` are matrices of unit rows: (pointer, count, stride).
 """
 
-# mypy: disable-error-code="no-untyped-def"
-# Types of a kernel's arguments are Triton's, not Python's.
-
 import triton
 import triton.language as tl
-
-__all__ = ["gradient_kernel", "own_block_kernel", "rectangle_kernel"]
 
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 

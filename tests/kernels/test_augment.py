@@ -376,15 +376,20 @@ def test_what_cannot_be_divided_by_is_refused(std: tuple[float, float, float]) -
 
 
 def test_choice_is_explained_and_an_impossible_one_refused():
-    assert choose("cpu") == "cpu"
-    assert choose("cuda") == "triton"
-    assert choose("cuda", dtype=torch.float64) == "reference"
-    assert choose("cpu", "reference") == "reference"
-    with pytest.raises(ValueError, match="cannot run on cuda"):
-        choose("cuda:0", "cpu")
-    with pytest.raises(ValueError, match="does not run on cpu"):
-        choose("cpu", "triton")
-    with pytest.raises(ValueError, match="no implementation"):
-        choose("cpu", "magic")  # type: ignore[arg-type]
+    cpu, cuda = torch.device("cpu"), torch.device("cuda:0")
+    for device, asked, dtype, name in (
+        (cpu, "auto", torch.float32, "cpu"),
+        (cuda, "auto", torch.float32, "triton"),
+        (cuda, "auto", torch.float64, "reference"),
+        (cpu, "reference", torch.float32, "reference"),
+    ):
+        assert choose(device, asked, dtype).implementation == name
+    for device, asked, said in (
+        (cuda, "cpu", "cannot run on cuda"),
+        (cpu, "triton", "does not run on cpu"),
+        (cpu, "magic", "no implementation"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            choose(device, asked, torch.float32)
     with pytest.raises(ValueError, match="dtype"):
         augment(crops(1), identity_table(1), dtype=torch.int32)
