@@ -11,7 +11,7 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -90,18 +90,6 @@ class PackReport:
     seconds: float
 
 
-@dataclass
-class _Tally:
-    """What became of the images so far."""
-
-    class_counts: Counter[int] = field(default_factory=Counter)
-    fates: Counter[str] = field(default_factory=Counter)
-    changes: Counter[str] = field(default_factory=Counter)
-    changed: dict[str, list[str]] = field(default_factory=dict)
-    lost: dict[str, dict[str, str]] = field(default_factory=dict)  # change -> image -> how much
-    left_out: dict[int, str] = field(default_factory=dict)
-
-
 def pack(source: str, out: Path | str, config: PackConfig, progress: bool = True) -> PackReport:
     """Pack a source into ``out`` and write ``out.json`` beside it, replacing what was there.
 
@@ -128,21 +116,25 @@ def pack(source: str, out: Path | str, config: PackConfig, progress: bool = True
     )
     if config.strict and images.passed_over:
         raise _passed_over(source, images)
-    tally = _Tally()
+    packing = _Packing(images, config)
     try:
         with AtomicFile(out) as beton, AtomicFile(manifest_path(out)) as manifest:
             writer = BetonWriter(beton.file, capacity=len(images))
             with Progress(f"packing {out.name}", len(images), "images", progress) as bar:
-                _write_images(images, config, writer, tally, bar)
+                packing.write(writer, bar)
             if not writer.num_samples:
-                raise _all_left_out(source, images, tally)
+                index, reason = min(packing.left_out.items())
+                raise DataError(
+                    f"{source}: none of its {len(images)} images can be used; the first, "
+                    f"{images.name(index)}: {reason}"
+                )
             content = writer.finish()
             num_bytes = beton.file.seek(0, os.SEEK_END)
             # Read back: the tables at the front are written last, so no hash could run along.
             with Progress("checksum", num_bytes, "B", progress) as bar:
                 sha256 = sha256_of(beton.file, bar.advance)
             identity = {"sha256": sha256, "content_sha256": content, "bytes": num_bytes}
-            manifest.file.write(dump_manifest(identity | _describe(images, config, tally)))
+            manifest.file.write(dump_manifest(identity | packing.described()))
             _publish(beton, manifest, out)
     except OSError as error:
         if error.errno is None or error.filename is not None:
@@ -155,11 +147,11 @@ def pack(source: str, out: Path | str, config: PackConfig, progress: bool = True
         num_bytes=num_bytes,
         fingerprint=sha256,
         class_names=classes,
-        fates=dict(sorted(tally.fates.items())),
-        changes=dict(sorted(tally.changes.items())),
-        left_out=tuple((images.name(i), why) for i, why in sorted(tally.left_out.items())),
+        fates=dict(sorted(packing.fates.items())),
+        changes=dict(sorted(packing.changes.items())),
+        left_out=tuple((images.name(i), why) for i, why in sorted(packing.left_out.items())),
         passed_over={why: len(names) for why, names in sorted(images.passed_over.items())},
-        empty_classes=tuple(c for i, c in enumerate(classes) if not tally.class_counts[i]),
+        empty_classes=tuple(c for i, c in enumerate(classes) if not packing.class_counts[i]),
         seconds=time.monotonic() - start,
     )
 
@@ -198,79 +190,122 @@ def _publish(beton: AtomicFile, manifest: AtomicFile, out: Path) -> None:
         raise
 
 
-def _write_images(
-    images: Source, config: PackConfig, writer: BetonWriter, tally: _Tally, bar: Progress
-) -> None:
-    workers = config.workers or cores_alone()
-    # A process takes a third of a second to start: not for a handful of images.
-    workers = max(1, min(workers, len(images) // CHUNK))
-    codec = CodecConfig(**{name: getattr(config, name) for name in CodecConfig.__annotations__})
-    labels: dict[int, int] = {}  # of the images being encoded
-    chunks = _chunks(images, config, workers, labels, tally, bar)
-    try:
-        for index, result in encode_in_order(chunks, codec, workers):
-            label = labels.pop(index)
-            bar.advance()
-            if isinstance(result, LeftOut):
-                _leave_out(index, result, images, config, tally)
-                continue
-            writer.append(result, label)
-            _count(index, result, label, images, tally)
-    except WorkerDiedError as error:
-        image = f"at {images.name(error.index)}" if error.index is not None else "between images"
-        raise ChildProcessError(
-            f"a packing process died {image} ({error.how}); out of memory? Use fewer --workers, "
-            "or less for --max-pixels; if it is always this image, move it away"
-        ) from error
+class _Packing:
+    """Encodes and writes the images of a source, and keeps count of what becomes of them."""
 
+    def __init__(self, images: Source, config: PackConfig) -> None:
+        self._images, self._config = images, config
+        self.class_counts: Counter[int] = Counter()
+        self.fates: Counter[str] = Counter()
+        self.changes: Counter[str] = Counter()
+        self.left_out: dict[int, str] = {}
+        self._changed: dict[str, list[str]] = {}
+        self._lost: dict[str, dict[str, str]] = {}  # change -> image -> how much
+        self._labels: dict[int, int] = {}  # of the images being encoded
 
-def _chunks(
-    images: Source,
-    config: PackConfig,
-    workers: int,
-    labels: dict[int, int],
-    tally: _Tally,
-    bar: Progress,
-) -> Iterator[Chunk]:
-    """Images to encode, fetched as they are asked for; notes their labels."""
-    size = max(1, min(CHUNK, len(images) // (4 * workers)))
-    for first in range(0, len(images), size):
-        chunk = []
-        for index in range(first, min(first + size, len(images))):
-            sample = images.sample(index)
-            if not -1 <= sample.label <= MAX_LABEL:
-                raise DataError(f"{images.name(index)}: label {sample.label} is out of range")
-            if isinstance(sample.image, LeftOut):
-                _leave_out(index, sample.image, images, config, tally)
+    def write(self, writer: BetonWriter, bar: Progress) -> None:
+        """Write all images that can be used.
+
+        Raises:
+            DataError, ChildProcessError: as :func:`pack`.
+        """
+        # A process takes a third of a second to start: not for a handful of images.
+        workers = min(self._config.workers or cores_alone(), len(self._images) // CHUNK)
+        workers = max(1, workers)
+        names = CodecConfig.__annotations__
+        codec = CodecConfig(**{name: getattr(self._config, name) for name in names})
+        try:
+            for index, result in encode_in_order(self._chunks(workers, bar), codec, workers):
+                label = self._labels.pop(index)
                 bar.advance()
-                continue
-            labels[index] = sample.label
-            chunk.append((index, sample.image))
-        if chunk:
-            yield chunk
+                if isinstance(result, LeftOut):
+                    self._leave_out(index, result)
+                    continue
+                writer.append(result, label)
+                self.class_counts[label] += 1
+                self._count(index, result)
+        except WorkerDiedError as error:
+            where = "between images"
+            if error.index is not None:
+                where = f"at {self._images.name(error.index)}"
+            raise ChildProcessError(
+                f"a packing process died {where} ({error.how}); out of memory? Use fewer "
+                "--workers, or less for --max-pixels; if it is always this image, move it away"
+            ) from error
 
+    def _chunks(self, workers: int, bar: Progress) -> Iterator[Chunk]:
+        """Images to encode, fetched as they are asked for; notes their labels."""
+        images = self._images
+        size = max(1, min(CHUNK, len(images) // (4 * workers)))
+        for first in range(0, len(images), size):
+            chunk = []
+            for index in range(first, min(first + size, len(images))):
+                image, label = images.sample(index)
+                if not -1 <= label <= MAX_LABEL:
+                    raise DataError(f"{images.name(index)}: label {label} is out of range")
+                if isinstance(image, LeftOut):
+                    self._leave_out(index, image)
+                    bar.advance()
+                    continue
+                self._labels[index] = label
+                chunk.append((index, image))
+            if chunk:
+                yield chunk
 
-def _leave_out(
-    index: int, left_out: LeftOut, images: Source, config: PackConfig, tally: _Tally
-) -> None:
-    if config.strict:
-        raise DataError(
-            f"{images.name(index)}: {left_out.reason}; mend or remove it, or pack without --strict "
-            "to leave such images out"
-        )
-    tally.left_out[index] = left_out.reason
+    def _leave_out(self, index: int, left_out: LeftOut) -> None:
+        if self._config.strict:
+            raise DataError(
+                f"{self._images.name(index)}: {left_out.reason}; mend or remove it, or pack "
+                "without --strict to leave such images out"
+            )
+        self.left_out[index] = left_out.reason
 
+    def _count(self, index: int, stored: Stored) -> None:
+        self.fates[stored.fate] += 1
+        for each in stored.changes:
+            change, _, lost = each.partition(": ")
+            self.changes[change] += 1
+            if self.changes[change] <= _LISTED:
+                self._changed.setdefault(change, []).append(self._images.name(index))
+                if lost:
+                    self._lost.setdefault(change, {})[self._images.name(index)] = lost
 
-def _count(index: int, stored: Stored, label: int, images: Source, tally: _Tally) -> None:
-    tally.fates[stored.fate] += 1
-    tally.class_counts[label] += 1
-    for each in stored.changes:
-        change, _, lost = each.partition(": ")
-        tally.changes[change] += 1
-        if tally.changes[change] <= _LISTED:
-            tally.changed.setdefault(change, []).append(images.name(index))
-            if lost:
-                tally.lost.setdefault(change, {})[images.name(index)] = lost
+    def described(self) -> dict[str, Any]:
+        """The manifest, but for the file's identity. Nothing in it depends on time or processes."""
+        settings = asdict(self._config)
+        for name in ("workers", "download", "root", "strict"):  # of no effect on the result
+            del settings[name]
+        images, counts, classes = self._images, self.class_counts, self._images.class_names
+        names = sorted(self.left_out.items())
+        kept = [index for index in range(len(images)) if index not in self.left_out]
+        are_files = images.description.get("kind") == "folder" and len(kept) <= _NAMED
+        return {
+            "count": sum(counts.values()),
+            "unlabelled": counts[-1],
+            "classes": list(classes),
+            "class_counts": [counts[label] for label in range(len(classes))],
+            "source": images.description,
+            "settings": settings,
+            "fates": dict(sorted(self.fates.items())) | {"left out": len(names)},
+            "left_out": [{"image": images.name(i), "reason": reason} for i, reason in names],
+            "changed": {
+                change: {"count": self.changes[change], f"first_{_LISTED}": self._changed[change]}
+                | ({"lost": self._lost[change]} if change in self._lost else {})
+                for change in sorted(self.changes)
+            },
+            "passed_over": {
+                why: {"count": len(names), f"first_{_LISTED}": names[:_LISTED]}
+                for why, names in sorted(images.passed_over.items())
+            },
+            **({"images": [images.name(index) for index in kept]} if are_files else {}),
+            "versions": {
+                "widebatch": importlib.metadata.version("widebatch"),
+                "python": platform.python_version(),
+                "pillow": PIL.__version__,
+                "numpy": np.__version__,
+                "jpegs_checked_by": soundness_check()[0],
+            },
+        }
 
 
 def _passed_over(source: str, images: Source) -> DataError:
@@ -280,56 +315,3 @@ def _passed_over(source: str, images: Source) -> DataError:
         f"{source}: {count} of its files and folders would be passed over, such as {names[0]} "
         f"({why}); move them away, name image files with --extensions, or pack without --strict"
     )
-
-
-def _all_left_out(source: str, images: Source, tally: _Tally) -> DataError:
-    index, reason = min(tally.left_out.items())
-    return DataError(
-        f"{source}: none of its {len(images)} images can be used; the first, "
-        f"{images.name(index)}: {reason}"
-    )
-
-
-def _describe(images: Source, config: PackConfig, tally: _Tally) -> dict[str, Any]:
-    """The manifest, but for the file's identity. Nothing in it depends on time or processes."""
-    settings = asdict(config)
-    for name in ("workers", "download", "root", "strict"):  # of no effect on the result
-        del settings[name]
-    counts, classes = tally.class_counts, images.class_names
-    names = sorted(tally.left_out.items())
-    kept = [index for index in range(len(images)) if index not in tally.left_out]
-    are_files = images.description.get("kind") == "folder" and len(kept) <= _NAMED
-    return {
-        "count": sum(counts.values()),
-        "unlabelled": counts[-1],
-        "classes": list(classes),
-        "class_counts": [counts[label] for label in range(len(classes))],
-        "source": images.description,
-        "settings": settings,
-        "fates": dict(sorted(tally.fates.items())) | {"left out": len(names)},
-        "left_out": [{"image": images.name(i), "reason": reason} for i, reason in names],
-        "changed": {
-            change: {"count": tally.changes[change], f"first_{_LISTED}": tally.changed[change]}
-            | ({"lost": tally.lost[change]} if change in tally.lost else {})
-            for change in sorted(tally.changes)
-        },
-        "passed_over": {
-            why: {"count": len(names), f"first_{_LISTED}": names[:_LISTED]}
-            for why, names in sorted(images.passed_over.items())
-        },
-        **({"images": [images.name(index) for index in kept]} if are_files else {}),
-        "versions": {
-            "widebatch": _own_version(),
-            "python": platform.python_version(),
-            "pillow": PIL.__version__,
-            "numpy": np.__version__,
-            "jpegs_checked_by": soundness_check()[0],
-        },
-    }
-
-
-def _own_version() -> str:
-    try:
-        return importlib.metadata.version("widebatch")
-    except importlib.metadata.PackageNotFoundError:  # from a checkout that is not installed
-        return "unknown"
