@@ -16,12 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class _Cache(FunctionCache):
-    """Numba's own, which would end the run where this one says what is wrong.
-
-    Args:
-        function: to be compiled.
-        part: of the program that it is the longest to compile of; empty for others.
-    """
+    """Numba's own, which would end the run where this one says what is wrong."""
 
     def __init__(self, function: Callable[..., Any], part: str) -> None:
         super().__init__(function)

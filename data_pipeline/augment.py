@@ -235,15 +235,7 @@ def draw_parameters(
     side: int,
     views: int = 2,
 ) -> FloatArray:
-    """Parameters of every view of every sample.
-
-    Args:
-        config: both views.
-        seed: the run's seed.
-        epoch: from 0.
-        ids_B: sample ids.
-        side: of the crops, in pixels; sets the width of the blur's kernel.
-        views: 1 or 2.
+    """Parameters of every view of every sample, for crops of ``side`` pixels.
 
     Returns:
         float64 ``(views * B, P)``, view-major: a table as :mod:`kernels.augment.table` defines it.

@@ -22,12 +22,7 @@ Writing it takes seconds; using it starts no program.
 
 
 def add_parser(subparsers: Any, whole: argparse.ArgumentParser) -> None:
-    """Add ``completion`` to the command line.
-
-    Args:
-        subparsers: of the command line.
-        whole: its parser, which tells all commands.
-    """
+    """Add ``completion`` to the command line, whose parser is ``whole``."""
     parser = subparsers.add_parser(
         "completion",
         help="print a completion script for bash, zsh or fish",

@@ -29,7 +29,7 @@ Step, loss and images/s are those of the last record, age is the time since it w
 the last one and the best one. A terminal gets the columns that it has room for, anything else all.
 """
 _LEFT = ("run", "recipe", "state", "why")  # aligned so; numbers to the right
-_DISPENSABLE = ("recipe", "img/s", "ranks", "epoch", "best", "loss", "age", "kNN")
+_DISPENSABLE = ("recipe", "img/s", "ranks", "epoch", "best", "loss", "age", "kNN", "why", "step")
 _NARROWEST = 12  # letters of a name or a reason that are worth showing
 _GAP = 2
 
@@ -94,9 +94,6 @@ def _fitted(widths: dict[str, int], width: int) -> dict[str, int]:
         if name in widths and excess() > 0:
             widths[name] = max(min(widths[name], _NARROWEST), widths[name] - excess())
     for name in _DISPENSABLE:
-        if excess() > 0:
-            widths.pop(name, None)
-    for name in ("why", "step"):
         if excess() > 0:
             widths.pop(name, None)
     if excess() > 0:

@@ -115,12 +115,7 @@ def _source(module: str) -> ast.Module:
 
 
 def refuse_unknown(prog: str, words: Sequence[str], other_options: Sequence[str] = ()) -> None:
-    """Refuse an option that is no setting of a run, unless help is asked for.
-
-    Args:
-        prog: the words that stand before them.
-        words: of the command line.
-        other_options: that the command has besides.
+    """Refuse an option that is neither a setting of a run nor one of the command's others.
 
     Raises:
         ConfigError: names the nearest.
@@ -151,7 +146,7 @@ def parse_settings(
         recipe: its name.
         words: of the command line.
         train: the data where the words name none; None: they must.
-        other_options: that the command has besides, which a mistyped word may mean.
+        other_options: as :func:`parse`.
         text: about the command, for ``--help``.
 
     Raises:
@@ -206,13 +201,7 @@ def parse(
 
 
 def _one_line(event: "ParseErrorEvent", options: Iterable[str], help_words: str) -> str:
-    """What tyro found wrong, and what to do.
-
-    Args:
-        event: what was found.
-        options: those that there are, of which a mistyped one may mean one.
-        help_words: where to look.
-    """
+    """What tyro found wrong, and what to do: an option that is meant, or where to look."""
     from tyro import _errors as errors
 
     if isinstance(event, errors.InvalidChoice):

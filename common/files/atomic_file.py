@@ -1,11 +1,11 @@
-"""A file that appears whole under its name, or not at all."""
+"""Files that are written: whole under their name or not at all, or line by line at their end."""
 
 import contextlib
 import errno
 import os
 import secrets
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 _WHY_NOT = {
     errno.EACCES: "this user may not write here; choose another folder",
@@ -124,6 +124,15 @@ def write_atomically(path: Path, content: bytes, *, private: bool = False) -> No
             os.fchmod(atomic.file.fileno(), 0o600)
         atomic.file.write(content)
         atomic.publish()
+
+
+def open_to_append(path: Path) -> TextIO:
+    """A text file for its owner alone, made where there is none, at whose end is written.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a")
 
 
 def as_utf8(text: str) -> bytes:

@@ -40,7 +40,7 @@ def load_safetensors(path: Path) -> Tensors:
     """
     try:
         with open_regular(path) as file:
-            _check(_read_header(file, path), os.fstat(file.fileno()).st_size, path)
+            _check(_read_header(file), os.fstat(file.fileno()).st_size)
         loaded: Tensors = safetensors.torch.load_file(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
@@ -62,7 +62,7 @@ def parse_safetensors(data: bytes, path: Path) -> Tensors:
     length = int.from_bytes(data[:_LENGTH], "little")
     header = data[: _LENGTH + min(length, MAX_HEADER)]
     try:
-        _check(header, len(data), path)
+        _check(header, len(data))
         loaded: Tensors = safetensors.torch.load(data)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise _refusal(path, error) from None
@@ -75,18 +75,13 @@ def _refusal(path: Path, error: Exception) -> DataError:
     return DataError(f"{path}: no valid safetensors file ({error}); restore it or export it again")
 
 
-def _read_header(file: BinaryIO, path: Path) -> bytes:
+def _read_header(file: BinaryIO) -> bytes:
     start = file.read(_LENGTH)
     return start + file.read(min(int.from_bytes(start, "little"), MAX_HEADER))
 
 
-def _check(start: bytes, size: int, path: Path) -> None:
-    """Prove a header against its file.
-
-    Args:
-        start: the file's first bytes: length and header, as far as they are there.
-        size: of the file, bytes.
-        path: for messages.
+def _check(start: bytes, size: int) -> None:
+    """Prove a header (with the length before it) against its file of ``size`` bytes.
 
     Raises:
         ValueError: says what is wrong.

@@ -47,13 +47,9 @@ def similar(name: str) -> str:
 
 
 def open_torchvision(name: str, *, root: Path, download: bool) -> "TorchvisionSource":
-    """The data set ``NAME[:SPLIT]``; the split is the set's own default where none is given.
+    """The data set ``NAME[:SPLIT]``, such as ``CIFAR10:test`` or ``EMNIST:letters:test``.
 
-    Args:
-        name: such as ``CIFAR10:test``, ``stl10:unlabeled``, ``Fashion-MNIST``,
-            ``EMNIST:letters:test``.
-        root: the folder that torchvision's ``root`` argument names.
-        download: fetch it into ``root`` where it is missing.
+    The split is the set's own default where none is given, ``root`` what torchvision calls so.
 
     Raises:
         DataError: no such set or split; the data is not there; it is no image classification set.

@@ -79,8 +79,6 @@ class BetonInfo:
     class_names: tuple[str, ...]  # empty where the manifest is missing or names none
     fingerprint: str  # SHA-256 of the file, hexadecimal; empty where no manifest says it
     identity: str  # see SampleTable
-    max_height: int  # pixels
-    max_width: int  # pixels
     num_bytes: int
     num_damaged: int = 0  # samples whose tables are; more may turn out not to decode
 
@@ -166,8 +164,6 @@ def read_beton(
         class_names=manifest.class_names if manifest else (),
         fingerprint=fingerprint,
         identity=table.identity,
-        max_height=int(table.heights.max()),
-        max_width=int(table.widths.max()),
         num_bytes=os.fstat(file.fileno()).st_size,
         num_damaged=len(table.damaged),
     )

@@ -95,20 +95,10 @@ def decode_or_substitute(
     epoch: int,
     num_samples: int,
 ) -> list[Substitute]:
-    """Fill ``out_NVSS3`` with boxes of the samples; a damaged one's place shows another sample.
+    """As :meth:`Decoder.try_decode`, but a damaged sample's place shows another sample.
 
-    Args:
-        decoder: of the file.
-        ids_N: samples.
-        boxes_NV4: their boxes.
-        out_NVSS3: uint8, to fill.
-        boxes_of: (ids, ids of the samples shown in their places) -> int64 (N, V, 4).
-        seed: the run's seed.
-        epoch: from 0.
-        num_samples: in the file.
-
-    Returns:
-        What was replaced, in the order of ``ids_N``.
+    ``boxes_of`` takes ids and the ids of the samples shown in their places. Returns what was
+    replaced, in the order of ``ids_N``.
 
     Raises:
         DataError: none of a sample's substitutes decodes either; names them.

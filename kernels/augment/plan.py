@@ -49,21 +49,12 @@ def plan_launch(height: int, width: int, radius: int) -> Launch:
     return Launch(block, warps, strip, min(height, strip + 2 * radius))
 
 
-def bytes_moved(
-    rows: int, height: int, width: int, dtype: torch.dtype, *, radius: int | None = None
-) -> int:
-    """Bytes between a GPU and its memory for ``rows`` augmented images.
+def bytes_moved(rows: int, height: int, width: int, dtype: torch.dtype) -> int:
+    """Bytes between a GPU and its memory for ``rows`` images in ``dtype``, with SimCLR's blur.
 
     Every pixel is read once and written once, which is the floor, and so are the parameters; what
     is read again comes from the L2 cache.
-
-    Args:
-        rows: images written, views times samples.
-        height: pixels.
-        width: pixels.
-        dtype: of the output.
-        radius: of the blur, pixels; by default SimCLR's, a twentieth of the smaller side.
     """
-    radius = min(height, width) // 20 if radius is None else radius
+    radius = min(height, width) // 20
     pixels = rows * height * width * (3 + 3 * dtype.itemsize)
     return pixels + rows * FLOAT * (Column.BLUR + radius + 1)

@@ -131,15 +131,7 @@ def augment_triton(
 ) -> torch.Tensor:
     """As :func:`kernels.augment.augment`, with the table on the device of the crops.
 
-    Args:
-        crops_BVHWC: uint8 ``(B, V, H, W, 3)``.
-        table_RP: float32 ``(V * B, P)``, contiguous.
-        mean: as there.
-        std: as there.
-        dtype: float32, bfloat16 or float16.
-
-    Returns:
-        As there. Arithmetic is float32, rounded once to ``dtype``.
+    Arithmetic is float32, rounded once to ``dtype``.
     """
     samples, views, height, width, _ = crops_BVHWC.shape
     rows = samples * views

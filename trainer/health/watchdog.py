@@ -27,8 +27,7 @@ from typing import TextIO
 from common.bounds import check_bounds
 from common.collectives import collectives_entered
 from common.errors import RankLostError, first_sentence
-from common.files.atomic_file import as_utf8
-from common.files.private_file import open_to_append
+from common.files.atomic_file import as_utf8, open_to_append
 from common.rendezvous import JOIN_TIMEOUT
 from trainer.health import heartbeat
 from trainer.health.heartbeat import Heartbeat, Looks, verdict, where

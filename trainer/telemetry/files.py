@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import TextIO
 
-from common.files.private_file import open_to_append
+from common.files.atomic_file import open_to_append
 from common.files.strict_json import dump_json
 from trainer.telemetry.stream import Reader, Record
 

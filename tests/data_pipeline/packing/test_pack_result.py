@@ -74,8 +74,8 @@ def test_every_image_comes_with_its_own_label(photos: Path, tmp_path: Path) -> N
 
 def test_no_image_is_above_max_side(photos: Path, tmp_path: Path) -> None:
     packed(photos, tmp_path / "x.beton", max_side=64)
-    info = check_beton(tmp_path / "x.beton")
-    assert max(info.max_height, info.max_width) == 64
+    table = read_sample_table(tmp_path / "x.beton")
+    assert max(table.heights.max(), table.widths.max()) == 64
 
 
 def test_modes_of_passed_through_images_are_jpeg(photos: Path, tmp_path: Path) -> None:
