@@ -40,7 +40,7 @@ from typing import get_args
 
 import torch
 
-from common.collectives import own_slice, rank_and_size
+from common.collectives import own_slice
 from kernels import dispatch
 from kernels.ntxent import ops
 from kernels.ntxent.ops import Implementation
@@ -99,7 +99,6 @@ def info_nce(
     keys_MD: torch.Tensor,
     temperature: float,
     *,
-    positive_M: torch.Tensor | None = None,
     queue_QD: torch.Tensor | None = None,
     implementation: Implementation = "auto",
     block_size: int | None = None,
@@ -113,8 +112,6 @@ def info_nce(
             dtype; normalised, rounded and differentiated as :func:`nt_xent` does.
         keys_MD: ``(M, D)``, the keys of these queries, before normalisation; no gradient.
         temperature: tau, a positive number; it has no gradient.
-        positive_M: int64 ``(M,)``, each query's positive among the keys of all processes, in rank
-            order; ``None`` takes ``keys_MD`` row by row. Not with a queue.
         queue_QD: ``(Q, D)`` unit rows: a query is then compared with its own key and these, not
             with other keys. Equal on all processes, if the loss is to be the same on any number.
         implementation: as in :func:`nt_xent`.
@@ -126,7 +123,6 @@ def info_nce(
 
     Raises:
         ValueError: a shape, dtype, temperature or name that cannot be meant.
-        RuntimeError: ``positive_M`` names no key. On CUDA a later call raises it.
     """
     rows, size_d = len(queries_MD), queries_MD.shape[-1]
     if queries_MD.ndim != 2 or queries_MD.shape != keys_MD.shape:
@@ -139,24 +135,8 @@ def info_nce(
     if queue_QD is not None and (queue_QD.ndim != 2 or queue_QD.shape[1] != size_d):
         raise ValueError(f"info_nce wants a queue (Q, {size_d}), got {tuple(queue_QD.shape)}")
     settings = _settings(temperature, block_size, implementation)
-    keys = rows * rank_and_size()[1]
-    if positive_M is None:
-        first = own_slice(rows).start if queue_QD is None else len(queue_QD)
-        positive_M = first + torch.arange(rows, device=queries_MD.device)
-    elif queue_QD is not None:
-        raise ValueError("info_nce: with a queue a query's positive is its own key")
-    elif positive_M.shape != (rows,) or positive_M.dtype != torch.int64:
-        raise ValueError(
-            f"info_nce wants one positive per query, int64, got {positive_M.dtype} "
-            f"{tuple(positive_M.shape)}"
-        )
-    else:
-        # Or a negative index would count from the end, and cross-entropy pass over -100. On CUDA
-        # the host does not wait: what comes later fails.
-        torch._assert_async(
-            ((positive_M >= 0) & (positive_M < keys)).all(),
-            f"info_nce: positive_M must name keys of all processes, 0 to {keys - 1}",
-        )
+    first = own_slice(rows).start if queue_QD is None else len(queue_QD)
+    positive_M = first + torch.arange(rows, device=queries_MD.device)
     with torch.no_grad(), torch.autocast(queries_MD.device.type, enabled=False):
         key_MD = unit_rows(keys_MD).to(queries_MD.dtype)
         queue_QD = None if queue_QD is None else queue_QD.detach().to(queries_MD.dtype)

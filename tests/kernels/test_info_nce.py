@@ -64,18 +64,6 @@ def test_with_a_queue_other_keys_of_the_batch_are_no_negatives(
     assert result["accuracy"].item() == pytest.approx((logits.argmax(1) == 0).double().mean())
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_positives_may_be_named(implementation: Implementation) -> None:
-    queries, keys, _ = _batch()
-    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
-    in_order = _run(queries, keys, TEMPERATURE, implementation=implementation)
-    named = _run(
-        queries, keys[order], TEMPERATURE, positive_M=order.argsort(), implementation=implementation
-    )
-    for name, value in in_order.items():
-        assert torch.allclose(named[name], value, atol=1e-12)
-
-
 def test_keys_and_queue_take_no_gradient() -> None:
     queries, keys, queue = (rows.requires_grad_() for rows in _batch())
     for implementation in IMPLEMENTATIONS:
@@ -131,17 +119,6 @@ def test_rows_that_overflow_are_passed_on_not_hidden(
     assert result["accuracy"].item() == 0
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("wrong", [-1, -100, 12])
-def test_a_positive_that_is_no_key_is_an_error(wrong: int, implementation: Implementation) -> None:
-    """-1 would be the last key, and -100 a query that cross-entropy leaves out."""
-    queries, keys, _ = _batch()
-    positive = torch.arange(12)
-    positive[3] = wrong
-    with pytest.raises(RuntimeError, match="positive_M must name keys of all processes, 0 to 11"):
-        info_nce(queries, keys, 0.1, positive_M=positive, implementation=implementation)
-
-
 def _on_a_rank(
     rank: int, world_size: int, rows: list[int], implementation: Implementation, with_queue: bool
 ) -> dict[str, torch.Tensor]:
@@ -186,9 +163,6 @@ def test_any_number_of_ranks_is_one_process(
         ((2, 4, 8), (2, 4, 8), {}, "one shape"),
         ((4, 8), (4, 8), {"temperature": 0.0}, "temperature"),
         ((4, 8), (4, 8), {"queue_QD": torch.ones(3, 9)}, "queue"),
-        ((4, 8), (4, 8), {"queue_QD": torch.ones(3, 8), "positive_M": torch.arange(4)}, "own key"),
-        ((4, 8), (4, 8), {"positive_M": torch.arange(3)}, "one positive per query"),
-        ((4, 8), (4, 8), {"positive_M": torch.ones(4)}, "int64"),
         ((4, 8), (4, 8), {"temperature": torch.tensor(0.1)}, "no derivative by the temperature"),
         ((4, 8), (4, 8), {"block_size": -1}, "block_size"),
         ((0, 8), (0, 8), {}, "no queries"),
