@@ -165,26 +165,24 @@ def all_gather_json(value: Any) -> list[Any]:
     return [json.loads(text) for text in _all_gather_texts(json.dumps(value).encode())]
 
 
-def broadcast_json(value: Any, src: int = 0) -> Any:
-    """Give every rank what rank ``src`` has, by way of JSON (so tuples become lists everywhere).
+def broadcast_json(value: Any) -> Any:
+    """Give every rank what rank 0 has, by way of JSON (so tuples become lists everywhere).
 
     Args:
-        value: anything that JSON holds; only rank ``src``'s is looked at.
-        src: rank in the default group.
+        value: anything that JSON holds; only rank 0's is looked at.
 
     Raises:
         TypeError: on all ranks, when JSON cannot hold the value.
     """
-    rank, size = rank_and_size()
     text, problem = b"", None
-    if rank == src or size == 1:
+    if rank_and_size()[0] == 0:
         try:
             text = json.dumps(value).encode()
         except (TypeError, ValueError) as error:
             problem = error  # raised after the others have heard of it
-    text = _all_gather_texts(text)[src if size > 1 else 0]
+    text = _all_gather_texts(text)[0]
     if not text:
-        raise TypeError(f"broadcast_json: rank {src}'s object is not JSON") from problem
+        raise TypeError("broadcast_json: rank 0's object is not JSON") from problem
     return json.loads(text)
 
 

@@ -216,7 +216,7 @@ def release(*models: torch.nn.Module) -> None:
     gc.collect()
 
 
-def shutdown(*models: torch.nn.Module, timeout_s: float = 60.0) -> bool:
+def shutdown(*models: torch.nn.Module) -> bool:
     """Leave the process group in the one order that is safe: models, barrier, group.
 
     For the models see :func:`release`. While an exception is on its way
@@ -225,7 +225,6 @@ def shutdown(*models: torch.nn.Module, timeout_s: float = 60.0) -> bool:
 
     Args:
         models: modules that are, or hold, DistributedDataParallel models; unusable afterwards.
-        timeout_s: seconds to wait for the other ranks; at most 5 while an exception is on its way.
 
     Returns:
         Whether the group is gone. If not, a collective is still pending and only ``os._exit``
@@ -250,7 +249,7 @@ def shutdown(*models: torch.nn.Module, timeout_s: float = 60.0) -> bool:
     # Both calls can wait for ever on a rank that is gone; a thread can be left behind.
     leaving = threading.Thread(target=leave, name="leave-process-group", daemon=True)
     leaving.start()
-    leaving.join(min(timeout_s, 5.0) if failing else timeout_s)
+    leaving.join(5.0 if failing else 60.0)
     if leaving.is_alive():
         log.warning("rank %d could not leave its process group in time", dist.get_rank())
     return not leaving.is_alive()

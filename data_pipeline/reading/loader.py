@@ -151,7 +151,7 @@ class _Loader:
         path: Path | str,
         config: LoaderConfig,
         max_substitutes: float,
-        device: torch.device | None,
+        device: torch.device | None = None,
     ) -> None:
         check_limit(max_substitutes, "max_substitutes")
         self._file = OpenBeton(path, max_substitutes)
@@ -366,8 +366,7 @@ class EvalLoader(_Loader):
         batch_size: samples of this process's batches; the last may be smaller.
         rank: of this process, which reads samples ``[rank * n // W, (rank + 1) * n // W)``.
         world_size: W, number of processes.
-        device: as for :class:`TrainLoader`.
-        max_substitutes: as there; more in the shard are an error, and labels are those of what is
+        max_substitutes: as for :class:`TrainLoader`; more in the shard are an error, and labels are those of what is
             shown.
 
     Attributes:
@@ -387,7 +386,6 @@ class EvalLoader(_Loader):
         batch_size: int,
         rank: int = 0,
         world_size: int = 1,
-        device: torch.device | None = None,
         max_substitutes: float = 0,
     ) -> None:
         resize = round(size * 256 / 224) if resize is None else resize
@@ -397,7 +395,7 @@ class EvalLoader(_Loader):
             )
         if batch_size < 1:
             raise DataError(f"evaluation batches need at least one sample, got {batch_size}")
-        super().__init__(path, config, max_substitutes, device)
+        super().__init__(path, config, max_substitutes)
         self._damage = Damage(self.info.path, self.num_samples, max_substitutes)
         for sample, fault in self.damaged.items():
             self._damage.note(sample, fault)
