@@ -58,8 +58,8 @@ TENSOR_POINTS: Mapping[str, str] = {
 }
 """The same for points at a tensor, where the action ``nan`` is possible."""
 
-_PASS = re.compile(r"([1-9]\d{0,8})(?:(\+)|-([1-9]\d{0,8}))?")
-_NUMBER = re.compile(r"\d{1,9}")
+_PLACE = re.compile(r"(rank|attempt)=(\d{1,9})")
+_PASS = re.compile(r"pass=([1-9]\d{0,8})(?:(\+)|-([1-9]\d{0,8}))?")
 _SECONDS = re.compile(r"\d{1,6}(\.\d{1,6})?")
 
 T = TypeVar("T")
@@ -82,22 +82,16 @@ class Fault:
     seconds: float = 0.0
 
 
-class _Armed:
-    """The faults of this process, and how often each of their points was passed."""
-
-    def __init__(self, faults: Sequence[Fault]) -> None:
-        self._faults = tuple(faults)
-        self._passes: Counter[str] = Counter()
-        self._lock = threading.Lock()  # points are passed by several threads
-
-    def due(self, point: str) -> list[Fault]:
-        with self._lock:
-            self._passes[point] += 1
-            passing = self._passes[point]
-        return [f for f in self._faults if f.point == point and f.first <= passing <= f.last]
+_armed: tuple[Fault, ...] = ()
+_passes: Counter[str] = Counter()
+_lock = threading.Lock()  # points are passed by several threads
 
 
-_armed: _Armed | None = None
+def _due(point: str) -> list[Fault]:
+    with _lock:
+        _passes[point] += 1
+        passing = _passes[point]
+    return [f for f in _armed if f.point == point and f.first <= passing <= f.last]
 
 
 def at(point: str) -> None:
@@ -106,15 +100,15 @@ def at(point: str) -> None:
     Raises:
         OSError: as armed.
     """
-    if _armed is not None:
-        for fault in _armed.due(point):
+    if _armed:
+        for fault in _due(point):
             _act(fault)
 
 
 def tensor(point: str, value: T) -> T:
     """A fault point at a floating-point tensor: ``value``, or its product with NaN if so armed."""
-    if _armed is not None:
-        for fault in _armed.due(point):
+    if _armed:
+        for fault in _due(point):
             if fault.action == "nan":
                 log.warning("fault injected: %s at %s", fault.action, point)
                 value = value * math.nan  # type: ignore[operator,assignment]
@@ -126,7 +120,8 @@ def tensor(point: str, value: T) -> T:
 def arm(faults: Sequence[Fault]) -> None:
     """Arm ``faults`` in this process in place of those that were, and count passings from 0."""
     global _armed
-    _armed = _Armed(faults) if faults else None
+    _armed = tuple(faults)
+    _passes.clear()
     if faults:
         log.warning("faults are armed: %s", "; ".join(f"{f.point} {f.action}" for f in faults))
 
@@ -181,24 +176,20 @@ def _parse_one(text: str) -> Fault:
 
 
 def _condition(word: str) -> dict[str, Any]:
-    name, _, value = word.partition("=")
-    if name in ("rank", "attempt") and _NUMBER.fullmatch(value):
-        return {name: int(value)}
-    passes = _PASS.fullmatch(value) if name == "pass" else None
-    if passes is None:
-        raise DataError(
-            f"{VARIABLE}: {word!r} is no condition; there are rank=R, attempt=A, and pass=N,"
-            " pass=N-M or pass=N+ from 1"
-        )
-    first = int(passes[1])
-    return {"first": first, "last": math.inf if passes[2] else int(passes[3] or first)}
+    if place := _PLACE.fullmatch(word):
+        return {place[1]: int(place[2])}
+    if passes := _PASS.fullmatch(word):
+        first = int(passes[1])
+        return {"first": first, "last": math.inf if passes[2] else int(passes[3] or first)}
+    raise DataError(
+        f"{VARIABLE}: {word!r} is no condition; there are rank=R, attempt=A, and pass=N,"
+        " pass=N-M or pass=N+ from 1"
+    )
 
 
 def _action(word: str, point: str) -> dict[str, Any]:
     action, _, value = word.partition(":")
-    if word in ("kill", "stop"):
-        return {"action": word}
-    if word == "nan" and point in TENSOR_POINTS:
+    if word in ("kill", "stop") or (word == "nan" and point in TENSOR_POINTS):
         return {"action": word}
     if action == "raise" and re.fullmatch("E[A-Z0-9]+", value) and hasattr(errno, value):
         return {"action": action, "errno": getattr(errno, value)}

@@ -366,8 +366,8 @@ class EvalLoader(_Loader):
         batch_size: samples of this process's batches; the last may be smaller.
         rank: of this process, which reads samples ``[rank * n // W, (rank + 1) * n // W)``.
         world_size: W, number of processes.
-        max_substitutes: as for :class:`TrainLoader`; more in the shard are an error, and labels are those of what is
-            shown.
+        max_substitutes: as for :class:`TrainLoader`; more in the shard are an error, and labels are
+            those of what is shown.
 
     Attributes:
         local_ids: ids of this process's shard.
