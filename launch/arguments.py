@@ -80,7 +80,7 @@ def unknown(what: str, word: str, names: Iterable[str], otherwise: str = "") -> 
 
 
 class Parser(argparse.ArgumentParser):
-    """Like argparse's; sub-commands are of the same kind.
+    """Like argparse's, with descriptions as they are written; sub-commands are of the same kind.
 
     Args:
         passes_on: words that it does not know are for another parser, as ``parse_known_args`` has
@@ -88,6 +88,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, *args: Any, passes_on: bool = False, **kwargs: Any) -> None:
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(*args, **kwargs)
         self._passes_on = passes_on
         self._words: list[str] = []

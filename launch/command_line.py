@@ -7,12 +7,12 @@ error that a user can mend is one line on standard error; ``--debug`` shows the 
 
 import argparse
 import contextlib
-import importlib.metadata
 import logging
 import os
 import sys
 import traceback
 from collections.abc import MutableMapping, Sequence
+from importlib.metadata import version
 from typing import TextIO
 
 from common.cores import cores_alone, own_cores
@@ -90,9 +90,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="widebatch",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=_version())
+    parser.add_argument("--version", action="version", version=f"widebatch {version('widebatch')}")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     parser.add_argument(
         "--verbose",
@@ -110,10 +109,6 @@ def _parser() -> argparse.ArgumentParser:
     doctor_command.add_parser(commands)
     completion_command.add_parser(commands, whole=parser)
     return parser
-
-
-def _version() -> str:
-    return f"widebatch {importlib.metadata.version('widebatch')}"
 
 
 def _check_packages() -> None:

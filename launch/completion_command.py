@@ -27,7 +27,6 @@ def add_parser(subparsers: Any, whole: argparse.ArgumentParser) -> None:
         "completion",
         help="print a completion script for bash, zsh or fish",
         description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("shell", choices=_SHELLS, metavar="SHELL", help="bash, zsh or fish")
     parser.set_defaults(run=functools.partial(run, whole, subparsers))

@@ -33,7 +33,6 @@ def add_parser(subparsers: Any) -> None:
         "doctor",
         help="examine machine, cluster and data before a run",
         description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,  # of --devices
     )
     add_option(parser)

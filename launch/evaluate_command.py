@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
 from common.errors import ConfigError
+from common.files.atomic_file import write_atomically
 from common.files.strict_json import dump_json, read_json_file
 from launch import cluster
 from launch import evaluate_tables as tables
@@ -112,7 +113,8 @@ def run(name: str, words: Sequence[str]) -> ExitCode:
     written = [config.json, getattr(config, "picture", None)]
     if config.json is not None:
         try:
-            _write_json(config.json, report)
+            config.json.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(config.json, (dump_json(report, indent=1) + "\n").encode())
         except OSError as error:
             if given.json is not None:
                 raise
@@ -174,10 +176,3 @@ def _file_name(method: str, default: "JobConfig", config: "JobConfig", settings:
         values = value if isinstance(value, tuple) else (value,)
         words += [setting.key, *(v.stem if isinstance(v, Path) else str(v) for v in values)]
     return re.sub(r"[^\w.]+", "-", "-".join(words))[:_LONGEST] + ".json"
-
-
-def _write_json(path: Path, report: dict[str, Any]) -> None:
-    from common.files.atomic_file import write_atomically
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (dump_json(report, indent=1) + "\n").encode())

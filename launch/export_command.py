@@ -42,7 +42,6 @@ def add_parser(subparsers: Any) -> None:
         description=_DESCRIPTION.format(formats=formats),
         usage="widebatch export RUN [--format FORMAT] (OUT | --out OUT) [--which {last,best}] "
         "[--card CARD.md] [--force]",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", type=Path, metavar="RUN", help="folder of a pretraining run")
     # Not nargs="?": argparse would take it as absent before it sees a word that follows an option.

@@ -41,7 +41,6 @@ def add_parser(subparsers: Any) -> None:
         help="pack images into a .beton file",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", metavar="SRC", help="folder or name, see above")
     parser.add_argument("out", metavar="OUT.beton", type=Path, help="file to write or replace")

@@ -60,7 +60,6 @@ def command_parser() -> argparse.ArgumentParser:
         usage="widebatch plan RECIPE [--gpu NAME | --calibrate] [options] [settings]",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         add_help=False,  # --help after a recipe is for its settings
     )

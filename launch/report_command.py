@@ -32,7 +32,6 @@ def add_parser(subparsers: Any) -> None:
         "report",
         help="make one page of a run, or of several: curves, views, neighbours, map, settings",
         description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "run_folders", metavar="RUN", nargs="+", type=Path, help="folder of a pretraining run"

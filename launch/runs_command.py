@@ -40,7 +40,6 @@ def add_parser(subparsers: Any) -> None:
         "runs",
         help="list runs with state, step, loss and kNN",
         description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "folders",

@@ -66,8 +66,9 @@ def open_torchvision(name: str, *, root: Path, download: bool) -> "TorchvisionSo
         arguments["root"] = str(root)
     if "download" in parameters:
         arguments["download"] = download
-    dataset = _construct(name, cls, arguments, root, download, asks_paths="loader" in parameters)
-    return TorchvisionSource(dataset, name, root)
+    if "loader" in parameters:
+        arguments["loader"] = str  # a path as it is: its file is ours to read
+    return TorchvisionSource(_construct(name, cls, arguments, root), name, root)
 
 
 def _constructor_parameters(cls: type) -> frozenset[str]:
@@ -98,16 +99,7 @@ def _split_arguments(name: str, parameters: frozenset[str], parts: list[str]) ->
     return arguments
 
 
-def _construct(
-    name: str,
-    cls: type,
-    arguments: dict[str, Any],
-    root: Path,
-    download: bool,
-    asks_paths: bool,
-) -> Any:
-    if asks_paths:
-        arguments = arguments | {"loader": _path_itself}
+def _construct(name: str, cls: type, arguments: dict[str, Any], root: Path) -> Any:
     try:
         return cls(**arguments)
     except Exception as error:
@@ -119,18 +111,13 @@ def _construct(
         where = f"under {root.absolute()}"
         if isinstance(error, ImportError):
             remedy = "install the package it names"
-        elif download and "download" in arguments:
+        elif arguments.get("download"):
             remedy = "the download failed: try again, or fetch it by hand"
         elif "download" in arguments:
             remedy = "--download fetches it, --root DIR looks elsewhere"
         else:
             remedy = "torchvision cannot download this set: fetch it by hand; --root DIR says where"
         raise DataError(f"torchvision:{name}: not usable {where}: {said} ({remedy})") from error
-
-
-def _path_itself(path: str) -> str:
-    """A ``loader`` that leaves the file to us."""
-    return path
 
 
 class TorchvisionSource:
