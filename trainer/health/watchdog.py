@@ -291,7 +291,7 @@ def _where(place: Place) -> str:
     while frame is not None:
         path = Path(frame.f_code.co_filename)
         ours = path.is_relative_to(root) and ".venv" not in path.parts
-        if ours and path.name not in ("watchdog.py", "waiting.py"):
+        if ours and path.name != "watchdog.py":
             return f"{where(place)} ({path.relative_to(root)}:{frame.f_lineno})"
         frame = frame.f_back
     return where(place)
