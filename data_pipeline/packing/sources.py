@@ -6,7 +6,6 @@ What a source passes over (hidden files, other files) it lists: nothing is lost 
 import difflib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -88,18 +87,6 @@ def open_source(
     return torchvision_source.open_torchvision(name, root=root, download=download)
 
 
-@dataclass
-class _Files:
-    """Image files found, in order, and what was passed over."""
-
-    paths: list[str] = field(default_factory=list)  # relative to the folder
-    labels: list[int] = field(default_factory=list)
-    passed_over: dict[str, list[str]] = field(default_factory=dict)
-
-    def pass_over(self, why: str, path: str) -> None:
-        self.passed_over.setdefault(why, []).append(path)
-
-
 # Of a folder and all above it: one that is its own ancestor, by a link, would go on for ever.
 _Identities = frozenset[tuple[int, int]]
 
@@ -116,47 +103,50 @@ class FolderSource:
             raise DataError(f"{folder}: not a folder; give the folder that holds the images")
         self._folder = str(folder.resolve())
         self._extensions = tuple(extensions)
+        self._paths: list[str] = []  # relative to the folder, in order
+        self._labels: list[int] = []
         self.class_names: tuple[str, ...] = ()
-        self._found = self._find(labels)
-        self.passed_over = {why: sorted(names) for why, names in self._found.passed_over.items()}
+        self.passed_over: dict[str, list[str]] = {}
         self.description = {"kind": "folder", "path": self._folder}
-        if not self._found.paths:
+        self._find(labels)
+        for names in self.passed_over.values():
+            names.sort()
+        if not self._paths:
             raise DataError(
                 f"{folder}: no image files ({' '.join(self._extensions)}) in it or its class "
                 f"folders; --extensions names others"
             )
 
     def __len__(self) -> int:
-        return len(self._found.paths)
+        return len(self._paths)
 
     def name(self, index: int) -> str:
         """The file's path below the folder."""
-        return self._found.paths[index]
+        return self._paths[index]
 
     def sample(self, index: int) -> Sample:
         """The file's path and its class."""
-        path = f"{self._folder}/{self._found.paths[index]}"
-        return Sample(path, self._found.labels[index])
+        return Sample(f"{self._folder}/{self._paths[index]}", self._labels[index])
 
-    def _find(self, labels: bool) -> _Files:
-        found, root = _Files(), Path(self._folder)
+    def _find(self, labels: bool) -> None:
+        root = Path(self._folder)
         above = frozenset(_identity(folder.stat()) for folder in (root, *root.parents))
         if not labels:
-            self._take_below("", above, found)
-            found.labels = [NO_LABEL] * len(found.paths)
-            return found
-        folders, files = self._list("", above, found)
+            self._take_below("", above)
+            self._labels = [NO_LABEL] * len(self._paths)
+            return
+        folders, files = self._list("", above)
         for label, (name, ancestors) in enumerate(folders.items()):
-            self._take_below(name, ancestors, found)
-            found.labels += [label] * (len(found.paths) - len(found.labels))
-        in_classes = len(found.paths)
-        self._take(files, found)
+            self._take_below(name, ancestors)
+            self._labels += [label] * (len(self._paths) - len(self._labels))
+        in_classes = len(self._paths)
+        self._take(files)
         if not in_classes:
-            found.labels = [NO_LABEL] * len(found.paths)
-            return found
-        for path in found.paths[in_classes:]:
-            found.pass_over("outside the class folders", path)
-        del found.paths[in_classes:]
+            self._labels = [NO_LABEL] * len(self._paths)
+            return
+        for path in self._paths[in_classes:]:
+            self._pass_over("outside the class folders", path)
+        del self._paths[in_classes:]
         self.class_names = tuple(folders)
         if {name.lower() for name in folders} <= _SPLITS:
             first = self.class_names[0]
@@ -165,22 +155,19 @@ class FolderSource:
                 f"them one by one (as {self._folder}/{first}), or all of them "
                 "without labels (--no-labels)"
             )
-        return found
 
-    def _take_below(self, top: str, above: _Identities, found: _Files) -> None:
+    def _take_below(self, top: str, above: _Identities) -> None:
         """All image files below ``top``, ordered by folder and then by name, as ImageFolder."""
         files: dict[str, list[str]] = {}
         stack = [(top, above)]
         while stack:
             folder, above = stack.pop()
-            below, files[folder] = self._list(folder, above, found)
+            below, files[folder] = self._list(folder, above)
             stack += below.items()
         for folder in sorted(files):
-            self._take(files[folder], found)
+            self._take(files[folder])
 
-    def _list(
-        self, folder: str, above: _Identities, found: _Files
-    ) -> tuple[dict[str, _Identities], list[str]]:
+    def _list(self, folder: str, above: _Identities) -> tuple[dict[str, _Identities], list[str]]:
         """Sub-folders, each with itself and all above it, and files, by their paths, in order."""
         folders: dict[str, _Identities] = {}
         files: list[str] = []
@@ -190,7 +177,7 @@ class FolderSource:
             reason = f"cannot be listed: {error.strerror}"
             if not folder:
                 raise DataError(f"{self._folder}: {reason}; check its mode") from error
-            found.pass_over(reason, folder)
+            self._pass_over(reason, folder)
             return folders, files
         for entry in entries:
             path = f"{folder}/{entry.name}" if folder else entry.name
@@ -198,25 +185,28 @@ class FolderSource:
                 if not entry.is_dir():
                     files.append(path)
                 elif why := _no_class(entry.name):
-                    found.pass_over(why, path)
+                    self._pass_over(why, path)
                 elif (identity := _identity(entry.stat())) in above:
-                    found.pass_over("link to a folder above it", path)
+                    self._pass_over("link to a folder above it", path)
                 else:
                     folders[path] = above | {identity}
             except OSError as error:  # a link to itself, or through a closed folder
-                found.pass_over(error.strerror or str(error), path)
+                self._pass_over(error.strerror or str(error), path)
         return folders, files
 
-    def _take(self, files: Sequence[str], found: _Files) -> None:
+    def _take(self, files: Sequence[str]) -> None:
         for path in files:
             name = path.rpartition("/")[2]
             if name.startswith("."):
-                found.pass_over("hidden", path)
+                self._pass_over("hidden", path)
             elif name.lower().endswith(self._extensions):
-                found.paths.append(path)
+                self._paths.append(path)
             else:
                 extension = Path(name).suffix.lower() or "no extension"
-                found.pass_over(f"not an image file ({extension})", path)
+                self._pass_over(f"not an image file ({extension})", path)
+
+    def _pass_over(self, why: str, path: str) -> None:
+        self.passed_over.setdefault(why, []).append(path)
 
 
 def _no_class(folder: str) -> str | None:
