@@ -87,7 +87,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _write(args: argparse.Namespace) -> int:
-    from trainer.report.contents import names, read_contents, read_settings
+    from trainer.report.contents import read_contents, read_settings
     from trainer.report.page import page, write_page
     from trainer.report.pictures import COMPARED, make_pictures
     from trainer.report.png import write_figures
@@ -98,7 +98,7 @@ def _write(args: argparse.Namespace) -> int:
         pictures = make_pictures(
             runs[0], settings[0], max_images=args.max_images, device=args.device or "auto"
         )
-    told = [read_contents(run, pictures, name) for run, name in zip(runs, names(runs))]
+    told = read_contents(runs, pictures)
     for contents in told:
         for part, why in contents.missing:
             log.info("left out: %s (%s)", part, why)

@@ -11,7 +11,7 @@ from tests.report.browser import chromium, needs_browser, opened
 from tests.report.made_runs import SMALL, bare_run, finished_run, write_metrics
 from tests.trainer.runs import pack_images
 from trainer.report.charts import PLOTLY
-from trainer.report.contents import names, read_contents, read_settings
+from trainer.report.contents import read_contents, read_settings
 from trainer.report.live import LiveReport
 from trainer.report.page import content_security_policy, page, write_page
 from trainer.report.pictures import Pictures, make_pictures
@@ -34,7 +34,7 @@ def one(tmp_path_factory):
     data = pack_images(folder / "data", count=72, side=32)
     run = finished_run(folder / "run", data)
     write_metrics(run, 200, skipped=1.0, substitutes=3)
-    contents = read_contents(run, make_pictures(run, read_settings(run), **SMALL))
+    (contents,) = read_contents([run], make_pictures(run, read_settings(run), **SMALL))
     assert contents.missing == ()
     write_page(folder / "page.html", page([contents]))
     return (folder / "page.html").as_uri()
@@ -49,7 +49,7 @@ def several(tmp_path_factory):
         bare_run(folder / "<script>document.title='taken'<", seed=7),
         bare_run(folder / "c", recipe="</script><img src=x onerror=\"document.title='taken'\">"),
     ]
-    told = [read_contents(run, Pictures(), name) for run, name in zip(runs, names(runs))]
+    told = read_contents(runs, Pictures())
     write_page(folder / "page.html", page(told))
     return (folder / "page.html").as_uri()
 

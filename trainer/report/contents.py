@@ -37,24 +37,28 @@ class Contents:
         return [each.bar for each in self.measured if each.bar]
 
 
-def read_contents(run: Path, pictures: Pictures, name: str = "") -> Contents:
-    """Read a run's folder.
+def read_contents(runs: Sequence[Path], pictures: Pictures) -> list[Contents]:
+    """Read the folders of runs.
 
     Args:
-        run: the folder.
-        pictures: of its data; see :func:`trainer.report.pictures.make_pictures`.
-        name: what to call it; its folder's name by default.
+        runs: one or more, each called by what tells it apart.
+        pictures: of one run's data, see :func:`trainer.report.pictures.make_pictures`; of several
+            runs :data:`trainer.report.pictures.COMPARED`.
 
     Raises:
-        ConfigError: ``run`` is no run's folder.
+        ConfigError: one of them is no run's folder.
     """
+    return [_read(run, name, pictures) for run, name in zip(runs, names(runs))]
+
+
+def _read(run: Path, name: str, pictures: Pictures) -> Contents:
     settings = read_settings(run)
     missing: list[tuple[str, str]] = []
     history = attempt(missing, "curves", lambda: read_history(run)) or History()
     measured = attempt(missing, "evaluations", lambda: read_measured(run))
     return Contents(
         run,
-        name or names([run])[0],
+        name,
         settings,
         _state(run, settings, history),
         history,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ConfigError, DataError
-from trainer.report.contents import Contents, names, read_contents, read_settings
+from trainer.report.contents import read_contents, read_settings
 from trainer.report.page import page
 from trainer.report.pictures import COMPARED, Pictures, make_pictures
 from trainer.state.run_list import read_run
@@ -74,11 +74,7 @@ class LiveReport:
         return self._turns, [_stamp(run) for run in self._runs]
 
     def _make(self) -> str:
-        told: list[Contents] = [
-            read_contents(run, self._pictures, name)
-            for run, name in zip(self._runs, names(self._runs))
-        ]
-        return page(told, live_seconds=self._seconds)
+        return page(read_contents(self._runs, self._pictures), live_seconds=self._seconds)
 
     def _picture_if_new(self) -> None:
         if len(self._runs) > 1:

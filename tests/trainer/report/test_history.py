@@ -143,9 +143,9 @@ def test_runs_are_named_by_what_tells_them_apart(tmp_path):
 
 def test_the_state_says_whether_the_run_goes_on(tmp_path):
     run = bare_run(tmp_path / "run")
-    assert read_contents(run, Pictures()).state == "step 30 of 40"
+    assert read_contents([run], Pictures())[0].state == "step 30 of 40"
     write_metrics(run, 40)
-    assert read_contents(run, Pictures()).state == "finished, step 40 of 40"
+    assert read_contents([run], Pictures())[0].state == "finished, step 40 of 40"
 
 
 def test_a_run_whose_process_is_gone_has_stopped(tmp_path):
@@ -155,14 +155,14 @@ def test_a_run_whose_process_is_gone_has_stopped(tmp_path):
     mine = own(0)
     write(run / "heartbeats", mine)
     assert mine.pid == os.getpid()
-    assert read_contents(run, Pictures()).state == "running, step 30 of 40"
+    assert read_contents([run], Pictures())[0].state == "running, step 30 of 40"
     values = json.loads((run / "heartbeats" / "rank-00000.json").read_text())
     values["started"] += 1  # another process had this number
     (run / "heartbeats" / "rank-00000.json").write_text(json.dumps(values))
-    said = read_contents(run, Pictures()).state
+    said = read_contents([run], Pictures())[0].state
     assert said == "failed (killed before its first checkpoint), step 30 of 40"
     (run / "checkpoints" / "step-00000028").mkdir(parents=True)
-    said = read_contents(run, Pictures()).state
+    said = read_contents([run], Pictures())[0].state
     assert said == "stopped (killed, 2 steps to repeat), step 30 of 40"
 
 
@@ -171,17 +171,17 @@ def test_a_run_of_another_host_is_not_said_to_run_for_ever(tmp_path):
 
     run = bare_run(tmp_path / "run")
     write(run / "heartbeats", dataclasses.replace(own(0), host="node-7"))
-    assert read_contents(run, Pictures()).state == "running, step 30 of 40"
+    assert read_contents([run], Pictures())[0].state == "running, step 30 of 40"
     past = time.time() - 3600
     os.utime(path_of(run / "heartbeats", 0), (past, past))
-    said = read_contents(run, Pictures()).state
+    said = read_contents([run], Pictures())[0].state
     assert said.startswith("unknown (rank 0 on node-7 is silent for 3600 s)")
 
 
 def test_a_run_before_its_first_step_says_so(tmp_path):
     run = bare_run(tmp_path / "run")
     (run / "metrics.jsonl").unlink()
-    contents = read_contents(run, Pictures())
+    contents = read_contents([run], Pictures())[0]
     assert not contents.history.metrics
     assert [part for part, _ in contents.missing] == ["curves", "evaluations"]
     assert contents.bars == []

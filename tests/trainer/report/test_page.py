@@ -15,7 +15,7 @@ from tests.report.made_runs import SMALL, bare_run, write_evaluation, write_metr
 from tests.trainer.sleeper import sleeping_rank, suspend
 from trainer.health import heartbeat
 from trainer.report.charts import PLOTLY, Line, line_chart, phase_bars, short
-from trainer.report.contents import names, read_contents
+from trainer.report.contents import read_contents
 from trainer.report.history import PhaseTime
 from trainer.report.live import LiveReport
 from trainer.report.page import page, write_page
@@ -52,7 +52,7 @@ class Parsed(HTMLParser):
 
 
 def made(*runs):
-    return page([read_contents(run, Pictures(), name) for run, name in zip(runs, names(runs))])
+    return page(read_contents(runs, Pictures()))
 
 
 def test_a_live_page_says_that_a_process_is_suspended(tmp_path):
@@ -114,7 +114,7 @@ def test_the_policy_allows_the_pages_own_scripts_alone(tmp_path):
 
 def test_a_live_page_asks_its_server_for_the_library(tmp_path):
     run = bare_run(tmp_path / "run")
-    source = page([read_contents(run, Pictures())], live_seconds=1)
+    source = page(read_contents([run], Pictures()), live_seconds=1)
     assert ("script", "src", PLOTLY[0]) in Parsed(source).attributes
     assert len(source) < 400_000
 
@@ -157,7 +157,7 @@ def test_the_page_stays_small_whatever_the_images(tmp_path, side):
         map=EmbeddingMap(points, noise(400), np.arange(400), labels, ("<hr>", "b"), "chance"),
         similarities={"positives": rng.random(256), "negatives": rng.random(65_280)},
     )
-    source = page([read_contents(bare_run(tmp_path / "run"), pictures)])
+    source = page(read_contents([bare_run(tmp_path / "run")], pictures))
     assert len(source) - len(PLOTLY[1]) < 3_000_000
     assert Parsed(source).open == []
     assert "hr" not in Parsed(source).tags

@@ -27,7 +27,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, data):
     run = finished_run(tmp_path_factory.mktemp("runs") / "run", data)
-    return read_contents(run, make_pictures(run, read_settings(run), **SMALL))
+    return read_contents([run], make_pictures(run, read_settings(run), **SMALL))[0]
 
 
 def test_a_finished_gets_every_figure(finished, tmp_path):
@@ -110,7 +110,7 @@ def test_crossed_neighbours_are_those_of_another_class():
 
 def test_a_run_that_has_just_begun_gets_what_there_is(tmp_path):
     """No checkpoint yet, no data any more: curves all the same."""
-    contents = read_contents(bare_run(tmp_path / "run"), Pictures())
+    contents = read_contents([bare_run(tmp_path / "run")], Pictures())[0]
     written = write_figures(contents, tmp_path / "out")
     assert [path.stem for path in written] == ["curves", "overview"]
 
@@ -118,13 +118,12 @@ def test_a_run_that_has_just_begun_gets_what_there_is(tmp_path):
 def test_a_run_without_metrics_gets_its_views(tmp_path, data):
     run = tmp_path / "run"
     save_run(run, data)
-    contents = read_contents(
-        run, Pictures(views=make_pictures(run, read_settings(run), **SMALL).views)
-    )
+    views = make_pictures(run, read_settings(run), **SMALL).views
+    (contents,) = read_contents([run], Pictures(views=views))
     written = write_figures(contents, tmp_path / "out")
     assert [path.stem for path in written] == ["views", "overview"]
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"holds no config\.json"):
-        read_contents(tmp_path, Pictures())
+        read_contents([tmp_path], Pictures())
