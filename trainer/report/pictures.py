@@ -137,20 +137,25 @@ def make_pictures(
     where = choose_device(device)
     missing: list[tuple[str, str]] = []
 
-    def views() -> Views:
-        return first_views(run_data(run, settings, "train"), settings, _VIEW_ROWS)
-
-    made: dict[str, Any] = {"views": attempt(missing, "views", views)}
+    views = attempt(
+        missing,
+        "views",
+        lambda: first_views(run_data(run, settings, "train"), settings, _VIEW_ROWS),
+    )
     seen = attempt(
         missing,
         "neighbours, map and similarities",
         lambda: _Seen(run, settings, max_images, where),
     )
-    if seen is not None:
-        made["queries"] = attempt(missing, "neighbours", seen.queries)
-        made["map"] = attempt(missing, "map", seen.map)
-        made["similarities"] = attempt(missing, "similarities", seen.similarities)
-    return Pictures(**made, missing=tuple(missing))
+    if seen is None:
+        return Pictures(views=views, missing=tuple(missing))
+    return Pictures(
+        views=views,
+        queries=attempt(missing, "neighbours", seen.queries),
+        map=attempt(missing, "map", seen.map),
+        similarities=attempt(missing, "similarities", seen.similarities),
+        missing=tuple(missing),
+    )
 
 
 class _Seen:

@@ -43,8 +43,6 @@ class ProgressBar(Reader):
 
     def read(self, records: list[Record]) -> None:
         """Show the newest record beside the bar."""
-        if self._bar is None:
-            self._bar = self._open()
         for record in records:
             if "knn_top1" in record:
                 self._knn = f"{record['knn_top1']:.1%}"
