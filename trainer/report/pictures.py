@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from common.errors import DataError, ExplainedError
-from data_pipeline.augment import Augment, AugmentConfig
+from data_pipeline.augment import Augment
 from data_pipeline.reading.beton import check_beton
 from data_pipeline.reading.loader import Batch
 from data_pipeline.reading.order import Position
@@ -201,8 +201,7 @@ class _Seen:
         return bank_NF, self._features_of(encoder, self._asked.images_NSS3)
 
     def _features_of(self, encoder: nn.Module, images_NSS3: Images) -> torch.Tensor:
-        how = self._how
-        plain = Augment(AugmentConfig(normalize=how.normalize, mean=how.mean, std=how.std), seed=0)
+        plain = Augment(self._how.augment(), seed=0)
         crops_NVSS3 = torch.from_numpy(np.ascontiguousarray(images_NSS3))[:, None]
         ids_N = torch.arange(len(images_NSS3))
         batches = (

@@ -15,6 +15,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import jinja2
 import torch
 
 from common.files.atomic_file import as_utf8, write_atomically
@@ -30,23 +31,14 @@ log = logging.getLogger(__name__)
 
 _ALWAYS = ("data.train", "out")  # in the command, whatever the recipe says
 
-_FILES = (
-    ("config.json", "every setting, and under `run` what they came to on this data"),
-    ("metrics.jsonl", "a line for each step: loss, learning rate, images/s, kNN; no step twice"),
-    ("checkpoints/", "the newest ones, checksummed; `latest.json` and `best.json` point into them"),
-    ("tensorboard/", "the same numbers for `tensorboard --logdir`"),
-    ("wandb/", "what Weights & Biases keeps here, if `--telemetry.wandb` is set"),
-    ("samples.jsonl", "ids of the samples of every step, if `--log-samples` is set"),
-    ("nonfinite.jsonl", "steps left out for non-finite gradients: loss and samples, if any"),
-    ("substitutes.jsonl", "damaged samples in whose place others were shown, if there were any"),
-    ("heartbeats/", "what each process did last"),
-    ("stacks/", "where each process was when the run hung, if it did"),
-    ("restarts.json", "starts after failures, as the job script counts them"),
-    ("prometheus-targets.json", "where Prometheus finds the run while it lasts, if it is served"),
-    ("report.html", "what `widebatch report` makes of all this: one page, without network"),
-    ("evaluation/", "results of `widebatch evaluate`; the report shows them"),
-    (".lock", "held by the one run that may write here"),
+_TEMPLATES = jinja2.Environment(  # noqa: S701  # Markdown, where nothing is to be escaped
+    loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
 )
+_TEMPLATES.filters["cell"] = lambda text: f"`{text}`".replace("|", "\\|")
 
 
 def announce(run: Run, resumed: bool) -> None:
@@ -118,7 +110,7 @@ def readme(
     made_with: Mapping[str, str | None],
     steps_done: int,
 ) -> str:
-    """The text of a run's README.md.
+    """The text of a run's README.md, by the template ``run_readme.md`` beside this file.
 
     Args:
         config: of the run.
@@ -127,18 +119,25 @@ def readme(
         made_with: see :func:`trainer.state.provenance.versions`.
         steps_done: where this start of the run goes on.
     """
-    began = f"goes on from step {steps_done}" if steps_done else "begins"
-    parts = [
-        f"# {config.out.absolute().name}",
-        "A pretraining run of Widebatch. This file is written at every start of the run; this one"
-        f" {began}. `widebatch runs {_quoted(config.out)}` says how it stands.",
-        "## Go on with it, and use it\n\n" + _commands(config),
-        "## Settings\n\n" + _settings(config),
-        "## What it comes to\n\n" + "\n".join(f"    {line}" for line in plan.lines()),
-        "## Files\n\n" + "\n".join(f"- `{name}`: {what}" for name, what in _FILES),
-        "## Made with\n\n" + _environment(plan, device, made_with),
-    ]
-    return "\n\n".join(parts) + "\n"
+    words, out = command(config), shlex.quote(str(config.out.absolute()))
+    recipe = RECIPES.get(config.recipe)
+    commit = made_with.get("commit") or "none: this is no checkout"
+    return _TEMPLATES.get_template("run_readme.md").render(
+        config=config,
+        plan=plan,
+        made_with=made_with,
+        steps_done=steps_done,
+        out=out,
+        command=shlex.join(words) if words else "",
+        commands_after=next_commands(config, out),
+        changes=changed(to_json(config)),
+        about=inspect.cleandoc(recipe.__doc__ or "").partition("\n")[0] if recipe else "",
+        commit=commit.replace("+changes", ", with changes that are not committed"),
+        system=f"{platform.system()} {platform.machine()}",
+        device=_device(device),
+        job=os.environ.get("SLURM_JOB_ID", ""),
+        packages=list(_packages()),
+    )
 
 
 def command(config: RunConfig) -> list[str] | None:
@@ -171,50 +170,6 @@ def next_commands(config: RunConfig, out: str, program: str = "widebatch") -> li
         f"{program} report {out}",
         f"{program} export {out} --format {to} --out {out}/encoder.{suffix}",
     ]
-
-
-def _quoted(path: Path) -> str:
-    return shlex.quote(str(path.absolute()))
-
-
-def _commands(config: RunConfig) -> str:
-    words = command(config)
-    lines = next_commands(config, _quoted(config.out))
-    said = "The first command goes on from the newest checkpoint, on any number of processes:"
-    said += " `--devices N` makes them N."
-    if words is None:
-        said = "Its settings were made in Python: the same call of `fit` goes on with it."
-    else:
-        lines = [shlex.join(words), *lines]
-    return "```console\n" + "\n".join(lines) + f"\n```\n\n{said}"
-
-
-def _settings(config: RunConfig) -> str:
-    changes = changed(to_json(config))
-    if changes is None:
-        return "Of no recipe; `config.json` has them all."
-    about = inspect.cleandoc(RECIPES[config.recipe].__doc__ or "").partition("\n")[0]
-    if not changes:
-        return f"Those of the recipe `{config.recipe}`: {about}"
-    rows = [[f"`{text}`".replace("|", "\\|") for text in (n, *pair)] for n, pair in changes.items()]
-    head = [f"Recipe `{config.recipe}`: {about} What differs from it:", ""]
-    head += ["| setting | recipe | here |", "|---|---|---|"]
-    return "\n".join([*head, *(f"| {' | '.join(row)} |" for row in rows)])
-
-
-def _environment(plan: RunPlan, device: torch.device, made_with: Mapping[str, str | None]) -> str:
-    commit = made_with.get("commit") or "none: this is no checkout"
-    if commit.endswith("+changes"):
-        commit = commit.removesuffix("+changes") + ", with changes that are not committed"
-    job = os.environ.get("SLURM_JOB_ID", "")
-    rows = [
-        ("widebatch", f"{made_with['widebatch']}, commit {commit}"),
-        ("Python", f"{made_with['python']} on {platform.system()} {platform.machine()}"),
-        ("processes", f"{plan.world_size}, rank 0 on {_device(device)}"),
-        *([("Slurm job", job)] if job.isdecimal() else []),
-        ("packages", ", ".join(_packages())),
-    ]
-    return "\n".join(f"- {name}: {text}" for name, text in rows)
 
 
 def _device(device: torch.device) -> str:
