@@ -99,7 +99,6 @@ def _values(runs: Sequence[Contents]) -> dict[str, Any]:
             for name in dict.fromkeys(name for column in facts for name in column)
         ],
         "curves": list(_curves(runs)),
-        "events": [f"{run.name}: {event}" if several else event for run, event in _events(runs)],
         "phases": [phase_bars("phases", phases)] if phases else [],
         "accuracies": [
             accuracy_bars(
@@ -181,33 +180,11 @@ def _curves(runs: Sequence[Contents]) -> Iterator[Chart]:
             yield line_chart(f"curve-{column}", heading, lines, events)
 
 
-def _events(runs: Sequence[Contents]) -> Iterator[tuple[Contents, str]]:
-    for run in runs:
-        events = run.history.events
-        for words, steps in (
-            ("left out for gradients that were not finite: step", events.skipped),
-            ("started again after step", events.restarts),
-            (
-                f"{events.substitute_count} damaged samples replaced, noted at step",
-                events.substitutes,
-            ),
-        ):
-            if steps:
-                more = f" and {len(steps) - 8} more" if len(steps) > 8 else ""
-                yield run, f"{words} {', '.join(f'{step:,}' for step in steps[:8])}{more}"
-
-
-def _settings(run: Contents) -> tuple[str, str, list[list[str]], list[tuple[str, str]]]:
-    """Name, what is to be said of the recipe, what differs from it, and all settings."""
-    recipe, changes = run.settings.get("recipe"), changed(run.settings)
-    if changes is None:
-        said = f"No recipe {recipe!r} here to compare with."
-    elif changes:
-        said = f"Different from the recipe {recipe}:"
-    else:
-        said = f"As the recipe {recipe} has them, but for the data."
-    rows = [[name, *pair] for name, pair in (changes or {}).items()]
-    return run.name, said, rows, list(flat(run.settings).items())
+def _settings(run: Contents) -> tuple[str, Any, list[list[str]] | None, list[tuple[str, str]]]:
+    """Name, recipe, what differs from it (``None``: it is not here), and all settings."""
+    changes = changed(run.settings)
+    rows = None if changes is None else [[name, *pair] for name, pair in changes.items()]
+    return run.name, run.settings.get("recipe"), rows, list(flat(run.settings).items())
 
 
 def _data_uri(image_SS3: Images, most: int) -> str:
