@@ -32,7 +32,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from trainer.models.encoders import EncoderConfig, build_encoder
-from trainer.models.heads import HeadConfig, build_head
+from trainer.models.heads import HeadConfig, ProjectionHead
 from trainer.objectives.simclr import SimCLR, SimCLRConfig
 from trainer.optim.optimizers import OptimConfig, build_optimizer
 from trainer.state.checkpoint import (
@@ -52,7 +52,7 @@ ASYNCHRONOUS, SYNCHRONOUS = "widebatch, asynchronous", "widebatch, synchronous"
 def trained(device: torch.device) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(0)
     encoder = build_encoder(EncoderConfig(name="resnet50"))
-    objective = SimCLR(encoder, build_head(HeadConfig(), encoder.feature_dim), SimCLRConfig())
+    objective = SimCLR(encoder, ProjectionHead(encoder.feature_dim, HeadConfig()), SimCLRConfig())
     objective.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = build_optimizer(objective, OptimConfig(name="lars"))
     for parameter in objective.parameters():

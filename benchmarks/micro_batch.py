@@ -22,7 +22,7 @@ from data_pipeline.augment import Augment, simclr_views
 from data_pipeline.reading.batch import Batch
 from data_pipeline.reading.order import Position
 from trainer.models.encoders import EncoderConfig, build_encoder
-from trainer.models.heads import HeadConfig, build_head
+from trainer.models.heads import HeadConfig, ProjectionHead
 from trainer.objectives.simclr import SimCLR, SimCLRConfig
 from trainer.parallel.strategy import launch_fabric
 from trainer.parallel.sync_batch_norm import convert_sync_batch_norm
@@ -44,7 +44,7 @@ def gradients(encoder_name: str, mode: str, piece: int) -> Gradients:
     # A user's own network is named by its import path; the script's folder is on it.
     name = "micro_batch:three_convolutions" if encoder_name == "small" else encoder_name
     encoder = build_encoder(EncoderConfig(name=name, image_size=SIDE))
-    objective = SimCLR(encoder, build_head(HeadConfig(), encoder.feature_dim), SimCLRConfig())
+    objective = SimCLR(encoder, ProjectionHead(encoder.feature_dim, HeadConfig()), SimCLRConfig())
     convert_sync_batch_norm(objective)
     fabric = launch_fabric("cpu", "fp32")
     model = fabric.setup_module(objective)

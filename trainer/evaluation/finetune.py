@@ -25,7 +25,7 @@ from trainer.evaluation.load_encoder import LoadedEncoder, fill
 from trainer.evaluation.supervised import Batches, Recipe, fit, zero_linear
 from trainer.features.labels import accuracy, count_hits
 from trainer.models.encoders import seed_stochastic_layers, stochastic_layers
-from trainer.models.heads import HeadConfig, ProjectionHead, build_head
+from trainer.models.heads import HeadConfig, ProjectionHead
 from trainer.state.checkpoint import CheckpointStore
 
 _FEW = 0.05  # share of labels below which SimCLR trains for 60 epochs instead of 30
@@ -166,9 +166,8 @@ def load_head(loaded: LoadedEncoder) -> ProjectionHead:
         )
     run = Path(known["source"])
     settings = loaded.settings.get("head", {})
-    head = build_head(
-        from_json(HeadConfig, settings, f"{run / 'config.json'}: head"), known["feature_dim"]
-    )
+    config = from_json(HeadConfig, settings, f"{run / 'config.json'}: head")
+    head = ProjectionHead(known["feature_dim"], config)
     tensors = CheckpointStore(run / "checkpoints").read(known["step"]).tensors("model")
     own = {k.removeprefix(_HEAD): v for k, v in tensors.items() if k.startswith(_HEAD)}
     fill(head, own, f"{run}: the head in its checkpoint")

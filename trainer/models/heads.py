@@ -66,11 +66,6 @@ class ProjectionHead(nn.Module):
         return x
 
 
-def build_head(config: HeadConfig, in_dim: int) -> ProjectionHead:
-    """A head for features of ``in_dim`` dimensions."""
-    return ProjectionHead(in_dim, config)
-
-
 def _layer(in_dim: int, out_dim: int, config: HeadConfig, *, last: bool) -> nn.Sequential:
     if last:
         norm = _last_norm(out_dim, config)

@@ -15,7 +15,7 @@ from common.bounds import check_bounds
 from common.errors import ConfigError
 from kernels.ntxent import Implementation, info_nce
 from trainer.models.encoders import Encoder
-from trainer.models.heads import HeadConfig, ProjectionHead, build_head
+from trainer.models.heads import HeadConfig, ProjectionHead
 from trainer.objectives.base import Inputs, Loss, Objective, Outputs
 from trainer.objectives.key_encoder import KeyEncoder, MomentumSchedule, momentum_at
 
@@ -71,7 +71,7 @@ class MoCoV3(Objective):
             )
         self.encoder = encoder
         self.head = head
-        self.predictor = build_head(config.predictor, head.out_dim)
+        self.predictor = ProjectionHead(head.out_dim, config.predictor)
         self.key = KeyEncoder(encoder, head)
         self.config = config
 

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from common.errors import ConfigError
 from trainer.config import RunConfig
 from trainer.models.encoders import Encoder, build_encoder
-from trainer.models.heads import build_head
+from trainer.models.heads import ProjectionHead
 from trainer.models.init_from import start_from
 from trainer.objectives.base import Objective
 from trainer.parallel.activation_checkpoint import checkpoint_blocks
@@ -51,7 +51,7 @@ def build_objective(config: RunConfig, init_from: Path | None = None) -> Objecti
     encoder = build_encoder(config.encoder)
     if init_from is not None:
         start_from(encoder, init_from)
-    head = build_head(config.head, encoder.feature_dim)
+    head = ProjectionHead(encoder.feature_dim, config.head)
     return config.objective.build(encoder, head, config.seed)
 
 

@@ -19,7 +19,7 @@ from trainer.evaluation.finetune import FinetuneConfig, build_classifier, finetu
 from trainer.evaluation.labelled_subset import balanced_share, packed_names, read_list
 from trainer.evaluation.load_encoder import load_encoder
 from trainer.models.encoders import build_encoder
-from trainer.models.heads import HeadConfig, build_head
+from trainer.models.heads import HeadConfig, ProjectionHead
 from trainer.state.checkpoint import CheckpointStore
 
 LOADER = LoaderConfig(backend="torchvision", workers=1)
@@ -146,7 +146,7 @@ def test_a_loader_of_some_samples_reads_no_others(folder: Path) -> None:
 
 def test_a_middle_layer_of_the_head_is_kept_and_the_rest_dropped() -> None:
     encoder = build_encoder(SMALL_ENCODER)
-    head = build_head(HeadConfig(layers=3, hidden_dim=48, out_dim=16), 64).eval()
+    head = ProjectionHead(64, HeadConfig(layers=3, hidden_dim=48, out_dim=16)).eval()
     model = build_classifier(encoder, 64, 5, head, 1).eval()
     images = torch.randn(4, 3, 32, 32)
     assert model(images).abs().max() == 0  # the classifier starts at zero
@@ -166,7 +166,9 @@ def test_the_head_is_that_of_the_encoders_checkpoint(folder: Path) -> None:
 
 def test_a_runs_own_head_comes_with_its_encoder_and_is_tuned(folder: Path, tmp_path: Path) -> None:
     encoder = save_run(tmp_path / "run", folder / "images.beton", SMALL_ENCODER)
-    head = build_head(HeadConfig(layers=2, hidden_dim=64, out_dim=32), 64)  # as its settings say
+    head = ProjectionHead(
+        64, HeadConfig(layers=2, hidden_dim=64, out_dim=32)
+    )  # as its settings say
     tensors = {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
     tensors |= {f"head.{name}": value for name, value in head.state_dict().items()}
     state = {"step": 9, "epoch": 3.0, "data_fingerprint": "f" * 64}

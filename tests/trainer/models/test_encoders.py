@@ -20,7 +20,7 @@ from trainer.models.encoders import (
     remove_classifier,
     stochastic_layers,
 )
-from trainer.models.heads import HeadConfig, build_head
+from trainer.models.heads import HeadConfig, ProjectionHead
 from trainer.objectives.base import Objective
 from trainer.parallel.networks import training_objective
 from trainer.parallel.sync_batch_norm import convert_sync_batch_norm
@@ -321,7 +321,7 @@ def test_weights_that_no_gradient_reaches_are_named_on_any_number_of_processes(
 def _shapes(config: HeadConfig, in_dim: int = 16) -> list[str]:
     """A head as a list: ``16->8+b`` a layer with bias, then its norm's learnt tensors, ReLU."""
     out = []
-    for module in build_head(config, in_dim).modules():
+    for module in ProjectionHead(in_dim, config).modules():
         if isinstance(module, nn.Linear):
             bias = "+b" if module.bias is not None else ""
             out.append(f"{module.in_features}->{module.out_features}{bias}")
@@ -349,14 +349,14 @@ def test_heads_of_the_papers() -> None:
 
 
 def test_default_head_is_simclrs() -> None:
-    head = build_head(HeadConfig(), 2048)
+    head = ProjectionHead(2048, HeadConfig())
     assert head.out_dim == 128
     assert parameter_count(head) == 2048 * 2048 + 2 * 2048 + 2048 * 128 + 128
 
 
 def test_head_with_synchronised_norms_is_the_same_function() -> None:
     torch.manual_seed(0)
-    head = build_head(HeadConfig(hidden_dim=8, out_dim=4), 16).double()
+    head = ProjectionHead(16, HeadConfig(hidden_dim=8, out_dim=4)).double()
     features = torch.randn(6, 16, dtype=torch.float64)
     want = head(features)
     torch.testing.assert_close(convert_sync_batch_norm(head)(features), want)

@@ -18,7 +18,7 @@ from common.errors import ConfigError
 from tests.dist import run_ranks
 from trainer.config import ObjectiveConfig
 from trainer.models.encoders import Encoder
-from trainer.models.heads import HeadConfig, build_head
+from trainer.models.heads import HeadConfig, ProjectionHead
 from trainer.objectives.base import Inputs, Objective
 from trainer.objectives.key_encoder import momentum_at
 from trainer.objectives.moco import KeyQueue, MoCo, MoCoConfig
@@ -59,7 +59,7 @@ def objective_of(config: ObjectiveConfig, seed: int = 0) -> Objective:
     encoder: Any = nn.Sequential(layers)
     encoder.feature_dim = 10
     network: Encoder = encoder
-    head = build_head(V3_HEAD if isinstance(config, MoCoV3Config) else V2_HEAD, 10)
+    head = ProjectionHead(10, V3_HEAD if isinstance(config, MoCoV3Config) else V2_HEAD)
     return config.build(network, head, seed).double()
 
 

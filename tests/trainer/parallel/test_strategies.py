@@ -31,7 +31,7 @@ from trainer.config import DataConfig, RunConfig, completed, differences, from_j
 from trainer.features.online_knn import OnlineKnnConfig
 from trainer.loop import fit
 from trainer.models.encoders import build_encoder
-from trainer.models.heads import HeadConfig, build_head
+from trainer.models.heads import HeadConfig, ProjectionHead
 from trainer.objectives.base import Inputs, Objective
 from trainer.objectives.simclr import SimCLRConfig
 from trainer.optim.optimizers import OptimConfig, apply_update, gradient_norm
@@ -65,7 +65,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _objective() -> Objective:
     torch.manual_seed(0)
     encoder = build_encoder(SMALL_ENCODER)
-    head = build_head(HeadConfig(layers=2, hidden_dim=24, out_dim=12), encoder.feature_dim)
+    head = ProjectionHead(encoder.feature_dim, HeadConfig(layers=2, hidden_dim=24, out_dim=12))
     head.layers[0].relu = nn.SiLU()  # with it the whole network is smooth: see `runs.smooth`
     objective = SimCLRConfig().build(encoder, head, seed=0)
     synchronise_batch_norm(objective, True)
