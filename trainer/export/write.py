@@ -104,7 +104,7 @@ def export(
     tell = functools.partial(_told, run, source, target, out.name)
     if kind.suffix:
         description, model = description_path(out), files[""]
-        facts = _write_file(model, (out, description, card), tell, check)
+        facts = _write_file(model, out, card, tell, check)
     else:
         description, model = out / _DESCRIPTION, files[_MODEL]
         facts = _write_folder(files, out, tell, check)
@@ -147,21 +147,22 @@ def _told(
 
 
 def _write_file(
-    content: bytes, paths: tuple[Path, Path, Path], tell: _Tell, check: Callable[[], None]
+    content: bytes, out: Path, card: Path, tell: _Tell, check: Callable[[], None]
 ) -> dict[str, Any]:
-    """Write weights, description and card; weights never stand beside the JSON of others."""
-    paths[2].parent.mkdir(parents=True, exist_ok=True)
+    card.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        weights, description, card = (stack.enter_context(AtomicFile(path)) for path in paths)
+        paths = (out, card, description_path(out))
+        weights, text, description = (stack.enter_context(AtomicFile(path)) for path in paths)
         written = _put(weights, content)
-        facts, text = tell(written, hashlib.sha256(written).hexdigest())
+        facts, told = tell(written, hashlib.sha256(written).hexdigest())
+        _put(text, as_utf8(told))
         _put(description, _json(facts))
-        _put(card, as_utf8(text))
         check()
-        for file in (weights, description, card):
+        for file in (weights, text, description):
             file.stage()
-        paths[1].unlink(missing_ok=True)
-        for file in (weights, card, description):
+        # Weights never stand beside the JSON of others: an old one goes first.
+        description_path(out).unlink(missing_ok=True)
+        for file in (weights, text, description):
             file.publish()
     return facts
 
