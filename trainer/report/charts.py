@@ -14,7 +14,7 @@ import numpy.typing as npt
 from common.errors import ConfigError
 from trainer.report.evaluations import Bar, names_of
 from trainer.report.history import Events, PhaseTime, running_mean
-from trainer.report.pictures import EmbeddingMap, class_name
+from trainer.report.pictures import EmbeddingMap
 
 try:
     import plotly.graph_objects as go
@@ -260,7 +260,8 @@ def similarity_histogram(identity: str, found: Mapping[str, npt.NDArray[np.float
 
 def maps(found: EmbeddingMap) -> list[Chart]:
     """A map for each measure; a point's ``customdata`` is its image's place on the sheet."""
-    labels = np.unique(found.labels_N)
+    samples = found.samples
+    labels = np.unique(samples.labels_N)
     charts = []
     for number, (title, points_N2) in enumerate(found.points.items()):
         figure = _figure(height=480, hovermode="closest", dragmode="pan")
@@ -268,15 +269,15 @@ def maps(found: EmbeddingMap) -> list[Chart]:
         figure.update_xaxes(visible=False)
         figure.update_yaxes(visible=False)
         for place, label in enumerate(labels):
-            mine_N = np.flatnonzero(found.labels_N == label)
+            mine_N = np.flatnonzero(samples.labels_N == label)
             figure.add_scatter(
                 x=points_N2[mine_N, 0],
                 y=points_N2[mine_N, 1],
-                name=_name(class_name(int(label), found.class_names)),
+                name=_name(samples.class_name(int(label))),
                 mode="markers",
                 marker={"symbol": place % _SYMBOLS, "size": 8},
                 customdata=mine_N.tolist(),
-                text=[f"sample {found.ids_N[n]}" for n in mine_N],
+                text=[f"sample {samples.ids_N[n]}" for n in mine_N],
                 hovertemplate="%{text}",
             )
         words = f"Map of {len(points_N2)} images by {title}: alike images lie together"

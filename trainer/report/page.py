@@ -30,7 +30,6 @@ from trainer.report.charts import (
 from trainer.report.contents import Contents, differing, title
 from trainer.report.evaluations import KINDS
 from trainer.report.history import CURVES, Events, History
-from trainer.report.pictures import class_name
 from trainer.report.samples import Images
 from trainer.state.run_data import section
 from trainer.state.settings import changed, flat
@@ -226,7 +225,6 @@ _TEMPLATES = jinja2.Environment(
     lstrip_blocks=True,
 )
 _TEMPLATES.globals |= {
-    "class_name": class_name,
     "columns": _SHEET_COLUMNS,
     "data_uri": _data_uri,
     "maps": maps,

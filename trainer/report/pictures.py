@@ -5,7 +5,7 @@ pairs.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -63,20 +63,18 @@ class Answers:
 class Queries:
     """Images, and the nearest others to them by each measure."""
 
-    images_RSS3: Images  # noqa: N815
-    labels_R: npt.NDArray[np.int64]  # noqa: N815
+    asked: Samples
     answers: tuple[Answers, ...]
-    class_names: tuple[str, ...]
 
     @property
     def labelled(self) -> bool:
         """Whether right and wrong can be told."""
-        labels = [self.labels_R, *(answer.labels_RK for answer in self.answers)]
+        labels = [self.asked.labels_N, *(answer.labels_RK for answer in self.answers)]
         return all(bool((part >= 0).all()) for part in labels)
 
     def agree(self, answer: Answers) -> npt.NDArray[np.bool_]:
         """Whether a neighbour (R, K) has its query's label."""
-        return answer.labels_RK == self.labels_R[:, None]
+        return answer.labels_RK == self.asked.labels_N[:, None]
 
 
 @dataclass(frozen=True)
@@ -85,10 +83,7 @@ class EmbeddingMap:
 
     points: dict[str, npt.NDArray[np.float64]]
     """(N, 2) each."""
-    images_NSS3: Images  # noqa: N815
-    ids_N: npt.NDArray[np.int64]  # noqa: N815
-    labels_N: npt.NDArray[np.int64]  # noqa: N815
-    class_names: tuple[str, ...]
+    samples: Samples
     method: str
     """How it was made."""
 
@@ -230,12 +225,7 @@ class _Seen:
                 indices_RK = np.array([row[:_NEIGHBOURS] for row in kept], np.int64)
             images = self._bank.images_NSS3[indices_RK]
             answers.append(Answers(title, images, self._bank.labels_N[indices_RK]))
-        return Queries(
-            self._asked.images_NSS3[chosen_R],
-            self._asked.labels_N[chosen_R],
-            tuple(answers),
-            self._asked.class_names,
-        )
+        return Queries(self._asked.take(chosen_R), tuple(answers))
 
     def map(self) -> EmbeddingMap:
         """Some of the images on a plane."""
@@ -243,14 +233,7 @@ class _Seen:
         points, method = {}, ""
         for title, (_, asked_NF) in self._features.items():
             points[title], method = project(asked_NF[chosen_N])
-        return EmbeddingMap(
-            points,
-            self._asked.images_NSS3[chosen_N],
-            self._asked.ids_N[chosen_N],
-            self._asked.labels_N[chosen_N],
-            self._asked.class_names,
-            method,
-        )
+        return EmbeddingMap(points, self._asked.take(chosen_N), method)
 
     @torch.no_grad()
     def similarities(self) -> dict[str, npt.NDArray[np.float32]]:
@@ -291,10 +274,3 @@ def project(features_NF: torch.Tensor) -> tuple[npt.NDArray[np.float64], str]:
         perplexity=perplexity, init="pca", learning_rate="auto", max_iter=500, random_state=0
     )
     return np.asarray(tsne.fit_transform(reduced_NK), np.float64), "t-SNE of cosine distances"
-
-
-def class_name(label: int, names: Sequence[str]) -> str:
-    """A label in words."""
-    if label < 0:
-        return "no label"
-    return names[label] if label < len(names) else f"class {label}"

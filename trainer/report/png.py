@@ -19,7 +19,7 @@ from common.files.atomic_file import write_atomically
 from trainer.report.contents import Contents, title
 from trainer.report.evaluations import Bar, names_of
 from trainer.report.history import CURVES, Metrics, running_mean
-from trainer.report.pictures import EmbeddingMap, Queries, class_name
+from trainer.report.pictures import EmbeddingMap, Queries
 from trainer.report.samples import Images, Views
 
 log = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ def _neighbours(figure: Part, queries: Queries) -> None:
     """Queries, and their nearest images by each measure; those of another class are crossed."""
     widths = [1, *(answer.labels_RK.shape[1] for answer in queries.answers)]
     first, *places = figure.subplots(1, len(widths), width_ratios=widths)
-    _grid(first, queries.images_RSS3[:, None], "query")
+    _grid(first, queries.asked.images_NSS3[:, None], "query")
     for axes, answer in zip(places, queries.answers):
         agree_RK = queries.agree(answer)
         heading = f"{answer.title}: {100 * agree_RK.mean():.0f} % of its class"
@@ -157,13 +157,13 @@ def _maps(figure: Part, found: EmbeddingMap) -> None:
     """The same images by each measure, coloured and shaped by class."""
     places: Sequence[Any] = figure.subplots(1, len(found.points), squeeze=False)[0]
     for axes, (heading, points_N2) in zip(places, found.points.items()):
-        for label in np.unique(found.labels_N):
+        for label in np.unique(found.samples.labels_N):
             axes.scatter(
-                *points_N2[found.labels_N == label].T,
+                *points_N2[found.samples.labels_N == label].T,
                 s=16,
                 color=f"C{label % 10}",
                 marker=_MARKERS[(label % 10 + label // 10) % 10],
-                label=class_name(label, found.class_names),
+                label=found.samples.class_name(label),
             )
         axes.set(xticks=[], yticks=[], title=heading)
     handles, names = places[0].get_legend_handles_labels()

@@ -37,6 +37,18 @@ class Samples(NamedTuple):
     """-1 where the file has no labels."""
     class_names: tuple[str, ...]
 
+    def take(self, which: npt.NDArray[np.int64]) -> "Samples":
+        """Some of them."""
+        return Samples(
+            self.images_NSS3[which], self.ids_N[which], self.labels_N[which], self.class_names
+        )
+
+    def class_name(self, label: int) -> str:
+        """A label in words."""
+        if label < 0:
+            return "no label"
+        return self.class_names[label] if label < len(self.class_names) else f"class {label}"
+
 
 @dataclass(frozen=True)
 class Views:

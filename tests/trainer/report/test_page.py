@@ -20,7 +20,7 @@ from trainer.report.history import PhaseTime
 from trainer.report.live import LiveReport
 from trainer.report.page import page, write_page
 from trainer.report.pictures import Answers, EmbeddingMap, Pictures, Queries
-from trainer.report.samples import Views
+from trainer.report.samples import Samples, Views
 
 NASTY = "<script>alert(1)</script>\"'&\x00\ud800"
 
@@ -151,10 +151,11 @@ def test_the_page_stays_small_whatever_the_images(tmp_path, side):
     labels = np.arange(400) % 10
     points = {title: rng.normal(size=(400, 2)) for title in ("raw pixels", "pretrained encoder")}
     answers = tuple(Answers(title, noise(8, 6), np.zeros((8, 6), int)) for title in points)
+    samples = Samples(noise(400), np.arange(400), labels, ("<hr>", "b"))
     pictures = Pictures(
         views=Views(np.arange(8), noise(8), noise(8, 2)),
-        queries=Queries(noise(8), labels[:8], answers, ("<hr>", "b")),
-        map=EmbeddingMap(points, noise(400), np.arange(400), labels, ("<hr>", "b"), "chance"),
+        queries=Queries(samples.take(np.arange(8)), answers),
+        map=EmbeddingMap(points, samples, "chance"),
         similarities={"positives": rng.random(256), "negatives": rng.random(65_280)},
     )
     source = page(read_contents([bare_run(tmp_path / "run")], pictures))

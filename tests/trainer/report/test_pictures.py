@@ -99,11 +99,11 @@ def test_all_is_looked_at_where_all_is_there(run):
     assert found.missing == ()
     assert found.views.views_RVSS3.shape == (8, 2, 32, 32, 3)
     assert found.queries.labelled
-    assert found.queries.labels_R.tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
+    assert found.queries.asked.labels_N.tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
     assert [answer.images_RKSS3.shape for answer in found.queries.answers] == [
         (8, 6, 32, 32, 3)
     ] * 2
-    assert found.map.images_NSS3.shape == (60, 32, 32, 3)
+    assert found.map.samples.images_NSS3.shape == (60, 32, 32, 3)
     assert [points.shape for points in found.map.points.values()] == [(60, 2)] * 2
     assert found.similarities["positives"].shape == (72,)
     assert found.similarities["negatives"].shape == (72 * 71,)
@@ -116,7 +116,7 @@ def test_without_held_out_images_training_images_ask_but_not_for_themselves(tmp_
     assert found.missing == ()
     for answer in found.queries.answers:
         assert answer.images_RKSS3.shape[1] == 6
-        for query, others in zip(found.queries.images_RSS3, answer.images_RKSS3):
+        for query, others in zip(found.queries.asked.images_NSS3, answer.images_RKSS3):
             assert not any(np.array_equal(query, image) for image in others)
 
 

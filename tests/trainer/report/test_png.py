@@ -15,6 +15,7 @@ from trainer.report.evaluations import KINDS, Bar
 from trainer.report.history import running_mean
 from trainer.report.pictures import Answers, Pictures, Queries, make_pictures
 from trainer.report.png import write_figures
+from trainer.report.samples import Samples
 
 NAMES = ["curves", "accuracy", "views", "neighbours", "map", "overview"]
 
@@ -98,9 +99,8 @@ def test_crossed_neighbours_are_those_of_another_class():
     labels = np.array([[0, 1, 0], [2, 0, 1]])
     answer = Answers("t", np.zeros((2, 3, 8, 8, 3), np.uint8), labels)
     figure = Figure()
-    png._neighbours(
-        figure, Queries(np.zeros((2, 8, 8, 3), np.uint8), np.array([0, 1]), (answer,), ())
-    )
+    asked = Samples(np.zeros((2, 8, 8, 3), np.uint8), np.arange(2), np.array([0, 1]), ())
+    png._neighbours(figure, Queries(asked, (answer,)))
     _, axes = figure.axes
     black, white = axes.collections
     assert np.array_equal(black.get_offsets(), white.get_offsets())
