@@ -100,28 +100,18 @@ def scaled_lr(config: OptimConfig, global_batch: int) -> float:
 
 
 def build_optimizer(
-    module: nn.Module,
-    config: OptimConfig,
-    lr: float | None = None,
-    lars: type[LARS] = LARS,
+    module: nn.Module, config: OptimConfig, lars: type[LARS] = LARS
 ) -> torch.optim.Optimizer:
     """The optimizer over the parameters of ``module`` that require gradients.
 
     There are at most two groups: ``"matrices"``, of two and more dimensions, and ``"vectors"``,
     without weight decay. ``group["group_name"]`` says which, ``group["param_names"]`` holds the
-    names in ``module`` in the order of ``group["params"]``.
-
-    Args:
-        module: what to train.
-        config: the optimizer's settings.
-        lr: the rate to begin with, by default ``config.base_lr``; see :func:`set_lr`.
-        lars: the class, where ``config`` asks for LARS.
+    names in ``module`` in the order of ``group["params"]``. ``lars`` is the class of LARS.
 
     Raises:
         ConfigError: nothing in ``module`` requires gradients.
     """
-    groups = _parameter_groups(module, config)
-    lr = config.base_lr if lr is None else lr
+    groups, lr = _parameter_groups(module, config), config.base_lr
     if config.name == "lars":
         return lars(
             groups,
