@@ -36,7 +36,7 @@ class Sharding:
         wrapped = self.model._forward_module
         if compress and isinstance(wrapped, DistributedDataParallel):
             wrapped.register_comm_hook(None, bf16_compress_hook)
-        self.optimizer = build_optimizer(self.objective, optim)
+        self.optimizer = self._whole = build_optimizer(self.objective, optim)
 
     def model_tensors(self) -> Tensors:
         """The objective's ``state_dict`` in whole tensors; nothing on ranks that write none."""
@@ -44,8 +44,7 @@ class Sharding:
 
     def optimizer_tensors(self) -> Tensors:
         """Optimizer state, ``parameter::slot``, whole; nothing on ranks that write none."""
-        assert isinstance(self.optimizer, torch.optim.Optimizer)  # noqa: S101 - for the type checker
-        return optimizer_tensors(self.objective, self.optimizer)
+        return optimizer_tensors(self.objective, self._whole)
 
     def restore_optimizer(self, saved: Tensors) -> None:
         """Put :meth:`optimizer_tensors` back; every rank has all of them.
@@ -53,8 +52,7 @@ class Sharding:
         Raises:
             CheckpointError: a name in ``saved`` is no parameter.
         """
-        assert isinstance(self.optimizer, torch.optim.Optimizer)  # noqa: S101 - for the type checker
-        restore_optimizer(self.objective, self.optimizer, saved)
+        restore_optimizer(self.objective, self._whole, saved)
 
     def whole_encoder(self) -> nn.Module:
         """The encoder with all its weights on this device, to be evaluated."""
