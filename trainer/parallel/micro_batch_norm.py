@@ -27,10 +27,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
-from common.collectives import waiting
 from trainer.parallel.sync_batch_norm import (
     Moments,
     Statistics,
@@ -90,7 +88,13 @@ class PieceStatistics:
         """
         with normalised_by(self._layers, self._normalise), torch.no_grad():
             while True:
-                outputs, missing = self._sweep(forward, pieces)
+                outputs, missing = [], []
+                for piece in range(pieces):
+                    self.start_piece()
+                    try:
+                        outputs.append(forward(piece))
+                    except _StatisticsMissing as signal:
+                        missing.append(signal.with_traceback(None))
                 if not missing:
                     return outputs
                 layer = missing[0].layer
@@ -138,18 +142,6 @@ class PieceStatistics:
             return self._leaf_output.clone()  # what follows may overwrite it
         return y
 
-    def _sweep(
-        self, forward: Callable[[int], Any], pieces: int
-    ) -> tuple[list[Any], list[_StatisticsMissing]]:
-        outputs, missing = [], []
-        for piece in range(pieces):
-            self.start_piece()
-            try:
-                outputs.append(forward(piece))
-            except _StatisticsMissing as signal:
-                missing.append(signal.with_traceback(None))
-        return outputs, missing
-
     def _gradient_sums(
         self,
         index: int,
@@ -157,16 +149,13 @@ class PieceStatistics:
         losses: Sequence[Callable[[Any], torch.Tensor]],
     ) -> torch.Tensor:
         layer, statistics = self._called[index], self._statistics[index]
-        sums_2C = torch.zeros(2, layer.num_features, dtype=torch.float64)
-        sums_2C = sums_2C.to(statistics.mean.device)
+        sums_2C = statistics.mean.new_zeros(2, layer.num_features)
         for piece, loss in enumerate(losses):
             dy = self._output_gradient(index, forward, piece, loss)
             if dy is not None and self._leaf_input is not None:
                 sums_2C += gradient_sums(dy, self._leaf_input, statistics, layer.eps)
         self._leaf_input = self._leaf_output = None
-        if layer.handle.size > 1:
-            with waiting("batch norm: all-reduce of gradient sums"):
-                dist.all_reduce(sums_2C, group=layer.handle.group)
+        layer.handle.add_up(sums_2C)
         return sums_2C
 
     def _output_gradient(

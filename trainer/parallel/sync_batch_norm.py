@@ -121,6 +121,12 @@ class _GroupHandle:
             return 1
         return dist.get_world_size(self.group)
 
+    def add_up(self, sums_2C: torch.Tensor) -> None:
+        """Put all its processes' sums in the place of one's. A collective."""
+        if self.size > 1:
+            with waiting("batch norm: all-reduce of gradient sums"):
+                dist.all_reduce(sums_2C, group=self.group)
+
 
 class SyncBatchNorm(_BatchNorm):
     """``nn.BatchNorm1d/2d/3d`` with training statistics over all processes of its group.
@@ -359,9 +365,8 @@ def _input_gradient(
     stats, eps, handle = ctx.stats, ctx.eps, ctx.handle
     if ctx.known_sums_2C is not None:
         sums_2C = ctx.known_sums_2C
-    elif handle.size > 1:
-        with waiting("batch norm: all-reduce of gradient sums"):
-            dist.all_reduce(sums_2C, group=handle.group)
+    else:
+        handle.add_up(sums_2C)
     scale_C = (stats.var + eps).rsqrt()
     if weight is not None:
         scale_C = scale_C * weight.double()
