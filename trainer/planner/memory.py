@@ -85,7 +85,7 @@ def remedy(config: RunConfig, step_cost: StepCost, cluster: Cluster) -> Remedy:
         micro_batch=_largest_micro_batch(config, cluster) if can_be_split(config, step_cost) else 0,
         gpus=_least_gpus(config, cluster),
         activation_checkpointing=_fits_recomputed(config, cluster),
-        exact_passes=(2 * len(step_cost.norms) + 3) / 3,
+        exact_passes=step_cost.exact_passes,
     )
 
 

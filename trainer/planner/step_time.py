@@ -117,9 +117,7 @@ def _in_pieces(config: RunConfig, step_cost: StepCost, local_batch: int) -> tupl
         return 1.0, 1.0
     if config.micro_batch_norm == "piece":
         return 2.0, 4 / 3
-    # See trainer.parallel.micro_batch_norm: L/2 + 3/2 L + 3 forward passes.
-    layers = len(step_cost.norms)
-    return 2.0 * layers + 2, (2 * layers + 3) / 3
+    return 2.0 * len(step_cost.norms) + 2, step_cost.exact_passes
 
 
 class _Device(NamedTuple):
