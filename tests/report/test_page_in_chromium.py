@@ -331,7 +331,7 @@ def test_without_javascript_all_numbers_and_pictures_are_there(browser, one):
 
 def test_a_live_page_refreshes_without_losing_the_readers_place(browser, tmp_path):
     run = bare_run(tmp_path / "run")
-    report = LiveReport([run], SMALL, 0.2)
+    report = LiveReport([run], 0.2, **SMALL)
     policy = content_security_policy(live=True)
     with PageServer(0, report.page, PLOTLY, policy) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
