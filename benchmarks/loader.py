@@ -43,6 +43,7 @@ from data_pipeline.packing.pack import PackConfig, pack
 from data_pipeline.reading.beton import read_sample_table
 from data_pipeline.reading.loader import LoaderConfig, TrainLoader
 from data_pipeline.reading.order import Position
+from data_pipeline.views import views_of_one_size
 
 SIZE = 224  # pixels
 AHEAD = 4  # batches that peers read ahead: two for each of two workers, torch's default
@@ -92,9 +93,8 @@ def ours(path: Path, name: str, workers: int, batch: int) -> TrainLoader:
     backend = "torchvision" if name == FALLBACK else "ffcv"
     return TrainLoader(
         path,
-        CropConfig(size=SIZE),
+        views_of_one_size(CropConfig(size=SIZE), 1 if name == OURS_ONE else 2),
         LoaderConfig(backend=backend, workers=workers),
-        views=1 if name == OURS_ONE else 2,
         seed=0,
         batch_size=batch,
     )

@@ -47,6 +47,8 @@ class Stream(IntEnum):
     ORDER = 13
     SUBSTITUTE = 14
     SHUFFLE = 15
+    NEGATIVE = 16
+    CLUSTER = 17
 
 
 def mix(x: U64Array) -> U64Array:

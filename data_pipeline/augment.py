@@ -10,6 +10,7 @@ Legend: B samples, V views, R = V * B rows (view-major), H height, W width, C = 
 P parameters of an image.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import permutations
 
@@ -148,6 +149,13 @@ class Augment:
 
     A view's bytes depend on the sample's pixels and on (seed, epoch, sample id, view), never on the
     batch, the place in it or the number of processes.
+
+    Args:
+        config: how views are normalised, and two views where ``looks`` are not given.
+        seed: the run's.
+        dtype: of the views.
+        implementation: see :func:`kernels.augment.augment`.
+        looks: for each group of views, how each of them is altered.
     """
 
     def __init__(
@@ -156,14 +164,16 @@ class Augment:
         seed: int,
         dtype: torch.dtype = torch.float32,
         implementation: Implementation = "auto",
+        looks: Sequence[tuple[ViewConfig, ...]] | None = None,
     ) -> None:
         self.config = config
+        self._looks = looks or ((config.view1, config.view2),)
         self.seed = seed
         self.dtype = dtype
         self.implementation = implementation
         self._mean = config.mean if config.normalize else (0.0, 0.0, 0.0)
         self._std = config.std if config.normalize else (1.0, 1.0, 1.0)
-        self._settings: dict[tuple[torch.device, int, int], torch.Tensor] = {}
+        self._settings: dict[tuple[torch.device, int, tuple[ViewConfig, ...]], torch.Tensor] = {}
 
     def __call__(self, crops_BVHWC: torch.Tensor, ids_B: torch.Tensor, epoch: int) -> torch.Tensor:
         """Augmented views.
@@ -180,35 +190,80 @@ class Augment:
         Raises:
             ValueError: shapes or dtypes are not as said.
         """
+        described, views = self._looks[0], crops_BVHWC.shape[1]
+        if not 1 <= views <= len(described):
+            raise ValueError(
+                f"augment: settings describe {len(described)} views, crops have {views}"
+            )
+        return self._views(crops_BVHWC, described[:views], 0, ids_B, epoch)
+
+    def groups(
+        self, crops: Sequence[torch.Tensor], ids_B: torch.Tensor, epoch: int
+    ) -> tuple[torch.Tensor, ...]:
+        """Augmented views of all groups, whose views are numbered on.
+
+        Args:
+            crops: a tensor for each group, as for a call.
+            ids_B: as there.
+            epoch: as there.
+
+        Returns:
+            For each group ``(V, B, 3, H, W)``, every image channels_last.
+        """
+        views, first = [], 0
+        for crops_BVHWC, looks in zip(crops, self._looks, strict=True):
+            of_group = self._views(crops_BVHWC, looks, first, ids_B, epoch)
+            views.append(of_group.unflatten(0, (len(looks), -1)))
+            first += len(looks)
+        return tuple(views)
+
+    def _views(
+        self,
+        crops_BVHWC: torch.Tensor,
+        looks: tuple[ViewConfig, ...],
+        first: int,
+        ids_B: torch.Tensor,
+        epoch: int,
+    ) -> torch.Tensor:
         samples, views, *sides, _ = crops_BVHWC.shape
-        if ids_B.shape != (samples,):
-            raise ValueError(f"{samples} crops want {samples} ids, got {tuple(ids_B.shape)}")
+        if ids_B.shape != (samples,) or views != len(looks):
+            raise ValueError(
+                f"{samples} crops of {views} views want {samples} ids and {views} looks, got"
+                f" {tuple(ids_B.shape)} and {len(looks)}"
+            )
         side, device = min(sides), crops_BVHWC.device
         table_RP: FloatArray | torch.Tensor
         if choose(device, self.implementation, self.dtype).implementation == "triton":
-            table_RP = self._draw_on(device, ids_B, epoch, side, views)
+            table_RP = self._draw_on(device, looks, first, ids_B, epoch, side)
         else:
             table_RP = draw_parameters(
-                self.config, self.seed, epoch, ids_B.cpu().numpy(), side=side, views=views
+                looks, self.seed, epoch, ids_B.cpu().numpy(), side=side, first=first
             )
         return self._run(crops_BVHWC, table_RP)
 
     def _draw_on(
-        self, device: torch.device, ids_B: torch.Tensor, epoch: int, side: int, views: int
+        self,
+        device: torch.device,
+        looks: tuple[ViewConfig, ...],
+        first: int,
+        ids_B: torch.Tensor,
+        epoch: int,
+        side: int,
     ) -> torch.Tensor:
         """:func:`draw_parameters`, drawn where it is used; only the ids are copied there."""
         from kernels.augment.triton_draw import draw_table
 
-        configs = _views(self.config, views)
-        if (device, side, views) not in self._settings:  # its upload waits, once in a run
-            self._settings[device, side, views] = torch.tensor(
-                [_distributions(view, side) for view in configs], dtype=torch.float64, device=device
+        known = (device, side, looks)
+        if known not in self._settings:  # its upload waits, once in a run
+            self._settings[known] = torch.tensor(
+                [_distributions(look, side) for look in looks], dtype=torch.float64, device=device
             )
         return draw_table(
             int(run_key(self.seed, epoch)),
             to_device(ids_B, device),
-            self._settings[device, side, views],
-            _widest_blur(self.config, side),
+            self._settings[known],
+            _widest_blur(looks, side),
+            first_view=first,
         )
 
     def plain(self, crops_BVHWC: torch.Tensor) -> torch.Tensor:
@@ -227,40 +282,38 @@ class Augment:
 
 
 def draw_parameters(
-    config: AugmentConfig,
+    looks: Sequence[ViewConfig],
     seed: int,
     epoch: int,
     ids_B: npt.NDArray[np.int64],
     *,
     side: int,
-    views: int = 2,
+    first: int = 0,
 ) -> FloatArray:
     """Parameters of every view of every sample, for crops of ``side`` pixels.
 
-    Returns:
-        float64 ``(views * B, P)``, view-major: a table as :mod:`kernels.augment.table` defines it.
+    Args:
+        looks: how each view is altered.
+        seed: the run's.
+        epoch: from 0.
+        ids_B: sample ids.
+        side: of the crops, pixels.
+        first: number of the first view.
 
-    Raises:
-        ValueError: more views than the configuration describes.
+    Returns:
+        float64 ``(V * B, P)``, view-major: a table as :mod:`kernels.augment.table` defines it.
     """
-    radius = _widest_blur(config, side)
+    radius = _widest_blur(looks, side)
     tables = [
-        _draw_view(view, _Draw(seed, epoch, ids_B, number), side, radius)
-        for number, view in enumerate(_views(config, views))
+        _draw_view(look, _Draw(seed, epoch, ids_B, view), side, radius)
+        for view, look in enumerate(looks, first)
     ]
     return np.concatenate(tables)
 
 
-def _views(config: AugmentConfig, count: int) -> tuple[ViewConfig, ...]:
-    configs = (config.view1, config.view2)
-    if not 1 <= count <= len(configs):
-        raise ValueError(f"augment: settings describe {len(configs)} views, crops have {count}")
-    return configs[:count]
-
-
-def _widest_blur(config: AugmentConfig, side: int) -> int:
+def _widest_blur(looks: Sequence[ViewConfig], side: int) -> int:
     """Of all views, pixels: the tables have room for it."""
-    return max(view.blur_radius(side) for view in (config.view1, config.view2))
+    return max(look.blur_radius(side) for look in looks)
 
 
 def _distributions(view: ViewConfig, side: int) -> list[float]:

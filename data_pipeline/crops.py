@@ -50,6 +50,8 @@ def random_resized_crop_boxes(
     heights_N: npt.ArrayLike,
     widths_N: npt.ArrayLike,
     crop: CropConfig,
+    *,
+    first: int = 0,
 ) -> IntArray:
     """Boxes of ``views`` random resized crops of each sample, a pure function of its arguments.
 
@@ -65,13 +67,15 @@ def random_resized_crop_boxes(
         heights_N: heights of the stored images, pixels.
         widths_N: widths of the stored images, pixels.
         crop: the settings.
+        first: number of the first view.
 
     Returns:
         int64 (N, V, 4): top, left, height, width; every box lies inside its image.
     """
     ids_N1 = np.asarray(ids_N, dtype=np.int64)[:, None]
     shape = (len(ids_N1), views)
-    keys = sample_keys(seed, epoch, ids_N1, np.arange(views)[None, :], Stream.CROP).reshape(-1)
+    view_1V = np.arange(first, first + views)[None, :]
+    keys = sample_keys(seed, epoch, ids_N1, view_1V, Stream.CROP).reshape(-1)
     heights = np.broadcast_to(np.asarray(heights_N, np.int64)[:, None], shape).reshape(-1)
     widths = np.broadcast_to(np.asarray(widths_N, np.int64)[:, None], shape).reshape(-1)
 

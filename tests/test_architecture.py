@@ -85,6 +85,10 @@ COLLECTIVES = {
     "whole_encoder",
 }
 
+# Of trainer/objectives, what others may import, and ask of an objective's settings.
+CONTRACT = {"base", "cost", "registry", "parts"}
+ASKED_OF_CONFIGS = {"views", "build", "cost", "logits_per_image"}
+
 Rule = Callable[[ast.AST], Iterator[tuple[int, str]]]
 
 
@@ -207,6 +211,23 @@ def no_wait_for_the_device(tree: ast.AST) -> Iterator[tuple[int, str]]:
             yield call.lineno, f".{call.func.attr}()"
 
 
+def no_objective_in_particular(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Outside objectives and recipes nothing knows one objective from another: it asks them."""
+    for line, module in _imports(tree):
+        parts = module.split(".")
+        if parts[:2] == ["trainer", "objectives"] and len(parts) > 2 and parts[2] not in CONTRACT:
+            yield line, f"imports {module}"
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Attribute)
+            and node.value.attr == "objective"
+            and ast.unparse(node.value.value).endswith("config")
+            and node.attr not in ASKED_OF_CONFIGS
+        ):
+            yield node.lineno, ast.unparse(node)
+
+
 EVERYWHERE: list[Rule] = [
     no_pickle,
     no_object_collectives,
@@ -239,6 +260,9 @@ FORBIDDEN: list[tuple[Rule, str]] = [
     (no_collective_on_some_ranks, "if rank == 0:\n dist.barrier()"),
     (no_collective_on_some_ranks, "if fabric.is_global_zero:\n pass\nelse:\n broadcast_json(1)"),
     (no_wait_for_the_device, "loss.item()"),
+    (no_objective_in_particular, "from trainer.objectives.moco import MoCoConfig"),
+    (no_objective_in_particular, "run.config.objective.temperature"),
+    (no_objective_in_particular, "if config.objective.name == 'simclr': pass"),
 ]
 ALLOWED: list[tuple[Rule, str]] = [
     (no_pickle, "torch.load(f, weights_only=True)"),
@@ -248,6 +272,8 @@ ALLOWED: list[tuple[Rule, str]] = [
     (no_silent_except, "try: f()\nexcept Exception as e: g(e)"),
     (no_collective_on_some_ranks, "if size > 1:\n dist.barrier()"),
     (no_collective_on_some_ranks, "if rank == 0:\n write()\ndist.barrier()"),
+    (no_objective_in_particular, "from trainer.objectives.base import Objective"),
+    (no_objective_in_particular, "config.objective.cost(8, 1, 128, crop)"),
 ]
 
 
@@ -284,6 +310,12 @@ def test_nothing_in_a_step_waits_for_the_device() -> None:
     files = [f for f in in_a_step if f.name != "cpu.py"]
     assert len(files) > 3
     assert not _findings(no_wait_for_the_device, files)
+
+
+def test_no_objective_is_known_by_name_outside_its_room() -> None:
+    rooms = ("trainer/objectives/", "trainer/recipes/")
+    files = [f for f in FILES if not f.relative_to(ROOT).as_posix().startswith(rooms)]
+    assert not _findings(no_objective_in_particular, files)
 
 
 def _wrong_way(file: str, module: str) -> bool:

@@ -25,6 +25,7 @@ from data_pipeline.crops import CropConfig
 from data_pipeline.reading.damage import check_limit
 from data_pipeline.reading.loader import LoaderConfig
 from data_pipeline.reading.order import Position, global_batch_ids
+from data_pipeline.views import ViewPlan
 from trainer.features.online_knn import OnlineKnnConfig
 from trainer.health.collapse import CollapseConfig
 from trainer.health.non_finite import GuardConfig
@@ -32,9 +33,7 @@ from trainer.health.stragglers import StragglerConfig
 from trainer.health.watchdog import WatchdogConfig
 from trainer.models.encoders import EncoderConfig, fixed_image_size
 from trainer.models.heads import HeadConfig
-from trainer.objectives.moco import MoCoConfig
-from trainer.objectives.mocov3 import MoCoV3Config
-from trainer.objectives.simclr import SimCLRConfig
+from trainer.objectives.registry import AnyObjectiveConfig, DefaultObjectiveConfig
 from trainer.optim.optimizers import OptimConfig, scaled_lr
 from trainer.optim.schedule import ScheduleConfig, lr_factor, warmup_steps
 from trainer.parallel.strategy import PrecisionName, StrategyConfig
@@ -43,9 +42,6 @@ from trainer.step import MicroBatchNorm
 from trainer.telemetry import TelemetryConfig
 
 T = TypeVar("T")
-
-# The first one is what a configuration without a name means: those of before there were others.
-ObjectiveConfig = SimCLRConfig | MoCoConfig | MoCoV3Config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +116,9 @@ class RunConfig:
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
-    objective: tyro.conf.AvoidSubcommands[ObjectiveConfig] = field(default_factory=SimCLRConfig)
+    objective: tyro.conf.AvoidSubcommands[AnyObjectiveConfig] = field(
+        default_factory=DefaultObjectiveConfig
+    )
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     strategy: Annotated[StrategyConfig, tyro.conf.arg(name="")] = field(
@@ -149,6 +147,10 @@ class RunConfig:
         )
         if self.seed not in SEEDS:
             raise ConfigError(f"--seed {self.seed}: choose {SEEDS[0]} to {SEEDS[-1]} (64 bits)")
+
+    def view_plan(self) -> ViewPlan:
+        """Views of each image that a step takes."""
+        return self.objective.views(self.crop, self.augment)
 
 
 # What may differ between the run that wrote a checkpoint and the one that goes on from it: where

@@ -30,7 +30,7 @@ from trainer.health.phases import Phases
 from trainer.health.stragglers import Stragglers
 from trainer.health.watchdog import Watchdog
 from trainer.models.encoders import build_encoder, seed_stochastic_layers
-from trainer.objectives.base import Inputs, Objective
+from trainer.objectives.base import blank_inputs
 from trainer.parallel.machine import settle_threads, settled
 from trainer.parallel.networks import training_objective
 from trainer.parallel.sharding import Sharding
@@ -123,9 +123,8 @@ def prepare(config: RunConfig, joined: Fabric | None = None) -> Iterator[Run]:
 def _loader(config: RunConfig, reading: LoaderConfig, fabric: Fabric) -> TrainLoader:
     return TrainLoader(
         config.data.train,
-        config.crop,
+        config.view_plan(),
         reading,
-        views=Objective.views,
         seed=config.seed,
         batch_size=config.batch,
         rank=fabric.global_rank,
@@ -167,14 +166,24 @@ def _build(
     stack: contextlib.ExitStack,
 ) -> Run:
     objective = training_objective(
-        config, fabric.world_size, config.init_from if checkpoint is None else None
+        config,
+        fabric.world_size,
+        config.init_from if checkpoint is None else None,
+        plan.num_samples,
     )
+    if config.precision == "fp64":
+        objective.double()  # before it takes a checkpoint's values, which float32 would round
     if checkpoint is not None:
         objective.load_state_dict(checkpoint.tensors("model"))
     sharding = lay_out(config.strategy, fabric, objective, config.encoder, config.optim)
     if _has_gradient_buckets(sharding.model):
         phases.watch_gradients(objective)
-    augment = Augment(config.augment, config.seed, COMPUTE_DTYPE[config.precision])
+    augment = Augment(
+        config.augment,
+        config.seed,
+        COMPUTE_DTYPE[config.precision],
+        looks=[group.looks for group in config.view_plan()],
+    )
     run = Run(
         config=config,
         plan=plan,
@@ -306,12 +315,10 @@ def _settle_gradient_buckets(run: Run) -> None:
     if not _has_gradient_buckets(run.model):
         return
     buffers = {name: buffer.clone() for name, buffer in run.objective.named_buffers()}
-    side = run.config.crop.size
-    shape = (Objective.views * run.plan.local_batch, 3, side, side)
-    blank = torch.zeros(shape, dtype=run.augment.dtype, device=run.fabric.device)
-    blank = blank.to(memory_format=torch.channels_last).unflatten(0, (Objective.views, -1))
+    views, images = run.config.view_plan(), run.plan.local_batch
+    inputs = blank_inputs(views, images, run.augment.dtype, run.fabric.device)
     for _ in range(2):  # the rebuild happens at the forward pass after the first backward pass
-        rows = run.model(Inputs((blank,))).rows.values()
+        rows = run.model(inputs).rows.values()
         run.fabric.backward(torch.stack([each.sum() for each in rows]).sum())
         run.optimizer.zero_grad(set_to_none=True)
     with torch.no_grad():

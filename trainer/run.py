@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -26,7 +27,7 @@ from trainer.features.online_knn import OnlineKnn
 from trainer.health.collapse import CollapseAlarm
 from trainer.health.non_finite import NumericalGuard
 from trainer.health.phases import Phases
-from trainer.objectives.base import Objective
+from trainer.objectives.base import Objective, Outputs
 from trainer.optim.optimizers import Updatable
 from trainer.parallel.sharding import Sharding
 from trainer.state.checkpoint import Checkpoint, CheckpointSaver
@@ -121,6 +122,17 @@ class Run:
                     self.save(finish=True)
                     log.info("the data cannot be read on; step %d is saved", self.state.step)
             raise
+
+    def begin_epoch_if_due(self, position: Position) -> None:
+        """What the objective makes anew for an epoch, before its first step. A collective."""
+        if position.step == 0:
+            with self.phases.aside("epoch"):
+                self.objective.before_epoch(position.epoch, partial(self._whole_epoch, position))
+
+    def _whole_epoch(self, position: Position) -> Iterator[Outputs]:
+        """Outputs of every batch of an epoch, without gradient."""
+        for batch in islice(self.loader.starting_at(position), self.plan.steps_per_epoch):
+            yield self.gradients.outputs(batch, self.state.step)
 
     def waited(self) -> float:
         """Seconds that this process waited for the loader since the last call."""

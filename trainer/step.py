@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from lightning_fabric import Fabric
@@ -25,6 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from common import fault_injection
 from data_pipeline.augment import Augment
 from data_pipeline.reading.batch import Batch
+from kernels.augment import to_device
 from trainer.objectives.base import Inputs, Loss, Objective, Outputs
 from trainer.parallel.micro_batch_norm import PieceStatistics
 
@@ -45,9 +46,14 @@ class StepDone(NamedTuple):
     """0-d, 1 where a gradient was not finite and nothing was changed; on the device."""
 
 
-Gradients = Callable[[Batch, int], tuple[Outputs, Loss]]
-"""From a batch and the number of steps done before it, leaves gradients in the parameters and
-returns the outputs and the loss."""
+class Gradients(Protocol):
+    """Leaves gradients in the parameters."""
+
+    def __call__(self, batch: Batch, step: int) -> tuple[Outputs, Loss]:
+        """From a batch and the number of steps done before it, gradients; its outputs and loss."""
+
+    def outputs(self, batch: Batch, step: int) -> Outputs:
+        """The outputs alone, without gradient; BatchNorm as in a step."""
 
 
 @dataclass
@@ -66,15 +72,21 @@ class WholeBatch:
     """Told which phase of the step begins; see :mod:`trainer.health.phases`."""
 
     def __call__(self, batch: Batch, step: int) -> tuple[Outputs, Loss]:
-        """See :data:`Gradients`."""
+        """See :class:`Gradients`."""
         self.enter("augment")
         inputs = make_inputs(self.augment, batch, step)
         self.enter("forward")
         outputs: Outputs = self.model(inputs)
-        loss = self.objective.loss(outputs)
+        loss = self.objective.loss(outputs, step)
         self.enter("backward")
         self.fabric.backward(fault_injection.tensor("step.backward", loss.value))
         return outputs, loss
+
+    def outputs(self, batch: Batch, step: int) -> Outputs:
+        """See :class:`Gradients`."""
+        with torch.no_grad():
+            outputs: Outputs = self.model(make_inputs(self.augment, batch, step))
+        return outputs
 
 
 @dataclass(kw_only=True)
@@ -95,11 +107,9 @@ class InPieces(WholeBatch):
     layers which draw random numbers draw the same again."""
 
     def __call__(self, batch: Batch, step: int) -> tuple[Outputs, Loss]:
-        """See :data:`Gradients`."""
-        pieces = range(0, len(batch.ids_B), self.size)
-        forward = partial(self._forward, self.objective, batch, step)
-        statistics = PieceStatistics(self.objective, exact=self.norm == "exact")
-        whole, loss, gradients = self._loss(statistics.project(forward, len(pieces)))
+        """See :class:`Gradients`."""
+        forward, statistics, pieces = self._project(batch, step)
+        whole, loss, gradients = self._loss(pieces, step)
         if self.norm == "exact":
             statistics.collect_gradient_sums(forward, [partial(_inner, g) for g in gradients])
         with statistics.known():
@@ -113,6 +123,20 @@ class InPieces(WholeBatch):
                     self.fabric.backward(_inner(gradient, outputs))
         return whole, loss
 
+    def outputs(self, batch: Batch, step: int) -> Outputs:
+        """See :class:`Gradients`."""
+        _, _, pieces = self._project(batch, step)
+        return Outputs(*(_join([piece[part] for piece in pieces]) for part in range(2)))
+
+    def _project(
+        self, batch: Batch, step: int
+    ) -> tuple[Callable[[int], Outputs], PieceStatistics, list[Outputs]]:
+        """The pieces' outputs without gradient, and what BatchNorm knows by them."""
+        forward = partial(self._forward, self.objective, batch, step)
+        statistics = PieceStatistics(self.objective, exact=self.norm == "exact")
+        count = -(-len(batch.ids_B) // self.size)
+        return forward, statistics, statistics.project(forward, count)
+
     def _forward(self, module: nn.Module, batch: Batch, step: int, piece: int) -> Outputs:
         self.enter("forward")
         self.reseed(step, piece)
@@ -123,12 +147,14 @@ class InPieces(WholeBatch):
             outputs: Outputs = module(inputs)
         return outputs
 
-    def _loss(self, pieces: list[Outputs]) -> tuple[Outputs, Loss, list[dict[str, torch.Tensor]]]:
+    def _loss(
+        self, pieces: list[Outputs], step: int
+    ) -> tuple[Outputs, Loss, list[dict[str, torch.Tensor]]]:
         """The whole batch's outputs and loss, and its derivative by the rows of every piece."""
         rows = _join([piece.rows for piece in pieces])
         whole = Outputs(rows, _join([piece.fixed for piece in pieces]))
         leaves = [each.requires_grad_() for each in rows.values()]
-        loss = self.objective.loss(whole)
+        loss = self.objective.loss(whole, step)
         value = fault_injection.tensor("step.backward", loss.value)
         split = (each.split(self.size) for each in torch.autograd.grad(value, leaves))
         gradients = [dict(zip(rows, piece)) for piece in zip(*split)]
@@ -166,9 +192,15 @@ class RunningStatistics:
 
 def make_inputs(augment: Augment, batch: Batch, step: int, rows: slice = slice(None)) -> Inputs:
     """What an objective sees of the images ``rows`` of a batch."""
-    crops_BVHWC = batch.crops_BVHWC[rows]
-    views_RCHW = augment(crops_BVHWC, batch.ids_B[rows], batch.position.epoch)
-    return Inputs((views_RCHW.unflatten(0, (crops_BVHWC.shape[1], -1)),), step)
+    crops, ids_N = [group[rows] for group in batch.crops], batch.ids_B[rows]
+    replaced = torch.tensor([each.sample for each in batch.substitutes], dtype=torch.int64)
+    device = crops[0].device
+    return Inputs(
+        augment.groups(crops, ids_N, batch.position.epoch),
+        to_device(ids_N, device),
+        to_device(~torch.isin(ids_N, replaced), device),
+        step,
+    )
 
 
 def _join(pieces: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -17,12 +17,19 @@ from data_pipeline.reading.substitutes import Substitute
 class Batch:
     """One process's part of a global batch. It owns its memory and may be kept."""
 
-    crops_BVHWC: torch.Tensor  # uint8  # noqa: N815
+    crops: tuple[torch.Tensor, ...]
+    """Of each group of views, uint8 ``(B, V, S, S, 3)``."""
     ids_B: torch.Tensor  # int64  # noqa: N815
     labels_B: torch.Tensor  # int64; -1: none  # noqa: N815
     position: Position
     # Samples of ids_B that are damaged, and what their places show: pixels and label are another's.
     substitutes: tuple[Substitute, ...] = ()
+
+    @property
+    def crops_BVHWC(self) -> torch.Tensor:  # noqa: N802
+        """The crops of a batch whose views have all one size."""
+        (crops_BVHWC,) = self.crops
+        return crops_BVHWC
 
 
 class BatchMemory:
@@ -73,9 +80,8 @@ class Transfer:
             with torch.cuda.stream(self._stream):
                 # Pinned memory comes from torch's own allocator, which does not hand it out again
                 # before this copy is done.
-                batch = replace(
-                    batch, crops_BVHWC=batch.crops_BVHWC.to(self._device, non_blocking=True)
-                )
+                crops = tuple(group.to(self._device, non_blocking=True) for group in batch.crops)
+                batch = replace(batch, crops=crops)
         self._batch = batch
 
     def finish(self) -> Batch:
@@ -86,5 +92,6 @@ class Transfer:
             current = torch.cuda.current_stream(self._device)
             current.wait_stream(self._stream)
             # Made on another stream: freed only after this one is done with it.
-            batch.crops_BVHWC.record_stream(current)
+            for group in batch.crops:
+                group.record_stream(current)
         return batch

@@ -1,4 +1,4 @@
-"""The FFCV backend: each JPEG decoded once, cropped V times.
+"""The FFCV backend: each JPEG decoded once, and all views cut out of it.
 
 :func:`decode_views` is a stage in the calling convention of FFCV's decoders. It decodes with the
 libjpeg-turbo that FFCV links, to the planes that a JPEG stores rather than to RGB: upsampling the
@@ -19,7 +19,7 @@ from data_pipeline.reading.ffcv_compat import bind_symbols, external, jpeg_probl
 from data_pipeline.reading.open_beton import OpenBeton
 from data_pipeline.reading.order import IdArray
 from data_pipeline.reading.resample import crop, make_scratch, split_channels
-from data_pipeline.reading.substitutes import BoxArray, Decoder, Pixels
+from data_pipeline.reading.substitutes import Cut, Cuts, Decoder, cuts_of
 
 _compiled = compiled(nogil=True, error_model="numpy")
 
@@ -53,14 +53,14 @@ def _read(descriptor, data, offset):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _reduction(boxes_V4, size, limit):  # type: ignore[no-untyped-def]
+def _reduction(boxes, outs, sample, limit):  # type: ignore[no-untyped-def]
     """Largest of 1, 2, 4, 8 that leaves every box a pixel for each pixel of its view."""
-    smallest = boxes_V4[0, 2]
-    for view in range(boxes_V4.shape[0]):
-        smallest = min(smallest, boxes_V4[view, 2], boxes_V4[view, 3])
-    factor = 1
-    while factor < limit and smallest >= 2 * factor * size:
-        factor *= 2
+    factor = limit
+    for group in range(len(boxes)):
+        boxes_V4, size = boxes[group][sample], outs[group].shape[2]
+        for view in range(boxes_V4.shape[0]):
+            while factor > 1 and min(boxes_V4[view, 2], boxes_V4[view, 3]) < factor * size:
+                factor //= 2
     return factor
 
 
@@ -134,12 +134,14 @@ def decode_views(batch_indices, storage, metadata, storage_state):  # type: igno
 
     Args:
         batch_indices: int64 (N,), sample ids.
-        storage: uint8 (N, V, S, S, 3) to fill; int64 (N, V, 4) boxes; uint8 (N,), set to what
-            became of each sample; the greatest reduction while decoding; working memory.
+        storage: of each group of views uint8 (N, V, S, S, 3) to fill, int64 (N, V, 4) boxes and
+            working memory; uint8 (N,), set to what became of each sample; the greatest reduction
+            while decoding.
         metadata: of the whole file: modes, heights, widths.
         storage_state: the file's descriptor; where each sample begins, and how many bytes it has.
     """
-    out_NVSS3, boxes_NV4, status_N, limit, scratch = storage
+    outs, boxes, scratches, status_N, limit = storage
+    decoded = scratches[0].decoded
     modes, heights, widths = metadata
     descriptor, offsets, sizes = storage_state
     layout_4 = np.zeros(4, np.int64)
@@ -156,25 +158,23 @@ def decode_views(batch_indices, storage, metadata, storage_state):  # type: igno
             continue
         factor = 1
         if modes[sample] == JPEG_MODE:
-            factor = _reduction(boxes_NV4[n], out_NVSS3.shape[2], limit)
+            factor = _reduction(boxes, outs, n, limit)
             # A handle keeps tables for pictures that bring none, and one that failed inside a
             # header fails at the next picture too: with one of its own, none depends on another.
             handle = _tj_init()
-            status_N[n] = _decode_jpeg(
-                handle, data, height, width, factor, scratch.decoded, layout_4
-            )
+            status_N[n] = _decode_jpeg(handle, data, height, width, factor, decoded, layout_4)
             _tj_destroy(handle)
         else:
-            _split(data.reshape(height, width, 3), scratch.decoded, layout_4)
+            _split(data.reshape(height, width, 3), decoded, layout_4)
             status_N[n] = _FINE_RGB
         if status_N[n] == _FINE_RGB:
             factor = 1
         if status_N[n] != _DAMAGED:
             is_rgb = status_N[n] == _FINE_RGB
-            _cut_views(
-                scratch.decoded, layout_4, is_rgb, factor, boxes_NV4[n], scratch, out_NVSS3[n]
-            )
-    return out_NVSS3
+            for group in range(len(outs)):
+                boxes_V4, scratch, out_VSS3 = boxes[group][n], scratches[group], outs[group][n]
+                _cut_views(decoded, layout_4, is_rgb, factor, boxes_V4, scratch, out_VSS3)
+    return outs
 
 
 class FfcvDecoder(Decoder):
@@ -184,20 +184,21 @@ class FfcvDecoder(Decoder):
         file: whose samples these are.
         max_reduction: 1, 2, 4 or 8: how much smaller a JPEG may be decoded, in the frequency
             domain, where every box has pixels to spare.
+        groups: of views of different sizes, for which code is compiled now.
 
     Raises:
         DataError: FFCV cannot be used here.
     """
 
-    def __init__(self, file: OpenBeton, max_reduction: int = 1) -> None:
+    def __init__(self, file: OpenBeton, max_reduction: int = 1, groups: int = 1) -> None:
         bind_symbols()
         super().__init__(file)
         self._max_reduction = max_reduction
         # Compile or load now, on one thread, rather than in the first batch on all of them.
-        nothing = np.empty((0, 1, 4), np.int64), np.empty((0, 1, 4, 4, 3), np.uint8)
-        self.decode(np.empty(0, np.int64), *nothing)
+        nothing = Cut(np.empty((0, 1, 4), np.int64), np.empty((0, 1, 4, 4, 3), np.uint8))
+        self.decode(np.empty(0, np.int64), (nothing,) * groups)
 
-    def try_decode(self, ids_N: IdArray, boxes_NV4: BoxArray, out_NVSS3: Pixels) -> IdArray:
+    def try_decode(self, ids_N: IdArray, cuts: Cuts) -> IdArray:
         """See :class:`Decoder`."""
         table = self._file.table
         status_N = np.full(len(ids_N), _DAMAGED, np.uint8)
@@ -206,17 +207,18 @@ class FfcvDecoder(Decoder):
         if max_height * max_width > MAX_PIXELS and len(ids_N) > 1:
             # Working memory has room for both sides: a tall and a wide image go one by one.
             alone = [slice(n, n + 1) for n in range(len(ids_N))]
-            failed = [self.try_decode(ids_N[n], boxes_NV4[n], out_NVSS3[n]) for n in alone]
+            failed = [self.try_decode(ids_N[n], cuts_of(cuts, n)) for n in alone]
             return np.flatnonzero([each.size for each in failed])
-        scratch = make_scratch(out_NVSS3.shape[2], max_height, max_width)
-        storage = (out_NVSS3, boxes_NV4, status_N, self._max_reduction, scratch)
+        boxes, outs = (tuple(each) for each in zip(*cuts))
+        scratches = tuple(make_scratch(out.shape[2], max_height, max_width) for out in outs)
+        storage = (outs, boxes, scratches, status_N, self._max_reduction)
         metadata = (table.modes, table.heights, table.widths)
         state = (np.int32(self._file.descriptor), table.offsets, table.sizes)
         decode_views(ids_N, storage, metadata, state)
         for n in np.flatnonzero(status_N == _UNREAD).tolist():
             self._file.read(int(ids_N[n]))  # says what is wrong, or it was a moment's trouble
             again = slice(n, n + 1)
-            if not self.try_decode(ids_N[again], boxes_NV4[again], out_NVSS3[again]).size:
+            if not self.try_decode(ids_N[again], cuts_of(cuts, again)).size:
                 status_N[n] = _FINE
         return np.flatnonzero((status_N == _DAMAGED) | (status_N == _UNREAD))
 

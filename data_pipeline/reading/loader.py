@@ -10,8 +10,8 @@ A damaged sample is such an error, unless the caller allows substitutes: then it
 sample that :mod:`data_pipeline.reading.substitutes` draws, and the batch says so. How many a run
 may see is the caller's to watch, over all its processes; a loader knows its own share only.
 
-Shape suffixes: B samples of this process, N of a part of them, V views, S side of a view, 4 = (top,
-left, height, width).
+Shape suffixes: B samples of this process, N of a part of them, V views of a group, S their side,
+4 = (top, left, height, width).
 """
 
 import functools
@@ -31,18 +31,21 @@ import torch
 from common.bounds import check_bounds
 from common.cores import cores_alone
 from common.errors import ConfigError, DataError
-from data_pipeline.crops import CropConfig, centre_crop_boxes, random_resized_crop_boxes
+from data_pipeline.crops import centre_crop_boxes, random_resized_crop_boxes
 from data_pipeline.reading.batch import Batch, BatchMemory, Transfer
 from data_pipeline.reading.damage import Damage, check_limit
 from data_pipeline.reading.open_beton import OpenBeton
 from data_pipeline.reading.order import IdArray, Position, permute, rank_slice
 from data_pipeline.reading.substitutes import (
     BoxArray,
+    Cut,
+    Cuts,
     Decoder,
-    Pixels,
     Substitute,
+    cuts_of,
     decode_or_substitute,
 )
+from data_pipeline.views import ViewPlan
 
 log = logging.getLogger(__name__)
 
@@ -84,15 +87,21 @@ class _Plan:
     seed: int
     count: int
     ids: Callable[[], IdArray]
-    boxes: Callable[[IdArray, IdArray], BoxArray]
-    """``(N, V, 4)``, drawn for samples of the first ids, in the images of samples of the second."""
+    boxes: Callable[[IdArray, IdArray], list[BoxArray]]
+    """Of each group of views ``(N, V, 4)``, drawn for samples of the first ids, in the images of
+    samples of the second."""
+    groups: tuple[tuple[int, int], ...]
+    """Of each, its number of views and their side."""
 
 
 class _Pending:
     """A batch being decoded."""
 
-    def __init__(self, loader: "_Loader", plan: _Plan, views: int, size: int) -> None:
-        self._crops = loader._memory.take((plan.count, views, size, size, 3))
+    def __init__(self, loader: "_Loader", plan: _Plan) -> None:
+        shapes = [(plan.count, views, size, size, 3) for views, size in plan.groups]
+        memory = loader._memory.take((sum(map(math.prod, shapes)),))
+        parts = memory.split([math.prod(shape) for shape in shapes])
+        self._crops = tuple(part.view(shape) for part, shape in zip(parts, shapes))
         self._labels = torch.empty(plan.count, dtype=torch.int64)
         self._loader, self._plan = loader, plan
         # Planned once, by the first thread that is free: in every part it would hold Python's lock
@@ -102,14 +111,15 @@ class _Pending:
             loader._pool.submit(self._decode, part) for part in loader._chunks(plan.count)
         ]
 
-    def _make_plan(self) -> tuple[IdArray, BoxArray]:
+    def _make_plan(self) -> tuple[IdArray, list[BoxArray]]:
         ids_B = self._plan.ids()
         return ids_B, self._plan.boxes(ids_B, ids_B)
 
     def _decode(self, part: slice) -> list[Substitute]:
-        ids_B, boxes_BV4 = self._planned.result()
-        ids_N, out_NVSS3 = ids_B[part], self._crops[part].numpy()
-        replaced = self._loader._decode(self._plan, ids_N, boxes_BV4[part], out_NVSS3)
+        ids_B, boxes = self._planned.result()
+        ids_N = ids_B[part]
+        cuts = tuple(Cut(boxes_BV4, crops.numpy()) for boxes_BV4, crops in zip(boxes, self._crops))
+        replaced = self._loader._decode(self._plan, ids_N, cuts_of(cuts, part))
         shown = {substitute.sample: substitute.shown for substitute in replaced}
         shown_N = np.array([shown.get(i, i) for i in ids_N.tolist()]) if shown else ids_N
         self._labels[part] = torch.from_numpy(self._loader._table.labels[shown_N])
@@ -152,6 +162,7 @@ class _Loader:
         config: LoaderConfig,
         max_substitutes: float,
         device: torch.device | None = None,
+        groups: int = 1,
     ) -> None:
         check_limit(max_substitutes, "max_substitutes")
         self._file = OpenBeton(path, max_substitutes)
@@ -159,7 +170,7 @@ class _Loader:
         self.num_samples, self.damaged = self.info.num_samples, self._table.damaged
         self.config = replace(config, workers=config.workers or cores_alone())
         self.wait_seconds = 0.0
-        self._decoder = _open_decoder(self._file, config)
+        self._decoder = _open_decoder(self._file, config, groups)
         self._device, self._substitutes = device, max_substitutes > 0
         self._damage: Damage | None = None
         self._warned = set(self.damaged)
@@ -181,22 +192,19 @@ class _Loader:
         size = max(_LEAST_CHUNK, math.ceil(count / (2 * self.config.workers)))
         return [slice(first, min(first + size, count)) for first in range(0, count, size)]
 
-    def _decode(
-        self, plan: _Plan, ids_N: IdArray, boxes_NV4: BoxArray, out_NVSS3: Pixels
-    ) -> list[Substitute]:
-        """Fill ``out_NVSS3`` with the boxes of samples of ``plan``; returns what was replaced.
+    def _decode(self, plan: _Plan, ids_N: IdArray, cuts: Cuts) -> list[Substitute]:
+        """Cut views out of samples of ``plan``; returns what was replaced.
 
         Raises:
             DataError: a sample is damaged, and substitutes are not allowed or are too.
         """
         if not self._substitutes:
-            self._decoder.decode(ids_N, boxes_NV4, out_NVSS3)
+            self._decoder.decode(ids_N, cuts)
             return []
         replaced = decode_or_substitute(
             self._decoder,
             ids_N,
-            boxes_NV4,
-            out_NVSS3,
+            cuts,
             boxes_of=plan.boxes,
             seed=plan.seed,
             epoch=plan.position.epoch,
@@ -247,7 +255,7 @@ class _Loader:
             self.wait_seconds += time.perf_counter() - start
 
 
-def _open_decoder(file: OpenBeton, config: LoaderConfig) -> Decoder:
+def _open_decoder(file: OpenBeton, config: LoaderConfig, groups: int) -> Decoder:
     if config.backend != "torchvision":
         from data_pipeline.reading.ffcv_compat import ffcv_problem
 
@@ -255,7 +263,7 @@ def _open_decoder(file: OpenBeton, config: LoaderConfig) -> Decoder:
         if problem is None:
             from data_pipeline.reading.ffcv_loader import FfcvDecoder
 
-            return FfcvDecoder(file, config.max_reduction)
+            return FfcvDecoder(file, config.max_reduction, groups)
         if config.backend == "ffcv":
             raise DataError(problem)
     from data_pipeline.reading.torchvision_loader import TorchvisionDecoder
@@ -268,9 +276,8 @@ class TrainLoader(_Loader):
 
     Args:
         path: the file.
-        crop: how views are cut.
+        views: of each sample; its image is decoded once.
         config: how they are read.
-        views: crops of each sample; each image is decoded once.
         seed: the run's seed: of order and crops.
         batch_size: samples of the global batch, over all processes; ``world_size`` divides it.
         rank: of this process.
@@ -293,10 +300,9 @@ class TrainLoader(_Loader):
     def __init__(
         self,
         path: Path | str,
-        crop: CropConfig,
+        views: ViewPlan,
         config: LoaderConfig,
         *,
-        views: int = 2,
         seed: int,
         batch_size: int,
         rank: int = 0,
@@ -305,7 +311,7 @@ class TrainLoader(_Loader):
         max_substitutes: float = 0,
         only: IdArray | None = None,
     ) -> None:
-        super().__init__(path, config, max_substitutes, device)
+        super().__init__(path, config, max_substitutes, device, len(views))
         if only is not None:
             self.num_samples = len(only)
         self._only = only
@@ -316,7 +322,8 @@ class TrainLoader(_Loader):
                 f"{self.info.path}: {self.num_samples} samples are fewer than one global batch "
                 f"of {batch_size}; lower --batch"
             )
-        self._crop, self._views, self._seed, self._batch_size = crop, views, seed, batch_size
+        self._views, self._seed, self._batch_size = views, seed, batch_size
+        self._groups = tuple((len(group.looks), group.crop.size) for group in views)
 
     def starting_at(self, position: Position) -> Iterator[Batch]:
         """Batches from ``position`` on, over the ends of epochs, for ever.
@@ -334,8 +341,7 @@ class TrainLoader(_Loader):
         while True:
             ids = functools.partial(self._ids, position)
             boxes = functools.partial(self._boxes, position.epoch)
-            plan = _Plan(position, self._seed, count, ids, boxes)
-            yield _Pending(self, plan, self._views, self._crop.size)
+            yield _Pending(self, _Plan(position, self._seed, count, ids, boxes, self._groups))
             step = position.step + 1
             last = step == self.steps_per_epoch
             position = Position(position.epoch + last, 0 if last else step)
@@ -346,11 +352,20 @@ class TrainLoader(_Loader):
         drawn = permute(self._seed, position.epoch, places, self.num_samples)
         return drawn if self._only is None else self._only[drawn]
 
-    def _boxes(self, epoch: int, ids_N: IdArray, shown_N: IdArray) -> BoxArray:
+    def _boxes(self, epoch: int, ids_N: IdArray, shown_N: IdArray) -> list[BoxArray]:
         heights, widths = self._table.heights[shown_N], self._table.widths[shown_N]
-        return random_resized_crop_boxes(
-            self._seed, epoch, ids_N, self._views, heights, widths, self._crop
-        )
+        boxes, first = [], 0
+        for group in self._views:
+            count, size = len(group.looks), group.crop.size
+            if group.random:
+                drawn = random_resized_crop_boxes(
+                    self._seed, epoch, ids_N, count, heights, widths, group.crop, first=first
+                )
+            else:
+                drawn = centre_crop_boxes(heights, widths, size, size).repeat(count, axis=1)
+            boxes.append(drawn)
+            first += count
+        return boxes
 
 
 class EvalLoader(_Loader):
@@ -414,9 +429,9 @@ class EvalLoader(_Loader):
         for step in range(len(self)):
             ids = self.local_ids[step * self._batch_size : (step + 1) * self._batch_size]
             ids_of = functools.partial(np.arange, ids.start, ids.stop)
-            plan = _Plan(Position(0, step), 0, len(ids), ids_of, self._boxes)
-            yield _Pending(self, plan, 1, self._size)
+            groups = ((1, self._size),)
+            yield _Pending(self, _Plan(Position(0, step), 0, len(ids), ids_of, self._boxes, groups))
 
-    def _boxes(self, ids_N: IdArray, shown_N: IdArray) -> BoxArray:
+    def _boxes(self, ids_N: IdArray, shown_N: IdArray) -> list[BoxArray]:
         heights, widths = self._table.heights[shown_N], self._table.widths[shown_N]
-        return centre_crop_boxes(heights, widths, self._size, self._resize)
+        return [centre_crop_boxes(heights, widths, self._size, self._resize)]

@@ -4,12 +4,13 @@ Which sample stands in is drawn from the counter generator, keyed by the damaged
 the same on any number of processes and after any resume. The substitute is cropped and augmented
 under the damaged sample's number: where it is in the batch itself too, the two show other views.
 
-Shape suffixes: N samples, V views, S side of a view, 4 = (top, left, height, width).
+Shape suffixes: N samples, V views of a group, S side of a view, 4 = (top, left, height, width).
 """
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,22 @@ Pixels = npt.NDArray[np.uint8]
 _ATTEMPTS = 32
 
 _REMEDY = "pack it again with 'widebatch pack', which leaves damaged images out and lists them"
+
+
+class Cut(NamedTuple):
+    """Views of one size to be cut out of each sample, and where they go."""
+
+    boxes_NV4: BoxArray  # noqa: N815
+    out_NVSS3: Pixels  # noqa: N815
+
+
+Cuts = tuple[Cut, ...]
+"""Of groups of views of different sizes, from one decode."""
+
+
+def cuts_of(cuts: Cuts, part: slice) -> Cuts:
+    """Those of some of the samples."""
+    return tuple(Cut(cut.boxes_NV4[part], cut.out_NVSS3[part]) for cut in cuts)
 
 
 @dataclass(frozen=True)
@@ -49,12 +66,12 @@ class Decoder(abc.ABC):
         self._file, self.path = file, file.path
 
     @abc.abstractmethod
-    def try_decode(self, ids_N: IdArray, boxes_NV4: BoxArray, out_NVSS3: Pixels) -> IdArray:
-        """Fill ``out_NVSS3`` with the boxes of the samples, resized to S x S.
+    def try_decode(self, ids_N: IdArray, cuts: Cuts) -> IdArray:
+        """Decode each sample once, and fill every cut's pixels with its boxes, resized to S x S.
 
         Returns:
-            Places in ``ids_N`` of the samples that do not decode, ascending; what ``out_NVSS3``
-            holds there means nothing.
+            Places in ``ids_N`` of the samples that do not decode, ascending; what is cut there
+            means nothing.
         """
 
     @abc.abstractmethod
@@ -65,13 +82,13 @@ class Decoder(abc.ABC):
         """What is wrong with a damaged sample, to be put after 'sample 5'."""
         return self._file.table.damaged.get(sample) or f"does not decode ({self.why(sample)})"
 
-    def decode(self, ids_N: IdArray, boxes_NV4: BoxArray, out_NVSS3: Pixels) -> None:
+    def decode(self, ids_N: IdArray, cuts: Cuts) -> None:
         """As :meth:`try_decode`, for files that must be sound.
 
         Raises:
             DataError: a sample does not decode; names the first.
         """
-        failed = self.try_decode(ids_N, boxes_NV4, out_NVSS3)
+        failed = self.try_decode(ids_N, cuts)
         if failed.size:
             sample = int(ids_N[failed[0]])
             raise DataError(f"{self.path}: sample {sample} {self.problem(sample)}; {_REMEDY}")
@@ -87,28 +104,29 @@ def candidates(seed: int, epoch: int, sample: int, num_samples: int) -> IdArray:
 def decode_or_substitute(
     decoder: Decoder,
     ids_N: IdArray,
-    boxes_NV4: BoxArray,
-    out_NVSS3: Pixels,
+    cuts: Cuts,
     *,
-    boxes_of: Callable[[IdArray, IdArray], BoxArray],
+    boxes_of: Callable[[IdArray, IdArray], Sequence[BoxArray]],
     seed: int,
     epoch: int,
     num_samples: int,
 ) -> list[Substitute]:
     """As :meth:`Decoder.try_decode`, but a damaged sample's place shows another sample.
 
-    ``boxes_of`` takes ids and the ids of the samples shown in their places. Returns what was
-    replaced, in the order of ``ids_N``.
+    ``boxes_of`` takes ids and the ids of the samples shown in their places, and gives the boxes of
+    every cut. Returns what was replaced, in the order of ``ids_N``.
 
     Raises:
         DataError: none of a sample's substitutes decodes either; names them.
     """
     replaced = []
-    for place in decoder.try_decode(ids_N, boxes_NV4, out_NVSS3).tolist():
+    for place in decoder.try_decode(ids_N, cuts).tolist():
         sample = ids_N[place : place + 1]
         for shown in candidates(seed, epoch, int(sample[0]), num_samples)[:, None]:
-            part = out_NVSS3[place : place + 1]
-            if not decoder.try_decode(shown, boxes_of(sample, shown), part).size:
+            places = cuts_of(cuts, slice(place, place + 1))
+            boxes = boxes_of(sample, shown)
+            again = tuple(cut._replace(boxes_NV4=box) for cut, box in zip(places, boxes))
+            if not decoder.try_decode(shown, again).size:
                 replaced.append(Substitute(int(sample[0]), int(shown[0])))
                 break
         else:

@@ -21,7 +21,7 @@ from data_pipeline.reading.beton import JPEG_MODE
 from data_pipeline.reading.jpeg import JpegError, read_jpeg_header, soundness_check
 from data_pipeline.reading.open_beton import OpenBeton
 from data_pipeline.reading.order import IdArray
-from data_pipeline.reading.substitutes import BoxArray, Decoder, Pixels
+from data_pipeline.reading.substitutes import Cuts, Decoder
 
 _SOURCE_LINE = re.compile(r"^decode_jpeg, \S+:\d+, ")  # where in torchvision it was noticed
 _UNKNOWN, _SOUND, _DAMAGED = 0, 1, 2
@@ -37,19 +37,20 @@ class TorchvisionDecoder(Decoder):
         self._asks_libjpeg = name == "libjpeg-turbo"
         self._verdicts = np.full(len(file.table.sizes), _UNKNOWN, np.uint8)
 
-    def try_decode(self, ids_N: IdArray, boxes_NV4: BoxArray, out_NVSS3: Pixels) -> IdArray:
+    def try_decode(self, ids_N: IdArray, cuts: Cuts) -> IdArray:
         """See :class:`Decoder`."""
-        side, failed = out_NVSS3.shape[2], []
-        samples = zip(ids_N.tolist(), boxes_NV4.tolist(), out_NVSS3)
-        for place, (sample, boxes_V4, out_VSS3) in enumerate(samples):
+        failed = []
+        for place, sample in enumerate(ids_N.tolist()):
             try:
                 image_3HW = self._image(sample)
             except JpegError:
                 failed.append(place)
                 continue
-            for box, out_SS3 in zip(boxes_V4, out_VSS3):
-                view_3SS = tv.resized_crop(image_3HW, *box, [side, side], antialias=True)
-                out_SS3[:] = view_3SS.permute(1, 2, 0).numpy()
+            for boxes_NV4, out_NVSS3 in cuts:
+                for box, out_SS3 in zip(boxes_NV4[place].tolist(), out_NVSS3[place]):
+                    size = list(out_SS3.shape[:2])
+                    view_3SS = tv.resized_crop(image_3HW, *box, size, antialias=True)
+                    out_SS3[:] = view_3SS.permute(1, 2, 0).numpy()
         return np.array(failed, np.int64)
 
     def why(self, sample: int) -> str:

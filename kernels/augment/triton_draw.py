@@ -154,13 +154,14 @@ def _store_blur(key, settings, row, inside, RADIUS: tl.constexpr):
         tl.store(row + _BLUR + k, weight, mask=inside)
 
 
-@triton.jit(do_not_specialize=["run_key", "samples"])
+@triton.jit(do_not_specialize=["run_key", "samples", "first_view"])
 def draw_kernel(
     ids,
     settings,
     table,
     run_key: tl.uint64,
     samples,
+    first_view,
     RADIUS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -173,7 +174,7 @@ def draw_kernel(
 
     number = tl.load(ids + sample, mask=inside, other=0)
     key = _absorb(tl.full((BLOCK,), run_key, tl.uint64), number)
-    key = _absorb(key, tl.full((BLOCK,), view, tl.uint64))
+    key = _absorb(key, tl.full((BLOCK,), first_view + view, tl.uint64))
 
     flipped = _chance(key, _FLIP_STREAM, tl.load(settings + _P_FLIP))
     tl.store(row + _FLIP, flipped.to(tl.float64), mask=inside)
@@ -195,6 +196,7 @@ def draw_table(
     settings_VS: torch.Tensor,
     radius: int,
     dtype: torch.dtype = torch.float32,
+    first_view: int = 0,
 ) -> torch.Tensor:
     """Parameters of every view of every sample, drawn on their device.
 
@@ -205,6 +207,7 @@ def draw_table(
         radius: of the widest blur of any view, pixels; sets the width of the table.
         dtype: float32, which :func:`kernels.augment.augment` takes, or float64, which shows that
             the draws are the host's.
+        first_view: number of the first view, whose draws its number decides.
 
     Returns:
         ``(V * B, P)``, view-major: as :mod:`kernels.augment.table` defines a table.
@@ -226,6 +229,7 @@ def draw_table(
                 table_RP,
                 run_key,
                 samples,
+                first_view,
                 RADIUS=radius,
                 BLOCK=_BLOCK,
                 num_warps=2,

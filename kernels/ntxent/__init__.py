@@ -96,9 +96,10 @@ def nt_xent(
 
 def info_nce(
     queries_MD: torch.Tensor,
-    keys_MD: torch.Tensor,
+    keys_MD: torch.Tensor | None,
     temperature: float,
     *,
+    positive_M: torch.Tensor | None = None,
     queue_QD: torch.Tensor | None = None,
     implementation: Implementation = "auto",
     block_size: int | None = None,
@@ -110,8 +111,10 @@ def info_nce(
     Args:
         queries_MD: ``(M, D)``, this process's predictions before normalisation, any floating
             dtype; normalised, rounded and differentiated as :func:`nt_xent` does.
-        keys_MD: ``(M, D)``, the keys of these queries, before normalisation; no gradient.
+        keys_MD: ``(M, D)``, the keys of these queries, before normalisation; no gradient. ``None``:
+            they are rows of the queue, which ``positive_M`` names.
         temperature: tau, a positive number; it has no gradient.
+        positive_M: int64 ``(M,)``, each query's key in the queue.
         queue_QD: ``(Q, D)`` unit rows: a query is then compared with its own key and these, not
             with other keys. Equal on all processes, if the loss is to be the same on any number.
         implementation: as in :func:`nt_xent`.
@@ -123,24 +126,45 @@ def info_nce(
 
     Raises:
         ValueError: a shape, dtype, temperature or name that cannot be meant.
+        RuntimeError: ``positive_M`` names no row of the queue. On CUDA a later call raises it.
     """
     rows, size_d = len(queries_MD), queries_MD.shape[-1]
-    if queries_MD.ndim != 2 or queries_MD.shape != keys_MD.shape:
+    if queries_MD.ndim != 2 or (keys_MD is not None and queries_MD.shape != keys_MD.shape):
         raise ValueError(
             f"info_nce wants queries and keys of one shape (M, D), got "
-            f"{tuple(queries_MD.shape)} and {tuple(keys_MD.shape)}"
+            f"{tuple(queries_MD.shape)} and {None if keys_MD is None else tuple(keys_MD.shape)}"
         )
     if rows == 0:
         raise ValueError("info_nce got no queries")
     if queue_QD is not None and (queue_QD.ndim != 2 or queue_QD.shape[1] != size_d):
         raise ValueError(f"info_nce wants a queue (Q, {size_d}), got {tuple(queue_QD.shape)}")
     settings = _settings(temperature, block_size, implementation)
-    first = own_slice(rows).start if queue_QD is None else len(queue_QD)
-    positive_M = first + torch.arange(rows, device=queries_MD.device)
+    if (keys_MD is None) != (positive_M is not None) or (keys_MD is None and queue_QD is None):
+        raise ValueError("info_nce wants keys, or a queue and each query's place in it")
+    if positive_M is None:
+        first = own_slice(rows).start if queue_QD is None else len(queue_QD)
+        positive_M = first + torch.arange(rows, device=queries_MD.device)
+    else:
+        _check_positives(positive_M, rows, len(queue_QD))  # type: ignore[arg-type]
     with torch.no_grad(), torch.autocast(queries_MD.device.type, enabled=False):
+        keys_MD = queries_MD[:0] if keys_MD is None else keys_MD
         key_MD = unit_rows(keys_MD).to(queries_MD.dtype)
         queue_QD = None if queue_QD is None else queue_QD.detach().to(queries_MD.dtype)
     return _loss(queries_MD, key_MD, queue_QD, positive_M, settings)
+
+
+def _check_positives(positive_M: torch.Tensor, rows: int, columns: int) -> None:
+    if positive_M.shape != (rows,) or positive_M.dtype != torch.int64:
+        raise ValueError(
+            f"info_nce wants one positive per query, int64, got {positive_M.dtype} "
+            f"{tuple(positive_M.shape)}"
+        )
+    # Or a negative index would count from the end. On CUDA the host does not wait: what comes later
+    # fails.
+    torch._assert_async(
+        ((positive_M >= 0) & (positive_M < columns)).all(),
+        f"info_nce: positive_M must name rows of the queue, 0 to {columns - 1}",
+    )
 
 
 def _settings(temperature: float, block_size: int | None, implementation: str) -> ops.Settings:

@@ -78,11 +78,12 @@ def loss_rows(
 
     Args:
         unit_MD: this process's unit rows, float32 or float64; for NT-Xent view 0's, then view 1's.
-        key_MD: this process's unit keys in ``dtype``; ``None`` for NT-Xent.
+        key_MD: this process's unit keys in ``dtype``; ``None`` for NT-Xent; of no rows where they
+            are in the queue.
         queue_QD: with it a row is compared with its own key and these, without it with the rows
             or keys of all processes.
         positive_M: int64, each row's positive: its place among the rows or keys of all processes,
-            or behind the queue.
+            or in the queue and behind it.
         dtype: what the rows are rounded to as factors of the products.
         settings: :class:`Settings`, one by one.
 
@@ -118,7 +119,7 @@ def loss_rows(
     lses, hardests = zip(*found)
     lse_M, hardest_M = reduce(torch.logaddexp, lses), reduce(torch.maximum, hardests)
     logit_M = given.inv_temperature * _similarities(rows_MD, columns_ND, positive_M)
-    if queue_QD is not None:
+    if _behind_queue(key_MD, queue_QD):
         lse_M = torch.logaddexp(lse_M, logit_M)
     # Of a NaN there is no hit: Triton's maxima pass over NaN where torch's keep it.
     hit_M = ((logit_M > hardest_M) & ~lse_M.isnan()).to(lse_M.dtype)
@@ -138,7 +139,7 @@ def gradient_rows(
     unit_MD: torch.Tensor | None,
     positive_M: torch.Tensor,
     dtype: torch.dtype,
-    with_queue: bool,
+    behind_queue: bool,
     *settings: Any,
 ) -> torch.Tensor:
     """tau times the derivative of the sum of all losses by this process's rows.
@@ -151,7 +152,7 @@ def gradient_rows(
         unit_MD: as there; ``None`` for NT-Xent, whose rows are among the columns.
         positive_M: as there.
         dtype: as there.
-        with_queue: whether there was a queue.
+        behind_queue: whether the positives are the last columns, behind a queue.
         settings: as there.
     """
     given = Settings(*settings)
@@ -160,18 +161,22 @@ def gradient_rows(
     rows_MD = columns_ND[own] if unit_MD is None else unit_MD.to(dtype)
     gradient_MD: torch.Tensor = _kernels_for(rows_MD, given.implementation).gradient(
         rows_MD,
-        columns_ND[: len(columns_ND) - rows] if with_queue else columns_ND,
+        columns_ND[: len(columns_ND) - rows] if behind_queue else columns_ND,
         lse,
         given.inv_temperature,
         own=own,
         block_size=given.block_size,
     )
-    if with_queue:  # the own key is no column of it: p_pos k_pos - k_pos
+    if behind_queue:  # the own key is no column of it: p_pos k_pos - k_pos
         logit_M = given.inv_temperature * _similarities(rows_MD, columns_ND, positive_M)
         return gradient_MD.add_(torch.expm1(logit_M - lse)[:, None] * columns_ND[positive_M])
     for gradient_rD, positive_r in zip(gradient_MD.split(PART), positive_M.split(PART)):
         gradient_rD.sub_(columns_ND[positive_r], alpha=1 if own is None else 2)
     return gradient_MD
+
+
+def _behind_queue(key_MD: torch.Tensor | None, queue_QD: torch.Tensor | None) -> bool:
+    return key_MD is not None and queue_QD is not None and key_MD.shape[0] > 0
 
 
 def _similarities(
@@ -205,7 +210,7 @@ gradient = library.custom_op(
     _outside_autocast(gradient_rows),
     mutates_args=(),
     schema="(Tensor columns_ND, Tensor lse, Tensor? unit_MD, Tensor positive_M, ScalarType dtype,"
-    f" bool with_queue, {_SETTINGS}) -> Tensor",
+    f" bool behind_queue, {_SETTINGS}) -> Tensor",
 )
 
 
@@ -213,7 +218,7 @@ gradient = library.custom_op(
 def _(unit_MD: Any, key_MD: Any, queue_QD: Any, positive: Any, dtype: Any, *_: Any) -> Any:
     rows, size_d = unit_MD.shape
     total = rows * rank_and_size()[1]
-    columns = total if queue_QD is None else queue_QD.shape[0] + rows
+    columns = total if queue_QD is None else queue_QD.shape[0] + key_MD.shape[0]
     return (
         *(unit_MD.new_empty((), dtype=statistics_dtype(dtype)) for _ in range(2)),
         unit_MD.new_empty((columns, size_d), dtype=dtype),
@@ -231,7 +236,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*output[2:], None if key_MD is None else unit_MD, positive_M)
-    ctx.rest = (dtype, queue_QD is not None, *settings)
+    ctx.rest = (dtype, _behind_queue(key_MD, queue_QD), *settings)
 
 
 def _backward(ctx: Any, grad: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:

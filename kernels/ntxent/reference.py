@@ -25,8 +25,9 @@ def reference_loss(
     Args:
         unit_MD: this process's unit rows.
         key_MD: unit rows that they are compared with, which take no gradient; ``None`` for NT-Xent.
-        queue_QD: with it each row is compared with its own key and these.
-        positive_M: int64, without a queue each row's positive among the rows or keys of all.
+        queue_QD: with it each row is compared with its own key and these, or with these alone
+            where there are no keys.
+        positive_M: int64, each row's positive among the rows or keys of all, or in the queue.
         inv_temperature: 1 / tau.
 
     Returns:
@@ -40,6 +41,8 @@ def reference_loss(
         logits_MN = logits_MN.masked_fill(itself_MN, float("-inf"))
     elif queue_QD is None:
         logits_MN = unit_MD @ gather_rows(key_MD).T * inv_temperature
+    elif not len(key_MD):
+        logits_MN = unit_MD @ queue_QD.T * inv_temperature
     else:
         own_M1 = (unit_MD * key_MD).sum(1, keepdim=True)
         logits_MN = torch.cat([own_M1, unit_MD @ queue_QD.T], 1) * inv_temperature

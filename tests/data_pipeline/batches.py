@@ -12,6 +12,7 @@ from data_pipeline.crops import CropConfig
 from data_pipeline.packing.pack import PackConfig, pack
 from data_pipeline.reading.loader import Batch, EvalLoader, LoaderConfig, TrainLoader
 from data_pipeline.reading.order import Position
+from data_pipeline.views import views_of_one_size
 from tests.data_pipeline.images import encoded, picture
 
 N, BATCH, SIZE = 45, 12, 32  # samples; samples of a global batch; pixels of a crop
@@ -53,7 +54,7 @@ def open_train(path: Path, backend: str = "ffcv", workers: int = 2, **options: i
     """A loader of two views from ``path``; options are those of ``TrainLoader``."""
     config = LoaderConfig(backend=backend, workers=workers)  # type: ignore[arg-type]
     arguments = {"seed": 3, "batch_size": BATCH} | options
-    return TrainLoader(path, CROP, config, **arguments)  # type: ignore[arg-type]
+    return TrainLoader(path, views_of_one_size(CROP), config, **arguments)  # type: ignore[arg-type]
 
 
 def take(source: TrainLoader, count: int, start: Position = START) -> list[Batch]:
@@ -79,7 +80,7 @@ def digest(batches: list[Batch]) -> str:
     """A hash of all that the batches hold."""
     total = hashlib.sha256()
     for batch in batches:
-        for tensor in (batch.crops_BVHWC, batch.ids_B, batch.labels_B):
+        for tensor in (*batch.crops, batch.ids_B, batch.labels_B):
             total.update(tensor.numpy().tobytes())
     return total.hexdigest()
 

@@ -144,6 +144,7 @@ def samples(folder: Path) -> Target:
     from data_pipeline.crops import centre_crop_boxes
     from data_pipeline.reading.ffcv_loader import FfcvDecoder
     from data_pipeline.reading.open_beton import OpenBeton
+    from data_pipeline.reading.substitutes import Cut
     from data_pipeline.reading.torchvision_loader import TorchvisionDecoder
 
     # Images of one size and layout, so that a changed table often fits a changed image.
@@ -183,7 +184,7 @@ def samples(folder: Path) -> Target:
         outcomes = []
         for decoder in (FfcvDecoder(file), TorchvisionDecoder(file)):
             out = np.empty((len(ids), 1, 8, 8, 3), np.uint8)
-            failed = decoder.try_decode(ids, boxes, out).tolist()
+            failed = decoder.try_decode(ids, (Cut(boxes, out),)).tolist()
             assert set(failed) >= set(found.damaged) & set(ids.tolist())
             problems = [decoder.problem(sample) for sample in failed]
             assert all(problems)

@@ -212,7 +212,13 @@ def settings_table(views: list[list[float]]) -> torch.Tensor:
 
 
 def drawn_and_hosts(
-    config: AugmentConfig, seed: int, epoch: int, ids: np.ndarray, side: int, dtype: torch.dtype
+    config: AugmentConfig,
+    seed: int,
+    epoch: int,
+    ids: np.ndarray,
+    side: int,
+    dtype: torch.dtype,
+    first: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     views = (config.view1, config.view2)
     radius = max(view.blur_radius(side) for view in views)
@@ -222,8 +228,10 @@ def drawn_and_hosts(
         settings_table([_distributions(view, side) for view in views]),
         radius,
         dtype,
+        first,
     ).numpy()
-    return table, draw_parameters(config, seed, epoch, ids, side=side).astype(table.dtype)
+    drawn = draw_parameters(views, seed, epoch, ids, side=side, first=first)
+    return table, drawn.astype(table.dtype)
 
 
 CONFIGS = {

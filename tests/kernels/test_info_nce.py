@@ -175,3 +175,45 @@ def test_what_cannot_be_meant_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         info_nce(torch.ones(queries), torch.ones(keys), **{"temperature": 0.1, **kwargs})
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_positives_may_be_rows_of_the_queue(implementation: Implementation) -> None:
+    """A memory bank: the softmax over all of its rows, each once."""
+    queries, _, queue = _batch()
+    place = torch.arange(12).flip(0) % len(queue)
+    leaf = queries.clone().requires_grad_()
+    logits = normalize(leaf, dim=1) @ queue.T / TEMPERATURE
+    expected = cross_entropy(logits, place)
+    expected.backward()
+    mine = queries.clone().requires_grad_()
+    loss, accuracy = info_nce(
+        mine,
+        None,
+        TEMPERATURE,
+        positive_M=place,
+        queue_QD=queue,
+        implementation=implementation,
+        block_size=None if implementation == "reference" else 16,
+    )
+    loss.backward()
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-12)
+    assert torch.allclose(mine.grad, leaf.grad, atol=1e-12)
+    assert accuracy.item() == pytest.approx((logits.argmax(1) == place).double().mean())
+
+
+def test_positives_outside_the_queue_are_refused() -> None:
+    queries, keys, queue = _batch()
+    place = torch.arange(12) % len(queue)
+    for wrong in (place - 1, place + len(queue)):
+        with pytest.raises(RuntimeError, match="must name rows of the queue"):
+            info_nce(queries, None, 0.1, positive_M=wrong, queue_QD=queue)
+    with pytest.raises(ValueError, match="int64"):
+        info_nce(queries, None, 0.1, positive_M=place.int(), queue_QD=queue)
+    for keys_MD, positive_M, queue_QD in (
+        (None, None, queue),
+        (None, place, None),
+        (keys, place, queue),
+    ):
+        with pytest.raises(ValueError, match="keys, or a queue and each query's place"):
+            info_nce(queries, keys_MD, 0.1, positive_M=positive_M, queue_QD=queue_QD)

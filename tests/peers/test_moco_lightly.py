@@ -9,7 +9,7 @@ from lightly.loss import NTXentLoss
 
 from kernels.ntxent import info_nce
 from kernels.ntxent.reference import unit_rows
-from trainer.objectives.moco import KeyQueue
+from trainer.objectives.parts.key_queue import KeyQueue
 
 SIZE, BATCH, DIM = 24, 8, 16  # lightly's memory bank drops rows unless the batch divides its size
 

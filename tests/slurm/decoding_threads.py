@@ -18,6 +18,7 @@ from common.cores import own_cores
 from data_pipeline.crops import CropConfig
 from data_pipeline.reading.loader import LoaderConfig, TrainLoader
 from data_pipeline.reading.order import Position
+from data_pipeline.views import views_of_one_size
 from launch import cluster
 from trainer.parallel.machine import settle_threads
 
@@ -27,7 +28,8 @@ def main(data: Path, folder: Path) -> None:
     if "RANK" in os.environ:
         dist.init_process_group("gloo")
     config = settle_threads(LoaderConfig(backend="torchvision"), torch.device("cpu"))
-    loader = TrainLoader(data, CropConfig(size=8), config, views=1, seed=0, batch_size=160)
+    views = views_of_one_size(CropConfig(size=8), 1)
+    loader = TrainLoader(data, views, config, seed=0, batch_size=160)
     decode, seen = loader._decoder.decode, set()
     together = threading.Barrier(loader.config.workers, timeout=60)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import torchvision
 from PIL import Image
 from torch import nn
@@ -19,6 +20,7 @@ from tests.dist import run_ranks
 from trainer.config import DataConfig, RunConfig, from_json, to_json
 from trainer.models.encoders import EncoderConfig, remove_classifier
 from trainer.models.heads import HeadConfig
+from trainer.objectives.base import Inputs
 from trainer.objectives.moco import MoCoConfig
 from trainer.objectives.mocov3 import MoCoV3Config
 from trainer.optim.schedule import ScheduleConfig
@@ -90,6 +92,12 @@ def smooth(config: RunConfig) -> RunConfig:
     encoder = config.encoder if config.encoder in (SMALL_ENCODER, SMOOTH_RESNET) else SMALL_ENCODER
     head = dataclasses.replace(config.head, layers=1)
     return dataclasses.replace(config, encoder=encoder, head=head, objective=objective)
+
+
+def inputs_of(views_VNCHW: torch.Tensor, step: int = 0) -> Inputs:
+    """Views of one group as an objective is given them, of samples 0, 1, ..."""
+    ids_N = torch.arange(views_VNCHW.shape[1])
+    return Inputs((views_VNCHW,), ids_N, ids_N >= 0, step)
 
 
 def tiny_config(data: Path, out: Path, **changes: Any) -> RunConfig:

@@ -12,7 +12,6 @@ from functools import cache
 from pathlib import Path
 
 from trainer.config import DataConfig, RunConfig
-from trainer.objectives.base import Objective
 from trainer.planner.memory import memory
 from trainer.planner.plan import images_of
 from trainer.planner.rates import GPUS, Rates, stated_loader_rate
@@ -85,7 +84,9 @@ def point(batch: int, world: int) -> Point:
     needed = memory(step_cost, RATES, _NODE)
     found = flows(config, step_cost, cluster)
     images = images_of(config, known=False)
-    loader_rate = stated_loader_rate(images.pixels, config.crop.size, Objective.views)
+    loader_rate = stated_loader_rate(
+        images.pixels, sum(group.pixels for group in config.view_plan())
+    )
     time = step_time(config, step_cost, cluster, found, loader_rate)
     return Point(batch, world, needed.total, needed.fits, found, time)
 

@@ -12,6 +12,7 @@ from data_pipeline.reading.loader import TrainLoader
 from data_pipeline.reading.order import Position
 from trainer.config import RunConfig
 from trainer.doctor.finding import Finding, judged
+from trainer.objectives.base import blank_inputs
 from trainer.parallel.machine import settle_threads, with_precision
 from trainer.parallel.networks import build_objective
 from trainer.run import COMPUTE_DTYPE
@@ -46,7 +47,7 @@ def keeps_up(config: RunConfig, device: torch.device) -> Iterator[Finding]:
         needed = _network_rate(config, device, images)
     loader = TrainLoader(
         config.data.train,
-        config.crop,
+        config.view_plan(),
         settle_threads(config.loader, device),
         seed=config.seed,
         batch_size=images * size,
@@ -70,17 +71,16 @@ def keeps_up(config: RunConfig, device: torch.device) -> Iterator[Finding]:
 
 def _network_rate(config: RunConfig, device: torch.device, images: int) -> float:
     objective = build_objective(config).to(memory_format=torch.channels_last).to(device)
-    side, dtype = config.crop.size, COMPUTE_DTYPE[config.precision]
     if config.precision == "fp64":
         objective = objective.double()
-    blank = torch.zeros(objective.views * images, 3, side, side, device=device, dtype=dtype)
-    blank = blank.to(memory_format=torch.channels_last)
+    dtype = COMPUTE_DTYPE[config.precision]
+    inputs = blank_inputs(config.view_plan(), images, dtype, device)
     seconds = []
     for _ in range(4):
         start = time.perf_counter()
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            features = objective.encoder(blank)
-        features.float().sum().backward()
+            features = [objective.encoder(views.flatten(0, 1)) for views in inputs.views]
+        torch.cat(features).float().sum().backward()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - start)

@@ -16,7 +16,7 @@ from torch import nn
 from common.collectives import gather_rows, rank_and_size
 from kernels.ntxent import nt_xent
 from trainer.doctor.finding import Finding, judged
-from trainer.objectives.moco import KeyQueue
+from trainer.objectives.parts.key_queue import KeyQueue
 from trainer.optim.lars import LARS
 from trainer.parallel.sync_batch_norm import convert_sync_batch_norm
 
@@ -139,7 +139,7 @@ def _lars(device: torch.device) -> float:
 
 
 def _queue(device: torch.device) -> float:
-    """MoCo's queue after two batches that do not divide it."""
+    """The queue of keys after two batches that do not divide it."""
     size = rank_and_size()[1]
     torch.manual_seed(0)
     queue = KeyQueue(size * _PER_RANK + 1, 4).to(device, torch.float64)

@@ -25,6 +25,7 @@ from data_pipeline.crops import CropConfig
 from data_pipeline.reading.beton import BetonInfo
 from data_pipeline.reading.loader import EvalLoader, LoaderConfig, TrainLoader
 from data_pipeline.reading.order import Position
+from data_pipeline.views import views_of_one_size
 from trainer.evaluation.load_encoder import LoadedEncoder, Which, load_encoder
 from trainer.evaluation.supervised import Batches
 from trainer.features.extraction import Features, extract_features, reduced_precision
@@ -198,9 +199,8 @@ class Job:
             )
         loader = TrainLoader(
             path,
-            crop,
+            views_of_one_size(crop, len(views)),
             self.loader,
-            views=len(views),
             seed=self.config.seed,
             batch_size=batch_size,
             rank=rank,

@@ -16,6 +16,7 @@ from common.errors import ConfigError
 from common.files.atomic_file import check_replaceable, write_atomically
 from data_pipeline.crops import centre_crop_boxes
 from data_pipeline.reading.open_beton import OpenBeton
+from data_pipeline.reading.substitutes import Cut
 from data_pipeline.reading.torchvision_loader import TorchvisionDecoder
 from trainer.evaluation.job import JobConfig, TrainFile
 from trainer.evaluation.load_encoder import Preprocessing
@@ -82,7 +83,7 @@ class CropReader:
         crops = np.empty((len(ids_N), 1, side, side, 3), np.uint8)
         heights_N, widths_N = self._file.table.heights[ids_N], self._file.table.widths[ids_N]
         boxes = centre_crop_boxes(heights_N, widths_N, side, self._how.resize)
-        self._decoder.decode(ids_N, boxes, crops)
+        self._decoder.decode(ids_N, (Cut(boxes, crops),))
         return crops[:, 0]
 
 

@@ -90,9 +90,10 @@ class CollapseAlarm(Reader):
         """Whether the run is to end for it. On ranks that judge."""
         return self.alarm and self._config.on_alarm == "stop"
 
-    def measure(self, projections_MD: torch.Tensor, step: int) -> None:
+    def measure(self, projections_MD: torch.Tensor | None, step: int) -> None:
         """Keep the moments of step ``step``, from 1, if it is one to measure. A collective then."""
-        if not self._config.every_steps or step % self._config.every_steps:
+        every = self._config.every_steps
+        if projections_MD is None or not every or step % every:
             return
         self._dimensions = projections_MD.shape[1]
         sums = moments(projections_MD)

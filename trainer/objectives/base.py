@@ -1,23 +1,34 @@
-"""What the training loop asks of an objective: SimCLR, MoCo v1 and v2, MoCo v3.
+"""What the training loop asks of an objective.
 
 A run's configuration has one of their configurations, whose ``build`` makes the objective.
 
 One step is::
 
     outputs = objective(inputs)
-    loss = objective.loss(outputs)
+    loss = objective.loss(outputs, step)
     ...                                     # backward pass, optimizer
     objective.after_step(outputs, step, total_steps, skipped)
 
 Shapes: N images of this process, V views of a group, D dimensions.
 """
 
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+import tyro
 from torch import nn
 
+from data_pipeline.augment import AugmentConfig
+from data_pipeline.crops import CropConfig
+from data_pipeline.views import ViewPlan
 from trainer.models.encoders import Encoder
+from trainer.models.heads import HeadConfig
+from trainer.objectives.cost import LossCost
+
+IMAGENET_SAMPLES = 1_281_167
+"""Of the data set that plans take where none is named."""
 
 
 class Inputs(NamedTuple):
@@ -25,8 +36,29 @@ class Inputs(NamedTuple):
 
     views: tuple[torch.Tensor, ...]
     """A tensor for each group of views: ``(V, N, 3, H, W)``, every image channels_last."""
+    ids_N: torch.Tensor  # noqa: N815
+    """int64 sample ids."""
+    genuine_N: torch.Tensor  # noqa: N815
+    """False where another image is shown in the place of a damaged one."""
     step: int = 0
     """Optimizer steps done before this one: what randomness of a step is keyed by."""
+
+
+def blank_inputs(
+    plan: ViewPlan,
+    images: int,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Inputs:
+    """Inputs of a step's shapes and layouts, whose images are black."""
+    views = []
+    for group in plan:
+        count, side = len(group.looks), group.crop.size
+        blank = torch.zeros(count * images, 3, side, side, dtype=dtype, device=device)
+        blank = blank.to(memory_format=torch.channels_last)
+        views.append(blank.unflatten(0, (count, images)))
+    ids_N = torch.arange(images, device=device)
+    return Inputs(tuple(views), ids_N, torch.ones_like(ids_N, dtype=torch.bool))
 
 
 class Outputs(NamedTuple):
@@ -36,7 +68,7 @@ class Outputs(NamedTuple):
     rows: dict[str, torch.Tensor]
     """``(N, ...)``: the loss is differentiated by these and nothing else."""
     fixed: dict[str, torch.Tensor] = {}  # noqa: RUF012 - nobody writes to it
-    """``(N, ...)`` without gradient: keys, targets."""
+    """``(N, ...)`` without gradient: keys, targets, whose rows these are."""
 
 
 class Loss(NamedTuple):
@@ -46,33 +78,37 @@ class Loss(NamedTuple):
     """What the gradient is of."""
     metrics: dict[str, torch.Tensor]
     """What else a person wants to see of the step, by the name it has in metrics.jsonl; without
-    gradient. ``contrastive_top1``: share of anchors or queries that are nearer to their positive
-    than to anything else, 0 to 1."""
+    gradient. Names that end in ``_top1`` are shares of right answers, 0 to 1: in
+    ``contrastive_top1`` of anchors or queries that are nearer to their positive than to anything
+    else."""
 
 
 class Objective(nn.Module):
     """Networks and a loss. ``encoder`` is what is handed on; all else may be its own."""
 
-    views: ClassVar[int] = 2
-    """V: views of each image that a step takes."""
     encoder: Encoder
 
     def forward(self, inputs: Inputs) -> Outputs:
         """Everything that the loss takes of this process's images."""
         raise NotImplementedError
 
-    def loss(self, outputs: Outputs) -> Loss:
+    def loss(self, outputs: Outputs, step: int) -> Loss:
         """The loss of the whole process group.
 
         Called outside autocast: rows are normalised and the loss reduced in float32 or better. The
         gradient is scaled so that DDP's mean over processes is that of the global mean loss. A
         collective.
+
+        Args:
+            outputs: of this process's images.
+            step: optimizer steps done before this one.
         """
         raise NotImplementedError
 
-    def embedding(self, outputs: Outputs) -> torch.Tensor:
-        """``(M, D)``, any number of rows an image: what the collapse alarm looks at."""
-        raise NotImplementedError
+    def embedding(self, outputs: Outputs) -> torch.Tensor | None:
+        """``(M, D)``, any number of rows an image: what the collapse alarm looks at. None: there
+        is nothing that could collapse to one point unseen."""
+        return None
 
     def after_step(
         self, outputs: Outputs, step: int, total_steps: int, skipped: torch.Tensor
@@ -87,6 +123,19 @@ class Objective(nn.Module):
                 finite. Then nothing changes here either, to the bit; decided on the device.
         """
 
+    def before_epoch(self, epoch: int, whole_epoch: Callable[[], Iterator[Outputs]]) -> None:
+        """What is made anew for an epoch: clusterings. A collective.
+
+        Called before an epoch's first step, also by a run that goes on from the checkpoint between
+        two epochs, and then with what it was called with before; not where a run goes on in the
+        middle of an epoch. It is a function of the objective's state and of its arguments.
+
+        Args:
+            epoch: from 0.
+            whole_epoch: one pass over the epoch's batches without gradient, in its order, BatchNorm
+                as in training.
+        """
+
     def synchronised_parts(self, sync_batch_norm: bool) -> list[nn.Module]:
         """Parts whose BatchNorm takes its statistics from the global batch, by that setting."""
         return [self] if sync_batch_norm else []
@@ -99,3 +148,49 @@ class Objective(nn.Module):
             "BatchNorm statistics are those of one process: another number of processes gives"
             " another run (--sync-batch-norm)"
         ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """Settings of an objective, and what a run is to know before it builds one."""
+
+    name: tyro.conf.Suppress[str]
+    """Which objective a saved configuration describes."""
+
+    def views(self, crop: CropConfig, augment: AugmentConfig) -> ViewPlan:
+        """Views of each image that a step takes, of the run's settings.
+
+        Args:
+            crop: of the main views.
+            augment: of one view or two.
+        """
+        raise NotImplementedError
+
+    def build(self, encoder: Encoder, head: HeadConfig, seed: int, num_samples: int) -> Objective:
+        """The objective; what it adds to the encoder draws from torch's generator.
+
+        Args:
+            encoder: what is pretrained.
+            head: from its features to projections, for objectives that have any.
+            seed: of what the objective draws by itself.
+            num_samples: of the data set.
+
+        Raises:
+            ConfigError: settings do not go together.
+        """
+        raise NotImplementedError
+
+    def cost(self, local_batch: int, world_size: int, dim: int, crop: CropConfig) -> LossCost:
+        """What the loss of a step takes of one process.
+
+        Args:
+            local_batch: images of the process.
+            world_size: processes.
+            dim: of the run's projections.
+            crop: of the main views.
+        """
+        raise NotImplementedError
+
+    def logits_per_image(self, batch: int) -> int:
+        """Numbers that an image's loss is made of, at a global batch of ``batch``."""
+        raise NotImplementedError

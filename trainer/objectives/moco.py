@@ -16,17 +16,22 @@ from torch import nn
 
 from common.bounds import check_bounds
 from common.collectives import gather_rows, rank_and_size
+from data_pipeline.augment import AugmentConfig
+from data_pipeline.crops import CropConfig
+from data_pipeline.views import ViewGroup, ViewPlan
 from kernels.ntxent import Implementation, info_nce
 from kernels.ntxent.reference import unit_rows
 from trainer.models.encoders import Encoder
-from trainer.models.heads import ProjectionHead
-from trainer.objectives.base import Inputs, Loss, Objective, Outputs
-from trainer.objectives.key_encoder import KeyEncoder, MomentumSchedule, momentum_at
-from trainer.objectives.shuffle import batch_permutation, inverse, permute_rows
+from trainer.models.heads import HeadConfig, ProjectionHead
+from trainer.objectives.base import Inputs, Loss, Objective, ObjectiveConfig, Outputs
+from trainer.objectives.cost import LossCost, info_nce_cost
+from trainer.objectives.parts.key_encoder import KeyEncoder, MomentumSchedule, momentum_at
+from trainer.objectives.parts.key_queue import KeyQueue
+from trainer.objectives.parts.shuffle import batch_permutation, inverse, permute_rows
 
 
 @dataclass(frozen=True, kw_only=True)
-class MoCoConfig:
+class MoCoConfig(ObjectiveConfig):
     """InfoNCE against a queue; the defaults are v2's for ImageNet."""
 
     name: tyro.conf.Suppress[Literal["moco"]] = "moco"
@@ -50,51 +55,23 @@ class MoCoConfig:
         bounds = {"temperature": "(0, inf)", "queue": "[1, 1e9]", "momentum": "[0, 1]"}
         check_bounds(self, "--objective.", **bounds)
 
+    def views(self, crop: CropConfig, augment: AugmentConfig) -> ViewPlan:
+        """Two views of one size."""
+        return (ViewGroup(crop, (augment.view1, augment.view2)),)
+
+    def build(self, encoder: Encoder, head: HeadConfig, seed: int, num_samples: int) -> "MoCo":
+        """Encoder and head, their averages and the queue."""
+        return MoCo(encoder, ProjectionHead(encoder.feature_dim, head), self, seed)
+
+    def cost(self, local_batch: int, world_size: int, dim: int, crop: CropConfig) -> LossCost:
+        """InfoNCE with the queue, and shuffled images."""
+        cost = info_nce_cost(local_batch, self.queue + 1, dim, self.loss_implementation)
+        shuffled = 3 * crop.size**2 + dim if self.key_batch_norm == "shuffle" else 0
+        return cost._replace(exchanged=shuffled)
+
     def logits_per_image(self, batch: int) -> int:
         """Similarities that an image's loss is made of: its key and the queue."""
         return 1 + self.queue
-
-    def build(self, encoder: Encoder, head: ProjectionHead, seed: int) -> "MoCo":
-        """The objective; the queue's first rows are drawn from torch's generator."""
-        return MoCo(encoder, head, self, seed)
-
-
-class KeyQueue(nn.Module):
-    """K unit rows, equal on all processes as long as all push the same.
-
-    It starts with random directions from torch's generator, which the run's seed decides. Rows and
-    place are buffers: a checkpoint holds them, and they follow the model to its device and dtype.
-    DDP does not broadcast them in a step: the strategy turns that off for all buffers.
-
-    Args:
-        size: K, 1 or more; no relation to the batch is needed.
-        dim: D.
-    """
-
-    rows: torch.Tensor
-    position: torch.Tensor
-
-    def __init__(self, size: int, dim: int) -> None:
-        super().__init__()
-        self.register_buffer("rows", unit_rows(torch.randn(size, dim)))
-        self.register_buffer("position", torch.zeros((), dtype=torch.int64))
-
-    @torch.no_grad()
-    def push(self, keys_BD: torch.Tensor, skipped: torch.Tensor) -> None:
-        """Replace the oldest rows, going on at the front past the end; the host does not wait.
-
-        Args:
-            keys_BD: unit rows of the global batch in the order of its samples, the same on all
-                processes. Of more than K the last K are kept, where one by one would put them.
-            skipped: 0-d; where it is 1, nothing changes.
-        """
-        size, count = len(self.rows), len(keys_BD)
-        newest_ND = keys_BD[-size:].to(self.rows.dtype)
-        first = count - len(newest_ND)
-        places = torch.arange(first, count, device=self.rows.device).add_(self.position) % size
-        left_out = skipped > 0
-        self.rows.index_copy_(0, places, torch.where(left_out, self.rows[places], newest_ND))
-        self.position.copy_(torch.where(left_out, self.position, (self.position + count) % size))
 
 
 class MoCo(Objective):
@@ -130,7 +107,7 @@ class MoCo(Objective):
         shuffled_ND = self.key(permute_rows(images_NCHW, permutation))
         return permute_rows(shuffled_ND, inverse(permutation))
 
-    def loss(self, outputs: Outputs) -> Loss:
+    def loss(self, outputs: Outputs, step: int) -> Loss:
         """InfoNCE of each query against its key and the queue; see :meth:`Objective.loss`."""
         value, top1 = info_nce(
             outputs.rows["queries"],

@@ -13,15 +13,19 @@ import tyro
 
 from common.bounds import check_bounds
 from common.errors import ConfigError
+from data_pipeline.augment import AugmentConfig
+from data_pipeline.crops import CropConfig
+from data_pipeline.views import ViewGroup, ViewPlan
 from kernels.ntxent import Implementation, info_nce
 from trainer.models.encoders import Encoder
 from trainer.models.heads import HeadConfig, ProjectionHead
-from trainer.objectives.base import Inputs, Loss, Objective, Outputs
-from trainer.objectives.key_encoder import KeyEncoder, MomentumSchedule, momentum_at
+from trainer.objectives.base import Inputs, Loss, Objective, ObjectiveConfig, Outputs
+from trainer.objectives.cost import LossCost, info_nce_cost
+from trainer.objectives.parts.key_encoder import KeyEncoder, MomentumSchedule, momentum_at
 
 
 @dataclass(frozen=True, kw_only=True)
-class MoCoV3Config:
+class MoCoV3Config(ObjectiveConfig):
     """Symmetric InfoNCE over the keys of the global batch."""
 
     name: tyro.conf.Suppress[Literal["mocov3"]] = "mocov3"
@@ -44,13 +48,23 @@ class MoCoV3Config:
     def __post_init__(self) -> None:
         check_bounds(self, "--objective.", temperature="(0, inf)", momentum="[0, 1]")
 
+    def views(self, crop: CropConfig, augment: AugmentConfig) -> ViewPlan:
+        """Two views of one size."""
+        return (ViewGroup(crop, (augment.view1, augment.view2)),)
+
+    def build(self, encoder: Encoder, head: HeadConfig, seed: int, num_samples: int) -> "MoCoV3":
+        """Encoder, projector and predictor, and averages of the first two."""
+        return MoCoV3(encoder, ProjectionHead(encoder.feature_dim, head), self)
+
+    def cost(self, local_batch: int, world_size: int, dim: int, crop: CropConfig) -> LossCost:
+        """InfoNCE, once for each view."""
+        columns = local_batch * world_size
+        cost = info_nce_cost(local_batch, columns, dim, self.loss_implementation)
+        return cost._replace(times=2)
+
     def logits_per_image(self, batch: int) -> int:
         """Similarities that an image's loss is made of: two queries against a batch of keys."""
         return 2 * batch
-
-    def build(self, encoder: Encoder, head: ProjectionHead, seed: int) -> "MoCoV3":
-        """The objective; the predictor's weights are drawn from torch's generator."""
-        return MoCoV3(encoder, head, self)
 
 
 class MoCoV3(Objective):
@@ -84,7 +98,7 @@ class MoCoV3(Objective):
         rows, fixed = (torch.stack(each).transpose(0, 1) for each in (predictions, keys))
         return Outputs({"predictions": rows}, {"keys": fixed})
 
-    def loss(self, outputs: Outputs) -> Loss:
+    def loss(self, outputs: Outputs, step: int) -> Loss:
         """``2 T (ctr(q1, k2) + ctr(q2, k1))``; see :meth:`Objective.loss`."""
         query1_ND, query2_ND = outputs.rows["predictions"].unbind(1)
         key1_ND, key2_ND = outputs.fixed["keys"].unbind(1)

@@ -11,14 +11,18 @@ import torch
 import tyro
 
 from common.bounds import check_bounds
+from data_pipeline.augment import AugmentConfig
+from data_pipeline.crops import CropConfig
+from data_pipeline.views import ViewGroup, ViewPlan
 from kernels.ntxent import Implementation, nt_xent
 from trainer.models.encoders import Encoder
-from trainer.models.heads import ProjectionHead
-from trainer.objectives.base import Inputs, Loss, Objective, Outputs
+from trainer.models.heads import HeadConfig, ProjectionHead
+from trainer.objectives.base import Inputs, Loss, Objective, ObjectiveConfig, Outputs
+from trainer.objectives.cost import LossCost, nt_xent_cost
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimCLRConfig:
+class SimCLRConfig(ObjectiveConfig):
     """NT-Xent over the global batch."""
 
     name: tyro.conf.Suppress[Literal["simclr"]] = "simclr"
@@ -31,13 +35,21 @@ class SimCLRConfig:
     def __post_init__(self) -> None:
         check_bounds(self, "--objective.", temperature="(0, inf)")
 
+    def views(self, crop: CropConfig, augment: AugmentConfig) -> ViewPlan:
+        """Two views of one size."""
+        return (ViewGroup(crop, (augment.view1, augment.view2)),)
+
+    def build(self, encoder: Encoder, head: HeadConfig, seed: int, num_samples: int) -> "SimCLR":
+        """Encoder and projection head."""
+        return SimCLR(encoder, ProjectionHead(encoder.feature_dim, head), self)
+
+    def cost(self, local_batch: int, world_size: int, dim: int, crop: CropConfig) -> LossCost:
+        """NT-Xent."""
+        return nt_xent_cost(local_batch, world_size, dim, self.loss_implementation)
+
     def logits_per_image(self, batch: int) -> int:
         """Similarities that an image's loss is made of, at a global batch of ``batch``."""
         return 2 * (2 * batch - 1)  # each of its views against all views but itself
-
-    def build(self, encoder: Encoder, head: ProjectionHead, seed: int) -> "SimCLR":
-        """The objective, which draws nothing."""
-        return SimCLR(encoder, head, self)
 
 
 class SimCLR(Objective):
@@ -55,7 +67,7 @@ class SimCLR(Objective):
         z_RD = self.head(self.encoder(views_VNCHW.flatten(0, 1)))  # R = V * N rows, view-major
         return Outputs({"projections": z_RD.unflatten(0, (len(views_VNCHW), -1)).transpose(0, 1)})
 
-    def loss(self, outputs: Outputs) -> Loss:
+    def loss(self, outputs: Outputs, step: int) -> Loss:
         """NT-Xent of the whole process group (SimCLR eq. 1); see :meth:`Objective.loss`."""
         value, top1 = nt_xent(
             outputs.rows["projections"].transpose(0, 1),

@@ -11,22 +11,23 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from common.errors import ConfigError
 from trainer.config import RunConfig
 from trainer.models.encoders import Encoder, build_encoder
-from trainer.models.heads import ProjectionHead
 from trainer.models.init_from import start_from
-from trainer.objectives.base import Objective
+from trainer.objectives.base import IMAGENET_SAMPLES, Objective
 from trainer.parallel.activation_checkpoint import checkpoint_blocks
 from trainer.parallel.sync_batch_norm import SyncBatchNorm, convert_sync_batch_norm
 
 _SHOWN = 4  # names in a message
 
 
-def training_objective(config: RunConfig, world_size: int, init_from: Path | None) -> Objective:
+def training_objective(
+    config: RunConfig, world_size: int, init_from: Path | None, num_samples: int
+) -> Objective:
     """Networks as they train on ``world_size`` processes; see :func:`build_objective`.
 
     Raises:
         ConfigError: settings contradict each other or the networks.
     """
-    objective = build_objective(config, init_from)
+    objective = build_objective(config, init_from, num_samples)
     if ":" in config.encoder.name:
         _refuse_idle_weights(objective.encoder, config)
     # On one process too, for the same rounding; bf16's own is coarser than what that would save.
@@ -42,17 +43,19 @@ def training_objective(config: RunConfig, world_size: int, init_from: Path | Non
     return objective
 
 
-def build_objective(config: RunConfig, init_from: Path | None = None) -> Objective:
+def build_objective(
+    config: RunConfig, init_from: Path | None = None, num_samples: int = IMAGENET_SAMPLES
+) -> Objective:
     """Networks with the initial weights that the seed decides, on any world size.
 
     The encoder has those of the file ``init_from`` instead, if there is one; key encoders with it.
+    ``num_samples``, of the data set, is for objectives that keep something of every sample.
     """
     torch.manual_seed(config.seed)
     encoder = build_encoder(config.encoder)
     if init_from is not None:
         start_from(encoder, init_from)
-    head = ProjectionHead(encoder.feature_dim, config.head)
-    return config.objective.build(encoder, head, config.seed)
+    return config.objective.build(encoder, config.head, config.seed, num_samples)
 
 
 def synchronise_batch_norm(

@@ -24,7 +24,7 @@ from data_pipeline.packing.pack import PackConfig, pack
 from data_pipeline.reading.beton import check_beton
 from trainer.config import DataConfig, RunConfig, to_json
 from trainer.parallel.machine import with_precision
-from trainer.planner.loss_cost import contrast
+from trainer.planner.loss_cost import loss_cost
 from trainer.planner.probe import Reading
 from trainer.planner.rates import Calibration, Rates
 from trainer.planner.step_cost import StepCost, count_step
@@ -92,7 +92,7 @@ def calibration(config: RunConfig, readings: list[Reading], counts: list[StepCos
         base_seconds=high_rest - slope * high.batch,
         image_seconds=slope,
         augment_seconds=high.augment_seconds / high.batch,
-        loss_seconds=high.loss_seconds / contrast(config, high.batch, 1, high.device).flops,
+        loss_seconds=high.loss_seconds / loss_cost(config, high.batch, 1).flops,
         update_seconds=high.update_seconds,
         core_seconds=high.core_seconds,
         memory=high.memory,

@@ -12,7 +12,6 @@ import numpy as np
 from common.errors import ConfigError
 from data_pipeline.reading.beton import check_beton, read_sample_table
 from trainer.config import RunConfig, RunPlan, plan_run, to_json
-from trainer.objectives.base import Objective
 from trainer.parallel.machine import with_precision
 from trainer.planner.memory import DeviceMemory, Remedy, can_be_split, memory, remedy
 from trainer.planner.rates import Rates, stated_loader_rate
@@ -152,7 +151,7 @@ def make_plan(config: RunConfig, cluster: Cluster, images: Images) -> Plan:
         config = dataclasses.replace(config, precision="bf16")
     config = with_precision(config, rates.device)
     run = plan_run(config, images.count, world_size)
-    step_cost = count_step(config, world_size, rates.device)
+    step_cost = count_step(config, world_size, rates.device, run.num_samples)
     if config.micro_batch and not can_be_split(config, step_cost):
         raise ConfigError(
             "--micro-batch: every BatchNorm must be synchronised; set --sync-batch-norm, and"
@@ -195,7 +194,7 @@ def _core_rate(config: RunConfig, rates: Rates, images: Images) -> float:
         return rates.loader_rate
     if rates.calibration is not None:
         return 1 / rates.calibration.core_seconds
-    return stated_loader_rate(images.pixels, config.crop.size, Objective.views)
+    return stated_loader_rate(images.pixels, sum(group.pixels for group in config.view_plan()))
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def read(config: RunConfig, steps: int) -> Reading:
 
         def loss() -> None:
             rows = {name: each.detach().requires_grad_() for name, each in outputs.rows.items()}
-            found = run.objective.loss(Outputs(rows, outputs.fixed))
+            found = run.objective.loss(Outputs(rows, outputs.fixed), steps)
             torch.autograd.grad(found.value, list(rows.values()))
 
         return Reading(
@@ -82,7 +82,7 @@ def read(config: RunConfig, steps: int) -> Reading:
             peak_bytes=peak,
             step_seconds=seconds,
             wait_seconds=wait,
-            augment_seconds=_timed(run, lambda: run.augment(batch.crops_BVHWC, batch.ids_B, 0)),
+            augment_seconds=_timed(run, lambda: run.augment.groups(batch.crops, batch.ids_B, 0)),
             loss_seconds=_timed(run, loss),
             update_seconds=update,
             core_seconds=_core_seconds(run),
@@ -99,6 +99,7 @@ class _Step(NamedTuple):
 def _step(run: Run, batches: Iterator[Batch], step: int) -> _Step:
     start = time.perf_counter()
     batch = next(batches)
+    run.begin_epoch_if_due(batch.position)
     outputs, _ = run.gradients(batch, step)
     _settle(run)
     update = time.perf_counter()

@@ -122,7 +122,7 @@ class Rates:
 _DECODE, _CROP, _OVERHEAD = 8e-9, 9e-9, 30e-6
 
 
-def stated_loader_rate(source_pixels: float, crop_side: int, views: int = 2) -> float:
-    """Images a second and core, where none was measured; ``source_pixels`` are of a stored one."""
-    crops = views * crop_side**2
-    return 1 / (_OVERHEAD + _DECODE * source_pixels + _CROP * crops)
+def stated_loader_rate(source_pixels: float, view_pixels: int) -> float:
+    """Images a second and core, where none was measured, of a stored image's and all its views'
+    pixels."""
+    return 1 / (_OVERHEAD + _DECODE * source_pixels + _CROP * view_pixels)

@@ -24,12 +24,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from common.errors import ConfigError, first_sentence
 from trainer.config import RunConfig
-from trainer.objectives.base import Inputs, Objective, Outputs
+from trainer.objectives.base import IMAGENET_SAMPLES, Inputs, Objective, Outputs, blank_inputs
 from trainer.parallel.activation_checkpoint import checkpoint_blocks
 from trainer.parallel.networks import build_objective
 from trainer.parallel.sync_batch_norm import SyncBatchNorm
 from trainer.planner.ledger import Ledger, Operation
-from trainer.planner.loss_cost import contrast
+from trainer.planner.loss_cost import loss_bytes, loss_cost
 from trainer.run import COMPUTE_DTYPE
 
 _ZERO_BUCKETS = 2 * 2**25  # two of 32 MiB, in which gradients travel
@@ -94,7 +94,12 @@ class StepCost:
         return (2 * len(self.norms) + 3) / 3
 
 
-def count_step(config: RunConfig, world_size: int, device: str = "cuda") -> StepCost:
+def count_step(
+    config: RunConfig,
+    world_size: int,
+    device: str = "cuda",
+    num_samples: int = IMAGENET_SAMPLES,
+) -> StepCost:
     """Count one process's step, in pieces where the settings say so.
 
     Args:
@@ -102,13 +107,14 @@ def count_step(config: RunConfig, world_size: int, device: str = "cuda") -> Step
         world_size: processes; more than one keep gradients in DDP's buckets, whole and for ever.
         device: "cuda" or "cpu", for what depends on it: prefetched crops, copies while augmenting
             and updating, the loss's tiles.
+        num_samples: of the data set, for objectives that keep something of each.
 
     Raises:
         ConfigError: the networks do not run without data.
     """
     ledger = Ledger()
     with torch.device("meta"):
-        objective = build_objective(config)
+        objective = build_objective(config, num_samples=num_samples)
     if config.precision == "fp64":
         objective = objective.double()
     objective = objective.to(memory_format=torch.channels_last)
@@ -122,16 +128,16 @@ def count_step(config: RunConfig, world_size: int, device: str = "cuda") -> Step
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), ledger:
             _hold_state(config, objective, ledger, world_size)
-            images_VNCHW = _views(config, ledger, local_batch, images, device)
+            inputs = _inputs(config, ledger, local_batch, images, device)
             first = len(ledger.operations)
             with (
                 ledger.phase("activations"),
                 torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"),
             ):
-                outputs: Outputs = objective(Inputs((images_VNCHW,)))
+                outputs: Outputs = objective(inputs)
             last, saved = len(ledger.operations), ledger.live["activations"]
             _backward(config, ledger, outputs, images, world_size, device)
-            del images_VNCHW, outputs
+            del inputs, outputs
             ledger.hold("temporaries", _update_bytes(config, objective, device))
     except ConfigError:
         raise
@@ -202,7 +208,7 @@ def _backward(
 ) -> None:
     """The backward pass from the outputs' rows, beside what the loss keeps."""
     local_batch = config.batch // world_size
-    loss = contrast(config, local_batch, world_size, device).bytes
+    loss = loss_bytes(config, loss_cost(config, local_batch, world_size), device)
     rows = list(outputs.rows.values())
     if images < local_batch:  # all pieces' outputs, joined, and the derivative by them
         kept = sum(each.nbytes for each in (*rows, *outputs.fixed.values()))
@@ -234,20 +240,19 @@ def _like(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
 
 
-def _views(
+def _inputs(
     config: RunConfig, ledger: Ledger, local_batch: int, images: int, device: str
-) -> torch.Tensor:
+) -> Inputs:
     """Views of ``images`` images, beside the crops of whole batches."""
-    views, side, dtype = Objective.views, config.crop.size, COMPUTE_DTYPE[config.precision]
+    views, dtype = config.view_plan(), COMPUTE_DTYPE[config.precision]
     # On the training device: the batch in use, and those that were read ahead.
     batches = 2 if device == "cuda" else config.loader.prefetch + 2
-    ledger.hold("crops", batches * local_batch * views * side * side * 3)
+    ledger.hold("crops", batches * local_batch * 3 * sum(group.pixels for group in views))
     with ledger.phase("views"):
         # On the CPU views are made in float32 and then rounded.
         made = torch.float32 if device == "cpu" and dtype == torch.bfloat16 else dtype
-        shape = (views * images, 3, side, side)
-        x = torch.empty(shape, dtype=made, device="cpu", memory_format=torch.channels_last)
-        return x.to(dtype).unflatten(0, (views, images))
+        inputs = blank_inputs(views, images, made)
+        return inputs._replace(views=tuple(each.to(dtype) for each in inputs.views))
 
 
 def _update_bytes(config: RunConfig, objective: nn.Module, device: str) -> int:

@@ -16,9 +16,9 @@ import torch
 
 from kernels.augment.plan import bytes_moved
 from trainer.config import RunConfig
-from trainer.objectives.base import Objective
+from trainer.objectives.cost import LossCost
 from trainer.planner.ledger import Operation
-from trainer.planner.loss_cost import Contrast, contrast
+from trainer.planner.loss_cost import loss_cost
 from trainer.planner.rates import Calibration, Rates
 from trainer.planner.step_cost import StepCost
 from trainer.planner.traffic import Cluster, Flow
@@ -89,7 +89,7 @@ def step_time(
 ) -> StepTime:
     """Predict a step in which ``found`` travels; a core reads ``core_rate`` images a second."""
     rates, local_batch = cluster.rates, config.batch // cluster.world_size
-    loss = contrast(config, local_batch, cluster.world_size, rates.device)
+    loss = loss_cost(config, local_batch, cluster.world_size)
     if rates.calibration is not None:
         device = _measured(rates.calibration, local_batch, loss)
     else:
@@ -130,7 +130,7 @@ class _Device(NamedTuple):
     update: float
 
 
-def _measured(found: Calibration, local_batch: int, loss: Contrast) -> _Device:
+def _measured(found: Calibration, local_batch: int, loss: LossCost) -> _Device:
     networks = found.base_seconds + found.image_seconds * local_batch
     return _Device(
         augment=found.augment_seconds * local_batch,
@@ -142,12 +142,13 @@ def _measured(found: Calibration, local_batch: int, loss: Contrast) -> _Device:
 
 
 def _stated(
-    config: RunConfig, step_cost: StepCost, local_batch: int, loss: Contrast, rates: Rates
+    config: RunConfig, step_cost: StepCost, local_batch: int, loss: LossCost, rates: Rates
 ) -> _Device:
-    side, pieces, peak = config.crop.size, local_batch / step_cost.images, rates.gpu.flops
+    pieces, peak = local_batch / step_cost.images, rates.gpu.flops
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     width = _WIDTH[config.precision]
-    views = bytes_moved(Objective.views * local_batch, side, side, dtype)
+    groups = [(len(group.looks), group.crop.size) for group in config.view_plan()]
+    views = sum(bytes_moved(count * local_batch, side, side, dtype) for count, side in groups)
     products = loss.flops / (peak * width)
     update = step_cost.trainable * _UPDATE_BYTES[config.optim.name]
     update += (step_cost.parameters - step_cost.trainable) * _AVERAGE_BYTES
@@ -155,7 +156,7 @@ def _stated(
         augment=views / (rates.gpu.bandwidth * rates.augment_fraction),
         forward=pieces * _operations(step_cost.forward, rates, width),
         backward=pieces * _operations(step_cost.backward, rates, width),
-        loss=(products + loss.exponentials / (peak * _POWERS)) / rates.loss_fraction,
+        loss=(products + loss.times * loss.exponentials / (peak * _POWERS)) / rates.loss_fraction,
         update=update / (rates.gpu.bandwidth * rates.gpu.bandwidth_fraction),
     )
 

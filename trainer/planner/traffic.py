@@ -10,9 +10,7 @@ and the latency of each collective.
 from dataclasses import dataclass
 
 from trainer.config import RunConfig
-from trainer.objectives.base import Objective
-from trainer.objectives.moco import MoCoConfig
-from trainer.planner.loss_cost import contrast
+from trainer.planner.loss_cost import loss_cost
 from trainer.planner.rates import Rates
 from trainer.planner.step_cost import StepCost
 
@@ -96,18 +94,20 @@ def flows(config: RunConfig, step_cost: StepCost, cluster: Cluster) -> tuple[Flo
     if cluster.world_size == 1:
         return ()
     local_batch = config.batch // cluster.world_size
-    loss = contrast(config, local_batch, cluster.world_size, cluster.rates.device)
+    loss = loss_cost(config, local_batch, cluster.world_size)
     rows, item = loss.times * loss.rows, 2 if config.precision == "bf16" else _FLOAT
     found = [
         *_gradient_flows(config, step_cost, cluster),
         *_norm_flows(config, step_cost, cluster),
-        cluster.all_gather("embeddings", rows * loss.dim * item, loss.times),
-        cluster.all_gather("log-sum-exps", rows * loss.statistics * _FLOAT, loss.times),
     ]
-    if isinstance(config.objective, MoCoConfig) and config.objective.key_batch_norm == "shuffle":
-        # Images on their way to the key encoder, and keys on their way back.
-        values = 3 * config.crop.size**2 * (Objective.views - 1) + config.head.out_dim
-        found.append(cluster.all_to_all("shuffled keys", float(local_batch * item * values), 2))
+    if loss.gathers:
+        found += [
+            cluster.all_gather("embeddings", rows * loss.dim * item, loss.times),
+            cluster.all_gather("log-sum-exps", rows * loss.statistics * _FLOAT, loss.times),
+        ]
+    if loss.exchanged:  # images on their way to the key encoder, and keys on their way back
+        size = float(local_batch * item * loss.exchanged)
+        found.append(cluster.all_to_all("shuffled keys", size, 2))
     found.append(cluster.all_reduce("agreed flags", 8, 1))
     return tuple(found)
 

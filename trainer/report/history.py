@@ -20,9 +20,8 @@ from trainer.state.run_data import section
 
 Metrics = Mapping[str, npt.NDArray[np.float64]]
 """Columns of ``metrics.jsonl``, NaN where a step has no value."""
-CURVES = (  # column of metrics.jsonl, what it is, factor
+_CURVES = (  # column of metrics.jsonl, what it is, factor
     ("loss", "Loss (nats)", 1.0),
-    ("contrastive_top1", "Contrastive top-1 (%)", 100.0),
     ("knn_top1", "Online kNN, top-1 (%)", 100.0),
     ("lr", "Learning rate", 1.0),
     ("images_per_second", "Throughput (images/s)", 1.0),
@@ -31,6 +30,20 @@ CURVES = (  # column of metrics.jsonl, what it is, factor
     ("feature_std", "Spread of projections", 1.0),
     ("effective_rank", "Effective rank", 1.0),
 )
+
+
+def accuracies(metrics: Metrics) -> list[tuple[str, str]]:
+    """Columns that say how often an objective's task was solved, and their names in words."""
+    names = [name for name in metrics if name.endswith("_top1") and not name.startswith("knn_")]
+    return [(name, f"{name.removesuffix('_top1').replace('_', ' ')} top-1") for name in names]
+
+
+def curves(*runs: Metrics) -> list[tuple[str, str, float]]:
+    """Of the columns that any of the runs has: name, heading, and the factor of its unit."""
+    found = dict(told for metrics in runs for told in accuracies(metrics))
+    solved = [(name, f"{words.capitalize()} (%)", 100.0) for name, words in found.items()]
+    every = (_CURVES[0], *solved, *_CURVES[1:])
+    return [curve for curve in every if any(curve[0] in metrics for metrics in runs)]
 
 
 @dataclass(frozen=True)

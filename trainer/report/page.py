@@ -29,7 +29,7 @@ from trainer.report.charts import (
 )
 from trainer.report.contents import Contents, differing, title
 from trainer.report.evaluations import KINDS
-from trainer.report.history import CURVES, Events, History
+from trainer.report.history import Events, History, accuracies, curves
 from trainer.report.samples import Images
 from trainer.state.run_data import section
 from trainer.state.settings import changed, flat
@@ -150,7 +150,7 @@ def _facts(run: Contents) -> Iterator[tuple[str, str]]:
 def _measures(history: History) -> Iterator[tuple[str, str]]:
     metrics, count = history.metrics, len(history.metrics["step"])
     tail = max(1, round(_LAST_STEPS * count))
-    for name, words in (("loss", "loss"), ("contrastive_top1", "contrastive top-1")):
+    for name, words in (("loss", "loss"), *accuracies(metrics)):
         if name in metrics and np.isfinite(metrics[name][-tail:]).any():
             mean = float(np.nanmean(metrics[name][-tail:]))
             yield f"{words}, at the end", short(mean) if name == "loss" else f"{100 * mean:.1f} %"
@@ -168,15 +168,14 @@ def _measures(history: History) -> Iterator[tuple[str, str]]:
 
 def _curves(runs: Sequence[Contents]) -> Iterator[Chart]:
     events = runs[0].history.events if len(runs) == 1 else Events()
-    for column, heading, factor in CURVES:
+    for column, heading, factor in curves(*(run.history.metrics for run in runs)):
         lines = [  # empty where a run has none, so that runs keep their colours
             Line(run.name, run.history.metrics["step"], run.history.metrics[column] * factor)
             if column in run.history.metrics
             else Line(run.name, np.zeros(0), np.zeros(0))
             for run in runs
         ]
-        if any(len(line.steps_N) for line in lines):
-            yield line_chart(f"curve-{column}", heading, lines, events)
+        yield line_chart(f"curve-{column}", heading, lines, events)
 
 
 def _settings(run: Contents) -> tuple[str, Any, list[list[str]] | None, list[tuple[str, str]]]:

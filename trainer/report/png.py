@@ -18,7 +18,7 @@ from common.errors import ConfigError
 from common.files.atomic_file import write_atomically
 from trainer.report.contents import Contents, title
 from trainer.report.evaluations import Bar, names_of
-from trainer.report.history import CURVES, Metrics, running_mean
+from trainer.report.history import Metrics, curves, running_mean
 from trainer.report.pictures import EmbeddingMap, Queries
 from trainer.report.samples import Images, Views
 
@@ -81,7 +81,7 @@ def _save(
 
 
 def _curves(figure: Part, metrics: Metrics) -> None:
-    present = [curve for curve in CURVES if curve[0] in metrics]
+    present = curves(metrics)
     for place, curve in enumerate(present, 1):
         _curve(figure.add_subplot(-(-len(present) // 2), 2, place), metrics, *curve)
 
@@ -179,7 +179,7 @@ def _overview(figure: Part, contents: Contents) -> None:
     if contents.pictures.views:
         _views(views, contents.pictures.views, rows=4)
     if "loss" in contents.history.metrics:
-        _curve(loss.add_subplot(), contents.history.metrics, *CURVES[0])
+        _curve(loss.add_subplot(), contents.history.metrics, *curves(contents.history.metrics)[0])
     if contents.bars:
         _accuracy(bars, contents.bars)
     if contents.pictures.map:

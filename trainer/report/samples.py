@@ -19,6 +19,7 @@ from data_pipeline.crops import CropConfig
 from data_pipeline.reading.beton import check_beton, read_sample_table
 from data_pipeline.reading.loader import LoaderConfig, TrainLoader
 from data_pipeline.reading.order import Position
+from data_pipeline.views import views_of_one_size
 from trainer.config import from_json
 from trainer.evaluation.load_encoder import Preprocessing
 from trainer.evaluation.pictures import CropReader
@@ -105,7 +106,7 @@ def view_batch(
     seed = seed if isinstance(seed, int) else 0
     count = min(count, len(read_sample_table(train).labels))
     with contextlib.closing(
-        TrainLoader(train, crop, _LOADER, seed=seed, batch_size=count)
+        TrainLoader(train, views_of_one_size(crop), _LOADER, seed=seed, batch_size=count)
     ) as loader:
         batch = next(loader.starting_at(Position(0, 0)))
     views = Augment(augment, seed)(batch.crops_BVHWC, batch.ids_B, batch.position.epoch)

@@ -30,7 +30,7 @@ from trainer.telemetry import Reader, Record
 # Record's key: metric and help. NaN until the first record that has it.
 _GAUGES = {
     "epoch": ("widebatch_epoch", "Epoch of the newest step, from 0"),
-    "loss": ("widebatch_loss", "Contrastive loss of the newest step, nats"),
+    "loss": ("widebatch_loss", "Loss of the newest step"),
     "contrastive_top1": (
         "widebatch_contrastive_top1_ratio",
         "Anchors of the newest step that are nearest to their positive, 0 to 1",
@@ -186,6 +186,10 @@ class Prometheus(Reader):
                 self._waits.observe(record["loader_wait_seconds"])
             for name, counter in self._counters.items():
                 counter.inc(record.get(name, 0))
+            for name in record:
+                if name.endswith("_top1") and name not in self._gauges:
+                    told = f"Right answers of the newest step, 0 to 1: {name.removesuffix('_top1')}"
+                    self._gauges[name] = self._gauge(f"widebatch_{name}_ratio", told, math.nan)
             for name, gauge in self._gauges.items():
                 if name in record:
                     gauge.set(record[name])

@@ -75,9 +75,12 @@ def test_the_fallback_imports_neither_ffcv_nor_numba(jpegs: Path) -> None:
     code = f"""
 import sys
 sys.modules["ffcv"] = sys.modules["numba"] = None
+from data_pipeline.crops import CropConfig
 from data_pipeline.reading.loader import *
+from data_pipeline.views import views_of_one_size
 config = LoaderConfig(backend="torchvision", workers=1)
-source = TrainLoader({str(jpegs)!r}, CropConfig(size=8), config, seed=0, batch_size=4)
+views = views_of_one_size(CropConfig(size=8))
+source = TrainLoader({str(jpegs)!r}, views, config, seed=0, batch_size=4)
 print(len(next(source.starting_at(Position())).ids_B))
 """
     root = Path(__file__).resolve().parents[3]

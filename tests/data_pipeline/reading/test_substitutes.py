@@ -16,6 +16,7 @@ from data_pipeline.reading.damage import Damage, allowance, check_limit
 from data_pipeline.reading.loader import EvalLoader, LoaderConfig, TrainLoader
 from data_pipeline.reading.order import Position
 from data_pipeline.reading.substitutes import Substitute, candidates
+from data_pipeline.views import views_of_one_size
 from tests.data_pipeline import damaged, images
 from tests.data_pipeline.damaged import NOISE, ZEROS, empty, far_away, together
 
@@ -47,7 +48,7 @@ def bad(sound: Path) -> Path:
 def open_train(path: Path, backend: str = "torchvision", **options: float) -> TrainLoader:
     config = LoaderConfig(backend=backend, workers=2)  # type: ignore[arg-type]
     arguments = {"seed": 3, "batch_size": BATCH, "max_substitutes": 0.1} | options
-    return TrainLoader(path, CropConfig(size=SIZE), config, **arguments)  # type: ignore[arg-type]
+    return TrainLoader(path, views_of_one_size(CropConfig(size=SIZE)), config, **arguments)  # type: ignore[arg-type]
 
 
 def take(source: TrainLoader, count: int = 4, start: Position | None = None) -> list[Batch]:

@@ -12,6 +12,7 @@ from data_pipeline.crops import CropConfig
 from data_pipeline.packing.pack import PackConfig, pack
 from data_pipeline.reading.loader import LoaderConfig, TrainLoader
 from data_pipeline.reading.order import Position
+from data_pipeline.views import views_of_one_size
 from tests.dist import run_ranks
 from tests.trainer.runs import SMALL_ENCODER, pack_images
 from tests.trainer.saved_runs import save_run
@@ -126,15 +127,15 @@ def test_a_folder_that_changed_since_packing_names_nothing(folder: Path, tmp_pat
 
 def test_a_loader_of_some_samples_reads_no_others(folder: Path) -> None:
     only, data = np.array([2, 3, 5, 7, 11, 13, 17]), folder / "images.beton"
-    crop = CropConfig(size=8)
-    loader = TrainLoader(data, crop, LOADER, views=1, seed=0, batch_size=3, only=only)
+    views = views_of_one_size(CropConfig(size=8), 1)
+    loader = TrainLoader(data, views, LOADER, seed=0, batch_size=3, only=only)
     batches = [batch for _, batch in zip(range(4), loader.starting_at(Position(0, 0)))]
     loader.close()
     assert loader.steps_per_epoch == 2
     for epoch in (batches[:2], batches[2:]):
         ids = torch.cat([batch.ids_B for batch in epoch]).tolist()
         assert len(set(ids)) == 6 and set(ids) < set(only.tolist())
-    whole = TrainLoader(data, crop, LOADER, views=1, seed=0, batch_size=90)
+    whole = TrainLoader(data, views, LOADER, seed=0, batch_size=90)
     every = next(whole.starting_at(Position(0, 0)))
     whole.close()
     place = every.ids_B.tolist().index(int(batches[0].ids_B[0]))

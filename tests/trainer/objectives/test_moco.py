@@ -16,14 +16,15 @@ from torch.nn.functional import cross_entropy, normalize
 
 from common.errors import ConfigError
 from tests.dist import run_ranks
-from trainer.config import ObjectiveConfig
+from tests.trainer.runs import inputs_of
 from trainer.models.encoders import Encoder
-from trainer.models.heads import HeadConfig, ProjectionHead
-from trainer.objectives.base import Inputs, Objective
-from trainer.objectives.key_encoder import momentum_at
-from trainer.objectives.moco import KeyQueue, MoCo, MoCoConfig
+from trainer.models.heads import HeadConfig
+from trainer.objectives.base import Objective, ObjectiveConfig
+from trainer.objectives.moco import MoCo, MoCoConfig
 from trainer.objectives.mocov3 import MoCoV3, MoCoV3Config
-from trainer.objectives.shuffle import batch_permutation
+from trainer.objectives.parts.key_encoder import momentum_at
+from trainer.objectives.parts.key_queue import KeyQueue
+from trainer.objectives.parts.shuffle import batch_permutation
 from trainer.optim.optimizers import OptimConfig, apply_update, build_optimizer, gradient_norm
 from trainer.parallel.networks import synchronise_batch_norm
 from trainer.parallel.strategy import launch_fabric
@@ -59,8 +60,8 @@ def objective_of(config: ObjectiveConfig, seed: int = 0) -> Objective:
     encoder: Any = nn.Sequential(layers)
     encoder.feature_dim = 10
     network: Encoder = encoder
-    head = ProjectionHead(10, V3_HEAD if isinstance(config, MoCoV3Config) else V2_HEAD)
-    return config.build(network, head, seed).double()
+    head = V3_HEAD if isinstance(config, MoCoV3Config) else V2_HEAD
+    return config.build(network, head, seed, num_samples=BATCH).double()
 
 
 def views(step: int) -> torch.Tensor:
@@ -85,8 +86,8 @@ def _train(rank: int, world_size: int, config: ObjectiveConfig) -> dict[str, Any
     losses = []
     for step in range(STEPS):
         mine = views(step)[:, rank * share : (rank + 1) * share]
-        outputs = model(Inputs((mine,), step))
-        loss = objective.loss(outputs).value
+        outputs = model(inputs_of(mine, step))
+        loss = objective.loss(outputs, step).value
         fabric.backward(loss)
         skipped = apply_update(optimizer, LR, gradient_norm(optimizer))
         objective.after_step(outputs, step, STEPS, skipped)
@@ -219,7 +220,7 @@ def _forward_with_own_queue(rank: int, world_size: int) -> dict[str, Any]:
     model = fabric.setup_module(objective)
     objective.queue.rows.fill_(float(rank))
     for step in range(2):
-        fabric.backward(objective.loss(model(Inputs((views(step),), step))).value)
+        fabric.backward(objective.loss(model(inputs_of(views(step), step)), step).value)
     named = list(objective.named_parameters())
     return {
         "rows": objective.queue.rows.unique().tolist(),
@@ -247,22 +248,22 @@ def test_a_skipped_step_moves_neither_key_encoder_nor_queue(config: ObjectiveCon
     objective = objective_of(config)
     optimizer = build_optimizer(objective, OptimConfig(name="sgd"))
     for step in range(2):  # so that queries and keys differ
-        outputs = objective(Inputs((views(step),), step))
-        objective.loss(outputs).value.backward()
+        outputs = objective(inputs_of(views(step), step))
+        objective.loss(outputs, step).value.backward()
         skipped = apply_update(optimizer, LR, gradient_norm(optimizer))
         objective.after_step(outputs, step, STEPS, skipped)
         optimizer.zero_grad()
     broken = views(2)
     broken[0, 0] = float("nan")
-    outputs = objective(Inputs((broken,), 2))
-    objective.loss(outputs).value.backward()
+    outputs = objective(inputs_of(broken, 2))
+    objective.loss(outputs, step).value.backward()
     before = {name: value.clone() for name, value in objective.state_dict().items()}
     skipped = apply_update(optimizer, LR, gradient_norm(optimizer))
     objective.after_step(outputs, 2, STEPS, skipped)
     assert skipped == 1
     for name, value in objective.state_dict().items():
         assert torch.equal(value.nan_to_num(), before[name].nan_to_num()), name
-    objective.after_step(objective(Inputs((views(3),), 3)), 2, STEPS, TAKEN)
+    objective.after_step(objective(inputs_of(views(3), 3)), 2, STEPS, TAKEN)
     assert not torch.equal(objective.state_dict()["key.head.layers.0.linear.weight"],
                            before["key.head.layers.0.linear.weight"])  # fmt: skip
 
@@ -274,7 +275,7 @@ def _shuffled_keys(rank: int, world_size: int) -> torch.Tensor:
     objective = objective_of(v2(key_batch_norm="shuffle"))
     share = BATCH // world_size
     mine = views(0)[:, rank * share : (rank + 1) * share]
-    keys: torch.Tensor = objective(Inputs((mine,), 3)).fixed["keys"]
+    keys: torch.Tensor = objective(inputs_of(mine, 3)).fixed["keys"]
     return keys
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.dist import run_ranks
-from trainer.objectives.shuffle import batch_permutation, inverse, permute_rows
+from trainer.objectives.parts.shuffle import batch_permutation, inverse, permute_rows
 
 ROWS = 5
 

@@ -12,6 +12,7 @@ from common import cores
 from common.cores import Cores
 from data_pipeline.crops import CropConfig
 from data_pipeline.reading.loader import LoaderConfig, TrainLoader
+from data_pipeline.views import ViewPlan
 from launch import command_line
 from tests.dist import run_ranks
 from trainer.doctor import environment
@@ -87,9 +88,9 @@ def test_every_loader_of_an_evaluation_has_the_share(
     crop = CropConfig(size=8)
     given: list[LoaderConfig] = []
 
-    def spy(path: Path, crop: CropConfig, config: LoaderConfig, **more: Any) -> TrainLoader:
+    def spy(path: Path, views: ViewPlan, config: LoaderConfig, **more: Any) -> TrainLoader:
         given.append(config)
-        return TrainLoader(path, crop, config, **more)
+        return TrainLoader(path, views, config, **more)
 
     monkeypatch.setattr(job, "TrainLoader", spy)
     config = job.JobConfig(source="", loader=loader, device="cpu")

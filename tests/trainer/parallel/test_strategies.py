@@ -19,6 +19,7 @@ from tests.trainer.runs import (
     SMALL_ENCODER,
     SMOOTH_RESNET,
     checkpoint_bytes,
+    inputs_of,
     metrics,
     pack_images,
     smooth,
@@ -31,7 +32,7 @@ from trainer.config import DataConfig, RunConfig, completed, differences, from_j
 from trainer.features.online_knn import OnlineKnnConfig
 from trainer.loop import fit
 from trainer.models.encoders import build_encoder
-from trainer.models.heads import HeadConfig, ProjectionHead
+from trainer.models.heads import HeadConfig
 from trainer.objectives.base import Inputs, Objective
 from trainer.objectives.simclr import SimCLRConfig
 from trainer.optim.optimizers import OptimConfig, apply_update, gradient_norm
@@ -65,9 +66,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _objective() -> Objective:
     torch.manual_seed(0)
     encoder = build_encoder(SMALL_ENCODER)
-    head = ProjectionHead(encoder.feature_dim, HeadConfig(layers=2, hidden_dim=24, out_dim=12))
-    head.layers[0].relu = nn.SiLU()  # with it the whole network is smooth: see `runs.smooth`
-    objective = SimCLRConfig().build(encoder, head, seed=0)
+    head = HeadConfig(layers=2, hidden_dim=24, out_dim=12)
+    objective = SimCLRConfig().build(encoder, head, seed=0, num_samples=BATCH)
+    first: Any = objective.get_submodule("head.layers.0")
+    first.relu = nn.SiLU()  # with it the whole network is smooth: see `runs.smooth`
     synchronise_batch_norm(objective, True)
     return objective
 
@@ -75,7 +77,7 @@ def _objective() -> Objective:
 def _inputs(step: int, rank: int, world_size: int) -> Inputs:
     generator = torch.Generator().manual_seed(step)
     views_VNCHW = torch.randn(2, BATCH, 3, 32, 32, generator=generator)
-    return Inputs((views_VNCHW.chunk(world_size, 1)[rank],), step)
+    return inputs_of(views_VNCHW.chunk(world_size, 1)[rank], step)
 
 
 def _weights(sharding: Sharding) -> dict[str, torch.Tensor]:
@@ -97,7 +99,7 @@ def _train_by_hand(
             optimizer.inner.holders = None
         norms = []
         for step in range(STEPS):
-            loss = objective.loss(sharding.model(_inputs(step, rank, world_size))).value
+            loss = objective.loss(sharding.model(_inputs(step, rank, world_size)), step).value
             fabric.backward(loss * (math.nan if step == BAD_STEP else 1.0), model=sharding.model)
             norm = gradient_norm(sharding.optimizer)
             before = _weights(sharding)

@@ -9,14 +9,13 @@ import torch
 from benchmarks.roofline import flop_count
 from common.errors import ConfigError
 from tests.trainer.plans import NOWHERE, small
-from tests.trainer.runs import SMALL_ENCODER, tiny_mocov3_config
+from tests.trainer.runs import SMALL_ENCODER, inputs_of, tiny_mocov3_config
 from trainer.models.encoders import EncoderConfig
-from trainer.objectives.base import Inputs
 from trainer.optim.optimizers import OptimConfig, build_optimizer
 from trainer.parallel.networks import build_objective
 from trainer.parallel.strategy import StrategyConfig
 from trainer.planner.ledger import Ledger
-from trainer.planner.loss_cost import contrast
+from trainer.planner.loss_cost import loss_bytes, loss_cost
 from trainer.planner.step_cost import count_step, optimizer_copies
 
 
@@ -44,7 +43,7 @@ def test_counted_activations_are_what_autograd_keeps_of_real_tensors(
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"),
     ):
-        inputs = Inputs((views.unflatten(0, (2, -1)),))
+        inputs = inputs_of(views.unflatten(0, (2, -1)))
         projections = objective(inputs).rows["projections"]
     kept[projections.untyped_storage().data_ptr()] = projections.untyped_storage()
     own.add(views.untyped_storage().data_ptr())
@@ -149,14 +148,15 @@ def test_strategies_share_training_state_out(
 
 def test_reference_loss_holds_the_matrix_and_tiles_do_not() -> None:
     config = small()
-    matrix = dataclasses.replace(config.objective, loss_implementation="reference")
-    tiled = contrast(config, 1024, 4, "cuda")
-    whole = contrast(dataclasses.replace(config, objective=matrix), 1024, 4, "cuda")
-    assert whole.bytes > 3 * 4 * tiled.rows * tiled.columns > 20 * tiled.bytes
+    objective = dataclasses.replace(config.objective, loss_implementation="reference")
+    matrix = dataclasses.replace(config, objective=objective)
+    tiled, whole = (loss_cost(each, 1024, 4) for each in (config, matrix))
+    assert loss_bytes(config, whole, "cuda") > 3 * 4 * tiled.rows * tiled.columns
+    assert 3 * 4 * tiled.rows * tiled.columns > 20 * loss_bytes(config, tiled, "cuda")
 
 
 def test_loss_work_is_what_the_kernels_count() -> None:
-    found = contrast(small(), 2048, 4, "cuda")
+    found = loss_cost(small(), 2048, 4)
     assert (found.rows, found.columns) == (4096, 16384)
     exact = flop_count(found.rows, found.columns, found.dim)
     assert found.flops == pytest.approx(exact.total, rel=0.02)

@@ -8,6 +8,7 @@ from data_pipeline.augment import Augment, AugmentConfig, ViewConfig
 from data_pipeline.crops import CropConfig
 from data_pipeline.reading.loader import LoaderConfig, TrainLoader
 from data_pipeline.reading.order import Position
+from data_pipeline.views import views_of_one_size
 from tests.report.made_runs import SMALL, finished_run
 from tests.trainer.runs import pack_images
 from tests.trainer.saved_runs import save_run
@@ -33,7 +34,11 @@ def test_views_are_those_that_the_runs_first_step_saw(run, data):
     shown = first_views(data, settings, rows=5).views_RVSS3
     crop = CropConfig(size=32, scale=(0.2, 1.0))
     loader = TrainLoader(
-        data, crop, LoaderConfig(backend="torchvision", workers=1), seed=5, batch_size=24
+        data,
+        views_of_one_size(crop),
+        LoaderConfig(backend="torchvision", workers=1),
+        seed=5,
+        batch_size=24,
     )
     batch = next(loader.starting_at(Position(0, 0)))
     loader.close()

@@ -1,0 +1,1 @@
+"""What objectives share: key encoders, queues, rows by sample, clusterings, means."""
