@@ -21,8 +21,10 @@ from trainer.config import DataConfig, RunConfig, from_json, to_json
 from trainer.models.encoders import EncoderConfig, remove_classifier
 from trainer.models.heads import HeadConfig
 from trainer.objectives.base import Inputs
+from trainer.objectives.deepclusterv2 import DeepClusterV2Config
 from trainer.objectives.moco import MoCoConfig
 from trainer.objectives.mocov3 import MoCoV3Config
+from trainer.objectives.npid import NPIDConfig
 from trainer.optim.schedule import ScheduleConfig
 from trainer.recipes import RECIPES
 from trainer.state.checkpoint import CheckpointConfig
@@ -123,6 +125,34 @@ def tiny_mocov3_config(data: Path, out: Path, **changes: Any) -> RunConfig:
         "objective": MoCoV3Config(temperature=0.2, momentum=0.9, predictor=predictor),
     }
     return _tiny("mocov3-cifar10-r18", data, out, **{**settings, **changes})
+
+
+def tiny_rotation_config(data: Path, out: Path, **changes: Any) -> RunConfig:
+    """Rotation with SGD on a few convolutions."""
+    return _tiny("rotation-cifar10-r18", data, out, **{"encoder": SMALL_ENCODER, **changes})
+
+
+def tiny_npid_config(data: Path, out: Path, negatives: int = 0, **changes: Any) -> RunConfig:
+    """NPID with its bank, against all rows or some."""
+    settings: dict[str, Any] = {
+        "encoder": SMALL_ENCODER,
+        "head": HeadConfig(layers=1, out_dim=16, last_norm="none"),
+        "objective": NPIDConfig(temperature=0.2, negatives=negatives),
+    }
+    return _tiny("npid-cifar10-r18", data, out, **{**settings, **changes})
+
+
+def tiny_deepclusterv2_config(data: Path, out: Path, **changes: Any) -> RunConfig:
+    """DeepCluster-v2 with two heads and two small views."""
+    small = CropConfig(size=16, scale=(0.05, 0.3))
+    settings: dict[str, Any] = {
+        "encoder": SMALL_ENCODER,
+        "head": HeadConfig(layers=2, hidden_dim=32, out_dim=16, last_norm="none"),
+        "objective": DeepClusterV2Config(
+            prototypes=7, heads=2, small_views=2, small_crop=small, iterations=4
+        ),
+    }
+    return _tiny("deepclusterv2-cifar10-r18", data, out, **{**settings, **changes})
 
 
 def _tiny(recipe: str, data: Path, out: Path, **changes: Any) -> RunConfig:

@@ -1,0 +1,168 @@
+"""What every objective keeps: the same run on any number of processes, in pieces, after any stop.
+
+SimCLR and the MoCos have more of this in tests of their own; here the ones that are none of two
+equal views, one projection and one contrastive loss.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from tests.trainer.runs import (
+    assert_equal_runs,
+    checkpoint_bytes,
+    metrics,
+    pack_images,
+    samples,
+    tiny_deepclusterv2_config,
+    tiny_npid_config,
+    tiny_rotation_config,
+    train,
+    train_all,
+)
+from trainer.config import RunConfig
+from trainer.parallel.strategy import StrategyConfig
+
+CONFIGS: dict[str, Callable[..., RunConfig]] = {
+    "rotation": tiny_rotation_config,
+    "npid": tiny_npid_config,
+    "npid-sampled": lambda *where, **changes: tiny_npid_config(*where, negatives=40, **changes),
+    "deepclusterv2": tiny_deepclusterv2_config,
+}
+STEPS = 8  # of 5 an epoch
+# Of the losses, relative, in float64: see tests/trainer/test_same_run.py.
+TOLERANCE = 1e-8
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pack_images(tmp_path_factory.mktemp("data"))
+
+
+def config_of(name: str, data: Path, out: Path, **changes: Any) -> RunConfig:
+    return CONFIGS[name](data, out, **{"steps": STEPS, "precision": "fp64", **changes})
+
+
+def assert_same_run(run: Path, other: Path, tolerance: float = TOLERANCE) -> None:
+    """Samples alike, losses and final tensors within rounding."""
+    assert samples(run) == samples(other)
+    for mine, theirs in zip(metrics(run), metrics(other), strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=tolerance)
+    mine, theirs = (tensors(folder) for folder in (run, other))
+    assert mine.keys() == theirs.keys()
+    for name, value in mine.items():
+        scale = max(1.0, float(value.double().abs().max()))
+        off = float((value.double() - theirs[name].double()).abs().max())
+        assert off < 1e3 * tolerance * scale, f"{name}: off by {off}"
+
+
+def tensors(run: Path) -> dict[str, torch.Tensor]:
+    """Of the newest checkpoint's model."""
+    return safetensors.torch.load(checkpoint_bytes(run)["model.safetensors"])
+
+
+@pytest.mark.processors
+@pytest.mark.parametrize("world_size", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_several_processes_train_as_one_does(data: Path, tmp_path: Path, world_size: int) -> None:
+    runs = {
+        (name, w): config_of(name, data, tmp_path / f"{name}-{w}")
+        for name in CONFIGS
+        for w in (1, world_size)
+    }
+    for w in (1, world_size):
+        train_all(w, [(config, 0) for (_, size), config in runs.items() if size == w])
+    for name in CONFIGS:
+        assert_same_run(runs[name, 1].out, runs[name, world_size].out)
+
+
+@pytest.mark.processors
+def test_pieces_train_as_the_whole_batch_does(data: Path, tmp_path: Path) -> None:
+    """Pieces of 5 of 12 images: the last one is smaller."""
+    runs = {
+        (name, size): config_of(name, data, tmp_path / f"{name}-{size}", micro_batch=size, steps=3)
+        for name in CONFIGS
+        for size in (0, 5)
+    }
+    train_all(2, [(config, 0) for config in runs.values()])
+    for name in CONFIGS:
+        assert_same_run(runs[name, 0].out, runs[name, 5].out, tolerance=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("stop", "precision"),
+    [(3, "fp32"), (5, "fp64"), (7, "bf16")],
+    ids=["mid-epoch", "edge", "second-epoch"],
+)
+def test_a_stopped_run_goes_on_to_the_bit(
+    data: Path, tmp_path: Path, stop: int, precision: str
+) -> None:
+    runs = [
+        (config_of(name, data, tmp_path / f"{name}-{kind}", precision=precision), kind)
+        for name in CONFIGS
+        for kind in ("whole", "stopped")
+    ]
+    outcomes = train_all(2, [(config, stop * (kind == "stopped")) for config, kind in runs])
+    assert outcomes == ["done", "stopped"] * len(CONFIGS)
+    train_all(2, [(config, 0) for config, kind in runs if kind == "stopped"])
+    for name in CONFIGS:
+        assert_equal_runs(tmp_path / f"{name}-whole", tmp_path / f"{name}-stopped")
+
+
+@pytest.mark.processors
+@pytest.mark.parametrize("stop", [3, 5], ids=["mid-epoch", "edge"])
+def test_another_number_of_processes_goes_on(data: Path, tmp_path: Path, stop: int) -> None:
+    names = ("npid", "deepclusterv2")
+    whole = [config_of(name, data, tmp_path / f"{name}-whole") for name in names]
+    moved = [config_of(name, data, tmp_path / f"{name}-moved") for name in names]
+    train_all(1, [(config, 0) for config in whole])
+    train_all(2, [(config, stop) for config in moved])
+    train_all(1, [(config, 0) for config in moved])
+    for one, other in zip(whole, moved):
+        assert_same_run(one.out, other.out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fsdp", "deepspeed-1"])
+def test_strategies_train_as_ddp_does(data: Path, tmp_path: Path, name: Any) -> None:
+    for objective in ("rotation", "npid", "deepclusterv2"):
+        runs = [
+            config_of(
+                objective,
+                data,
+                tmp_path / f"{objective}-{strategy}",
+                precision="fp32",
+                steps=6,
+                strategy=StrategyConfig(name=strategy),
+            )
+            for strategy in ("ddp", name)
+        ]
+        for config in runs:
+            assert train(2, config) == "done"
+        for mine, other in zip(*(metrics(config.out) for config in runs), strict=True):
+            assert mine["loss"] == pytest.approx(other["loss"], rel=1e-4)
+
+
+def test_first_losses_are_those_of_chance(data: Path, tmp_path: Path) -> None:
+    """ln 4, ln N, ln (K + 1), ln K: what a network that knows nothing pays."""
+    runs = {name: config_of(name, data, tmp_path / name, steps=1) for name in CONFIGS}
+    # A high temperature makes all of similar rows alike: what is left is the count.
+    for name in ("npid", "npid-sampled", "deepclusterv2"):
+        objective = dataclasses.replace(runs[name].objective, temperature=100.0)
+        runs[name] = dataclasses.replace(runs[name], objective=objective)
+    train_all(1, [(config, 0) for config in runs.values()])
+    chance = {
+        "rotation": math.log(4),
+        "npid": math.log(120),
+        "npid-sampled": math.log(41),
+        "deepclusterv2": math.log(runs["deepclusterv2"].objective.prototypes),  # type: ignore[union-attr]
+    }
+    for name, expected in chance.items():
+        loss = metrics(runs[name].out)[0]["loss"]
+        # Similarities of at most 1 over a temperature of 100; a fresh linear layer's logits.
+        assert loss == pytest.approx(expected, abs=0.3 if name == "rotation" else 0.02), name

@@ -1,0 +1,134 @@
+"""Instance discrimination: every image is a class of its own, and its row of a memory bank its
+prototype.
+
+Wu et al. 2018, arXiv 1805.01978, with the softmax in place of its noise-contrastive estimate, as
+the authors' later code has it: over all samples, or over the own row and K others.
+
+Shapes: N images of this process, S samples of the data set, K negatives, D dimensions.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import tyro
+
+from common.bounds import check_bounds
+from common.randomness import Stream, sample_keys, uniforms
+from data_pipeline.augment import AugmentConfig
+from data_pipeline.crops import CropConfig
+from data_pipeline.views import ViewGroup, ViewPlan
+from kernels.augment import to_device
+from kernels.ntxent import Implementation, info_nce
+from kernels.ntxent.reference import unit_rows
+from trainer.models.encoders import Encoder
+from trainer.models.heads import HeadConfig, ProjectionHead
+from trainer.objectives.base import (
+    IMAGENET_SAMPLES,
+    Inputs,
+    Loss,
+    Objective,
+    ObjectiveConfig,
+    Outputs,
+)
+from trainer.objectives.cost import LossCost, info_nce_cost
+from trainer.objectives.parts.per_sample import PerSample
+
+
+@dataclass(frozen=True, kw_only=True)
+class NPIDConfig(ObjectiveConfig):
+    """Softmax over a memory bank; the defaults are the paper's for ImageNet."""
+
+    name: tyro.conf.Suppress[Literal["npid"]] = "npid"
+    """Which objective a saved configuration describes."""
+    temperature: float = 0.07
+    """Divides the cosine similarities; 0.1 on CIFAR-10."""
+    negatives: int = 65536
+    """K: rows of other samples that an image is compared with, drawn anew in each step and the same
+    for the whole batch; 0: all samples. The paper's estimate takes 4096."""
+    momentum: float = 0.5
+    """Of the bank: the share of a row that a step keeps, in [0, 1)."""
+    loss_implementation: Implementation = "auto"
+    """reference holds all logits of a process; blocked and triton never do."""
+
+    def __post_init__(self) -> None:
+        bounds = {"temperature": "(0, inf)", "negatives": "[0, 1e9]", "momentum": "[0, 1)"}
+        check_bounds(self, "--objective.", **bounds)
+
+    def views(self, crop: CropConfig, augment: AugmentConfig) -> ViewPlan:
+        """One view of each image."""
+        return (ViewGroup(crop, (augment.view1,)),)
+
+    def build(self, encoder: Encoder, head: HeadConfig, seed: int, num_samples: int) -> "NPID":
+        """Encoder, head, and a bank of random directions."""
+        built = ProjectionHead(encoder.feature_dim, head)
+        return NPID(encoder, built, self, seed, num_samples)
+
+    def cost(self, local_batch: int, world_size: int, dim: int, crop: CropConfig) -> LossCost:
+        """InfoNCE with rows of the bank."""
+        columns = self.negatives + 1 if self.negatives else IMAGENET_SAMPLES
+        return info_nce_cost(local_batch, columns, dim, self.loss_implementation)
+
+    def logits_per_image(self, batch: int) -> int:
+        """Similarities with the own row and the negatives; 0: with all."""
+        return 1 + self.negatives if self.negatives else 0
+
+
+class NPID(Objective):
+    """Encoder, head and memory bank."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        head: ProjectionHead,
+        config: NPIDConfig,
+        seed: int,
+        num_samples: int,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+        self.bank = PerSample(unit_rows(torch.randn(num_samples, head.out_dim)))
+        self.config = config
+        self.seed = seed
+
+    def forward(self, inputs: Inputs) -> Outputs:
+        """``projections``, ``(N, D)``, not normalised, and whose they are."""
+        projections_ND = self.head(self.encoder(inputs.views[0][0]))
+        whose = {"ids": inputs.ids_N, "genuine": inputs.genuine_N}
+        return Outputs({"projections": projections_ND}, whose)
+
+    def loss(self, outputs: Outputs, step: int) -> Loss:
+        """InfoNCE of each image against its own row of the bank and the negatives'."""
+        ids_N, bank_SD, config = outputs.fixed["ids"], self.bank.rows, self.config
+        sampled = config.negatives > 0
+        value, top1 = info_nce(
+            outputs.rows["projections"],
+            bank_SD[ids_N] if sampled else None,
+            config.temperature,
+            positive_M=None if sampled else ids_N,
+            queue_QD=bank_SD[self._negatives(step)] if sampled else bank_SD,
+            implementation=config.loss_implementation,
+        )
+        return Loss(value, {"contrastive_top1": top1})
+
+    def embedding(self, outputs: Outputs) -> torch.Tensor:
+        """The projections, ``(N, D)``."""
+        return outputs.rows["projections"]
+
+    @torch.no_grad()
+    def after_step(
+        self, outputs: Outputs, step: int, total_steps: int, skipped: torch.Tensor
+    ) -> None:
+        """Move the rows of the batch's images towards what they were projected to."""
+        ids_N, m = outputs.fixed["ids"], self.config.momentum
+        new_ND = unit_rows(outputs.rows["projections"])
+        moved_ND = unit_rows(m * self.bank.rows[ids_N] + (1 - m) * new_ND)
+        self.bank.write(ids_N, moved_ND, outputs.fixed["genuine"], skipped)
+
+    def _negatives(self, step: int) -> torch.Tensor:
+        """Ids of this step's negatives, with repetition, the same on all processes."""
+        keys_K = sample_keys(self.seed, step, np.arange(self.config.negatives), 0, Stream.NEGATIVE)
+        ids_K = (uniforms(keys_K) * len(self.bank.rows)).astype(np.int64)
+        return to_device(torch.from_numpy(ids_K), self.bank.rows.device)

@@ -1,0 +1,78 @@
+"""Rotation prediction: which of four turns was an image given?
+
+Gidaris, Singh & Komodakis 2018, arXiv 1803.07728. All four turns of every image are in the batch.
+Flip, crop and colours come before the turn: a flip after it would make 90 and 270 degrees look
+alike. A turn by 90 degrees only moves pixels, so that no border or interpolation gives it away.
+
+Shapes: N images of this process, T = 4 turns, R = T * N rows, turn-major.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import tyro
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from data_pipeline.augment import AugmentConfig
+from data_pipeline.crops import CropConfig
+from data_pipeline.views import ViewGroup, ViewPlan
+from trainer.models.encoders import Encoder
+from trainer.models.heads import HeadConfig
+from trainer.objectives.base import Inputs, Loss, Objective, ObjectiveConfig, Outputs
+from trainer.objectives.cost import LossCost, softmax_cost
+from trainer.objectives.parts.global_mean import global_mean
+
+_TURNS = 4  # of 0, 90, 180 and 270 degrees, anticlockwise
+
+
+@dataclass(frozen=True, kw_only=True)
+class RotationConfig(ObjectiveConfig):
+    """Cross-entropy over the four turns; there is nothing to set."""
+
+    name: tyro.conf.Suppress[Literal["rotation"]] = "rotation"
+    """Which objective a saved configuration describes."""
+
+    def views(self, crop: CropConfig, augment: AugmentConfig) -> ViewPlan:
+        """One view of each image."""
+        return (ViewGroup(crop, (augment.view1,)),)
+
+    def build(self, encoder: Encoder, head: HeadConfig, seed: int, num_samples: int) -> "Rotation":
+        """The encoder and a linear classifier; there is no projection head."""
+        return Rotation(encoder)
+
+    def cost(self, local_batch: int, world_size: int, dim: int, crop: CropConfig) -> LossCost:
+        """A linear classifier, counted with the networks."""
+        return softmax_cost(_TURNS * local_batch, _TURNS, 1)
+
+    def logits_per_image(self, batch: int) -> int:
+        """Of every turn, those of the four turns."""
+        return _TURNS**2
+
+
+class Rotation(Objective):
+    """An encoder and a linear classifier of turns."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.classifier = nn.Linear(encoder.feature_dim, _TURNS)
+
+    def forward(self, inputs: Inputs) -> Outputs:
+        """``logits``, ``(N, T, 4)``: of every turn of an image, those of the four turns."""
+        images_NCHW = inputs.views[0][0]
+        turned_RCHW = torch.cat([images_NCHW.rot90(turn, (2, 3)) for turn in range(_TURNS)])
+        turned_RCHW = turned_RCHW.contiguous(memory_format=torch.channels_last)
+        logits_R4 = self.classifier(self.encoder(turned_RCHW))
+        return Outputs({"logits": logits_R4.unflatten(0, (_TURNS, -1)).transpose(0, 1)})
+
+    def loss(self, outputs: Outputs, step: int) -> Loss:
+        """Mean cross-entropy over all turns of all images; ln 4 by chance."""
+        logits_NT4 = outputs.rows["logits"]
+        logits_NT4 = logits_NT4.to(torch.promote_types(logits_NT4.dtype, torch.float32))
+        turns_NT = torch.arange(_TURNS, device=logits_NT4.device).expand(logits_NT4.shape[:2])
+        losses_NT = cross_entropy(logits_NT4.transpose(1, 2), turns_NT, reduction="none")
+        hits_NT = (logits_NT4.detach().argmax(2) == turns_NT).to(losses_NT.dtype)
+        value, top1 = global_mean(torch.stack([losses_NT.mean(1), hits_NT.mean(1)], 1))
+        return Loss(value, {"rotation_top1": top1.detach()})
