@@ -13,6 +13,7 @@ import jinja2
 from common.errors import DataError
 from common.files.strict_json import parse_json, read_json_file
 from trainer.models.encoders import is_resnet
+from trainer.state.run_data import section
 
 
 def model_card(run: Path, config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
@@ -24,7 +25,7 @@ def model_card(run: Path, config: Mapping[str, Any], facts: Mapping[str, Any]) -
         facts: of the export.
     """
     step, metrics = facts.get("step"), _metrics(run, facts.get("step"))
-    trained, data, encoder = (_section(config, name) for name in ("run", "data", "encoder"))
+    trained, data, encoder = (section(config, name) for name in ("run", "data", "encoder"))
     total, seconds = trained.get("total_steps"), _training_seconds(config.get("batch"), metrics)
     return _TEMPLATES.get_template("card.md").render(
         config=config,
@@ -87,7 +88,7 @@ def _evaluations(folder: Path, step: Any) -> list[str]:
             report = read_json_file(path)
         except (DataError, FileNotFoundError):
             continue  # another program's file
-        encoder = _section(report, "encoder")
+        encoder = section(report, "encoder")
         same = encoder.get("kind") in ("run", "exported") and encoder.get("step") == step
         if same and _is_positive(report.get("top1")):
             lines.append(
@@ -117,8 +118,3 @@ def _metrics(run: Path, step: Any) -> list[dict[str, Any]]:
 
 def _is_positive(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value) and value > 0
-
-
-def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    section = values.get(name)
-    return section if isinstance(section, Mapping) else {}
