@@ -9,6 +9,7 @@ from typing import Any
 from common.errors import DataError
 from common.files.strict_json import read_json_file
 from trainer.report.history import number_in
+from trainer.state.run_data import section
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +77,7 @@ def read_measured(run: Path) -> tuple[Measured, ...]:
         except (DataError, FileNotFoundError) as error:
             log.info("left out: %s (%s)", path, error)
             continue
-        encoder = report.get("encoder")
-        kind = str(encoder.get("kind", "")) if isinstance(encoder, Mapping) else ""
+        kind = str(section(report, "encoder").get("kind", ""))
         kind = "run" if kind == "exported" else kind
         method = f"{report.get('method', '')} ({report.get('protocol', '?')})".strip()
         figures = tuple(_figures(report))
