@@ -11,8 +11,6 @@ from common.bounds import check_bounds
 from common.errors import ConfigError
 from trainer.optim.lars import LARS, Variant, match_layout
 
-REFERENCE_BATCH = 256  # samples that `base_lr` is quoted for
-
 
 class ShardedOptimizer:
     """What a strategy puts in the place of torch's optimizer: ``inner`` moves a process's part."""
@@ -94,7 +92,7 @@ class OptimConfig:
 
 def scaled_lr(config: OptimConfig, global_batch: int) -> float:
     """The peak learning rate at ``global_batch`` samples per step, over all processes."""
-    ratio = global_batch / REFERENCE_BATCH
+    ratio = global_batch / 256  # samples that `base_lr` is quoted for
     factors = {"linear": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}
     return config.base_lr * factors[config.lr_scaling]
 
