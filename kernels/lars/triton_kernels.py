@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from kernels.dispatch import on_device_of
-from kernels.lars.reference import Settings
+from kernels.lars.settings import Settings
 from kernels.multi_tensor import CHUNK, address_table, addresses, all_aligned, chunks
 
 _CHUNK = tl.constexpr(CHUNK)

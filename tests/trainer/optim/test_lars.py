@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from kernels.lars import Settings, lars_update_
+from kernels.lars import Settings
+from tests.kernels.lars_reference import lars_reference_
 from trainer.optim.lars import LARS, Variant
 from trainer.optim.optimizers import apply_update, gradient_norm
 
@@ -139,9 +140,7 @@ def test_a_weight_without_gradient_is_decayed_at_the_trusted_rate_or_not_at_all(
     else:
         numbers = {"lr": 0.5, "momentum": 0.0, "weight_decay": WD, "trust_coefficient": ETA}
         settings = Settings(variant=variant, **numbers)
-        lars_update_(
-            [weight], [weight.grad], None, settings, adapt=True, implementation="reference"
-        )
+        lars_reference_([weight], [weight.grad], None, settings, adapt=True)
     want = start if variant == "you" else start * (1 - 0.5 * ETA)
     _assert_same([weight], [want], rtol=1e-12, atol=0)
 

@@ -1,26 +1,10 @@
 """LARS one tensor at a time, in plain torch and any floating dtype: the oracle of the kernels."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
-Variant = Literal["simclr", "mocov3", "you"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Numbers of one step (You, Gitman & Ginsburg 2017, arXiv 1708.03888)."""
-
-    lr: float
-    momentum: float
-    weight_decay: float
-    trust_coefficient: float
-    variant: Variant
-    nesterov: bool = False
-    eps: float = 1e-8
-    """Added to the denominator of "you" only."""
+from kernels.lars import Settings
 
 
 def trust_ratio(weight: torch.Tensor, grad: torch.Tensor, settings: Settings) -> torch.Tensor:
@@ -41,6 +25,7 @@ def trust_ratio(weight: torch.Tensor, grad: torch.Tensor, settings: Settings) ->
     return ratio * (grad_norm != 0) if settings.variant == "you" else ratio
 
 
+@torch.no_grad()
 def lars_reference_(
     weights: Sequence[torch.Tensor],
     grads: Sequence[torch.Tensor],
@@ -48,7 +33,7 @@ def lars_reference_(
     settings: Settings,
     *,
     adapt: bool,
-    found_inf: torch.Tensor | None,
+    found_inf: torch.Tensor | None = None,
 ) -> None:
     """As :func:`kernels.lars.lars_update_`."""
     for number, (weight, grad) in enumerate(zip(weights, grads)):
