@@ -3,6 +3,7 @@
 import argparse
 import signal
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -41,42 +42,41 @@ def add_parser(subparsers: Any) -> None:
         help="pack images into a .beton file",
         description=_DESCRIPTION,
         epilog=_EPILOG,
+        argument_default=argparse.SUPPRESS,  # those of PackConfig
     )
     parser.add_argument("source", metavar="SRC", help="folder or name, see above")
     parser.add_argument("out", metavar="OUT.beton", type=Path, help="file to write or replace")
     add = parser.add_argument
-    add("--max-side", type=int, default=0, metavar="PX", help="shrink longer sides to this; 0: no")
-    add("--quality", type=int, default=90, metavar="Q", help="JPEG quality, 1 to 100 (90)")
+    add("--max-side", type=int, metavar="PX", help="shrink longer sides to this; 0: no")
+    add("--quality", type=int, metavar="Q", help="JPEG quality, 1 to 100 (90)")
     add(
         "--format",
         choices=("auto", "jpeg", "raw"),
-        default="auto",
         help="auto: JPEG files as they are, others up to 128 x 128 pixels raw (lossless), larger "
         "ones as JPEG; jpeg, raw: all so (raw reads faster and takes about ten times the space)",
     )
+    add("--workers", type=int, metavar="N", help="processes; 0: one for each core it may use")
     add(
-        "--workers",
-        type=int,
-        default=0,
-        metavar="N",
-        help="processes; 0: one for each core that may be used",
+        "--no-labels",
+        dest="labels",
+        action="store_false",
+        help="all images below SRC, without labels",
     )
-    add("--no-labels", action="store_true", help="all images below SRC, without labels")
     add(
         "--strict",
         action="store_true",
         help="refuse at the first image that cannot be used, and files that are passed over",
     )
+    add("--keep-damaged", action="store_true", help="keep what is left of bad JPEGs and PNGs")
     add(
-        "--keep-damaged",
-        action="store_true",
-        help="keep what is left of JPEGs and PNGs with errors",
+        "--as-stored",
+        dest="upright",
+        action="store_false",
+        help="do not turn images by the orientation they state",
     )
-    add("--as-stored", action="store_true", help="do not turn images by the orientation they state")
     add(
         "--min-levels",
         type=int,
-        default=64,
         metavar="N",
         help="leave out images of more than 8 bits that would keep fewer levels, such as 12-bit "
         "pixels in 16-bit files; 0: none (64)",
@@ -84,7 +84,6 @@ def add_parser(subparsers: Any) -> None:
     add(
         "--max-pixels",
         type=int,
-        default=1 << 26,
         metavar="N",
         help="leave images out unread of which more pixels would have to be held (67108864: 64 "
         "megapixels; eight bytes each); JPEGs that --max-side shrinks are decoded scaled",
@@ -92,11 +91,10 @@ def add_parser(subparsers: Any) -> None:
     add(
         "--extensions",
         metavar="E,E",
-        default="",
         help="more file names that are images, as .gif,.jp2 (beside ImageFolder's: .jpg, ...)",
     )
     add("--download", action="store_true", help="fetch a torchvision data set that is missing")
-    add("--root", type=Path, default=Path("data"), metavar="DIR", help="where they lie (data)")
+    add("--root", type=Path, metavar="DIR", help="where they lie (data)")
     parser.set_defaults(run=run)
 
 
@@ -105,22 +103,12 @@ def run(args: argparse.Namespace) -> int:
     from data_pipeline.packing.pack import PackConfig, pack
     from data_pipeline.packing.sources import IMAGE_EXTENSIONS
 
-    more = (e.strip().lower() for e in args.extensions.split(","))
-    config = PackConfig(
-        max_side=args.max_side,
-        quality=args.quality,
-        format=args.format,
-        workers=args.workers,
-        labels=not args.no_labels,
-        strict=args.strict,
-        keep_damaged=args.keep_damaged,
-        min_levels=args.min_levels,
-        upright=not args.as_stored,
-        max_pixels=args.max_pixels,
-        extensions=(*IMAGE_EXTENSIONS, *(e for e in more if e and e not in IMAGE_EXTENSIONS)),
-        download=args.download,
-        root=args.root,
-    )
+    names = {field.name for field in fields(PackConfig)}
+    settings = {name: value for name, value in vars(args).items() if name in names}
+    if "extensions" in args:
+        more = (extension.strip().lower() for extension in args.extensions.split(","))
+        settings["extensions"] = tuple(dict.fromkeys([*IMAGE_EXTENSIONS, *filter(None, more)]))
+    config = PackConfig(**settings)
     # A scheduler's SIGTERM cleans up as Ctrl-C does.
     previous = signal.signal(signal.SIGTERM, _stop)
     try:
