@@ -1,7 +1,5 @@
 """Every launcher leads to the same variables."""
 
-from pathlib import Path
-
 import pytest
 
 from common.errors import ConfigError
@@ -77,20 +75,18 @@ def test_the_compressed_task_list_is_read(tasks: str, node: int, here: int) -> N
     assert discover(task).local_world_size == here
 
 
-def test_a_list_of_nodes_is_expanded_by_scontrol(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scontrol = tmp_path / "scontrol"
-    scontrol.write_text('#!/bin/sh\n[ "$3" = "gpu[03-09]" ] && printf "gpu03\\ngpu04\\n"\n')
-    scontrol.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    assert discover({**SLURM_TASK, "SLURM_STEP_NODELIST": "gpu[03-09]"}).master_addr == "gpu03"
-
-
-def test_without_scontrol_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/nonexistent")
-    with pytest.raises(ConfigError, match="set MASTER_ADDR"):
-        discover({**SLURM_TASK, "SLURM_STEP_NODELIST": "a[1-2]"})
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("gpu[03-09]", "gpu03"),
+        ("gpu[03,7-9],x[1-2]", "gpu03"),
+        ("x1,gpu[03-09]", "x1"),
+        ("rack[2-4]-n[010-020]", "rack2-n010"),
+        ("a-b", "a-b"),
+    ],
+)
+def test_the_first_node_of_a_list_is_the_masters(nodes: str, first: str) -> None:
+    assert discover({**SLURM_TASK, "SLURM_STEP_NODELIST": nodes}).master_addr == first
     assert discover({**SLURM_TASK, "MASTER_ADDR": "a1"}).master_addr == "a1"
 
 
