@@ -2,7 +2,7 @@
 
 import argparse
 import dataclasses
-import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -136,7 +136,4 @@ def _age(seconds: float) -> str:
 
 
 def _width() -> int | None:
-    try:
-        return os.get_terminal_size(sys.stdout.fileno()).columns or None
-    except (OSError, ValueError):  # no terminal, or a stand-in without a descriptor
-        return None
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
