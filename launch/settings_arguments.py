@@ -55,15 +55,13 @@ def check_recipe(name: str) -> None:
 @functools.cache
 def run_options() -> Sequence[str]:
     """The flags of all settings of a run; those of every objective, whichever a recipe has."""
-    return list(_flags("trainer.config", "RunConfig", ""))
+    ((module, config),) = _configs("trainer.config", ast.Name("RunConfig"))
+    return list(_flags(module, config, ""))
 
 
-def _flags(module: str, name: str, group: str) -> Iterator[str]:
-    found = _definition(module, name)
-    if found is None:
-        return
-    module, node = found
-    for field in node.body if isinstance(node, ast.ClassDef) else ():
+def _flags(module: str, config: ast.ClassDef, group: str) -> Iterator[str]:
+    """Of a configuration that stands in ``module``, below ``group``, which ends in a dot."""
+    for field in config.body:
         if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
             continue
         hint = ast.unparse(field.annotation)
@@ -72,15 +70,15 @@ def _flags(module: str, name: str, group: str) -> Iterator[str]:
         _, renamed, rest = hint.partition("arg(name='")
         flag = rest.partition("'")[0] if renamed else field.target.id.replace("_", "-")
         parts = list(_configs(module, field.annotation))
-        for part in parts:
-            yield from _flags(*part, f"{group}{flag}." if flag else group)
+        for home, part in parts:
+            yield from _flags(home, part, f"{group}{flag}." if flag else group)
         if not parts:
             yield f"--{group}{flag}"
         if hint == "bool":
             yield f"--{group}no-{flag}"
 
 
-def _configs(module: str, hint: ast.expr) -> Iterator[tuple[str, str]]:
+def _configs(module: str, hint: ast.expr) -> Iterator[tuple[str, ast.ClassDef]]:
     """The dataclasses that a type names, or that stand behind a name in it, with their modules."""
     for leaf in ast.walk(hint):
         found = _definition(module, leaf.id) if isinstance(leaf, ast.Name) else None
@@ -90,7 +88,7 @@ def _configs(module: str, hint: ast.expr) -> Iterator[tuple[str, str]]:
         if isinstance(node, ast.Assign):
             yield from _configs(home, node.value)
         elif any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
-            yield home, node.name
+            yield home, node
 
 
 def _definition(module: str, name: str) -> tuple[str, ast.ClassDef | ast.Assign] | None:
@@ -152,7 +150,6 @@ def parse_settings(
     Raises:
         ConfigError, SystemExit: as :func:`parse`.
     """
-    prog = f"widebatch {command} {recipe}"
     from trainer.config import DataConfig
     from trainer.models.encoders import for_family
     from trainer.recipes import RECIPES
@@ -162,6 +159,7 @@ def parse_settings(
         default = dataclasses.replace(default, data=DataConfig(train=train))
     about = inspect.cleandoc(RECIPES[recipe].__doc__ or "")
     text = f"{about}\n\n{text}" if text else about
+    prog = f"widebatch {command} {recipe}"
     config = parse(prog, default, words, text=text, other_options=other_options)
     encoder = for_family(config.encoder, default.encoder, config.crop.size)
     return dataclasses.replace(config, encoder=encoder)
