@@ -256,12 +256,18 @@ def plan_run(config: RunConfig, num_samples: int, world_size: int) -> RunPlan:
     """
     refuse_unsupported(config)
     batch = config.batch
-    fixed = fixed_image_size(config.encoder)
+    fixed, views = fixed_image_size(config.encoder), config.view_plan()
     if fixed is not None and fixed != config.crop.size:
         raise ConfigError(
             f"--crop.size {config.crop.size}: {config.encoder.name} takes images of"
             f" --encoder.image-size {fixed} alone; set both to the same number"
         )
+    for group in views if fixed is not None else ():
+        if group.crop.size != fixed:
+            raise ConfigError(
+                f"{config.encoder.name} takes images of {fixed} pixels alone, and this objective"
+                f" has views of {group.crop.size}: leave those out, or take another encoder"
+            )
     if batch > num_samples:
         raise ConfigError(
             f"--batch {batch} is more than the {num_samples} samples of {config.data.train};"
