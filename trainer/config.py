@@ -299,7 +299,7 @@ def plan_run(config: RunConfig, num_samples: int, world_size: int) -> RunPlan:
         total_steps=total,
         warmup_steps=warmup_steps(config.schedule, steps_per_epoch),
         peak_lr=scaled_lr(config.optim, batch),
-        logits_per_image=config.objective.logits_per_image(batch),
+        logits_per_image=config.objective.logits_per_image(batch, num_samples),
     )
 
 

@@ -25,7 +25,7 @@ from data_pipeline.crops import CropConfig
 from data_pipeline.views import ViewPlan
 from trainer.models.encoders import Encoder
 from trainer.models.heads import HeadConfig
-from trainer.objectives.cost import LossCost
+from trainer.objectives.cost import LossCost, StepSizes
 
 IMAGENET_SAMPLES = 1_281_167
 """Of the data set that plans take where none is named."""
@@ -180,17 +180,11 @@ class ObjectiveConfig:
         """
         raise NotImplementedError
 
-    def cost(self, local_batch: int, world_size: int, dim: int, crop: CropConfig) -> LossCost:
-        """What the loss of a step takes of one process.
-
-        Args:
-            local_batch: images of the process.
-            world_size: processes.
-            dim: of the run's projections.
-            crop: of the main views.
-        """
+    def cost(self, step: StepSizes) -> LossCost:
+        """What the loss of a step takes of one process."""
         raise NotImplementedError
 
-    def logits_per_image(self, batch: int) -> int:
-        """Numbers that an image's loss is made of, at a global batch of ``batch``."""
+    def logits_per_image(self, batch: int, num_samples: int) -> int:
+        """Numbers that an image's loss is made of, at a global batch of ``batch``, of a data set
+        of ``num_samples``."""
         raise NotImplementedError

@@ -11,6 +11,20 @@ from typing import NamedTuple
 from kernels.ntxent import Implementation
 
 
+class StepSizes(NamedTuple):
+    """Of a step, for which an objective tells its cost."""
+
+    local_batch: int
+    """Images of this process."""
+    world_size: int
+    num_samples: int
+    """Of the data set."""
+    dim: int
+    """Of the run's projections."""
+    side: int
+    """Of the main views, pixels."""
+
+
 class LossCost(NamedTuple):
     """A step's loss on one process, forward and backward."""
 
@@ -42,12 +56,14 @@ class LossCost(NamedTuple):
         return 2.0 * self.times * self.products * self.dim
 
 
-def nt_xent_cost(local_batch: int, world_size: int, dim: int, how: Implementation) -> LossCost:
+def nt_xent_cost(step: StepSizes, how: Implementation) -> LossCost:
     """Of two views of each image against all others."""
-    rows, columns = 2 * local_batch, 2 * local_batch * world_size
+    rows = 2 * step.local_batch
+    columns = rows * step.world_size
     forward = rows * rows / 2 + rows * (columns - rows)  # the own block is symmetric
     products = forward + 2.0 * rows * columns  # backward: the logit again, and the sum
-    return LossCost(rows, columns, dim, products, forward + rows * columns, how, statistics=3)
+    exponentials = forward + rows * columns
+    return LossCost(rows, columns, step.dim, products, exponentials, how, statistics=3)
 
 
 def info_nce_cost(rows: int, columns: int, dim: int, how: Implementation) -> LossCost:

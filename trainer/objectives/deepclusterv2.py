@@ -27,7 +27,7 @@ from kernels.ntxent.reference import unit_rows
 from trainer.models.encoders import Encoder
 from trainer.models.heads import HeadConfig, ProjectionHead
 from trainer.objectives.base import Inputs, Loss, Objective, ObjectiveConfig, Outputs
-from trainer.objectives.cost import LossCost, softmax_cost
+from trainer.objectives.cost import LossCost, StepSizes, softmax_cost
 from trainer.objectives.parts.global_mean import global_mean
 from trainer.objectives.parts.per_sample import PerSample
 from trainer.objectives.parts.spherical_k_means import spherical_k_means
@@ -88,12 +88,12 @@ class DeepClusterV2Config(ObjectiveConfig):
         built = ProjectionHead(encoder.feature_dim, head)
         return DeepClusterV2(encoder, built, self, seed, num_samples)
 
-    def cost(self, local_batch: int, world_size: int, dim: int, crop: CropConfig) -> LossCost:
+    def cost(self, step: StepSizes) -> LossCost:
         """Cross-entropy of every view, once for each head."""
-        rows = (_LARGE + self.small_views) * local_batch
-        return softmax_cost(rows, self.prototypes, dim)._replace(times=self.heads)
+        rows = (_LARGE + self.small_views) * step.local_batch
+        return softmax_cost(rows, self.prototypes, step.dim)._replace(times=self.heads)
 
-    def logits_per_image(self, batch: int) -> int:
+    def logits_per_image(self, batch: int, num_samples: int) -> int:
         """Of every view and head, similarities with the prototypes."""
         return (_LARGE + self.small_views) * self.heads * self.prototypes
 

@@ -24,7 +24,7 @@ from kernels.ntxent.reference import unit_rows
 from trainer.models.encoders import Encoder
 from trainer.models.heads import HeadConfig, ProjectionHead
 from trainer.objectives.base import Inputs, Loss, Objective, ObjectiveConfig, Outputs
-from trainer.objectives.cost import LossCost, info_nce_cost
+from trainer.objectives.cost import LossCost, StepSizes, info_nce_cost
 from trainer.objectives.parts.key_encoder import KeyEncoder, MomentumSchedule, momentum_at
 from trainer.objectives.parts.key_queue import KeyQueue
 from trainer.objectives.parts.shuffle import batch_permutation, inverse, permute_rows
@@ -63,13 +63,13 @@ class MoCoConfig(ObjectiveConfig):
         """Encoder and head, their averages and the queue."""
         return MoCo(encoder, ProjectionHead(encoder.feature_dim, head), self, seed)
 
-    def cost(self, local_batch: int, world_size: int, dim: int, crop: CropConfig) -> LossCost:
+    def cost(self, step: StepSizes) -> LossCost:
         """InfoNCE with the queue, and shuffled images."""
-        cost = info_nce_cost(local_batch, self.queue + 1, dim, self.loss_implementation)
-        shuffled = 3 * crop.size**2 + dim if self.key_batch_norm == "shuffle" else 0
+        cost = info_nce_cost(step.local_batch, self.queue + 1, step.dim, self.loss_implementation)
+        shuffled = 3 * step.side**2 + step.dim if self.key_batch_norm == "shuffle" else 0
         return cost._replace(exchanged=shuffled)
 
-    def logits_per_image(self, batch: int) -> int:
+    def logits_per_image(self, batch: int, num_samples: int) -> int:
         """Similarities that an image's loss is made of: its key and the queue."""
         return 1 + self.queue
 

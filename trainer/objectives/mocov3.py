@@ -20,7 +20,7 @@ from kernels.ntxent import Implementation, info_nce
 from trainer.models.encoders import Encoder
 from trainer.models.heads import HeadConfig, ProjectionHead
 from trainer.objectives.base import Inputs, Loss, Objective, ObjectiveConfig, Outputs
-from trainer.objectives.cost import LossCost, info_nce_cost
+from trainer.objectives.cost import LossCost, StepSizes, info_nce_cost
 from trainer.objectives.parts.key_encoder import KeyEncoder, MomentumSchedule, momentum_at
 
 
@@ -56,13 +56,13 @@ class MoCoV3Config(ObjectiveConfig):
         """Encoder, projector and predictor, and averages of the first two."""
         return MoCoV3(encoder, ProjectionHead(encoder.feature_dim, head), self)
 
-    def cost(self, local_batch: int, world_size: int, dim: int, crop: CropConfig) -> LossCost:
+    def cost(self, step: StepSizes) -> LossCost:
         """InfoNCE, once for each view."""
-        columns = local_batch * world_size
-        cost = info_nce_cost(local_batch, columns, dim, self.loss_implementation)
+        columns = step.local_batch * step.world_size
+        cost = info_nce_cost(step.local_batch, columns, step.dim, self.loss_implementation)
         return cost._replace(times=2)
 
-    def logits_per_image(self, batch: int) -> int:
+    def logits_per_image(self, batch: int, num_samples: int) -> int:
         """Similarities that an image's loss is made of: two queries against a batch of keys."""
         return 2 * batch
 

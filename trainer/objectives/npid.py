@@ -24,15 +24,8 @@ from kernels.ntxent import Implementation, info_nce
 from kernels.ntxent.reference import unit_rows
 from trainer.models.encoders import Encoder
 from trainer.models.heads import HeadConfig, ProjectionHead
-from trainer.objectives.base import (
-    IMAGENET_SAMPLES,
-    Inputs,
-    Loss,
-    Objective,
-    ObjectiveConfig,
-    Outputs,
-)
-from trainer.objectives.cost import LossCost, info_nce_cost
+from trainer.objectives.base import Inputs, Loss, Objective, ObjectiveConfig, Outputs
+from trainer.objectives.cost import LossCost, StepSizes, info_nce_cost
 from trainer.objectives.parts.per_sample import PerSample
 
 
@@ -65,14 +58,14 @@ class NPIDConfig(ObjectiveConfig):
         built = ProjectionHead(encoder.feature_dim, head)
         return NPID(encoder, built, self, seed, num_samples)
 
-    def cost(self, local_batch: int, world_size: int, dim: int, crop: CropConfig) -> LossCost:
+    def cost(self, step: StepSizes) -> LossCost:
         """InfoNCE with rows of the bank."""
-        columns = self.negatives + 1 if self.negatives else IMAGENET_SAMPLES
-        return info_nce_cost(local_batch, columns, dim, self.loss_implementation)
+        columns = self.negatives + 1 if self.negatives else step.num_samples
+        return info_nce_cost(step.local_batch, columns, step.dim, self.loss_implementation)
 
-    def logits_per_image(self, batch: int) -> int:
-        """Similarities with the own row and the negatives; 0: with all."""
-        return 1 + self.negatives if self.negatives else 0
+    def logits_per_image(self, batch: int, num_samples: int) -> int:
+        """Similarities with the own row and the negatives, or with all rows."""
+        return 1 + self.negatives if self.negatives else num_samples
 
 
 class NPID(Objective):

@@ -21,7 +21,7 @@ from data_pipeline.views import ViewGroup, ViewPlan
 from trainer.models.encoders import Encoder
 from trainer.models.heads import HeadConfig
 from trainer.objectives.base import Inputs, Loss, Objective, ObjectiveConfig, Outputs
-from trainer.objectives.cost import LossCost, softmax_cost
+from trainer.objectives.cost import LossCost, StepSizes, softmax_cost
 from trainer.objectives.parts.global_mean import global_mean
 
 _TURNS = 4  # of 0, 90, 180 and 270 degrees, anticlockwise
@@ -42,11 +42,11 @@ class RotationConfig(ObjectiveConfig):
         """The encoder and a linear classifier; there is no projection head."""
         return Rotation(encoder)
 
-    def cost(self, local_batch: int, world_size: int, dim: int, crop: CropConfig) -> LossCost:
+    def cost(self, step: StepSizes) -> LossCost:
         """A linear classifier, counted with the networks."""
-        return softmax_cost(_TURNS * local_batch, _TURNS, 1)
+        return softmax_cost(_TURNS * step.local_batch, _TURNS, 1)
 
-    def logits_per_image(self, batch: int) -> int:
+    def logits_per_image(self, batch: int, num_samples: int) -> int:
         """Of every turn, those of the four turns."""
         return _TURNS**2
 

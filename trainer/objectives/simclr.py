@@ -18,7 +18,7 @@ from kernels.ntxent import Implementation, nt_xent
 from trainer.models.encoders import Encoder
 from trainer.models.heads import HeadConfig, ProjectionHead
 from trainer.objectives.base import Inputs, Loss, Objective, ObjectiveConfig, Outputs
-from trainer.objectives.cost import LossCost, nt_xent_cost
+from trainer.objectives.cost import LossCost, StepSizes, nt_xent_cost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +43,11 @@ class SimCLRConfig(ObjectiveConfig):
         """Encoder and projection head."""
         return SimCLR(encoder, ProjectionHead(encoder.feature_dim, head), self)
 
-    def cost(self, local_batch: int, world_size: int, dim: int, crop: CropConfig) -> LossCost:
+    def cost(self, step: StepSizes) -> LossCost:
         """NT-Xent."""
-        return nt_xent_cost(local_batch, world_size, dim, self.loss_implementation)
+        return nt_xent_cost(step, self.loss_implementation)
 
-    def logits_per_image(self, batch: int) -> int:
+    def logits_per_image(self, batch: int, num_samples: int) -> int:
         """Similarities that an image's loss is made of, at a global batch of ``batch``."""
         return 2 * (2 * batch - 1)  # each of its views against all views but itself
 

@@ -56,7 +56,8 @@ def calibrate(config: RunConfig, known: bool, rates: Rates) -> Rates:
         folder = Path(name)
         data = config.data.train if known else generate(folder, config.crop.size)
         readings, counts = [], []
-        for batch in _batches(config, device, check_beton(data).num_samples):
+        samples = check_beton(data).num_samples
+        for batch in _batches(config, device, samples):
             tried = dataclasses.replace(
                 config,
                 data=DataConfig(train=data),
@@ -69,7 +70,7 @@ def calibrate(config: RunConfig, known: bool, rates: Rates) -> Rates:
                 telemetry=TelemetryConfig(tensorboard=False),
             )
             readings.append(_probe(tried))
-            counts.append(count_step(tried, 1, device))
+            counts.append(count_step(tried, 1, device, samples))
     measured = calibration(config, readings, counts)
     gpu = dataclasses.replace(rates.gpu, name=readings[0].name, memory=measured.memory)
     return dataclasses.replace(rates, gpu=gpu, calibration=measured)
@@ -92,7 +93,8 @@ def calibration(config: RunConfig, readings: list[Reading], counts: list[StepCos
         base_seconds=high_rest - slope * high.batch,
         image_seconds=slope,
         augment_seconds=high.augment_seconds / high.batch,
-        loss_seconds=high.loss_seconds / loss_cost(config, high.batch, 1).flops,
+        loss_seconds=high.loss_seconds
+        / loss_cost(config, high.batch, 1, counts[1].num_samples).flops,
         update_seconds=high.update_seconds,
         core_seconds=high.core_seconds,
         memory=high.memory,

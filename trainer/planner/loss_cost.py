@@ -1,7 +1,8 @@
 """What an objective's loss keeps on one process, of :class:`trainer.objectives.cost.LossCost`."""
 
 from trainer.config import RunConfig
-from trainer.objectives.cost import LossCost
+from trainer.objectives.base import IMAGENET_SAMPLES
+from trainer.objectives.cost import LossCost, StepSizes
 
 _FLOAT = 4
 _ITEM = {"bf16": 2, "fp32": 4, "fp64": 8}
@@ -9,9 +10,13 @@ _TILE = {"cpu": 512, "cuda": 4096}  # sides of the blocked implementation's tile
 _GROUPS = 64  # partial sums of a row that the Triton kernels keep, at most
 
 
-def loss_cost(config: RunConfig, local_batch: int, world_size: int) -> LossCost:
-    """The loss of ``config`` for ``local_batch`` images on each of ``world_size`` processes."""
-    return config.objective.cost(local_batch, world_size, config.head.out_dim, config.crop)
+def loss_cost(
+    config: RunConfig, local_batch: int, world_size: int, num_samples: int = IMAGENET_SAMPLES
+) -> LossCost:
+    """The loss of ``config`` for ``local_batch`` images on each of ``world_size`` processes, of a
+    data set of ``num_samples``."""
+    dim, side = config.head.out_dim, config.crop.size
+    return config.objective.cost(StepSizes(local_batch, world_size, num_samples, dim, side))
 
 
 def loss_bytes(config: RunConfig, cost: LossCost, device: str) -> int:

@@ -65,6 +65,8 @@ class StepCost:
 
     images: int
     """Images that are in memory at a time."""
+    num_samples: int
+    """Of the data set."""
     bytes: Mapping[str, int]
     """Of each of :data:`PARTS`, at the moment of the peak."""
     saved: int
@@ -136,7 +138,7 @@ def count_step(
             ):
                 outputs: Outputs = objective(inputs)
             last, saved = len(ledger.operations), ledger.live["activations"]
-            _backward(config, ledger, outputs, images, world_size, device)
+            _backward(config, ledger, outputs, images, world_size, device, num_samples)
             del inputs, outputs
             ledger.hold("temporaries", _update_bytes(config, objective, device))
     except ConfigError:
@@ -149,6 +151,7 @@ def count_step(
         ) from error
     return StepCost(
         images=images,
+        num_samples=num_samples,
         bytes={part: ledger.at_peak[part] for part in PARTS},
         saved=saved,
         forward=tuple(ledger.operations[first:last]),
@@ -205,10 +208,11 @@ def _backward(
     images: int,
     world_size: int,
     device: str,
+    num_samples: int,
 ) -> None:
     """The backward pass from the outputs' rows, beside what the loss keeps."""
     local_batch = config.batch // world_size
-    loss = loss_bytes(config, loss_cost(config, local_batch, world_size), device)
+    loss = loss_bytes(config, loss_cost(config, local_batch, world_size, num_samples), device)
     rows = list(outputs.rows.values())
     if images < local_batch:  # all pieces' outputs, joined, and the derivative by them
         kept = sum(each.nbytes for each in (*rows, *outputs.fixed.values()))

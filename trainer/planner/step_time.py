@@ -89,7 +89,7 @@ def step_time(
 ) -> StepTime:
     """Predict a step in which ``found`` travels; a core reads ``core_rate`` images a second."""
     rates, local_batch = cluster.rates, config.batch // cluster.world_size
-    loss = loss_cost(config, local_batch, cluster.world_size)
+    loss = loss_cost(config, local_batch, cluster.world_size, step_cost.num_samples)
     if rates.calibration is not None:
         device = _measured(rates.calibration, local_batch, loss)
     else:

@@ -94,7 +94,7 @@ def flows(config: RunConfig, step_cost: StepCost, cluster: Cluster) -> tuple[Flo
     if cluster.world_size == 1:
         return ()
     local_batch = config.batch // cluster.world_size
-    loss = loss_cost(config, local_batch, cluster.world_size)
+    loss = loss_cost(config, local_batch, cluster.world_size, step_cost.num_samples)
     rows, item = loss.times * loss.rows, 2 if config.precision == "bf16" else _FLOAT
     found = [
         *_gradient_flows(config, step_cost, cluster),
