@@ -226,11 +226,10 @@ class Augment:
         epoch: int,
     ) -> torch.Tensor:
         samples, views, *sides, _ = crops_BVHWC.shape
-        if ids_B.shape != (samples,) or views != len(looks):
-            raise ValueError(
-                f"{samples} crops of {views} views want {samples} ids and {views} looks, got"
-                f" {tuple(ids_B.shape)} and {len(looks)}"
-            )
+        if ids_B.shape != (samples,):
+            raise ValueError(f"{samples} crops want {samples} ids, got {tuple(ids_B.shape)}")
+        if views != len(looks):
+            raise ValueError(f"crops of {views} views want as many looks, got {len(looks)}")
         side, device = min(sides), crops_BVHWC.device
         table_RP: FloatArray | torch.Tensor
         if choose(device, self.implementation, self.dtype).implementation == "triton":

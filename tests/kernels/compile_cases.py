@@ -107,7 +107,7 @@ def augment() -> Iterator[CompileCase]:
         yield CompileCase(
             name=f"augment draw radius={radius}",
             kernel=triton_draw.draw_kernel,
-            signature={**pointers, "run_key": "u64", "samples": "i32"},
+            signature={**pointers, "run_key": "u64", "samples": "i32", "first_view": "i32"},
             constants={"RADIUS": radius, "BLOCK": triton_draw._BLOCK},
             aligned=tuple(pointers),
             warps=2,

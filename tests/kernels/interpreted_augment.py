@@ -247,8 +247,8 @@ CONFIGS = {
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_draws_are_the_hosts_bit_for_bit(name: str) -> None:
     ids = np.concatenate([np.arange(30), 7919 * np.arange(30) ** 3, [2**40, 2**62]])
-    for seed, epoch in ((0, 0), (2**63 + 1, 299)):
-        got, want = drawn_and_hosts(CONFIGS[name], seed, epoch, ids, 64, torch.float64)
+    for seed, epoch, first in ((0, 0, 0), (2**63 + 1, 299, 2)):
+        got, want = drawn_and_hosts(CONFIGS[name], seed, epoch, ids, 64, torch.float64, first)
         np.testing.assert_array_equal(got[:, : Column.BLUR], want[:, : Column.BLUR])
         # exp is a library's: equal here, where both are NumPy's, and to the last digit elsewhere.
         np.testing.assert_allclose(got[:, Column.BLUR :], want[:, Column.BLUR :], rtol=1e-15)

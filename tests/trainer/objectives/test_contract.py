@@ -14,6 +14,8 @@ import pytest
 import safetensors.torch
 import torch
 
+from data_pipeline.packing.pack import PackConfig, pack
+from tests.data_pipeline import damaged
 from tests.trainer.runs import (
     assert_equal_runs,
     checkpoint_bytes,
@@ -26,7 +28,7 @@ from tests.trainer.runs import (
     train,
     train_all,
 )
-from trainer.config import RunConfig
+from trainer.config import DataConfig, RunConfig
 from trainer.parallel.strategy import StrategyConfig
 
 CONFIGS: dict[str, Callable[..., RunConfig]] = {
@@ -125,6 +127,30 @@ def test_another_number_of_processes_goes_on(data: Path, tmp_path: Path, stop: i
     train_all(1, [(config, 0) for config in moved])
     for one, other in zip(whole, moved):
         assert_same_run(one.out, other.out)
+
+
+def test_a_damaged_samples_stand_in_leaves_its_row_alone(data: Path, tmp_path: Path) -> None:
+    """Its place in a batch shows another image, whose projection is not the sample's."""
+    images, bad = tmp_path / "images.beton", tmp_path / "damaged.beton"
+    settings = PackConfig(format="jpeg", workers=1)
+    pack(str(data.parent / "images"), images, settings, progress=False)
+    damaged.changed(images, bad, damaged.empty(17))
+    runs = {}
+    for name in ("npid", "deepclusterv2"):
+        for step in (1, 5):  # of the first epoch, which shows every sample once
+            config = config_of(name, bad, tmp_path / f"{name}-{step}", steps=step)
+            allowed = DataConfig(train=bad, max_substitutes=2)
+            runs[name, step] = dataclasses.replace(config, data=allowed)
+    train_all(2, [(config, 0) for config in runs.values()])
+    first, last = (tensors(runs["npid", step].out)["bank.rows"] for step in (1, 5))
+    shown = set(samples(runs["npid", 1].out)[0]["ids"])
+    later = [sample for sample in range(120) if sample not in shown | {17}]
+    assert torch.equal(first[17], last[17])
+    assert not any(torch.equal(first[sample], last[sample]) for sample in later)
+    remembered = tensors(runs["deepclusterv2", 5].out)
+    assert not remembered["memory.rows"][17].any()
+    assert (remembered["clusters"][:, 17] == -1).all()
+    assert (remembered["clusters"] >= 0).sum() == 2 * 119
 
 
 @pytest.mark.slow
