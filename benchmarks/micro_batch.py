@@ -65,7 +65,7 @@ def gradients(encoder_name: str, mode: str, piece: int) -> Gradients:
 
 def random_batch(count: int) -> Batch:
     crops = torch.randint(0, 256, (count, 2, SIDE, SIDE, 3), dtype=torch.uint8)
-    return Batch(crops, torch.arange(count), torch.full((count,), -1), Position(0, 0))
+    return Batch((crops,), torch.arange(count), torch.full((count,), -1), Position(0, 0))
 
 
 def status(field: str) -> int:

@@ -128,8 +128,8 @@ def test_what_is_forced_is_said_and_what_it_comes_to(
         record.getMessage() for record in caplog.records if "--resume force" in record.getMessage()
     ]
     assert said == [
-        "--resume force: micro_batch: 12 -> 8",
         "--resume force: batch: 24 -> 12",
+        "--resume force: micro_batch: 12 -> 8",
         "--resume force: optim.base_lr: 1.0 -> 4.0",
         "--resume force: steps: 2 -> 3",
         "--resume force: learning rate of step 3: 0.09375 -> 0.1875",

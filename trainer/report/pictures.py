@@ -200,7 +200,7 @@ class _Seen:
         crops_NVSS3 = torch.from_numpy(np.ascontiguousarray(images_NSS3))[:, None]
         ids_N = torch.arange(len(images_NSS3))
         batches = (
-            Batch(crops, ids, torch.zeros_like(ids), Position())
+            Batch((crops,), ids, torch.zeros_like(ids), Position())
             for crops, ids in zip(crops_NVSS3.split(_BATCH), ids_N.split(_BATCH))
         )
         return extract_features(encoder, batches, plain, self._device, gather=False).features_NF

@@ -307,7 +307,8 @@ def test_weights_that_no_gradient_reaches_are_named_on_any_number_of_processes(
 
     def objective(name: str) -> Objective:
         encoder = EncoderConfig(name=f"my_encoders:{name}", image_size=4)
-        return training_objective(dataclasses.replace(config, encoder=encoder), world_size, None)
+        run = dataclasses.replace(config, encoder=encoder)
+        return training_objective(run, world_size, None, num_samples=120)
 
     with pytest.raises(ConfigError, match=r"no gradient reaches spare\.weight, spare\.bias; leave"):
         objective("spare")
