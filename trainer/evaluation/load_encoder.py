@@ -152,7 +152,9 @@ def run_preprocessing(config: Mapping[str, Any], where: str) -> Preprocessing:
     augment = from_json(AugmentConfig, _section(config, "augment", where), f"{where}: augment")
     size = _pixels_in(_section(config, "crop", where).get("size"), f"{where}: crop.size")
     knn = config.get("knn")
-    resize = knn.get("resize") if isinstance(knn, Mapping) else None
+    knn = knn if isinstance(knn, Mapping) else {}
+    size = _pixels_in(knn.get("size") or size, f"{where}: knn.size")
+    resize = knn.get("resize")
     shorter = default_resize(size) if resize is None else resize
     return Preprocessing(
         size=size,

@@ -35,13 +35,15 @@ class OnlineKnnConfig:
     """Votes weigh exp(cosine similarity / temperature)."""
     batch: int = 256
     """Images per process and forward pass."""
+    size: int | None = None
+    """Side of the images that this and later evaluations see, in pixels; none: --crop.size."""
     resize: int | None = None
     """Shorter side before the centre crop, in pixels; none: 8/7 of the crop's side, or the whole
     image up to crops of 64 pixels."""
 
     def __post_init__(self) -> None:
         """Refuse at the start what the first evaluation would, hours later."""
-        counts = dict.fromkeys(("k", "batch", "resize"), "[1, 1e9]")
+        counts = dict.fromkeys(("k", "batch", "size", "resize"), "[1, 1e9]")
         check_bounds(self, "--knn.", every_epochs="[0, 1e9]", temperature="(0, inf)", **counts)
 
 
@@ -59,6 +61,8 @@ class OnlineKnn:
         world_size: int,
         max_substitutes: float = 0,
     ) -> None:
+        size = config.size or size
+
         def load(path: Path) -> EvalLoader:
             return EvalLoader(
                 path,
@@ -100,7 +104,10 @@ class OnlineKnn:
         """Equal where figures can be compared: both files' contents, and how they are looked at."""
         chosen = self.config
         prints = [loader.info.identity[:16] for loader in (self._train, self._test)]
-        return f"{' '.join(prints)} {chosen.k} {chosen.temperature} {chosen.resize}"
+        looked_at = f"{chosen.k} {chosen.temperature} {chosen.resize}"
+        if chosen.size is not None:  # a setting younger than runs whose figures these are
+            looked_at += f" {chosen.size}"
+        return f"{' '.join(prints)} {looked_at}"
 
     def evaluate(
         self, encoder: nn.Module, augment: Augment, device: torch.device, dtype: torch.dtype

@@ -180,6 +180,7 @@ def test_samples_without_labels_are_refused() -> None:
         ({"k": 0}, "--knn.k 0"),
         ({"batch": 0}, "--knn.batch 0"),
         ({"resize": 0}, "--knn.resize 0"),
+        ({"size": 0}, "--knn.size 0"),
         ({"temperature": 0.0}, "--knn.temperature 0.0"),
         ({"every_epochs": -1}, "--knn.every-epochs -1"),
     ],

@@ -8,18 +8,20 @@ import pytest
 import torch
 from PIL import Image
 
-from common.errors import DataError
+from common.errors import ConfigError, DataError
 from data_pipeline.augment import Augment, AugmentConfig
 from data_pipeline.reading.loader import LoaderConfig
 from data_pipeline.reading.manifest import manifest_path
 from tests.data_pipeline.packed import packed
 from tests.trainer.runs import SMALL_ENCODER, metrics, tiny_config, train
 from tests.trainer.saved_runs import saved_run
-from trainer.config import DataConfig
+from trainer.config import DataConfig, to_json
 from trainer.evaluation.finetune import FinetuneConfig, finetune
 from trainer.evaluation.knn import KnnConfig, knn
 from trainer.evaluation.linear import ProbeConfig, linear
+from trainer.evaluation.load_encoder import run_preprocessing
 from trainer.evaluation.retrieve import RetrieveConfig, retrieve
+from trainer.features.extraction import default_resize
 from trainer.features.online_knn import OnlineKnn, OnlineKnnConfig
 
 COLOURS = {"a": (220, 30, 30), "b": (30, 220, 30), "c": (30, 30, 220), "x": (220, 220, 30)}
@@ -151,3 +153,15 @@ def test_a_best_figure_of_other_data_is_not_one_to_beat(tmp_path: Path) -> None:
     assert train(1, dataclasses.replace(config, data=DataConfig(train=abc, test=hard))) == "done"
     last = metrics(config.out)[-1]
     assert last["knn_best_top1"] == last["knn_top1"] == pytest.approx(1 / 3)
+
+
+def test_a_run_says_the_size_that_every_evaluation_sees() -> None:
+    """The training crop's by default, which need not be a size that the encoder is used at."""
+    settings = {"crop": {"size": 32}, "augment": to_json(AugmentConfig()), "knn": {}}
+    assert run_preprocessing(settings, "run").size == 32
+    larger = run_preprocessing({**settings, "knn": {"size": 96}}, "run")
+    assert (larger.size, larger.resize) == (96, default_resize(96))
+    kept = run_preprocessing({**settings, "knn": {"size": 96, "resize": 100}}, "run")
+    assert (kept.size, kept.resize) == (96, 100)
+    with pytest.raises(ConfigError, match=r"knn\.size"):
+        run_preprocessing({**settings, "knn": {"size": "wide"}}, "run")
