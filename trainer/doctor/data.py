@@ -44,7 +44,7 @@ def keeps_up(config: RunConfig, device: torch.device) -> Iterator[Finding]:
     info = check_beton(config.data.train)
     images = min(_IMAGES, config.batch // size, info.num_samples // size)
     with torch.random.fork_rng(devices=[]):
-        needed = _network_rate(config, device, images)
+        needed = _network_rate(config, device, images, info.num_samples)
     loader = TrainLoader(
         config.data.train,
         config.view_plan(),
@@ -69,8 +69,9 @@ def keeps_up(config: RunConfig, device: torch.device) -> Iterator[Finding]:
     )
 
 
-def _network_rate(config: RunConfig, device: torch.device, images: int) -> float:
-    objective = build_objective(config).to(memory_format=torch.channels_last).to(device)
+def _network_rate(config: RunConfig, device: torch.device, images: int, num_samples: int) -> float:
+    objective = build_objective(config, num_samples=num_samples)
+    objective = objective.to(memory_format=torch.channels_last).to(device)
     if config.precision == "fp64":
         objective = objective.double()
     dtype = COMPUTE_DTYPE[config.precision]
