@@ -131,6 +131,8 @@ class Run:
 
     def _whole_epoch(self, position: Position) -> Iterator[Outputs]:
         """Outputs of every batch of an epoch, without gradient."""
+        if self.fabric.is_global_zero:
+            log.info("epoch %d: a pass without training comes first", position.epoch)
         for batch in islice(self.loader.starting_at(position), self.plan.steps_per_epoch):
             yield self.gradients.outputs(batch, self.state.step)
 

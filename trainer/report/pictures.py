@@ -33,7 +33,7 @@ from trainer.report.samples import (
     evenly,
     first_views,
     read_spread,
-    view_batch,
+    view_pairs,
 )
 from trainer.state.run_data import run_data, section
 
@@ -238,11 +238,11 @@ class _Seen:
     @torch.no_grad()
     def similarities(self) -> dict[str, npt.NDArray[np.float32]]:
         """Of pairs of views."""
-        _, views_VN3SS = view_batch(self._train, self._settings, _PAIRED)
+        views_VN3SS = view_pairs(self._train, self._settings, _PAIRED)
         count = views_VN3SS.shape[1]
         if count < 2:
             raise DataError("one image makes no negatives")
-        parts = views_VN3SS[:2].flatten(0, 1).split(_BATCH)
+        parts = views_VN3SS.flatten(0, 1).split(_BATCH)
         features = torch.cat([self._encoder(part.to(self._device)).float().cpu() for part in parts])
         first_NF, second_NF = nn.functional.normalize(features, dim=1).chunk(2)
         cosine_NN = (first_NF @ second_NF.T).numpy()

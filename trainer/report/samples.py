@@ -19,8 +19,8 @@ from data_pipeline.crops import CropConfig
 from data_pipeline.reading.beton import check_beton, read_sample_table
 from data_pipeline.reading.loader import LoaderConfig, TrainLoader
 from data_pipeline.reading.order import Position
-from data_pipeline.views import views_of_one_size
-from trainer.config import from_json
+from data_pipeline.views import ViewGroup, ViewPlan
+from trainer.config import RunConfig, from_json
 from trainer.evaluation.load_encoder import Preprocessing
 from trainer.evaluation.pictures import CropReader
 
@@ -84,30 +84,48 @@ def evenly(count: int, most: int) -> npt.NDArray[np.int64]:
 
 def first_views(train: Path, settings: dict[str, Any], rows: int) -> Views:
     """The first samples of a run, cut to their middle, and what its first epoch saw of them."""
+    saved = {name: value for name, value in settings.items() if name != "run"}
+    plan = from_json(RunConfig, saved, "config.json").view_plan()
     # Without normalisation, views are colours.
-    ids_R, views_VR3SS = view_batch(train, settings, rows, normalized=False)
+    ids_R, groups = _views(train, settings, plan, rows, normalized=False)
+    side = plan[0].crop.size
+    views_VR3SS = torch.cat([_enlarged(views_VR3SS, side) for views_VR3SS in groups])
     views_RVSS3 = (views_VR3SS.permute(1, 0, 3, 4, 2).clamp(0, 1) * 255).round().to(torch.uint8)
-    side = views_VR3SS.shape[-1]
     originals_RSS3 = CropReader(train, Preprocessing(size=side, resize=side)).read(ids_R.tolist())
     return Views(ids_R.numpy(), originals_RSS3, views_RVSS3.contiguous().numpy())
 
 
-def view_batch(
-    train: Path, settings: dict[str, Any], count: int, *, normalized: bool = True
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids (N,) of the first ``count`` samples of a run, and their first views (V, N, 3, S, S).
+def _enlarged(views_VR3SS: torch.Tensor, side: int) -> torch.Tensor:
+    """Views of another size as ``side`` pixels, each pixel a square."""
+    shape = (*views_VR3SS.shape[:3], side, side)
+    resized = torch.nn.functional.interpolate(views_VR3SS.flatten(0, 1), (side, side))
+    return resized.view(shape)
 
-    They are normalised as for the run's encoder, or not at all.
-    """
+
+def view_pairs(train: Path, settings: dict[str, Any], count: int) -> torch.Tensor:
+    """Two views (2, N, 3, S, S) of each of a run's first ``count`` samples, as its encoder sees
+    them; also of a run that takes one view of an image, or more."""
     crop = from_json(CropConfig, settings.get("crop"), "config.json: crop")
+    augment = from_json(AugmentConfig, settings.get("augment"), "config.json: augment")
+    plan = (ViewGroup(crop, (augment.view1, augment.view2)),)
+    return _views(train, settings, plan, count, normalized=True)[1][0]
+
+
+def _views(
+    train: Path, settings: dict[str, Any], plan: ViewPlan, count: int, *, normalized: bool
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """Ids (N,) of the first ``count`` samples of a run, and their views in the first epoch.
+
+    Of each group (V, N, 3, S, S), normalised as for the run's encoder, or not at all.
+    """
     augment = from_json(AugmentConfig, settings.get("augment"), "config.json: augment")
     augment = dataclasses.replace(augment, normalize=normalized and augment.normalize)
     seed = settings.get("seed")
     seed = seed if isinstance(seed, int) else 0
     count = min(count, len(read_sample_table(train).labels))
     with contextlib.closing(
-        TrainLoader(train, views_of_one_size(crop), _LOADER, seed=seed, batch_size=count)
+        TrainLoader(train, plan, _LOADER, seed=seed, batch_size=count)
     ) as loader:
         batch = next(loader.starting_at(Position(0, 0)))
-    views = Augment(augment, seed)(batch.crops_BVHWC, batch.ids_B, batch.position.epoch)
-    return batch.ids_B, views.unflatten(0, (-1, count))
+    views = Augment(augment, seed, looks=[group.looks for group in plan])
+    return batch.ids_B, views.groups(batch.crops, batch.ids_B, batch.position.epoch)

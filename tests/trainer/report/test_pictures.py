@@ -14,9 +14,11 @@ from tests.trainer.runs import pack_images
 from tests.trainer.saved_runs import save_run
 from trainer.config import from_json, to_json
 from trainer.evaluation.load_encoder import load_encoder
+from trainer.objectives.deepclusterv2 import DeepClusterV2Config
+from trainer.objectives.rotation import RotationConfig
 from trainer.report.contents import read_settings
 from trainer.report.pictures import make_pictures, project
-from trainer.report.samples import first_views, read_spread, view_batch
+from trainer.report.samples import first_views, read_spread, view_pairs
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,22 @@ def test_an_image_stands_beside_its_own_views(run, data):
     assert found.originals_RSS3.std() > 10
     for view in range(2):
         assert np.array_equal(found.views_RVSS3[:, view], found.originals_RSS3)
+
+
+def test_all_views_of_a_run_are_shown_whatever_their_number_and_size(run, data):
+    """Small ones enlarged, each pixel to a square; and one view alone where a run takes one."""
+    settings = read_settings(run)
+    settings["objective"] = to_json(
+        DeepClusterV2Config(small_views=3, small_crop=CropConfig(size=16, scale=(0.1, 0.3)))
+    )
+    views = first_views(data, settings, rows=4).views_RVSS3
+    assert views.shape == (4, 5, 32, 32, 3)
+    small = views[:, 2:]
+    assert np.array_equal(small, small[:, :, ::2, ::2].repeat(2, 2).repeat(2, 3))
+    assert not np.array_equal(views[:, 0], views[:, 0, ::2, ::2].repeat(2, 1).repeat(2, 2))
+    settings["objective"] = to_json(RotationConfig())
+    alone = first_views(data, settings, rows=4).views_RVSS3
+    assert np.array_equal(alone, views[:, :1])
 
 
 def test_images_are_spread_over_a_file_that_is_sorted_by_class(data):
@@ -141,7 +159,7 @@ def test_what_is_missing_is_left_out_and_said(tmp_path, data):
 def test_similarities_are_of_the_views_that_the_encoder_was_trained_on(run, data):
     """By hand: two views of each image, through the encoder, cosine by cosine."""
     settings = read_settings(run)
-    _, views = view_batch(data, settings, 72)
+    views = view_pairs(data, settings, 72)
     assert views.shape == (2, 72, 3, 32, 32)
     encoder = load_encoder(str(run)).encoder
     with torch.no_grad():
