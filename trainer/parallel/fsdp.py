@@ -169,7 +169,10 @@ class FullySharded(Sharding):
         with torch.random.fork_rng(devices=[]):
             encoder = build_encoder(self._encoder_config).to(self._fabric.device)
         tensors = self.objective.encoder.state_dict()
-        encoder.load_state_dict({name: whole(value) for name, value in tensors.items()})
+        # Assigned, not copied: in float64 they stay so.
+        encoder.load_state_dict(
+            {name: whole(value) for name, value in tensors.items()}, assign=True
+        )
         return encoder.to(memory_format=torch.channels_last)
 
     def _gathered(self, tensors: Tensors) -> Tensors:
