@@ -37,7 +37,7 @@ ROOMS_BELOW: dict[str, set[str]] = {
     "telemetry": set(),
     "health": {"telemetry"},
     "state": {"health", "models"},
-    "objectives": {"models", "optim"},
+    "objectives": {"models", "optim", "features"},
     "parallel": {"objectives", "state", "models", "optim"},
 }
 LOOSE = {"__init__", "config", "loop", "prepare", "run", "step"}

@@ -119,15 +119,25 @@ def _assign(x_NF: torch.Tensor, centres_KF: torch.Tensor) -> tuple[torch.Tensor,
     return torch.cat(assigned), torch.cat(distances)
 
 
-def _means(
-    x_NF: torch.Tensor, assigned_N: torch.Tensor, distance_N: torch.Tensor, clusters: int
-) -> torch.Tensor:
-    """Centres of the clusters; one that lost all its samples starts anew at the worst placed."""
-    counts_K = assigned_N.bincount(minlength=clusters)
+def cluster_sums(
+    x_NF: torch.Tensor, assigned_N: torch.Tensor, clusters: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums of the samples of each cluster, float64 ``(K, F)``, and their counts, int64 ``(K,)``.
+
+    Products of matrices, which add in one order where atomic additions on a GPU would not.
+    """
     sums_KF = torch.zeros(clusters, x_NF.shape[1], dtype=torch.float64, device=x_NF.device)
     rows = _rows(x_NF, clusters)
     for x_BF, assigned_B in zip(x_NF.split(rows), assigned_N.split(rows)):
         sums_KF += nn.functional.one_hot(assigned_B, clusters).double().T @ x_BF.double()
+    return sums_KF, assigned_N.bincount(minlength=clusters)
+
+
+def _means(
+    x_NF: torch.Tensor, assigned_N: torch.Tensor, distance_N: torch.Tensor, clusters: int
+) -> torch.Tensor:
+    """Centres of the clusters; one that lost all its samples starts anew at the worst placed."""
+    sums_KF, counts_K = cluster_sums(x_NF, assigned_N, clusters)
     centres_KF = (sums_KF / counts_K.clamp_min(1)[:, None]).float()
     empty = (counts_K == 0).nonzero()[:, 0]
     if len(empty):

@@ -173,7 +173,7 @@ def test_what_is_no_regular_file_is_never_replaced(
         try:
             os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 3))
         except PermissionError:
-            pytest.skip("needs root to make a device")
+            pytest.skip("no device can be made here: run this as root, who may")
     else:
         os.mkfifo(tmp_path / "pipe" if "link" in kind else path)
         if "link" in kind:

@@ -6,8 +6,9 @@ Shapes: S rows, D dimensions, K clusters.
 import torch
 import torch.distributed as dist
 
-from common.collectives import gather_rows, rank_and_size
+from common.collectives import gather_rows, rank_and_size, waiting
 from kernels.ntxent.reference import unit_rows
+from trainer.features.k_means import cluster_sums
 
 _BLOCK = 1 << 24  # similarities at a time
 
@@ -34,12 +35,11 @@ def spherical_k_means(
     own_SD = rows_SD[rank * share : (rank + 1) * share]
     for _ in range(iterations):
         assigned = _nearest(own_SD, centres_KD)
-        # One tensor: the last column counts. float64, so that the order of addition is no matter.
-        sums_KE = own_SD.new_zeros((len(centres_KD), own_SD.shape[1] + 1), dtype=torch.float64)
-        ones = own_SD.new_ones((len(own_SD), 1), dtype=torch.float64)
-        sums_KE.index_add_(0, assigned, torch.cat([own_SD.double(), ones], 1))
+        sums_KD, counts_K = cluster_sums(own_SD, assigned, len(centres_KD))
+        sums_KE = torch.cat([sums_KD, counts_K[:, None].double()], 1)  # one tensor, one collective
         if size > 1:
-            dist.all_reduce(sums_KE)
+            with waiting("clusters: all-reduce of sums and counts"):
+                dist.all_reduce(sums_KE)
         means_KD = unit_rows(sums_KE[:, :-1]).to(centres_KD.dtype)
         centres_KD = torch.where(sums_KE[:, -1:] > 0, means_KD, centres_KD)
     assigned = _nearest(own_SD, centres_KD)
