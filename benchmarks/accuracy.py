@@ -76,7 +76,7 @@ def our_config(recipe: str, budget: Budget, factor: float, out: Path) -> RunConf
     )
     return dataclasses.replace(
         base,
-        data=DataConfig(train=budget.train),
+        data=DataConfig(train=(budget.train,)),
         out=out,
         batch=budget.batch,
         steps=budget.steps,

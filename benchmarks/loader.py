@@ -42,6 +42,7 @@ from data_pipeline.crops import CropConfig
 from data_pipeline.packing.pack import PackConfig, pack
 from data_pipeline.reading.beton import read_sample_table
 from data_pipeline.reading.loader import LoaderConfig, TrainLoader
+from data_pipeline.reading.open_data import OpenData
 from data_pipeline.reading.order import Position
 from data_pipeline.views import views_of_one_size
 
@@ -96,7 +97,7 @@ def ours(path: Path, name: str, workers: int, batch: int) -> TrainLoader:
     if name == OURS_MANY:  # SwAV's and DeepCluster-v2's, arXiv 2006.09882
         views += views_of_one_size(CropConfig(size=96, scale=(0.05, 0.14)), 6)
     return TrainLoader(
-        path,
+        OpenData(path),
         views,
         LoaderConfig(backend=backend, workers=workers),
         seed=0,

@@ -44,7 +44,7 @@ def train(config: RunConfig, out: Path, steps: int) -> Use:
     """Train by the command line, watching the process."""
     command = [
         *(sys.executable, "-m", "launch", "pretrain", config.recipe),
-        *("--data.train", str(config.data.train), "--out", str(out)),
+        *("--data.train", *map(str, config.data.train), "--out", str(out)),
         *("--batch", str(config.batch), "--steps", str(steps), "--precision", config.precision),
         *("--telemetry.log-every", "1", "--telemetry.no-tensorboard"),
         # One checkpoint on the way; these epochs of two steps would have one after each.
@@ -101,7 +101,7 @@ def compare(recipe: str, batch: int, precision: str, steps: int, folder: Path) -
     data = generate(folder, config.crop.size, count=max(256, 2 * batch))
     config = dataclasses.replace(
         config,
-        data=DataConfig(train=data),
+        data=DataConfig(train=(data,)),
         batch=batch,
         steps=steps,
         precision=precision,

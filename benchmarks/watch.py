@@ -158,7 +158,7 @@ def config_for(folder: Path, encoder: str, batch: int) -> RunConfig:
         time.sleep(0.1)
     return dataclasses.replace(
         digits_demo(),
-        data=DataConfig(train=folder / "ready.beton"),
+        data=DataConfig(train=(folder / "ready.beton",)),
         out=folder / "run",
         batch=batch,
         encoder=EncoderConfig(name=encoder, zero_init_residual=True),

@@ -49,6 +49,7 @@ class Stream(IntEnum):
     SHUFFLE = 15
     NEGATIVE = 16
     CLUSTER = 17
+    WEIGHTED = 18
 
 
 def mix(x: U64Array) -> U64Array:

@@ -36,7 +36,9 @@ def add_parser(subparsers: Any) -> None:
         allow_abbrev=False,  # of --devices
     )
     add_option(parser)
-    parser.add_argument("--data", type=Path, metavar="FILE.beton", help="data file to examine")
+    parser.add_argument(
+        "--data", type=Path, nargs="+", default=[], metavar="FILE.beton", help="data to examine"
+    )
     parser.add_argument(
         "--recipe",
         default="simclr-r50",

@@ -18,7 +18,7 @@ from launch import evaluate_tables as tables
 from launch.exit_codes import ExitCode
 from launch.settings_arguments import parse
 from launch.surroundings import printable
-from trainer.state.run_data import NoDataError, run_data
+from trainer.state.run_data import NoDataError, run_data, stored_paths
 
 if TYPE_CHECKING:
     from trainer.evaluation.job import JobConfig
@@ -41,7 +41,7 @@ METHODS = {
     "diagnose": Method("collapse, spread: no labels needed", tables.diagnose),
     "duplicates": Method("duplicates and false negatives", tables.duplicates),
 }
-THE_RUNS = Path("from-the-run")
+THE_RUNS = (Path("from-the-run"),)
 _SOURCES = """\
 RUN_OR_WEIGHTS is one of
   RUN                folder of a pretraining run: its newest checkpoint (--which best: the one with
@@ -163,14 +163,14 @@ def _file_name(method: str, default: "JobConfig", config: "JobConfig", settings:
     """Of the result: another one for each encoder, data and setting, the same for the same."""
     from trainer.state.settings import changed_from
 
-    words, data = [method], settings.get("data")
+    words = [method]
     if not Path(config.source).exists():
         words.append("untrained")
     for setting in changed_from(default, config):
-        usual = data.get(setting.key) if isinstance(data, dict) else None
+        usual = stored_paths(settings, setting.key) if setting.is_path else []
         value = setting.value
         if setting.key in _OF_NO_EFFECT or (
-            isinstance(value, Path) and usual == str(value.absolute())
+            isinstance(value, tuple) and usual and usual == [Path(v).absolute() for v in value]
         ):
             continue
         values = value if isinstance(value, tuple) else (value,)

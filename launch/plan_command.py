@@ -29,7 +29,7 @@ examples:
   widebatch plan simclr-r50 --batch 4096 --gpus 8 --gpu a100-40g --micro-batch 256 --json
   widebatch plan digits-demo --data.train digits.beton --calibrate
 """
-_UNNAMED = Path("its data set")
+_UNNAMED = (Path("its data set"),)
 _OTHER_GPU = "for another, the nearest with its --gpu-memory-gib"
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _USAGE = """\
-usage: widebatch pretrain RECIPE --data.train FILE.beton [--batch N] [--out RUN] [settings]
+usage: widebatch pretrain RECIPE --data.train FILE.beton ... [--batch N] [--out RUN] [settings]
 
 Pretrain an encoder. The same command goes on from the newest checkpoint in RUN.
 
@@ -141,15 +141,15 @@ def _refuse_files(prog: str, words: Sequence[str]) -> None:
     if {"-h", "--help"} & set(words):
         return
     parser = Parser(prog=prog, passes_on=True, add_help=False, allow_abbrev=False)
-    parser.add_argument("--data.train", metavar="FILE", dest="train")
-    parser.add_argument("--data.test", metavar="FILE", dest="test")
+    parser.add_argument("--data.train", metavar="FILE", dest="train", nargs="+")
+    parser.add_argument("--data.test", metavar="FILE", dest="test", nargs="*", default=[])
     parser.add_argument("--out", metavar="RUN", type=Path)
     args, _ = parser.parse_known_args(words)
     if args.train is None:
         raise ConfigError(f"--data.train FILE is required; see '{prog} --help'")
     from data_pipeline.reading.beton import sample_count
 
-    for file in filter(None, (args.train, args.test)):
+    for file in (*args.train, *args.test):
         sample_count(file)
     if args.out is None:
         return

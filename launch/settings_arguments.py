@@ -131,7 +131,7 @@ def parse_settings(
     recipe: str,
     words: Sequence[str],
     *,
-    train: Path | None = None,
+    train: tuple[Path, ...] | None = None,
     other_options: Sequence[str] = (),
     text: str = "",
 ) -> "RunConfig":

@@ -22,9 +22,9 @@ from common.errors import ConfigError
 from common.randomness import SEEDS
 from data_pipeline.augment import AugmentConfig
 from data_pipeline.crops import CropConfig
+from data_pipeline.reading.beton import name_of
 from data_pipeline.reading.damage import check_limit
 from data_pipeline.reading.loader import LoaderConfig
-from data_pipeline.reading.order import Position, global_batch_ids
 from data_pipeline.views import ViewPlan
 from trainer.features.online_knn import OnlineKnnConfig
 from trainer.health.collapse import CollapseConfig
@@ -48,15 +48,17 @@ T = TypeVar("T")
 class DataConfig:
     """Packed data sets, made by ``widebatch pack``."""
 
-    train: Path
-    """.beton file to pretrain on; labels in it are used by the online kNN alone."""
-    test: Path | None = None
-    """.beton file with labels for the online kNN; none: no online kNN."""
+    train: tuple[Path, ...]
+    """.beton file to pretrain on, or several as one set; labels in it are the online kNN's."""
+    test: tuple[Path, ...] = ()
+    """.beton file with labels for the online kNN, or several; none: no online kNN."""
     max_substitutes: float = 0.0001
-    """Damaged samples of a file in whose place others may be shown: below 1 a fraction of all,
+    """Damaged samples of a set in whose place others may be shown: below 1 a fraction of all,
     rounded up, else a number; 0: the first one ends the run. RUN/substitutes.jsonl lists them."""
 
     def __post_init__(self) -> None:
+        if not self.train:
+            raise ConfigError("--data.train names no file")
         check_limit(self.max_substitutes, "--data.max-substitutes")
 
 
@@ -178,14 +180,6 @@ class RunPlan:
     logits_per_image: int
     """Similarities that an image's loss is made of."""
 
-    def sample_ids(self, seed: int, step: int) -> list[int]:
-        """Samples of the global batch of ``step``, from 1."""
-        position = Position(*divmod(step - 1, self.steps_per_epoch))
-        ids: list[int] = global_batch_ids(
-            seed, position, self.global_batch, self.num_samples
-        ).tolist()
-        return ids
-
     def lines(self) -> list[str]:
         """For a person, before step 0."""
         epochs = self.total_steps / self.steps_per_epoch
@@ -270,7 +264,8 @@ def plan_run(config: RunConfig, num_samples: int, world_size: int) -> RunPlan:
             )
     if batch > num_samples:
         raise ConfigError(
-            f"--batch {batch} is more than the {num_samples} samples of {config.data.train};"
+            f"--batch {batch} is more than the {num_samples} samples of"
+            f" {name_of(config.data.train)};"
             f" try --batch {_batch_for(num_samples, world_size)}"
         )
     if batch % world_size:
@@ -322,6 +317,8 @@ def absolute(config: T) -> T:
         value = getattr(config, each.name)
         if isinstance(value, Path):
             found[each.name] = value.absolute()
+        elif isinstance(value, tuple):
+            found[each.name] = tuple(v.absolute() if isinstance(v, Path) else v for v in value)
         elif dataclasses.is_dataclass(value):
             found[each.name] = absolute(value)
     return dataclasses.replace(config, **found)  # type: ignore[type-var]
@@ -382,6 +379,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return from_json(typing.cast(type, hint), value, where)
     if origin is tuple:
+        if arguments[0] is Path and not isinstance(value, list):  # of runs with one file, or none
+            value = [] if value is None else [value]
         if not isinstance(value, list):
             raise ConfigError(f"{where}: expected a list, found {value!r}")
         kinds = [arguments[0]] * len(value) if Ellipsis in arguments else list(arguments)

@@ -86,7 +86,6 @@ def _train(config: RunConfig, fabric: Fabric, stop_requested: Callable[[], bool]
         statistics = RunningStatistics(run.objective)
         run.phases.step(run.state.step + 1)
         for batch in run.remaining_batches():
-            run.begin_epoch_if_due(batch.position)
             done = _step(run, statistics, batch)
             run.phases.enter("other")
             for watch in run.watchers:

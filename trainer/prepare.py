@@ -19,8 +19,9 @@ from common import fault_injection
 from common.collectives import observe
 from common.rendezvous import release, shutdown
 from data_pipeline.augment import Augment
-from data_pipeline.reading.beton import check_beton, sample_count
+from data_pipeline.reading.beton import sample_count
 from data_pipeline.reading.loader import LoaderConfig, TrainLoader
+from data_pipeline.reading.open_data import OpenData
 from trainer.config import RunConfig, RunPlan, plan_run, refuse_unsupported
 from trainer.features.online_knn import OnlineKnn
 from trainer.health.collapse import CollapseAlarm
@@ -58,7 +59,8 @@ def join(config: RunConfig) -> Iterator[Fabric]:
     """
     refuse_missing(config.telemetry)
     refuse_unsupported(config)
-    plan_run(config, sample_count(config.data.train), int(os.environ.get("WORLD_SIZE", "1")))
+    samples = sum(map(sample_count, config.data.train))
+    plan_run(config, samples, int(os.environ.get("WORLD_SIZE", "1")))
     if ":" not in config.encoder.name:  # a model of the user's may not go without memory
         with torch.device("meta"):
             build_encoder(config.encoder)
@@ -92,14 +94,14 @@ def prepare(config: RunConfig, joined: Fabric | None = None) -> Iterator[Run]:
         models: list[nn.Module] = []
         stack.callback(lambda: release(*models))
         reading = settle_threads(config.loader, fabric.device)
-        info = check_beton(config.data.train, max_damaged=config.data.max_substitutes)
-        plan = plan_run(config, info.num_samples, fabric.world_size)
+        data = OpenData(config.data.train, config.data.max_substitutes)
+        plan = plan_run(config, data.info.num_samples, fabric.world_size)
         if fabric.is_global_zero:
             stack.enter_context(exclusive(config.out))
-        loader = _loader(config, reading, fabric)
+        loader = _loader(config, data, reading, fabric)
         stack.callback(loader.close)
         store = CheckpointStore(config.out / "checkpoints", config.checkpoint.keep)
-        checkpoint, loader.info = agreed_checkpoint(config, plan, fabric, store, loader.info)
+        checkpoint = agreed_checkpoint(config, plan, fabric, store, data)
         phases = stack.enter_context(_watched(config, fabric))
         saver = CheckpointSaver(store, config.checkpoint, fabric.is_global_zero)
         stack.callback(saver.close)
@@ -120,9 +122,11 @@ def prepare(config: RunConfig, joined: Fabric | None = None) -> Iterator[Run]:
         yield run
 
 
-def _loader(config: RunConfig, reading: LoaderConfig, fabric: Fabric) -> TrainLoader:
+def _loader(
+    config: RunConfig, data: OpenData, reading: LoaderConfig, fabric: Fabric
+) -> TrainLoader:
     return TrainLoader(
-        config.data.train,
+        data,
         config.view_plan(),
         reading,
         seed=config.seed,
@@ -130,7 +134,6 @@ def _loader(config: RunConfig, reading: LoaderConfig, fabric: Fabric) -> TrainLo
         rank=fabric.global_rank,
         world_size=fabric.world_size,
         device=fabric.device,
-        max_substitutes=config.data.max_substitutes,
     )
 
 
@@ -188,6 +191,7 @@ def _build(
         config=config,
         plan=plan,
         fabric=fabric,
+        data=loader.data,
         loader=loader,
         augment=augment,
         objective=objective,
@@ -196,10 +200,10 @@ def _build(
         saver=saver,
         data_stamp=data_stamp(config.data.train),
         telemetry=Telemetry(config.telemetry, plan.global_batch, clock=phases.clock),
-        knn=_online_knn(config, loader.config, fabric, stack),
+        knn=_online_knn(config, loader, fabric, stack),
         guard=NumericalGuard(
             config.max_skipped_steps,
-            lambda step: plan.sample_ids(config.seed, step),
+            lambda step: run.sample_ids(step),
             config.out if fabric.is_global_zero else None,
             checkpoint.step if checkpoint else 0,
         ),
@@ -214,19 +218,18 @@ def _build(
 
 
 def _online_knn(
-    config: RunConfig, reading: LoaderConfig, fabric: Fabric, stack: contextlib.ExitStack
+    config: RunConfig, loader: TrainLoader, fabric: Fabric, stack: contextlib.ExitStack
 ) -> OnlineKnn | None:
-    if config.data.test is None or not config.knn.every_epochs:
+    if not config.data.test or not config.knn.every_epochs:
         return None
     knn = OnlineKnn(
         config.knn,
-        config.data.train,
-        config.data.test,
+        loader.data,
+        OpenData(config.data.test, config.data.max_substitutes),
         config.crop.size,
-        reading,
+        loader.config,
         fabric.global_rank,
         fabric.world_size,
-        config.data.max_substitutes,
     )
     stack.callback(knn.close)
     return knn
@@ -237,8 +240,7 @@ def _watch(run: Run, endpoint: Prometheus | None, stack: contextlib.ExitStack) -
     config, done, rank_zero = run.config, run.state.step, run.fabric.is_global_zero
     stragglers = Stragglers(config.straggler, run.phases, run.fabric.device, speaks=rank_zero)
     substitutes = SubstituteLog(
-        run.loader,
-        config.data.max_substitutes,
+        run.data,
         config.out,
         writes=rank_zero,
         steps_done=done,

@@ -21,7 +21,8 @@ from common.errors import DataError, NumericalError
 from data_pipeline.augment import Augment
 from data_pipeline.reading.batch import Batch
 from data_pipeline.reading.loader import TrainLoader
-from data_pipeline.reading.order import Position
+from data_pipeline.reading.open_data import OpenData
+from data_pipeline.reading.order import EpochOrder, Position
 from trainer.config import RunConfig, RunPlan, lr_at
 from trainer.features.online_knn import OnlineKnn
 from trainer.health.collapse import CollapseAlarm
@@ -70,6 +71,7 @@ class Run:
     config: RunConfig
     plan: RunPlan
     fabric: Fabric
+    data: OpenData
     loader: TrainLoader
     augment: Augment
     objective: Objective
@@ -113,9 +115,8 @@ class Run:
                 last step before; of several the others do not know, and are in the next one.
         """
         before = self.state.step
-        batches = self.loader.starting_at(self.state.position(self.plan))
         try:
-            yield from islice(batches, self.plan.total_steps - before)
+            yield from self._batches()
         except (DataError, OSError):
             if self.plan.world_size == 1 and self.state.step > before:
                 with contextlib.suppress(OSError):  # which has been told
@@ -123,9 +124,35 @@ class Run:
                     log.info("the data cannot be read on; step %d is saved", self.state.step)
             raise
 
+    def _batches(self) -> Iterator[Batch]:
+        """Read ahead over an epoch's end, unless the objective has yet to give the next order."""
+        ahead: Iterator[Batch] | None = None
+        while not self.is_done():
+            position = self.state.position(self.plan)
+            self.begin_epoch_if_due(position)
+            order = self.order()
+            if order is None:
+                batches = ahead = ahead or self.loader.starting_at(position)
+            else:
+                batches, ahead = self.loader.epoch(position, order), None
+            left = self.plan.total_steps - self.state.step
+            yield from islice(batches, min(left, self.plan.steps_per_epoch - position.step))
+
+    def order(self) -> EpochOrder | None:
+        """Of the present epoch's samples, where the objective gives one."""
+        return self.objective.order(self.plan.num_samples)
+
+    def sample_ids(self, step: int) -> list[int]:
+        """Samples of the global batch of a step of the present epoch, from 1."""
+        position = Position(*divmod(step - 1, self.plan.steps_per_epoch))
+        ids: list[int] = self.loader.global_ids(position, self.order()).tolist()
+        return ids
+
     def begin_epoch_if_due(self, position: Position) -> None:
         """What the objective makes anew for an epoch, before its first step. A collective."""
         if position.step == 0:
+            if self.state.step and self.order() is not None:
+                self.telemetry.flush()  # while it is known which samples the last steps had
             with self.phases.aside("epoch"):
                 self.objective.before_epoch(position.epoch, partial(self._whole_epoch, position))
 
@@ -133,7 +160,7 @@ class Run:
         """Outputs of every batch of an epoch, without gradient."""
         if self.fabric.is_global_zero:
             log.info("epoch %d: a pass without training comes first", position.epoch)
-        for batch in islice(self.loader.starting_at(position), self.plan.steps_per_epoch):
+        for batch in self.loader.epoch(position):
             yield self.gradients.outputs(batch, self.state.step)
 
     def waited(self) -> float:
@@ -246,8 +273,8 @@ class Run:
         state = {
             **asdict(self.state),
             "epoch": self.state.step / self.plan.steps_per_epoch,
-            "data_fingerprint": self.loader.info.fingerprint,
-            "data_identity": self.loader.info.identity,
+            "data_fingerprint": self.data.info.fingerprint,
+            "data_identity": self.data.info.identity,
             "data_stamp": self.data_stamp,
             "world_size": self.plan.world_size,
         }

@@ -196,7 +196,7 @@ def make_inputs(augment: Augment, batch: Batch, step: int, rows: slice = slice(N
     replaced = torch.tensor([each.sample for each in batch.substitutes], dtype=torch.int64)
     device = crops[0].device
     return Inputs(
-        augment.groups(crops, ids_N, batch.position.epoch),
+        augment.groups(crops, batch.drawn_by_B[rows], batch.position.epoch),
         to_device(ids_N, device),
         to_device(~torch.isin(ids_N, replaced), device),
         step,

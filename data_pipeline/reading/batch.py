@@ -24,6 +24,13 @@ class Batch:
     position: Position
     # Samples of ids_B that are damaged, and what their places show: pixels and label are another's.
     substitutes: tuple[Substitute, ...] = ()
+    # int64: what views are drawn by where that is not the id, see EpochOrder.
+    numbers_B: torch.Tensor | None = None  # noqa: N815
+
+    @property
+    def drawn_by_B(self) -> torch.Tensor:  # noqa: N802
+        """int64: the samples' own coordinate in all that is drawn for their views."""
+        return self.ids_B if self.numbers_B is None else self.numbers_B
 
     @property
     def crops_BVHWC(self) -> torch.Tensor:  # noqa: N802

@@ -21,7 +21,7 @@ Files of ``widebatch pack`` say in the spare bytes of the image field what their
 import hashlib
 import os
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,17 +70,22 @@ _REMEDY = "pack it again with 'widebatch pack'"
 
 
 @dataclass(frozen=True)
-class BetonInfo:
-    """What a checked file holds."""
+class DataInfo:
+    """What a checked file holds, or several that are one set."""
 
-    path: Path
+    paths: tuple[Path, ...]
     num_samples: int
     num_labelled: int  # samples with a label; the others say -1
     class_names: tuple[str, ...]  # empty where the manifest is missing or names none
-    fingerprint: str  # SHA-256 of the file, hexadecimal; empty where no manifest says it
+    fingerprint: str  # SHA-256 of the content, hexadecimal; empty where no manifest says it
     identity: str  # see SampleTable
     num_bytes: int
     num_damaged: int = 0  # samples whose tables are; more may turn out not to decode
+
+    @property
+    def name(self) -> str:
+        """Of the files, for messages."""
+        return name_of(self.paths)
 
     @property
     def has_label(self) -> bool:
@@ -104,7 +109,13 @@ class SampleTable:
     damaged: Mapping[int, str] = field(default_factory=dict)
 
 
-def check_beton(path: Path | str, verify: bool = False, max_damaged: float = 0) -> BetonInfo:
+def name_of(paths: Sequence[Path]) -> str:
+    """Files for a message: the first one, and how many there are besides."""
+    more = len(paths) - 1
+    return f"{paths[0]} and {more} more" if more else str(paths[0])
+
+
+def check_beton(path: Path | str, verify: bool = False, max_damaged: float = 0) -> DataInfo:
     """Prove that every pointer and size in a .beton lies inside it and that its tables agree.
 
     Args:
@@ -141,7 +152,7 @@ def read_sample_table(path: Path | str, max_damaged: float = 0) -> SampleTable:
 
 def read_beton(
     path: Path, file: BinaryIO, verify: bool = False, max_damaged: float = 0
-) -> tuple[BetonInfo, SampleTable]:
+) -> tuple[DataInfo, SampleTable]:
     """As :func:`check_beton` and :func:`read_sample_table`, for a file that is open."""
     table, signature = _read_table(path, file, max_damaged)
     manifest = read_manifest(path)
@@ -157,8 +168,8 @@ def read_beton(
                 f"the manifest's); copy it again or {_REMEDY}"
             )
         fingerprint = content
-    info = BetonInfo(
-        path=path,
+    info = DataInfo(
+        paths=(path,),
         num_samples=len(table.labels),
         num_labelled=int((table.labels >= 0).sum()),
         class_names=manifest.class_names if manifest else (),
@@ -272,7 +283,7 @@ def _read_table(
     metadata = _read_array(path, file, layout.metadata_start, layout.metadata, count)
     allocations = _read_array(path, file, layout.tail, ALLOCATION, count)
 
-    damage = Damage(path, count, max_damaged)
+    damage = Damage(str(path), count, max_damaged)
     images = metadata[layout.columns["image"]]
     offsets, sizes = _check_allocations(allocations, layout, damage)
     _check_images(images, offsets, sizes, damage)

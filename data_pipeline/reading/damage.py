@@ -1,12 +1,12 @@
-"""The damaged samples of a file: which they are, why, and how many a caller puts up with.
+"""The damaged samples of a set: which they are, why, and how many a caller puts up with.
 
-A packed file that lost some bytes need not end a run of weeks. Where a caller allows it, a sample
-that cannot be read is noted here and another is shown in its place
-(:mod:`data_pipeline.reading.substitutes`). More of them than allowed are an error that names them.
+A packed file that lost some bytes need not end a run of weeks. Where a caller allows it, another
+sample is shown in the place of one that cannot be read
+(:mod:`data_pipeline.reading.substitutes`), batches say so, and whoever reads them notes it here.
+More of them than allowed are an error that names them.
 """
 
 import math
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -34,11 +34,11 @@ def check_limit(limit: float, setting: str) -> None:
 
 
 class Damage:
-    """Samples of one file that cannot be read.
+    """Samples of a set that cannot be read.
 
     Args:
-        path: the file, for messages.
-        num_samples: in the file.
+        name: of its files, for messages.
+        num_samples: in it.
         limit: how many may be damaged, see :func:`allowance`.
 
     Attributes:
@@ -46,8 +46,8 @@ class Damage:
         reasons: sample id -> what is wrong with it, in words.
     """
 
-    def __init__(self, path: Path, num_samples: int, limit: float = 0) -> None:
-        self.path, self.num_samples = path, num_samples
+    def __init__(self, name: str, num_samples: int, limit: float = 0) -> None:
+        self.name, self.num_samples = name, num_samples
         self.allowed = allowance(limit, num_samples)
         self.reasons: dict[int, str] = {}
 
@@ -55,7 +55,7 @@ class Damage:
         """Note the samples where ``bad_N`` is set, unless something is known of them already.
 
         Args:
-            bad_N: bool (N,) over all samples of the file.
+            bad_N: bool (N,) over all samples of the set.
             what: after 'sample 5 ', such as 'has no image data'.
 
         Raises:
@@ -89,11 +89,11 @@ class Damage:
         first, what = next(iter(self.reasons.items()))
         remedy = "pack it again with 'widebatch pack'"
         if not self.allowed:
-            return DataError(f"{self.path}: sample {first} {what}; {remedy}")
+            return DataError(f"{self.name}: sample {first} {what}; {remedy}")
         named = ", ".join(str(sample) for sample in sorted(self.reasons)[:_NAMED])
         more = ", ..." if len(self.reasons) > _NAMED else ""
         return DataError(
-            f"{self.path}: at least {len(self.reasons)} samples are damaged, {self.allowed} may "
+            f"{self.name}: at least {len(self.reasons)} samples are damaged, {self.allowed} may "
             f"be: {named}{more} (sample {first} {what}); {remedy}, which leaves damaged images out,"
             " or raise --data.max-substitutes"
         )

@@ -16,7 +16,7 @@ import numpy as np
 from common.compiled import compiled
 from data_pipeline.reading.beton import JPEG_MODE, MAX_PIXELS
 from data_pipeline.reading.ffcv_compat import bind_symbols, external, jpeg_problem
-from data_pipeline.reading.open_beton import OpenBeton
+from data_pipeline.reading.open_data import OpenData
 from data_pipeline.reading.order import IdArray
 from data_pipeline.reading.resample import crop, make_scratch, split_channels
 from data_pipeline.reading.substitutes import Cut, Cuts, Decoder, cuts_of
@@ -138,12 +138,13 @@ def decode_views(batch_indices, storage, metadata, storage_state):  # type: igno
             working memory; uint8 (N,), set to what became of each sample; the greatest reduction
             while decoding.
         metadata: of the whole file: modes, heights, widths.
-        storage_state: the file's descriptor; where each sample begins, and how many bytes it has.
+        storage_state: of each sample its file's descriptor, where it begins in that, and how many
+            bytes it has.
     """
     outs, boxes, scratches, status_N, limit = storage
     decoded = scratches[0].decoded
     modes, heights, widths = metadata
-    descriptor, offsets, sizes = storage_state
+    descriptors, offsets, sizes = storage_state
     layout_4 = np.zeros(4, np.int64)
     content = np.empty(max(0, sizes[batch_indices].max()) if len(batch_indices) else 0, np.uint8)
     for n in range(len(batch_indices)):
@@ -153,7 +154,7 @@ def decode_views(batch_indices, storage, metadata, storage_state):  # type: igno
             continue
         height, width = heights[sample], widths[sample]
         data = content[: sizes[sample]]
-        if not _read(descriptor, data, offsets[sample]):
+        if not _read(descriptors[sample], data, offsets[sample]):
             status_N[n] = _UNREAD
             continue
         factor = 1
@@ -181,7 +182,7 @@ class FfcvDecoder(Decoder):
     """Decodes by FFCV's libjpeg-turbo.
 
     Args:
-        file: whose samples these are.
+        data: whose samples these are.
         max_reduction: 1, 2, 4 or 8: how much smaller a JPEG may be decoded, in the frequency
             domain, where every box has pixels to spare.
         groups: of views of different sizes, for which code is compiled now.
@@ -190,9 +191,9 @@ class FfcvDecoder(Decoder):
         DataError: FFCV cannot be used here.
     """
 
-    def __init__(self, file: OpenBeton, max_reduction: int = 1, groups: int = 1) -> None:
+    def __init__(self, data: OpenData, max_reduction: int = 1, groups: int = 1) -> None:
         bind_symbols()
-        super().__init__(file)
+        super().__init__(data)
         self._max_reduction = max_reduction
         # Compile or load now, on one thread, rather than in the first batch on all of them.
         nothing = Cut(np.empty((0, 1, 4), np.int64), np.empty((0, 1, 4, 4, 3), np.uint8))
@@ -200,7 +201,7 @@ class FfcvDecoder(Decoder):
 
     def try_decode(self, ids_N: IdArray, cuts: Cuts) -> IdArray:
         """See :class:`Decoder`."""
-        table = self._file.table
+        table = self._data.table
         status_N = np.full(len(ids_N), _DAMAGED, np.uint8)
         max_height = int(table.heights[ids_N].max(initial=1))
         max_width = int(table.widths[ids_N].max(initial=1))
@@ -213,10 +214,10 @@ class FfcvDecoder(Decoder):
         scratches = tuple(make_scratch(out.shape[2], max_height, max_width) for out in outs)
         storage = (outs, boxes, scratches, status_N, self._max_reduction)
         metadata = (table.modes, table.heights, table.widths)
-        state = (np.int32(self._file.descriptor), table.offsets, table.sizes)
+        state = (self._data.descriptors_N, table.offsets, table.sizes)
         decode_views(ids_N, storage, metadata, state)
         for n in np.flatnonzero(status_N == _UNREAD).tolist():
-            self._file.read(int(ids_N[n]))  # says what is wrong, or it was a moment's trouble
+            self._data.read(int(ids_N[n]))  # says what is wrong, or it was a moment's trouble
             again = slice(n, n + 1)
             if not self.try_decode(ids_N[again], cuts_of(cuts, again)).size:
                 status_N[n] = _FINE
@@ -224,5 +225,5 @@ class FfcvDecoder(Decoder):
 
     def why(self, sample: int) -> str:
         """What libjpeg-turbo says of a sample."""
-        table, data = self._file.table, self._file.read(sample).tobytes()
+        table, data = self._data.table, self._data.read(sample).tobytes()
         return jpeg_problem(data, int(table.heights[sample]), int(table.widths[sample]))

@@ -6,23 +6,21 @@ exact, the number of threads changes no byte, an error in a chunk reaches the co
 exception that it is, and prefetching runs on over the end of an epoch. The threads hold no Python
 lock while they decode.
 
-A damaged sample is such an error, unless the caller allows substitutes: then its place shows the
-sample that :mod:`data_pipeline.reading.substitutes` draws, and the batch says so. How many a run
-may see is the caller's to watch, over all its processes; a loader knows its own share only.
+A damaged sample is such an error, unless the data may have some: then its place shows the sample
+that :mod:`data_pipeline.reading.substitutes` draws, and the batch says so. How many a run may see
+is the caller's to watch, over all its processes; a loader knows its own share only.
 
 Shape suffixes: B samples of this process, N of a part of them, V views of a group, S their side,
 4 = (top, left, height, width).
 """
 
 import functools
-import logging
 import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -33,9 +31,8 @@ from common.cores import cores_alone
 from common.errors import ConfigError, DataError
 from data_pipeline.crops import centre_crop_boxes, random_resized_crop_boxes
 from data_pipeline.reading.batch import Batch, BatchMemory, Transfer
-from data_pipeline.reading.damage import Damage, check_limit
-from data_pipeline.reading.open_beton import OpenBeton
-from data_pipeline.reading.order import IdArray, Position, permute, rank_slice
+from data_pipeline.reading.open_data import OpenData
+from data_pipeline.reading.order import EpochOrder, IdArray, Position, rank_slice
 from data_pipeline.reading.substitutes import (
     BoxArray,
     Cut,
@@ -46,8 +43,6 @@ from data_pipeline.reading.substitutes import (
     decode_or_substitute,
 )
 from data_pipeline.views import ViewPlan
-
-log = logging.getLogger(__name__)
 
 Backend = Literal["auto", "ffcv", "torchvision"]
 
@@ -86,10 +81,11 @@ class _Plan:
     position: Position
     seed: int
     count: int
-    ids: Callable[[], IdArray]
+    ids: Callable[[], tuple[IdArray, IdArray]]
+    """Of the samples, and the numbers that their views are drawn by."""
     boxes: Callable[[IdArray, IdArray], list[BoxArray]]
-    """Of each group of views ``(N, V, 4)``, drawn for samples of the first ids, in the images of
-    samples of the second."""
+    """Of each group of views ``(N, V, 4)``, drawn by these numbers, in the images of samples of
+    these ids."""
     groups: tuple[tuple[int, int], ...]
     """Of each, its number of views and their side."""
 
@@ -111,18 +107,18 @@ class _Pending:
             loader._pool.submit(self._decode, part) for part in loader._chunks(plan.count)
         ]
 
-    def _make_plan(self) -> tuple[IdArray, list[BoxArray]]:
-        ids_B = self._plan.ids()
-        return ids_B, self._plan.boxes(ids_B, ids_B)
+    def _make_plan(self) -> tuple[IdArray, IdArray, list[BoxArray]]:
+        ids_B, numbers_B = self._plan.ids()
+        return ids_B, numbers_B, self._plan.boxes(numbers_B, ids_B)
 
     def _decode(self, part: slice) -> list[Substitute]:
-        ids_B, boxes = self._planned.result()
-        ids_N = ids_B[part]
+        ids_B, numbers_B, boxes = self._planned.result()
+        ids_N, numbers_N = ids_B[part], numbers_B[part]
         cuts = tuple(Cut(boxes_BV4, crops.numpy()) for boxes_BV4, crops in zip(boxes, self._crops))
-        replaced = self._loader._decode(self._plan, ids_N, cuts_of(cuts, part))
+        replaced = self._loader._decode(self._plan, ids_N, numbers_N, cuts_of(cuts, part))
         shown = {substitute.sample: substitute.shown for substitute in replaced}
         shown_N = np.array([shown.get(i, i) for i in ids_N.tolist()]) if shown else ids_N
-        self._labels[part] = torch.from_numpy(self._loader._table.labels[shown_N])
+        self._labels[part] = torch.from_numpy(self._loader.data.table.labels[shown_N])
         return replaced
 
     def ready(self) -> bool:
@@ -134,10 +130,17 @@ class _Pending:
         What was decoded while somebody wrote over the file is never handed out.
         """
         wait(self._parts)
-        self._loader._file.check_unchanged()
+        self._loader.data.check_unchanged()
         replaced = [substitute for part in self._parts for substitute in part.result()]
-        ids = torch.from_numpy(self._planned.result()[0])
-        return Batch(self._crops, ids, self._labels, self._plan.position, tuple(replaced))
+        ids_B, numbers_B, _ = self._planned.result()
+        return Batch(
+            self._crops,
+            torch.from_numpy(ids_B),
+            self._labels,
+            self._plan.position,
+            tuple(replaced),
+            None if numbers_B is ids_B else torch.from_numpy(numbers_B),
+        )
 
     def cancel(self) -> None:
         self._planned.cancel()
@@ -146,34 +149,26 @@ class _Pending:
 
 
 class _Loader:
-    """A checked file, its decoder, the threads that use it, and ``prefetch`` batches in the making.
+    """A set, its decoder, the threads that use it, and ``prefetch`` batches in the making.
 
     Attributes:
-        info: what the file holds.
+        data: that is read.
         config: how it is read, by how many threads.
-        num_samples: of the file, over all processes.
-        damaged: samples that its tables damage, and how.
         wait_seconds: how long consumers have waited for batches so far.
     """
 
     def __init__(
         self,
-        path: Path | str,
+        data: OpenData,
         config: LoaderConfig,
-        max_substitutes: float,
         device: torch.device | None = None,
         groups: int = 1,
     ) -> None:
-        check_limit(max_substitutes, "max_substitutes")
-        self._file = OpenBeton(path, max_substitutes)
-        self.info, self._table = self._file.info, self._file.table
-        self.num_samples, self.damaged = self.info.num_samples, self._table.damaged
+        self.data = data
         self.config = replace(config, workers=config.workers or cores_alone())
         self.wait_seconds = 0.0
-        self._decoder = _open_decoder(self._file, config, groups)
-        self._device, self._substitutes = device, max_substitutes > 0
-        self._damage: Damage | None = None
-        self._warned = set(self.damaged)
+        self._decoder = _open_decoder(data, config, groups)
+        self._device = device
         self._memory = BatchMemory(keep=config.prefetch + 2)
         self._closed = False
         self._pool = ThreadPoolExecutor(self.config.workers, thread_name_prefix="widebatch-decode")
@@ -183,46 +178,31 @@ class _Loader:
         self._closed = True
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def problem(self, sample: int) -> str:
-        """What is wrong with a damaged sample, to be put after 'sample 5'."""
-        return self._decoder.problem(sample)
-
     def _chunks(self, count: int) -> list[slice]:
         """A batch's samples, in parts for the threads: two for each, so that none waits long."""
         size = max(_LEAST_CHUNK, math.ceil(count / (2 * self.config.workers)))
         return [slice(first, min(first + size, count)) for first in range(0, count, size)]
 
-    def _decode(self, plan: _Plan, ids_N: IdArray, cuts: Cuts) -> list[Substitute]:
+    def _decode(
+        self, plan: _Plan, ids_N: IdArray, numbers_N: IdArray, cuts: Cuts
+    ) -> list[Substitute]:
         """Cut views out of samples of ``plan``; returns what was replaced.
 
         Raises:
             DataError: a sample is damaged, and substitutes are not allowed or are too.
         """
-        if not self._substitutes:
+        if not self.data.max_damaged:
             self._decoder.decode(ids_N, cuts)
             return []
-        replaced = decode_or_substitute(
+        return decode_or_substitute(
             self._decoder,
             ids_N,
             cuts,
-            boxes_of=plan.boxes,
+            boxes_of=lambda place, shown: plan.boxes(numbers_N[place], shown),
             seed=plan.seed,
             epoch=plan.position.epoch,
-            num_samples=self.info.num_samples,
+            num_samples=self.data.info.num_samples,
         )
-        for each in replaced:
-            self._met(each.sample)
-        return replaced
-
-    def _met(self, sample: int) -> None:
-        """Say once that a sample is damaged, and count it where that is asked for."""
-        if sample in self._warned:
-            return
-        self._warned.add(sample)
-        problem = self.problem(sample)
-        log.warning("%s: sample %d %s; another is shown", self.info.path, sample, problem)
-        if self._damage is not None:
-            self._damage.note(sample, problem)
 
     def _run(self, pending: Iterator[_Pending]) -> Iterator[Batch]:
         """``pending`` makes batches as it is advanced; they are handed out in its order."""
@@ -255,7 +235,7 @@ class _Loader:
             self.wait_seconds += time.perf_counter() - start
 
 
-def _open_decoder(file: OpenBeton, config: LoaderConfig, groups: int) -> Decoder:
+def _open_decoder(data: OpenData, config: LoaderConfig, groups: int) -> Decoder:
     if config.backend != "torchvision":
         from data_pipeline.reading.ffcv_compat import ffcv_problem
 
@@ -263,19 +243,19 @@ def _open_decoder(file: OpenBeton, config: LoaderConfig, groups: int) -> Decoder
         if problem is None:
             from data_pipeline.reading.ffcv_loader import FfcvDecoder
 
-            return FfcvDecoder(file, config.max_reduction, groups)
+            return FfcvDecoder(data, config.max_reduction, groups)
         if config.backend == "ffcv":
             raise DataError(problem)
     from data_pipeline.reading.torchvision_loader import TorchvisionDecoder
 
-    return TorchvisionDecoder(file)
+    return TorchvisionDecoder(data)
 
 
 class TrainLoader(_Loader):
-    """Random resized crops of a .beton, for ever.
+    """Crops of every sample in an order that is drawn anew for each epoch.
 
     Args:
-        path: the file.
+        data: the set.
         views: of each sample; its image is decoded once.
         config: how they are read.
         seed: the run's seed: of order and crops.
@@ -284,22 +264,20 @@ class TrainLoader(_Loader):
         world_size: number of processes.
         device: where batches shall lie; CUDA devices get them one step ahead, on a stream of
             their own. None: on the CPU, pinned where there is CUDA.
-        max_substitutes: how many samples may be damaged in the file's tables, below 1 a fraction
-            of all. Above 0, others are shown in the place of all damaged ones, and batches say so.
-        only: distinct sample ids to read, as if the file held no others; None: all.
+        order: of the samples, where an epoch is not given its own; None: all of them, once.
 
     Attributes:
-        num_samples: of the file, or how many of them are read.
+        order: likewise.
         steps_per_epoch: whole global batches in it.
 
     Raises:
-        DataError: the file cannot be used, is smaller than a batch, or the backend is not there.
+        DataError: the order has fewer places than a batch, or the backend is not there.
         ValueError: the batch does not divide.
     """
 
     def __init__(
         self,
-        path: Path | str,
+        data: OpenData,
         views: ViewPlan,
         config: LoaderConfig,
         *,
@@ -308,18 +286,15 @@ class TrainLoader(_Loader):
         rank: int = 0,
         world_size: int = 1,
         device: torch.device | None = None,
-        max_substitutes: float = 0,
-        only: IdArray | None = None,
+        order: EpochOrder | None = None,
     ) -> None:
-        super().__init__(path, config, max_substitutes, device, len(views))
-        if only is not None:
-            self.num_samples = len(only)
-        self._only = only
+        super().__init__(data, config, device, len(views))
+        self.order = EpochOrder(data.info.num_samples) if order is None else order
         self._share = rank_slice(batch_size, rank, world_size)
-        self.steps_per_epoch = self.num_samples // batch_size
+        self.steps_per_epoch = self.order.places // batch_size
         if not self.steps_per_epoch:
             raise DataError(
-                f"{self.info.path}: {self.num_samples} samples are fewer than one global batch "
+                f"{data.info.name}: {self.order.places} samples are fewer than one global batch "
                 f"of {batch_size}; lower --batch"
             )
         self._views, self._seed, self._batch_size = views, seed, batch_size
@@ -332,34 +307,57 @@ class TrainLoader(_Loader):
             IndexError: the epoch has no such step.
             DataError: on reaching a sample that does not decode.
         """
+        return self._from(position, self.order, endless=True)
+
+    def epoch(self, position: Position, order: EpochOrder | None = None) -> Iterator[Batch]:
+        """Batches from ``position`` to the end of its epoch; nothing is read beyond.
+
+        Args:
+            position: of the first.
+            order: of this epoch; None: the loader's.
+
+        Raises:
+            IndexError, DataError: as :meth:`starting_at`.
+            ValueError: the order makes an epoch of another number of steps.
+        """
+        order = self.order if order is None else order
+        if order.places // self._batch_size != self.steps_per_epoch:
+            raise ValueError(f"{order.places} places are not {self.steps_per_epoch} steps")
+        return self._from(position, order, endless=False)
+
+    def global_ids(self, position: Position, order: EpochOrder | None = None) -> IdArray:
+        """Samples of a global batch, in the order of a one-process run; ``order`` as above."""
+        first = position.step * self._batch_size
+        places = np.arange(first, first + self._batch_size)
+        return (order or self.order).at(self._seed, position.epoch, places)[0]
+
+    def _from(self, position: Position, order: EpochOrder, endless: bool) -> Iterator[Batch]:
         if position.epoch < 0 or not 0 <= position.step < self.steps_per_epoch:
             raise IndexError(f"{position}: epochs have steps 0 to {self.steps_per_epoch - 1}")
-        return self._run(self._from(position))
+        return self._run(self._pending(position, order, endless))
 
-    def _from(self, position: Position) -> Iterator[_Pending]:
+    def _pending(self, position: Position, order: EpochOrder, endless: bool) -> Iterator[_Pending]:
         count = self._share.stop - self._share.start
         while True:
-            ids = functools.partial(self._ids, position)
+            first = position.step * self._batch_size
+            places = np.arange(first + self._share.start, first + self._share.stop)
+            ids = functools.partial(order.at, self._seed, position.epoch, places)
             boxes = functools.partial(self._boxes, position.epoch)
             yield _Pending(self, _Plan(position, self._seed, count, ids, boxes, self._groups))
             step = position.step + 1
             last = step == self.steps_per_epoch
+            if last and not endless:
+                return
             position = Position(position.epoch + last, 0 if last else step)
 
-    def _ids(self, position: Position) -> IdArray:
-        first = position.step * self._batch_size
-        places = np.arange(first + self._share.start, first + self._share.stop)
-        drawn = permute(self._seed, position.epoch, places, self.num_samples)
-        return drawn if self._only is None else self._only[drawn]
-
-    def _boxes(self, epoch: int, ids_N: IdArray, shown_N: IdArray) -> list[BoxArray]:
-        heights, widths = self._table.heights[shown_N], self._table.widths[shown_N]
+    def _boxes(self, epoch: int, numbers_N: IdArray, shown_N: IdArray) -> list[BoxArray]:
+        heights, widths = self.data.table.heights[shown_N], self.data.table.widths[shown_N]
         boxes, first = [], 0
         for group in self._views:
             count, size = len(group.looks), group.crop.size
             if group.random:
                 drawn = random_resized_crop_boxes(
-                    self._seed, epoch, ids_N, count, heights, widths, group.crop, first=first
+                    self._seed, epoch, numbers_N, count, heights, widths, group.crop, first=first
                 )
             else:
                 drawn = centre_crop_boxes(heights, widths, size, size).repeat(count, axis=1)
@@ -369,10 +367,10 @@ class TrainLoader(_Loader):
 
 
 class EvalLoader(_Loader):
-    """Centre crops of every sample of this process's shard of a .beton, once, in its order.
+    """Centre crops of every sample of this process's shard of a set, once, in its order.
 
     Args:
-        path: the file.
+        data: the set; labels of damaged samples are those of what is shown.
         size: side of the result, pixels.
         resize: the crop shows the middle ``size`` pixels of an image whose shorter side is resized
             to this many; at least ``size``. None: size * 256 / 224. An image of ``size`` x ``size``
@@ -381,19 +379,17 @@ class EvalLoader(_Loader):
         batch_size: samples of this process's batches; the last may be smaller.
         rank: of this process, which reads samples ``[rank * n // W, (rank + 1) * n // W)``.
         world_size: W, number of processes.
-        max_substitutes: as for :class:`TrainLoader`; more in the shard are an error, and labels are
-            those of what is shown.
 
     Attributes:
         local_ids: ids of this process's shard.
 
     Raises:
-        DataError: the file cannot be used, the backend is not there, or a size is impossible.
+        DataError: the backend is not there, or a size is impossible.
     """
 
     def __init__(
         self,
-        path: Path | str,
+        data: OpenData,
         size: int,
         resize: int | None,
         config: LoaderConfig,
@@ -401,7 +397,6 @@ class EvalLoader(_Loader):
         batch_size: int,
         rank: int = 0,
         world_size: int = 1,
-        max_substitutes: float = 0,
     ) -> None:
         resize = round(size * 256 / 224) if resize is None else resize
         if not 1 <= size <= resize:
@@ -410,13 +405,9 @@ class EvalLoader(_Loader):
             )
         if batch_size < 1:
             raise DataError(f"evaluation batches need at least one sample, got {batch_size}")
-        super().__init__(path, config, max_substitutes)
-        self._damage = Damage(self.info.path, self.num_samples, max_substitutes)
-        for sample, fault in self.damaged.items():
-            self._damage.note(sample, fault)
-        self.local_ids = range(
-            rank * self.num_samples // world_size, (rank + 1) * self.num_samples // world_size
-        )
+        super().__init__(data, config)
+        count = data.info.num_samples
+        self.local_ids = range(rank * count // world_size, (rank + 1) * count // world_size)
         self._size, self._resize, self._batch_size = size, resize, batch_size
 
     def __len__(self) -> int:
@@ -428,10 +419,14 @@ class EvalLoader(_Loader):
     def _all(self) -> Iterator[_Pending]:
         for step in range(len(self)):
             ids = self.local_ids[step * self._batch_size : (step + 1) * self._batch_size]
-            ids_of = functools.partial(np.arange, ids.start, ids.stop)
+            ids_of = functools.partial(self._ids, ids)
             groups = ((1, self._size),)
             yield _Pending(self, _Plan(Position(0, step), 0, len(ids), ids_of, self._boxes, groups))
 
-    def _boxes(self, ids_N: IdArray, shown_N: IdArray) -> list[BoxArray]:
-        heights, widths = self._table.heights[shown_N], self._table.widths[shown_N]
+    def _ids(self, ids: range) -> tuple[IdArray, IdArray]:
+        ids_N = np.arange(ids.start, ids.stop)
+        return ids_N, ids_N
+
+    def _boxes(self, numbers_N: IdArray, shown_N: IdArray) -> list[BoxArray]:
+        heights, widths = self.data.table.heights[shown_N], self.data.table.widths[shown_N]
         return [centre_crop_boxes(heights, widths, self._size, self._resize)]

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import DataError
-from data_pipeline.reading.beton import BetonInfo, SampleTable, opened, read_beton
+from data_pipeline.reading.beton import DataInfo, SampleTable, opened, read_beton
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class OpenBeton:
         log.warning("%s: touched while it is read; what it holds seems the same", self.path)
         self._stamp = stamp
 
-    def _read_tables(self) -> tuple[BetonInfo, SampleTable]:
+    def _read_tables(self) -> tuple[DataInfo, SampleTable]:
         # A buffer of its own: another one's would show what it held before.
         with os.fdopen(os.dup(self.descriptor), "rb") as file:
             return read_beton(self.path, file, max_damaged=self._max_damaged)

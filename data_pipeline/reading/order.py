@@ -5,6 +5,8 @@ holds the data set, with cycle walking (Black & Rogaway, CT-RSA 2002): a bijecti
 evaluates at any positions without storing or exchanging a table of them. A global batch is
 ``batch_size`` consecutive positions and a rank's share is a consecutive slice of it, so the samples
 of a step do not depend on the number of ranks, and resuming is arithmetic.
+
+An epoch may show some samples only, or some more often than others: :class:`EpochOrder`.
 """
 
 from dataclasses import dataclass
@@ -13,9 +15,10 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from common.randomness import Stream, absorb, run_key
+from common.randomness import Stream, absorb, run_key, sample_keys, uniforms
 
 IdArray = npt.NDArray[np.int64]
+Weights = npt.NDArray[np.float64]
 
 _ROUNDS = 8  # four make a strong pseudo-random permutation; eight keep tiny domains well mixed
 
@@ -26,6 +29,84 @@ class Position:
 
     epoch: int = 0
     step: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class EpochOrder:
+    """Which samples stand at the places of an epoch, the same on all ranks.
+
+    Without weights the places are a permutation. With weights a sample takes places in proportion
+    to its own, and shows other views at each of them. They are drawn by strata rather than one by
+    one: samples next to each other that weigh ``w`` of all take ``w * places``, give or take two.
+    """
+
+    places: int
+    """Of an epoch."""
+    ids_M: IdArray | None = None  # noqa: N815
+    """Distinct samples; None: all, and as many as places."""
+    weights_M: Weights | None = None  # noqa: N815
+    """Of them, 0 or more."""
+
+    @classmethod
+    def of(cls, ids_M: IdArray) -> "EpochOrder":
+        """These samples, once."""
+        return cls(len(ids_M), ids_M)
+
+    @classmethod
+    def weighted(cls, weights_N: Weights, places: int) -> "EpochOrder":
+        """All samples, in proportion to their weights.
+
+        Raises:
+            ValueError: a weight is negative or not finite, or all are 0.
+        """
+        return cls(places, np.arange(len(weights_N)), _checked(weights_N))
+
+    @classmethod
+    def balanced(cls, groups_N: IdArray, places: int) -> "EpochOrder":
+        """Every group alike, and every sample of a group: classes, clusters.
+
+        Args:
+            groups_N: each sample's group; samples of a negative one are not shown.
+            places: of an epoch; each group takes its equal share, give or take two.
+
+        Raises:
+            ValueError: no sample has a group.
+        """
+        ids_M = np.argsort(groups_N, kind="stable")  # a group's samples share their strata
+        ids_M = ids_M[np.searchsorted(groups_N[ids_M], 0) :]
+        _, group_M, sizes = np.unique(groups_N[ids_M], return_inverse=True, return_counts=True)
+        return cls(places, ids_M, _checked(1 / sizes[group_M]))
+
+    def at(
+        self,
+        seed: int,
+        epoch: int,
+        places_B: npt.ArrayLike,
+    ) -> tuple[IdArray, IdArray]:
+        """Sample ids at some places, and the numbers that their views are drawn by.
+
+        The latter are the ids, and others from the second time on that a sample comes in an epoch.
+        """
+        drawn_B = permute(seed, epoch, places_B, self.places)
+        if self.weights_M is None:
+            ids_B = drawn_B if self.ids_M is None else self.ids_M[drawn_B]
+            return ids_B, ids_B
+        assert self.ids_M is not None  # noqa: S101 - weights are of samples
+        ends_M = np.cumsum(self.weights_M)
+        stratum = ends_M[-1] / self.places
+        jitter_B = uniforms(sample_keys(seed, epoch, drawn_B, 0, Stream.WEIGHTED), 0)
+        which_B = np.searchsorted(ends_M, (drawn_B + jitter_B) * stratum, side="right")
+        which_B = which_B.clip(max=int(np.flatnonzero(self.weights_M)[-1]))
+        # A sample's places lie next to each other among the strata.
+        first_B = np.floor((ends_M - self.weights_M)[which_B] / stratum).astype(np.int64)
+        time_B = (drawn_B - first_B).clip(min=0)
+        return self.ids_M[which_B], self.ids_M[which_B] + time_B * (int(self.ids_M.max()) + 1)
+
+
+def _checked(weights: Weights) -> Weights:
+    if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
+        raise ValueError("weights must be finite, not negative, and some above 0")
+    return weights
 
 
 def permute(seed: int, epoch: int, positions: npt.ArrayLike, num_samples: int) -> IdArray:

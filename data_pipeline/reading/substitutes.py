@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from common.errors import DataError
 from common.randomness import Stream, sample_keys, uniforms
-from data_pipeline.reading.open_beton import OpenBeton
+from data_pipeline.reading.open_data import OpenData
 from data_pipeline.reading.order import IdArray
 
 BoxArray = npt.NDArray[np.int64]
@@ -47,23 +47,26 @@ def cuts_of(cuts: Cuts, part: slice) -> Cuts:
 
 @dataclass(frozen=True)
 class Substitute:
-    """One damaged sample of a batch, and which sample its place shows."""
+    """One damaged sample of a batch, which sample its place shows, and what is wrong with it."""
 
     sample: int
     shown: int
+    why: str
+    """To be put after 'sample 5'."""
 
 
 class Decoder(abc.ABC):
-    """What a backend does: decode samples of a .beton, cut boxes out of them, say what failed.
+    """What a backend does: decode samples of a set, cut boxes out of them, say what failed.
 
     Safe to call from several threads.
 
     Args:
-        file: whose samples these are.
+        data: whose samples these are.
     """
 
-    def __init__(self, file: OpenBeton) -> None:
-        self._file, self.path = file, file.path
+    def __init__(self, data: OpenData) -> None:
+        self._data = data
+        self._problems: dict[int, str] = {}
 
     @abc.abstractmethod
     def try_decode(self, ids_N: IdArray, cuts: Cuts) -> IdArray:
@@ -80,7 +83,14 @@ class Decoder(abc.ABC):
 
     def problem(self, sample: int) -> str:
         """What is wrong with a damaged sample, to be put after 'sample 5'."""
-        return self._file.table.damaged.get(sample) or f"does not decode ({self.why(sample)})"
+        if sample not in self._problems:
+            of_tables = self._data.table.damaged.get(sample)
+            self._problems[sample] = of_tables or f"does not decode ({self.why(sample)})"
+        return self._problems[sample]
+
+    def said(self, sample: int) -> str:
+        """Which sample of which file is damaged, and how."""
+        return f"{self._data.place(sample)} {self.problem(sample)}"
 
     def decode(self, ids_N: IdArray, cuts: Cuts) -> None:
         """As :meth:`try_decode`, for files that must be sound.
@@ -91,7 +101,7 @@ class Decoder(abc.ABC):
         failed = self.try_decode(ids_N, cuts)
         if failed.size:
             sample = int(ids_N[failed[0]])
-            raise DataError(f"{self.path}: sample {sample} {self.problem(sample)}; {_REMEDY}")
+            raise DataError(f"{self.said(sample)}; {_REMEDY}")
 
 
 def candidates(seed: int, epoch: int, sample: int, num_samples: int) -> IdArray:
@@ -106,33 +116,34 @@ def decode_or_substitute(
     ids_N: IdArray,
     cuts: Cuts,
     *,
-    boxes_of: Callable[[IdArray, IdArray], Sequence[BoxArray]],
+    boxes_of: Callable[[slice, IdArray], Sequence[BoxArray]],
     seed: int,
     epoch: int,
     num_samples: int,
 ) -> list[Substitute]:
     """As :meth:`Decoder.try_decode`, but a damaged sample's place shows another sample.
 
-    ``boxes_of`` takes ids and the ids of the samples shown in their places, and gives the boxes of
-    every cut. Returns what was replaced, in the order of ``ids_N``.
+    ``boxes_of`` takes places in ``ids_N`` and the ids of the samples shown there, and gives the
+    boxes of every cut. Returns what was replaced, in the order of ``ids_N``.
 
     Raises:
         DataError: none of a sample's substitutes decodes either; names them.
     """
     replaced = []
     for place in decoder.try_decode(ids_N, cuts).tolist():
-        sample = ids_N[place : place + 1]
-        for shown in candidates(seed, epoch, int(sample[0]), num_samples)[:, None]:
-            places = cuts_of(cuts, slice(place, place + 1))
-            boxes = boxes_of(sample, shown)
-            again = tuple(cut._replace(boxes_NV4=box) for cut, box in zip(places, boxes))
+        places, sample = slice(place, place + 1), int(ids_N[place])
+        tried = candidates(seed, epoch, sample, num_samples)
+        for shown in tried[:, None]:
+            boxes = boxes_of(places, shown)
+            again = tuple(
+                cut._replace(boxes_NV4=box) for cut, box in zip(cuts_of(cuts, places), boxes)
+            )
             if not decoder.try_decode(shown, again).size:
-                replaced.append(Substitute(int(sample[0]), int(shown[0])))
+                replaced.append(Substitute(sample, int(shown[0]), decoder.problem(sample)))
                 break
         else:
-            tried = sorted({int(i) for i in candidates(seed, epoch, int(sample[0]), num_samples)})
             raise DataError(
-                f"{decoder.path}: sample {int(sample[0])} {decoder.problem(int(sample[0]))}, and "
-                f"so are samples {tried}, tried in its place, damaged; {_REMEDY}"
+                f"{decoder.said(sample)}, and so are samples {np.unique(tried).tolist()}, tried in"
+                f" its place, damaged; {_REMEDY}"
             )
     return replaced

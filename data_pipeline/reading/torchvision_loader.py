@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from data_pipeline.reading.beton import JPEG_MODE
 from data_pipeline.reading.jpeg import JpegError, read_jpeg_header, soundness_check
-from data_pipeline.reading.open_beton import OpenBeton
+from data_pipeline.reading.open_data import OpenData
 from data_pipeline.reading.order import IdArray
 from data_pipeline.reading.substitutes import Cuts, Decoder
 
@@ -30,12 +30,12 @@ _UNKNOWN, _SOUND, _DAMAGED = 0, 1, 2
 class TorchvisionDecoder(Decoder):
     """Decodes by torchvision."""
 
-    def __init__(self, file: OpenBeton) -> None:
-        super().__init__(file)
+    def __init__(self, data: OpenData) -> None:
+        super().__init__(data)
         name, self._libjpeg_problem = soundness_check()
         # Pillow hears no more than torchvision does; asking it would be time for nothing.
         self._asks_libjpeg = name == "libjpeg-turbo"
-        self._verdicts = np.full(len(file.table.sizes), _UNKNOWN, np.uint8)
+        self._verdicts = np.full(len(data.table.sizes), _UNKNOWN, np.uint8)
 
     def try_decode(self, ids_N: IdArray, cuts: Cuts) -> IdArray:
         """See :class:`Decoder`."""
@@ -68,12 +68,12 @@ class TorchvisionDecoder(Decoder):
         Raises:
             JpegError: it is damaged.
         """
-        table = self._file.table
+        table = self._data.table
         if sample in table.damaged:
             raise JpegError(table.damaged[sample])
         if self._verdicts[sample] == _DAMAGED:
             raise JpegError("found damaged before")
-        data = self._file.read(sample)
+        data = self._data.read(sample)
         shape = (int(table.heights[sample]), int(table.widths[sample]))
         if table.modes[sample] != JPEG_MODE:
             return torch.from_numpy(data).view(*shape, 3).permute(2, 0, 1).contiguous()

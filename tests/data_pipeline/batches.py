@@ -11,6 +11,7 @@ from PIL import Image
 from data_pipeline.crops import CropConfig
 from data_pipeline.packing.pack import PackConfig, pack
 from data_pipeline.reading.loader import Batch, EvalLoader, LoaderConfig, TrainLoader
+from data_pipeline.reading.open_data import OpenData
 from data_pipeline.reading.order import Position
 from data_pipeline.views import views_of_one_size
 from tests.data_pipeline.images import encoded, picture
@@ -54,7 +55,7 @@ def open_train(path: Path, backend: str = "ffcv", workers: int = 2, **options: i
     """A loader of two views from ``path``; options are those of ``TrainLoader``."""
     config = LoaderConfig(backend=backend, workers=workers)  # type: ignore[arg-type]
     arguments = {"seed": 3, "batch_size": BATCH} | options
-    return TrainLoader(path, views_of_one_size(CROP), config, **arguments)  # type: ignore[arg-type]
+    return TrainLoader(OpenData(path), views_of_one_size(CROP), config, **arguments)  # type: ignore[arg-type]
 
 
 def take(source: TrainLoader, count: int, start: Position = START) -> list[Batch]:
@@ -68,7 +69,7 @@ def evaluate(
 ) -> list[Batch]:
     """All batches of an evaluation, which is made twice and must not differ."""
     arguments = {"batch_size": 10} | options
-    source = EvalLoader(path, size, resize, LoaderConfig(workers=2), **arguments)  # type: ignore[arg-type]
+    source = EvalLoader(OpenData(path), size, resize, LoaderConfig(workers=2), **arguments)  # type: ignore[arg-type]
     with closing(source):
         batches = list(source)
         assert digest(batches) == digest(list(source)), "a second pass differs"

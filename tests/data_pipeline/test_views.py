@@ -11,6 +11,7 @@ from data_pipeline.augment import Augment, AugmentConfig, ViewConfig
 from data_pipeline.crops import CropConfig
 from data_pipeline.reading.batch import Batch
 from data_pipeline.reading.loader import EvalLoader, LoaderConfig, TrainLoader
+from data_pipeline.reading.open_data import OpenData
 from data_pipeline.reading.order import Position
 from data_pipeline.views import ViewGroup, ViewPlan, views_of_one_size
 from tests.data_pipeline.batches import BATCH
@@ -28,9 +29,8 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 def first_batch(path: Path, views: ViewPlan, backend: str, max_substitutes: float = 0) -> Batch:
     config = LoaderConfig(backend=backend, workers=2)  # type: ignore[arg-type]
-    loader = TrainLoader(
-        path, views, config, seed=3, batch_size=BATCH, max_substitutes=max_substitutes
-    )
+    data = OpenData(path, max_substitutes)
+    loader = TrainLoader(data, views, config, seed=3, batch_size=BATCH)
     with closing(loader):
         return next(loader.starting_at(Position(1, 0)))
 
@@ -54,7 +54,7 @@ def test_a_fixed_view_is_the_centred_square(jpegs: Path, backend: str) -> None:
     plan = (BOTH[0], replace(BOTH[1], random=False))
     batch = first_batch(jpegs, plan, backend)
     config = LoaderConfig(backend=backend, workers=1)  # type: ignore[arg-type]
-    loader = EvalLoader(jpegs, SMALL.size, SMALL.size, config, batch_size=1000)
+    loader = EvalLoader(OpenData(jpegs), SMALL.size, SMALL.size, config, batch_size=1000)
     with closing(loader):
         centred = next(iter(loader)).crops_BVHWC[batch.ids_B]
     assert torch.equal(batch.crops[1], centred.expand(-1, 3, -1, -1, -1))

@@ -143,7 +143,7 @@ def samples(folder: Path) -> Target:
     """A whole .beton, images too: what the check lets through, both backends read to the end."""
     from data_pipeline.crops import centre_crop_boxes
     from data_pipeline.reading.ffcv_loader import FfcvDecoder
-    from data_pipeline.reading.open_beton import OpenBeton
+    from data_pipeline.reading.open_data import OpenData
     from data_pipeline.reading.substitutes import Cut
     from data_pipeline.reading.torchvision_loader import TorchvisionDecoder
 
@@ -173,7 +173,7 @@ def samples(folder: Path) -> Target:
     def read(data: bytes) -> str:
         path.write_bytes(data)
         try:
-            file = OpenBeton(path, max_damaged=COUNT)
+            file = OpenData(path, max_damaged=COUNT)
         except DataError as error:
             return refusal(path, error)
         found = file.table
@@ -261,7 +261,7 @@ def configuration(folder: Path) -> Target:
     from trainer.recipes import RECIPES
 
     configs = [
-        dataclasses.replace(RECIPES[name](), data=DataConfig(train=Path("x.beton")))
+        dataclasses.replace(RECIPES[name](), data=DataConfig(train=(Path("x.beton"),)))
         for name in ("simclr-r50", "mocov2-r50", "mocov3-r50")
     ]
     current = to_json(configs[0])

@@ -264,7 +264,7 @@ def test_samples_without_file_names_keep_their_numbers(
     [
         ("retrieve", ["--indices", "60"], "--indices 60"),
         ("retrieve", ["--query", "{folder}/nothing.jpg"], "no such file"),
-        ("retrieve", ["--query", "{folder}/train.beton.json"], "name one .beton file"),
+        ("retrieve", ["--query", "{folder}/train.beton.json"], "name .beton files"),
         ("retrieve", ["--picture", "{folder}/found.jpg"], "ends in .png"),
         ("retrieve", ["--k", "0"], "--k 0"),
         ("cluster", ["--data.train", "{folder}/flat.beton"], "give --k"),

@@ -60,7 +60,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ["pretrain", *R50, "--watchdog.timeout", "-1"],
             "--watchdog.timeout -1.0: must be a number from 0",
         ),
-        (["pretrain", *R50, "more"], "unexpected 'more'; see 'widebatch pretrain simclr-r50"),
+        (
+            ["pretrain", *R50, "--seed", "1", "more"],
+            "unexpected 'more'; see 'widebatch pretrain simclr-r50",
+        ),
         (["pretrain", "simclr-r50"], "--data.train FILE is required"),
         (["plan", *H100, "--optim.base_lrr", "1"], "did you mean --optim.base-lr?"),
         (["plan", "simclr-r50", "--gpuu", "b200-180g"], "did you mean --gpu?"),

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from common.cores import own_cores
 from data_pipeline.crops import CropConfig
 from data_pipeline.reading.loader import LoaderConfig, TrainLoader
+from data_pipeline.reading.open_data import OpenData
 from data_pipeline.reading.order import Position
 from data_pipeline.views import views_of_one_size
 from launch import cluster
@@ -29,7 +30,7 @@ def main(data: Path, folder: Path) -> None:
         dist.init_process_group("gloo")
     config = settle_threads(LoaderConfig(backend="torchvision"), torch.device("cpu"))
     views = views_of_one_size(CropConfig(size=8), 1)
-    loader = TrainLoader(data, views, config, seed=0, batch_size=160)
+    loader = TrainLoader(OpenData(data), views, config, seed=0, batch_size=160)
     decode, seen = loader._decoder.decode, set()
     together = threading.Barrier(loader.config.workers, timeout=60)
 

@@ -158,7 +158,7 @@ def tiny_deepclusterv2_config(data: Path, out: Path, **changes: Any) -> RunConfi
 def _tiny(recipe: str, data: Path, out: Path, **changes: Any) -> RunConfig:
     config = dataclasses.replace(
         RECIPES[recipe](),
-        data=DataConfig(train=data),
+        data=DataConfig(train=(data,)),
         out=out,
         batch=24,
         steps=6,

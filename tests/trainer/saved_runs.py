@@ -32,7 +32,7 @@ def save_run(
         encoder=encoder,
         seed=seed,
         recipe="simclr-cifar10-r18",
-        data=DataConfig(train=data, test=test),
+        data=DataConfig(train=(data,), test=() if test is None else (test,)),
     )
     folder.mkdir(parents=True)
     facts = {"commit": "c0ffee", "torch": torch.__version__, "class_names": ["a", "b"]}

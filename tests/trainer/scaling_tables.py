@@ -61,7 +61,7 @@ class Point:
 
 
 def _config(batch: int) -> RunConfig:
-    data = DataConfig(train=Path("ImageNet-1k"))
+    data = DataConfig(train=(Path("ImageNet-1k"),))
     return dataclasses.replace(simclr_r50(), data=data, batch=batch, precision="bf16")
 
 

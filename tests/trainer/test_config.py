@@ -20,12 +20,12 @@ from trainer.state.settings import settings
 
 def config(**changes: Any) -> RunConfig:
     base = RECIPES["simclr-r50"]()
-    return dataclasses.replace(base, data=DataConfig(train=Path("x.beton")), **changes)
+    return dataclasses.replace(base, data=DataConfig(train=(Path("x.beton"),)), **changes)
 
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES))
 def test_every_recipe_survives_json(recipe: str) -> None:
-    original = dataclasses.replace(RECIPES[recipe](), data=DataConfig(train=Path("x.beton")))
+    original = dataclasses.replace(RECIPES[recipe](), data=DataConfig(train=(Path("x.beton"),)))
     again = from_json(RunConfig, json.loads(json.dumps(to_json(original))))
     assert again == original
 
@@ -144,11 +144,11 @@ def test_pieces_may_change_their_size_where_statistics_are_those_of_the_batch() 
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES))
 def test_every_number_of_every_part_is_bounded_and_named_as_an_option(recipe: str) -> None:
-    base = dataclasses.replace(RECIPES[recipe](), data=DataConfig(train=Path("x.beton")))
+    base = dataclasses.replace(RECIPES[recipe](), data=DataConfig(train=(Path("x.beton"),)))
     whole = dataclasses.replace(base, steps=10, knn=dataclasses.replace(base.knn, resize=8))
     checked = 0
     for setting in settings(whole):
-        several = isinstance(setting.value, tuple)
+        several = isinstance(setting.value, tuple) and setting.value != ()
         number = setting.value[0] if several else setting.value
         if setting.is_switch or setting.choices or not isinstance(number, int | float):
             continue

@@ -30,7 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         schedule=ScheduleConfig(warmup_epochs=0),
         knn=OnlineKnnConfig(every_epochs=1, k=5),
     )
-    config = dataclasses.replace(config, data=DataConfig(train=data, test=data))
+    config = dataclasses.replace(config, data=DataConfig(train=(data,), test=(data,)))
     message = "step 6, and its last checkpoint is saved, but its encoder is of no use: the en"
     with pytest.raises(RankFailure, match=message):
         train(2, config)

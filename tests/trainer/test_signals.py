@@ -37,7 +37,7 @@ def config_for(data: Path, out: Path) -> RunConfig:
         knn=OnlineKnnConfig(every_epochs=1, k=5, batch=30),
         checkpoint=CheckpointConfig(every_epochs=0, every_steps=3),
     )
-    return dataclasses.replace(config, data=DataConfig(train=data, test=data))
+    return dataclasses.replace(config, data=DataConfig(train=(data,), test=(data,)))
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import torch
 from common.collectives import all_gather_json, rank_and_size
 from data_pipeline.reading.beton import check_beton
 from data_pipeline.reading.loader import TrainLoader
+from data_pipeline.reading.open_data import OpenData
 from data_pipeline.reading.order import Position
 from trainer.config import RunConfig
 from trainer.doctor.finding import Finding, judged
@@ -41,12 +42,13 @@ def keeps_up(config: RunConfig, device: torch.device) -> Iterator[Finding]:
     """Images per second of this process's loader, and of its network. A collective."""
     rank, size = rank_and_size()
     config = with_precision(config, device.type)
-    info = check_beton(config.data.train)
-    images = min(_IMAGES, config.batch // size, info.num_samples // size)
+    data = OpenData(config.data.train)
+    samples = data.info.num_samples
+    images = min(_IMAGES, config.batch // size, samples // size)
     with torch.random.fork_rng(devices=[]):
-        needed = _network_rate(config, device, images, info.num_samples)
+        needed = _network_rate(config, device, images, samples)
     loader = TrainLoader(
-        config.data.train,
+        data,
         config.view_plan(),
         settle_threads(config.loader, device),
         seed=config.seed,

@@ -1,7 +1,7 @@
 """All checks, in order, on all ranks."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -16,13 +16,13 @@ from trainer.recipes import RECIPES
 
 
 def examine(
-    recipe: str, data_file: Path | None, out: Path, node: int, join_timeout: float
+    recipe: str, files: Sequence[Path], out: Path, node: int, join_timeout: float
 ) -> Iterator[tuple[Finding, list[int]]]:
     """Join the process group and make every check. A collective, to its end.
 
     Args:
         recipe: whose network the loader must keep up with.
-        data_file: a .beton to examine; none leaves data and loader out.
+        files: .beton files to examine; none leaves data and loader out.
         out: folder that runs will be written to.
         node: number of this process's node.
         join_timeout: seconds to wait for the other processes; 0: for ever.
@@ -42,12 +42,10 @@ def examine(
         ("folder", partial(folder.shared_folder, out)),
         ("equal runs", partial(proof.equal_runs, device)),
     ]
-    if data_file is not None:
-        config = dataclasses.replace(RECIPES[recipe](), data=DataConfig(train=data_file))
-        checks += [
-            ("data", partial(data.data_file, data_file)),
-            ("loader", partial(data.keeps_up, config, device)),
-        ]
+    checks += [("data", partial(data.data_file, file)) for file in files]
+    if files:
+        config = dataclasses.replace(RECIPES[recipe](), data=DataConfig(train=tuple(files)))
+        checks.append(("loader", partial(data.keeps_up, config, device)))
     try:
         for name, check in checks:
             yield from of_all_ranks(examined(name, check))

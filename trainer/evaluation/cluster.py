@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ConfigError
-from data_pipeline.reading.beton import BetonInfo, check_beton
+from data_pipeline.reading.beton import DataInfo
+from data_pipeline.reading.open_data import OpenData
 from trainer.evaluation.job import Job
 from trainer.evaluation.labelled_subset import names_or_why_not
 from trainer.evaluation.pictures import Cell, CropReader, PictureConfig, file_name, save_rows
@@ -43,7 +44,7 @@ class ClusterConfig(PictureConfig):
 
 
 def cluster(config: ClusterConfig) -> dict[str, Any] | None:
-    """Group a file's images. A collective where several processes were started.
+    """Group a set's images. A collective where several processes were started.
 
     Returns:
         JSON values on rank 0, ``None`` on the others: ``nmi``, ``ari`` and ``purity`` against the
@@ -54,11 +55,12 @@ def cluster(config: ClusterConfig) -> dict[str, Any] | None:
         ConfigError, CheckpointError, DataError, NumericalError: as
             :func:`trainer.evaluation.knn.knn`; without labels ``k`` must be given.
     """
-    job, info = Job(config), check_beton(config.train)
+    job, data = Job(config), OpenData(config.train)
+    info = data.info
     if config.k is None and not info.has_label:
-        raise ConfigError(f"{config.train} has no labels to count classes by: give --k")
+        raise ConfigError(f"{info.name} has no labels to count classes by: give --k")
     with job:
-        features = job.features(config.train)
+        features = job.features(data)
         job.leave()
         if job.rank:
             return None
@@ -67,12 +69,18 @@ def cluster(config: ClusterConfig) -> dict[str, Any] | None:
         unit_NF = unit_rows(features.features_NF, device)
         found = k_means(unit_NF, count, seed=config.seed, restarts=config.restarts, device=device)
     if config.picture is not None:
-        _draw(config, config.picture, job, found)
+        _draw(
+            config.picture,
+            config.pictured,
+            CropReader(data, job.preprocessing),
+            found,
+            names_or_why_not(data)[0],
+        )
     return {**_report(config, job, info, features, found), **job.facts(train=info)}
 
 
 def _report(
-    config: ClusterConfig, job: Job, info: BetonInfo, features: Features, found: Clustering
+    config: ClusterConfig, job: Job, info: DataInfo, features: Features, found: Clustering
 ) -> dict[str, Any]:
     assigned_N, labels_N = found.assigned_N, features.labels_N
     agreement: dict[str, float | None] = dict.fromkeys(("nmi", "ari", "purity"))
@@ -117,12 +125,13 @@ def _report(
     }
 
 
-def _draw(config: ClusterConfig, path: Path, job: Job, found: Clustering) -> None:
+def _draw(
+    path: Path, rows_at_most: int, crops: CropReader, found: Clustering, files: list[str] | None
+) -> None:
     """A row for each of the largest clusters: its samples nearest to the centre."""
     sizes_K = found.assigned_N.bincount(minlength=len(found.centres_KF))
-    crops, files = CropReader(config.train, job.preprocessing), names_or_why_not(config.train)[0]
     rows = []
-    for number in sizes_K.sort(descending=True, stable=True).indices[: config.pictured].tolist():
+    for number in sizes_K.sort(descending=True, stable=True).indices[:rows_at_most].tolist():
         members = (found.assigned_N == number).nonzero()[:, 0]
         order = found.distance_N[members].sort(stable=True).indices[:_CELLS]
         samples = members[order].tolist()

@@ -20,10 +20,10 @@ import torch
 from common.errors import ConfigError
 from data_pipeline.augment import AugmentConfig
 from data_pipeline.crops import CropConfig
-from data_pipeline.reading.beton import check_beton
+from data_pipeline.reading.open_data import OpenData
 from data_pipeline.reading.order import permute
 from trainer.config import from_json
-from trainer.evaluation.job import Job, JobConfig, TrainFile
+from trainer.evaluation.job import Job, JobConfig, TrainFiles
 from trainer.features.neighbours import full_float32, unit_rows
 from trainer.health.collapse import figures
 
@@ -40,7 +40,7 @@ class DiagnoseConfig(JobConfig):
     architecture and data set, and say little elsewhere.
     """
 
-    train: TrainFile
+    train: TrainFiles
     """Images that are looked at, labelled or not."""
     pairs_of: int = 10_000
     """Samples of which all pairs are compared for the uniformity."""
@@ -66,17 +66,18 @@ def diagnose(config: DiagnoseConfig) -> dict[str, Any] | None:
         ConfigError, CheckpointError, DataError, NumericalError: as
             :func:`trainer.evaluation.knn.knn`.
     """
-    job, info = Job(config), check_beton(config.train)
+    job, data = Job(config), OpenData(config.train)
+    info = data.info
     if info.num_samples < 2:
-        raise ConfigError(f"{config.train} has one sample: two are the least to compare")
+        raise ConfigError(f"{info.name} has one sample: two are the least to compare")
     with job:
-        features_NF = job.features(config.train).features_NF
+        features_NF = job.features(data).features_NF
         job.leave()
         if job.rank:
             return None
         crop, augment, whose = _views_of(job)
         batch = min(config.batch, config.views_of, info.num_samples)
-        positive, negative, compared = _view_cosines(config, job, crop, augment, batch)
+        positive, negative, compared = _view_cosines(config, job, data, crop, augment, batch)
         device = job.device
         std, rank = spectrum(features_NF, device)
         spread_N = permute(config.seed, 0, np.arange(info.num_samples), info.num_samples)
@@ -119,11 +120,16 @@ def _views_of(job: Job) -> tuple[CropConfig, AugmentConfig, str]:
 
 
 def _view_cosines(
-    config: DiagnoseConfig, job: Job, crop: CropConfig, augment: AugmentConfig, batch: int
+    config: DiagnoseConfig,
+    job: Job,
+    data: OpenData,
+    crop: CropConfig,
+    augment: AugmentConfig,
+    batch: int,
 ) -> tuple[float, float, int]:
     """Mean cosines of two views of one image and of two images; how many images."""
     found, views = [], (augment.view1, augment.view2)
-    with job.augmented(config.train, crop, batch, views, alone=True) as (steps, batches):
+    with job.augmented(data, crop, batch, views, alone=True) as (steps, batches):
         for images, _ in itertools.islice(batches, min(steps, -(-config.views_of // batch))):
             features = job.encode(images).double()
             found.append(torch.nn.functional.normalize(features, dim=1).cpu().chunk(2))

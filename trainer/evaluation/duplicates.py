@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from common.errors import ConfigError
-from data_pipeline.reading.beton import BetonInfo, check_beton
+from data_pipeline.reading.beton import DataInfo
+from data_pipeline.reading.open_data import OpenData
 from trainer.evaluation.job import Job
 from trainer.evaluation.labelled_subset import names_or_why_not
 from trainer.evaluation.pictures import Cell, CropReader, PictureConfig, file_name, save_rows
@@ -72,7 +73,7 @@ class Pairs:
 
 
 def duplicates(config: DuplicatesConfig) -> dict[str, Any] | None:
-    """Look through a file. A collective where several processes were started.
+    """Look through a set. A collective where several processes were started.
 
     Returns:
         JSON values on rank 0, ``None`` on the others: ``duplicates`` and ``false_negatives``, lists
@@ -88,9 +89,10 @@ def duplicates(config: DuplicatesConfig) -> dict[str, Any] | None:
         ConfigError, CheckpointError, DataError, NumericalError: as
             :func:`trainer.evaluation.knn.knn`.
     """
-    job, info = Job(config), check_beton(config.train)
+    job, data = Job(config), OpenData(config.train)
+    info = data.info
     with job:
-        features = job.features(config.train)
+        features = job.features(data)
         nearest = nearest_others(
             features.features_NF,
             torch.arange(info.num_samples),
@@ -105,8 +107,8 @@ def duplicates(config: DuplicatesConfig) -> dict[str, Any] | None:
     twice = near_identical(pairs, config.threshold)
     alike = likely_classmates(pairs, config.threshold, config.least_shared)
     listed = [each.take(torch.arange(min(len(each), config.limit))) for each in (twice, alike)]
-    crops = CropReader(config.train, job.preprocessing)
-    names, unnamed = names_or_why_not(config.train)
+    crops = CropReader(data, job.preprocessing)
+    names, unnamed = names_or_why_not(data)
     lists = [_described(each, features, crops, names) for each in listed]
     together = groups(twice.samples_P2)[: config.limit]
     pictured = []
@@ -172,7 +174,7 @@ def _same_label(pairs: Pairs, features: Features) -> float | None:
     return float((labels_P2[:, 0] == labels_P2[:, 1]).double().mean())
 
 
-def _doubt(info: BetonInfo, twice: Pairs) -> str | None:
+def _doubt(info: DataInfo, twice: Pairs) -> str | None:
     share = len(twice.samples_P2.unique()) / info.num_samples
     if share <= _SUSPICIOUS:
         return None
@@ -183,7 +185,7 @@ def _doubt(info: BetonInfo, twice: Pairs) -> str | None:
     )
 
 
-def _notes(config: DuplicatesConfig, info: BetonInfo, listed: list[Pairs]) -> Iterator[str]:
+def _notes(config: DuplicatesConfig, info: DataInfo, listed: list[Pairs]) -> Iterator[str]:
     if config.k >= info.num_samples:
         others = info.num_samples - 1
         yield f"--k {config.k} is more than the {others} other images: all of them are looked at"

@@ -16,9 +16,10 @@ from torch import nn
 
 from common.errors import ConfigError
 from data_pipeline.crops import CropConfig
-from data_pipeline.reading.order import IdArray
+from data_pipeline.reading.open_data import OpenData
+from data_pipeline.reading.order import EpochOrder, IdArray
 from trainer.config import from_json
-from trainer.evaluation.job import Job, JobConfig, TestFile, TrainFile
+from trainer.evaluation.job import JobConfig, TestFiles, TrainFiles
 from trainer.evaluation.labelled import LabelledJob
 from trainer.evaluation.labelled_subset import balanced_share, read_list
 from trainer.evaluation.load_encoder import LoadedEncoder, fill
@@ -45,16 +46,16 @@ class FinetuneConfig(JobConfig):
     1 keeps the first layer of the run's projection head (SimCLR v2).
     """
 
-    train: TrainFile
+    train: TrainFiles
     """Labelled images to learn from."""
-    test: TestFile
+    test: TestFiles
     """Labelled images to measure on."""
     labels: float = 1.0
     """Share of the labels, above 0 and at most 1."""
     label_list: Path | None = None
     """The labelled samples, one a line, in place of --labels."""
     images: Path | None = None
-    """Folder that the training file was packed from. None: the one that its manifest names."""
+    """Folder that the training files were packed from. None: the one that its manifest names."""
     head_layers: int = 0
     """Layers of the projection head to keep."""
     epochs: int | None = None
@@ -104,14 +105,14 @@ def finetune(config: FinetuneConfig) -> dict[str, Any] | None:
     job = LabelledJob(config, config.train, config.test)
     if not any(True for _ in job.loaded.encoder.parameters()):
         raise ConfigError(f"{config.source} has nothing to train: give an encoder")
-    labels_N, total = job.labels.train_N.numpy(), job.train.num_samples
-    ids = _labelled(config, labels_N)
+    labels_N, total = job.labels.train_N.numpy(), job.train.info.num_samples
+    ids = _labelled(config, job.train, labels_N)
     head = load_head(job.loaded) if config.head_layers else None
     width = job.loaded.description["feature_dim"]
     model = build_classifier(job.encoder, width, job.num_classes, head, config.head_layers)
     recipe = config.recipe(len(ids), total)
     with job:
-        steps, final_loss = _tune(config.train, job, model, ids, recipe)
+        steps, final_loss = _tune(job, model, ids, recipe)
         logits = job.test_features(model)
         hits = count_hits(logits.features_NF, logits.labels_N)
     if job.rank:
@@ -146,9 +147,9 @@ def _trained(head_layers: int) -> str:
     return f"encoder, the first {layers} of the head, classifier"
 
 
-def _labelled(config: FinetuneConfig, labels_N: IdArray) -> IdArray:
+def _labelled(config: FinetuneConfig, train: OpenData, labels_N: IdArray) -> IdArray:
     if config.label_list is not None:
-        return read_list(config.label_list, config.train, config.images)
+        return read_list(config.label_list, train, config.images)
     return balanced_share(labels_N, config.labels, config.seed)
 
 
@@ -205,12 +206,11 @@ def build_classifier(
     )
 
 
-def _tune(
-    path: Path, job: Job, model: nn.Module, ids: IdArray, recipe: Recipe
-) -> tuple[int, float]:
+def _tune(job: LabelledJob, model: nn.Module, ids: IdArray, recipe: Recipe) -> tuple[int, float]:
     """Steps, and the mean loss of the last epoch. A collective."""
     crop = CropConfig(size=job.preprocessing.size)
-    with job.augmented(path, crop, recipe.batch_size, only=ids) as (steps, batches):
+    order = EpochOrder.of(ids)
+    with job.augmented(job.train, crop, recipe.batch_size, order=order) as (steps, batches):
 
         def seeded() -> Batches:
             for step, batch in enumerate(batches):

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed as dist
 import tyro
@@ -22,9 +20,10 @@ from common.randomness import SEEDS
 from common.rendezvous import JOIN_TIMEOUT, join, shutdown
 from data_pipeline.augment import Augment, ViewConfig
 from data_pipeline.crops import CropConfig
-from data_pipeline.reading.beton import BetonInfo
+from data_pipeline.reading.beton import DataInfo, name_of
 from data_pipeline.reading.loader import EvalLoader, LoaderConfig, TrainLoader
-from data_pipeline.reading.order import Position
+from data_pipeline.reading.open_data import OpenData
+from data_pipeline.reading.order import EpochOrder, Position
 from data_pipeline.views import views_of_one_size
 from trainer.evaluation.load_encoder import LoadedEncoder, Which, load_encoder
 from trainer.evaluation.supervised import Batches
@@ -36,8 +35,8 @@ from trainer.state.provenance import versions
 FLIP = ViewConfig(jitter=0.0, grayscale=0.0, blur=0.0)
 
 Precision = Literal["fp32", "bf16", "fp64"]
-TrainFile = Annotated[Path, tyro.conf.arg(name="data.train", metavar="FILE.beton")]
-TestFile = Annotated[Path, tyro.conf.arg(name="data.test", metavar="FILE.beton")]
+TrainFiles = Annotated[tuple[Path, ...], tyro.conf.arg(name="data.train")]
+TestFiles = Annotated[tuple[Path, ...], tyro.conf.arg(name="data.test")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,16 +130,16 @@ class Job:
             self._joined = False
             shutdown()
 
-    def features(self, path: Path, model: nn.Module | None = None) -> Features:
-        """Features of the centre crops of all samples of a file, on every rank. A collective.
+    def features(self, data: OpenData, model: nn.Module | None = None) -> Features:
+        """Features of the centre crops of all samples of a set, on every rank. A collective.
 
         Args:
-            path: the file.
+            data: the set.
             model: on the job's device, in the encoder's place.
         """
         chosen = self.preprocessing
         loader = EvalLoader(
-            path,
+            data,
             chosen.size,
             chosen.resize,
             self.loader,
@@ -155,7 +154,7 @@ class Job:
                 Augment(chosen.augment(), self.config.seed, self.dtype),
                 self.device,
                 self.autocast,
-                progress=f"features of {path.name}" if self.rank == 0 else None,
+                progress=f"features of {data.info.paths[0].name}" if self.rank == 0 else None,
             )
 
     @torch.no_grad()
@@ -168,25 +167,25 @@ class Job:
     @contextlib.contextmanager
     def augmented(
         self,
-        path: Path,
+        data: OpenData,
         crop: CropConfig,
         batch_size: int,
         views: tuple[ViewConfig, ...] = (FLIP,),
         *,
         alone: bool = False,
-        only: npt.NDArray[np.int64] | None = None,
+        order: EpochOrder | None = None,
     ) -> Iterator[tuple[int, Batches]]:
         """Steps of an epoch, and endless batches: this rank's share of augmented random crops.
 
         Images are (V * B, 3, H, W) on the device, view after view; labels (B,).
 
         Args:
-            path: the file.
+            data: the set.
             crop: of each view.
             batch_size: samples of the global batch.
             views: how each of one or two views is augmented; flips alone by default.
             alone: give this process the whole batch.
-            only: samples to read; None: all.
+            order: which samples to read; None: all.
 
         Raises:
             ConfigError: the batch does not divide by the processes.
@@ -198,14 +197,14 @@ class Job:
                 f"take {batch_size - batch_size % world_size}"
             )
         loader = TrainLoader(
-            path,
+            data,
             views_of_one_size(crop, len(views)),
             self.loader,
             seed=self.config.seed,
             batch_size=batch_size,
             rank=rank,
             world_size=world_size,
-            only=only,
+            order=order,
         )
         how = self.preprocessing.augment(view1=views[0], view2=views[-1])
         augment = Augment(how, self.config.seed, self.dtype)
@@ -236,24 +235,25 @@ class Job:
             **facts,
         }
 
-    def facts(self, **files: BetonInfo) -> dict[str, Any]:
+    def facts(self, **sets: DataInfo) -> dict[str, Any]:
         """What every report ends with: encoder, preprocessing, data, machine, time, versions.
 
         Args:
-            files: that were looked at, by their names in ``data``.
+            sets: that were looked at, by their names in ``data``.
         """
         return {
             "encoder": self.loaded.description,
             "preprocessing": dataclasses.asdict(self.preprocessing),
             "data": {
                 name: {
-                    "path": str(info.path.absolute()),
+                    "path": name_of([path.absolute() for path in info.paths]),
+                    "paths": [str(path.absolute()) for path in info.paths],
                     "fingerprint": info.fingerprint or None,
                     "identity": info.identity,
                     "num_samples": info.num_samples,
                     "class_names": list(info.class_names),
                 }
-                for name, info in files.items()
+                for name, info in sets.items()
             },
             "precision": self.config.precision,
             "device": str(self.device),

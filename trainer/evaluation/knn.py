@@ -44,7 +44,7 @@ def knn(config: KnnConfig) -> dict[str, Any] | None:
     few_N = config.few(job.labels.train_N)
     with job:
         test = job.test_features()
-        train = job.features(config.train).take(few_N)
+        train = job.features(job.train).take(few_N)
         results = knn_classify_each(
             train,
             test,

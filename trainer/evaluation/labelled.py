@@ -1,9 +1,9 @@
-"""Evaluations by labels: a file to learn from, one to measure on, and what is said of both.
+"""Evaluations by labels: a set to learn from, one to measure on, and what is said of both.
 
-Shape suffixes: N samples of the training file, M of the test file.
+Shape suffixes: N samples of the training set, M of the test set.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from data_pipeline.reading.beton import check_beton
-from trainer.evaluation.job import Job, JobConfig, TestFile, TrainFile
+from data_pipeline.reading.open_data import OpenData
+from trainer.evaluation.job import Job, JobConfig, TestFiles, TrainFiles
 from trainer.features.extraction import Features
 from trainer.features.labelled_files import read_labels
 from trainer.features.labels import class_count, few_per_class
@@ -22,9 +22,9 @@ from trainer.features.labels import class_count, few_per_class
 class EvaluateConfig(JobConfig):
     """One evaluation of a frozen encoder by labels."""
 
-    train: TrainFile
+    train: TrainFiles
     """Labelled images to learn from."""
-    test: TestFile
+    test: TestFiles
     """Labelled images to measure on."""
     labels_per_class: int | None = None
     """Labelled training images of each class to use, chosen by the seed. None: all."""
@@ -52,7 +52,7 @@ class EvaluateConfig(JobConfig):
 
 
 class LabelledJob(Job):
-    """A job with two labelled files whose classes agree, seen before anything slow happens.
+    """A job with two labelled sets whose classes agree, seen before anything slow happens.
 
     Args:
         config: of the job.
@@ -64,15 +64,15 @@ class LabelledJob(Job):
             labelled, or has a class that the other lacks.
     """
 
-    def __init__(self, config: JobConfig, train: Path, test: Path) -> None:
+    def __init__(self, config: JobConfig, train: Sequence[Path], test: Sequence[Path]) -> None:
         super().__init__(config)
-        self.train, self.test = check_beton(train), check_beton(test)
+        self.train, self.test = OpenData(train), OpenData(test)
         self.labels = read_labels(self.train, self.test)
         self.num_classes = class_count(self.labels.train_N, self.labels.test_M)
 
     def test_features(self, model: nn.Module | None = None) -> Features:
-        """Of the test file, with labels in the training file's numbers. A collective."""
-        return self.features(self.test.path, model)._replace(labels_N=self.labels.test_M)
+        """Of the test set, with labels in the training set's numbers. A collective."""
+        return self.features(self.test, model)._replace(labels_N=self.labels.test_M)
 
     def report(
         self,
@@ -101,8 +101,8 @@ class LabelledJob(Job):
             "settings": settings,
             "measured": measured,
             **more,
-            "n_test": self.test.num_samples,
+            "n_test": self.test.info.num_samples,
             "num_classes": self.num_classes,
             "notes": [*self.labels.classes.remarks, *notes],
-            **self.facts(train=self.train, test=self.test),
+            **self.facts(train=self.train.info, test=self.test.info),
         }

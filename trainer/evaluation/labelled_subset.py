@@ -1,6 +1,6 @@
 """Which training samples may show their labels: a share of every class, or a published list.
 
-Shape suffixes: N samples of a file.
+Shape suffixes: N samples of a set.
 """
 
 from collections.abc import Sequence
@@ -10,8 +10,9 @@ import numpy as np
 
 from common.errors import DataError
 from data_pipeline.packing.sources import IMAGE_EXTENSIONS, FolderSource
-from data_pipeline.reading.beton import read_sample_table, sample_count
 from data_pipeline.reading.manifest import load_manifest, manifest_path
+from data_pipeline.reading.open_beton import OpenBeton
+from data_pipeline.reading.open_data import OpenData
 from data_pipeline.reading.order import IdArray
 from trainer.features.labels import draw_by_class
 
@@ -31,7 +32,7 @@ def balanced_share(labels_N: IdArray, fraction: float, seed: int) -> IdArray:
     return draw_by_class(labels_N, lambda members: min(each, members), seed)
 
 
-def read_list(path: Path, train: Path, images: Path | None = None) -> IdArray:
+def read_list(path: Path, train: OpenData, images: Path | None = None) -> IdArray:
     """Sample ids that a text file lists, one a line, ascending.
 
     Lines are sample ids, or names of the image files that were packed: with their folders or, where
@@ -39,7 +40,7 @@ def read_list(path: Path, train: Path, images: Path | None = None) -> IdArray:
 
     Args:
         path: the list.
-        train: the .beton.
+        train: the set.
         images: folder that it was packed from; None: the one that its manifest names.
 
     Raises:
@@ -55,32 +56,38 @@ def read_list(path: Path, train: Path, images: Path | None = None) -> IdArray:
         raise DataError(f"{path}: not text; it lists samples, one a line") from None
     if not lines:
         raise DataError(f"{path}: lists no samples")
-    count = len(read_sample_table(train).labels)
+    count = train.info.num_samples
     if all(line.isascii() and line.isdecimal() for line in lines):
         ids = [min(int(line[:20]), count) for line in lines]
         if max(ids) >= count:
-            raise DataError(f"{path}: {lines[int(np.argmax(ids))]} is no sample of {train}")
+            raise DataError(
+                f"{path}: {lines[int(np.argmax(ids))]} is no sample of {train.info.name}"
+            )
     else:
-        ids = _find(lines, path, packed_names(train, images), train)
+        ids = _find(lines, path, packed_names(train, images), train.info.name)
     unique, first, times = np.unique(ids, return_index=True, return_counts=True)
     if (times > 1).any():
         raise DataError(f"{path}: lists {lines[int(first[times > 1][0])]} twice")
     return unique.astype(np.int64)
 
 
-def packed_names(train: Path, images: Path | None = None) -> list[str]:
+def packed_names(train: OpenData, images: Path | None = None) -> list[str]:
     """Paths below the packed folder, in the order of the sample ids.
 
     Args:
-        train: the .beton. Its manifest names the images of a set that is not too large.
+        train: the set. Its manifests name the images of files that are not too large.
         images: the folder; None: the one that the manifest names, where it does not name images.
 
     Raises:
         DataError: there is no manifest, or the folder is not there or not as it was packed.
     """
-    manifest = load_manifest(train) or {}
+    return [name for file in train.files for name in _packed_names(file, images)]
+
+
+def _packed_names(file: OpenBeton, images: Path | None) -> list[str]:
+    train, manifest = file.path, load_manifest(file.path) or {}
     named = manifest.get("images")
-    if images is None and isinstance(named, list) and len(named) == sample_count(train):
+    if images is None and isinstance(named, list) and len(named) == file.info.num_samples:
         return list(map(str, named))
     origin, settings = manifest.get("source"), manifest.get("settings")
     remedy = "give sample ids instead, or pack the folder again"
@@ -95,7 +102,7 @@ def packed_names(train: Path, images: Path | None = None) -> list[str]:
     source = FolderSource(folder, labels=settings.get("labels") is not False, extensions=extensions)
     left_out = {str(each["image"]) for each in manifest.get("left_out", ())}
     kept = [i for i in range(len(source)) if source.name(i) not in left_out]
-    labels = read_sample_table(train).labels.tolist()
+    labels = file.table.labels.tolist()
     if [source.sample(i).label for i in kept] != labels:
         raise DataError(
             f"{folder}: its images are not those that {train} was packed from; {remedy}"
@@ -103,15 +110,15 @@ def packed_names(train: Path, images: Path | None = None) -> list[str]:
     return [source.name(i) for i in kept]
 
 
-def names_or_why_not(path: Path) -> tuple[list[str] | None, list[str]]:
+def names_or_why_not(data: OpenData) -> tuple[list[str] | None, list[str]]:
     """:func:`packed_names` where they can be had; else a note that says why there are none."""
     try:
-        return packed_names(path), []
+        return packed_names(data), []
     except DataError as error:
-        return None, [f"samples of {path} have their numbers and no file names: {error}"]
+        return None, [f"samples of {data.info.name} have their numbers and no file names: {error}"]
 
 
-def _find(lines: Sequence[str], path: Path, names: Sequence[str], train: Path) -> list[int]:
+def _find(lines: Sequence[str], path: Path, names: Sequence[str], train: str) -> list[int]:
     by_name: dict[str, int] = {}
     by_base: dict[str, int] = {}
     for number, name in enumerate(names):

@@ -158,7 +158,7 @@ def linear(config: ProbeConfig) -> dict[str, Any] | None:
         if protocol == "canonical":
             found = _canonical(config, job, test, notes)
         else:
-            train = job.features(config.train).take(few_N)
+            train = job.features(job.train).take(few_N)
             job.leave()  # other ranks need not wait for what rank 0 does alone
             if job.rank:
                 return None
@@ -229,10 +229,10 @@ def _sweep(
 
 def _canonical(config: ProbeConfig, job: LabelledJob, test: Features, notes: list[str]) -> _Found:
     """A linear classifier by SGD on fresh crops in every epoch. A collective."""
-    count, whole = job.train.num_samples, config.recipe()
+    count, whole = job.train.info.num_samples, config.recipe()
     recipe = whole.for_samples(count)
     crop = CropConfig(size=job.preprocessing.size)
-    with job.augmented(config.train, crop, recipe.batch_size) as (steps, batches):
+    with job.augmented(job.train, crop, recipe.batch_size) as (steps, batches):
         result = train_linear(
             ((job.encode(images), labels_B) for images, labels_B in batches),
             steps,

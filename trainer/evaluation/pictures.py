@@ -15,10 +15,10 @@ from PIL import Image, ImageDraw
 from common.errors import ConfigError
 from common.files.atomic_file import check_replaceable, write_atomically
 from data_pipeline.crops import centre_crop_boxes
-from data_pipeline.reading.open_beton import OpenBeton
+from data_pipeline.reading.open_data import OpenData
 from data_pipeline.reading.substitutes import Cut
 from data_pipeline.reading.torchvision_loader import TorchvisionDecoder
-from trainer.evaluation.job import JobConfig, TrainFile
+from trainer.evaluation.job import JobConfig, TrainFiles
 from trainer.evaluation.load_encoder import Preprocessing
 
 Images = npt.NDArray[np.uint8]
@@ -30,9 +30,9 @@ _SIGN = {True: (0, 158, 115), False: (213, 94, 0)}  # Okabe and Ito's green and 
 
 @dataclass(frozen=True, kw_only=True)
 class PictureConfig(JobConfig):
-    """Looks through a file, and draws what it finds if asked."""
+    """Looks through a set, and draws what it finds if asked."""
 
-    train: TrainFile
+    train: TrainFiles
     """Images that are looked through, labelled or not."""
     picture: Path | None = None
     """OUT.png to draw the first of what is found in."""
@@ -62,16 +62,16 @@ class Cell:
 
 
 class CropReader:
-    """Images of a file as the encoder sees them before normalisation, read when asked for.
+    """Images of a set as the encoder sees them before normalisation, read when asked for.
 
     Args:
-        path: the file, accepted by ``check_beton``.
+        data: the set.
         how: which crop.
     """
 
-    def __init__(self, path: Path, how: Preprocessing) -> None:
-        self._file, self._how = OpenBeton(path), how
-        self._decoder = TorchvisionDecoder(self._file)
+    def __init__(self, data: OpenData, how: Preprocessing) -> None:
+        self._data, self._how = data, how
+        self._decoder = TorchvisionDecoder(data)
 
     def read(self, ids: Sequence[int]) -> Images:
         """(N, S, S, 3).
@@ -81,7 +81,7 @@ class CropReader:
         """
         ids_N, side = np.asarray(ids, np.int64), self._how.size
         crops = np.empty((len(ids_N), 1, side, side, 3), np.uint8)
-        heights_N, widths_N = self._file.table.heights[ids_N], self._file.table.widths[ids_N]
+        heights_N, widths_N = self._data.table.heights[ids_N], self._data.table.widths[ids_N]
         boxes = centre_crop_boxes(heights_N, widths_N, side, self._how.resize)
         self._decoder.decode(ids_N, (Cut(boxes, crops),))
         return crops[:, 0]

@@ -18,7 +18,7 @@ import torch
 from common.errors import ConfigError, DataError
 from data_pipeline.packing.pack import PackConfig, pack
 from data_pipeline.packing.sources import IMAGE_EXTENSIONS
-from data_pipeline.reading.beton import BetonInfo, check_beton
+from data_pipeline.reading.open_data import OpenData
 from trainer.evaluation.job import Job
 from trainer.evaluation.labelled_subset import names_or_why_not
 from trainer.evaluation.pictures import Cell, CropReader, PictureConfig, file_name, save_rows
@@ -34,14 +34,14 @@ _LISTED = 10_000  # queries whose neighbours the JSON holds
 class RetrieveConfig(PictureConfig):
     """Show me more like these: the nearest images of each query by cosine similarity.
 
-    Told as a list (--json) and a picture. Queries are a .beton file, a folder of images (with one
+    Told as a list (--json) and a picture. Queries are .beton files, a folder of images (with one
     sub-folder per class, if you like), image files, or samples of the searched file itself, which
     then do not find themselves. With labels on both sides also mean average precision, and recall
     and precision among the k nearest, over all queries.
     """
 
     query: tuple[Path, ...] = ()
-    """One .beton file, one folder, or image files; none: samples of the searched file itself."""
+    """.beton files, one folder, or image files; none: samples of the searched set itself."""
     indices: tuple[int, ...] = ()
     """Samples of the query file that ask; none: all of them."""
     k: int = 10
@@ -57,10 +57,9 @@ class RetrieveConfig(PictureConfig):
 
 @dataclass(frozen=True)
 class Queries:
-    """A packed file of queries, there as long as the block of :func:`_open_queries`."""
+    """A packed set of queries, there as long as the block of :func:`_open_queries`."""
 
-    path: Path
-    info: BetonInfo
+    data: OpenData
     described: str
     """Where they come from."""
     labels_M: torch.Tensor  # noqa: N815
@@ -86,12 +85,12 @@ def retrieve(config: RetrieveConfig) -> dict[str, Any] | None:
             :func:`trainer.evaluation.knn.knn`; an index is not in the file.
     """
     job = Job(config)
-    searched = check_beton(config.train)
-    with job, _open_queries(config.query or (config.train,), searched) as queries:
+    searched = OpenData(config.train)
+    with job, _open_queries(config.query, searched) as queries:
         indices = _indices(config.indices, queries)
-        bank = job.features(config.train)
-        own = queries.info.identity == searched.identity
-        asked = bank if own else job.features(queries.path)
+        bank = job.features(searched)
+        own = queries.data.info.identity == searched.info.identity
+        asked = bank if own else job.features(queries.data)
         job.leave()  # a search takes seconds where features took minutes
         if job.rank:
             return None
@@ -102,16 +101,16 @@ def retrieve(config: RetrieveConfig) -> dict[str, Any] | None:
         else:
             nearest = nearest_rows(bank.features_NF, asked.features_NF, config.k, device=job.device)
         answers = [list(zip(i, s)) for s, i in zip(*(found.tolist() for found in nearest))]
-        names, unnamed = names_or_why_not(config.train)
+        names, unnamed = names_or_why_not(searched)
         pictured = []
         if config.picture is not None:
             how = job.preprocessing
-            crops = CropReader(queries.path, how), CropReader(config.train, how)
+            crops = CropReader(queries.data, how), CropReader(searched, how)
             some, files = answers[: config.pictured], (queries.names, names)
-            _draw(config.picture, asked, bank, some, crops, files, searched.class_names)
+            _draw(config.picture, asked, bank, some, crops, files, searched.info.class_names)
             if len(some) < len(answers):
                 pictured = [f"{len(some)} of {len(answers)} queries are in the picture: --pictured"]
-        facts = job.facts(train=searched, query=queries.info)
+        facts = job.facts(train=searched.info, query=queries.data.info)
         facts["data"]["query"]["path"] = queries.described  # it may have been packed on the way
         report = _report(config, job, bank, asked, itself_M, answers)
         report["notes"] += [*([] if own else queries.remarks), *pictured, *unnamed]
@@ -123,34 +122,37 @@ def retrieve(config: RetrieveConfig) -> dict[str, Any] | None:
 
 
 @contextlib.contextmanager
-def _open_queries(given: Sequence[Path], searched: BetonInfo) -> Iterator[Queries]:
+def _open_queries(given: Sequence[Path], searched: OpenData) -> Iterator[Queries]:
     """Pack what is not packed.
 
     Args:
-        given: one .beton file, one folder, or image files.
-        searched: the file that is searched. Its classes give the labels their numbers.
+        given: .beton files, one folder, or image files; none: what is searched.
+        searched: the set that is searched. Its classes give the labels their numbers.
 
     Raises:
         ConfigError: ``given`` mixes kinds, or names what is not there or no image.
         DataError: no image can be used.
     """
     with contextlib.ExitStack() as stack:
-        path = given[0]
-        if len(given) > 1 or path.suffix != ".beton":
-            path = _packed(given, Path(stack.enter_context(tempfile.TemporaryDirectory())))
-        info = check_beton(path)
-        labels = compare_labels(searched, info)
+        given = given or searched.info.paths
+        are_packed = all(path.suffix == ".beton" for path in given)
+        if not are_packed:
+            folder_of_packed = stack.enter_context(tempfile.TemporaryDirectory())
+            data = OpenData(_packed(given, Path(folder_of_packed)))
+        else:
+            data = searched if given == searched.info.paths else OpenData(given)
+        labels = compare_labels(searched, data)
         labels_M, remarks = labels.test_M, labels.classes.remarks
         folder = given[0].resolve().name if given[0].is_dir() else ""
-        if folder in searched.class_names and not info.class_names:
-            labels_M = torch.full_like(labels_M, searched.class_names.index(folder))
+        if folder in searched.info.class_names and not data.info.class_names:
+            labels_M = torch.full_like(labels_M, searched.info.class_names.index(folder))
             remarks = (f"the queries are judged as {folder}: their folder is called so",)
         some = [str(each.absolute()) for each in given[:3]]
         described = ", ".join(some + ["..."] * (len(given) > 3))
-        names = names_or_why_not(path)[0]
-        if path != given[0] and not given[0].is_dir():
+        names = names_or_why_not(data)[0]
+        if not are_packed and not given[0].is_dir():
             names = list(map(str, given))
-        yield Queries(path, info, described, labels_M, remarks, names)
+        yield Queries(data, described, labels_M, remarks, names)
 
 
 def _packed(given: Sequence[Path], folder: Path) -> Path:
@@ -164,7 +166,7 @@ def _packed(given: Sequence[Path], folder: Path) -> Path:
         for number, path in enumerate(given):
             if path.is_dir() or path.suffix.lower() not in IMAGE_EXTENSIONS:
                 raise ConfigError(
-                    f"--query {path}: name one .beton file, one folder, or image files "
+                    f"--query {path}: name .beton files, one folder, or image files "
                     f"({' '.join(IMAGE_EXTENSIONS)})"
                 )
             # Numbered: packing orders by name, and queries keep the order they are given in.
@@ -177,7 +179,7 @@ def _packed(given: Sequence[Path], folder: Path) -> Path:
 
 
 def _indices(chosen: Sequence[int], queries: Queries) -> torch.Tensor:
-    count = queries.info.num_samples
+    count = queries.data.info.num_samples
     for index in chosen:
         if not 0 <= index < count:
             raise ConfigError(

@@ -13,7 +13,7 @@ import jinja2
 from common.errors import DataError
 from common.files.strict_json import parse_json, read_json_file
 from trainer.models.encoders import is_resnet
-from trainer.state.run_data import section
+from trainer.state.run_data import section, stored_paths
 
 
 def model_card(run: Path, config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
@@ -25,13 +25,13 @@ def model_card(run: Path, config: Mapping[str, Any], facts: Mapping[str, Any]) -
         facts: of the export.
     """
     step, metrics = facts.get("step"), _metrics(run, facts.get("step"))
-    trained, data, encoder = (section(config, name) for name in ("run", "data", "encoder"))
+    trained, encoder = (section(config, name) for name in ("run", "encoder"))
     total, seconds = trained.get("total_steps"), _training_seconds(config.get("batch"), metrics)
     return _TEMPLATES.get_template("card.md").render(
         config=config,
         facts=facts,
         # The name alone: folders are nobody's business.
-        file=Path(str(data["train"])).name if data.get("train") else None,
+        file=", ".join(path.name for path in stored_paths(config, "train")) or None,
         classes=len(trained.get("class_names") or ()) or None,
         stem=encoder.get("stem") if is_resnet(str(encoder.get("name"))) else "its own",
         hours=None if seconds is None else f"{seconds / 3600:.3g}",

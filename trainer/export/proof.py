@@ -14,6 +14,7 @@ from common.errors import DataError, NumericalError
 from data_pipeline.augment import Augment
 from data_pipeline.packing.embedded import NAME, embedded_images
 from data_pipeline.reading.loader import EvalLoader, LoaderConfig
+from data_pipeline.reading.open_data import OpenData
 from trainer.evaluation.load_encoder import Preprocessing
 from trainer.export.target import Features, Target
 from trainer.state.run_data import run_data
@@ -111,8 +112,8 @@ def proof_images(
     """
     plain = Augment(how.augment(), seed=0).plain
     try:
-        path = run_data(run, config, "train")
-        return plain(_first_crops(path, how)), str(path)
+        data = OpenData(run_data(run, config, "train"))
+        return plain(_first_crops(data, how)), data.info.name
     except DataError as error:
         log.warning("%s; the proof uses the embedded digits", error)
     try:
@@ -124,10 +125,10 @@ def proof_images(
     return plain(torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)), "random"
 
 
-def _first_crops(path: Path, how: Preprocessing) -> torch.Tensor:
+def _first_crops(data: OpenData, how: Preprocessing) -> torch.Tensor:
     # The torchvision backend: FFCV would compile for seconds to read eight images.
     reader = LoaderConfig(backend="torchvision", workers=1)
-    loader = EvalLoader(path, how.size, how.resize, reader, batch_size=_IMAGES)
+    loader = EvalLoader(data, how.size, how.resize, reader, batch_size=_IMAGES)
     with contextlib.closing(loader):
         return next(iter(loader)).crops_BVHWC
 

@@ -5,17 +5,21 @@ encoder in evaluation mode, so nothing of the run changes. Each rank extracts a 
 """
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from common.bounds import check_bounds
+from common.collectives import all_gather_json
 from common.errors import ConfigError
 from data_pipeline.augment import Augment
-from data_pipeline.reading.beton import BetonInfo
+from data_pipeline.reading.batch import Batch
+from data_pipeline.reading.beton import DataInfo
+from data_pipeline.reading.damage import Damage
 from data_pipeline.reading.loader import EvalLoader, LoaderConfig
+from data_pipeline.reading.open_data import OpenData
 from trainer.features.extraction import default_resize, extract_features
 from trainer.features.knn import knn_classify, remark_on_k
 from trainer.features.labelled_files import read_labels
@@ -53,35 +57,33 @@ class OnlineKnn:
     def __init__(
         self,
         config: OnlineKnnConfig,
-        train: Path,
-        test: Path,
+        train: OpenData,
+        test: OpenData,
         size: int,
         loader: LoaderConfig,
         rank: int,
         world_size: int,
-        max_substitutes: float = 0,
     ) -> None:
         size = config.size or size
 
-        def load(path: Path) -> EvalLoader:
+        def load(data: OpenData) -> EvalLoader:
             return EvalLoader(
-                path,
+                data,
                 size,
                 default_resize(size) if config.resize is None else config.resize,
                 loader,
                 batch_size=config.batch,
                 rank=rank,
                 world_size=world_size,
-                max_substitutes=max_substitutes,
             )
 
         self.config = config
         self._train, self._test = load(train), load(test)
-        infos = self._train.info, self._test.info
+        infos = train.info, test.info
         for info in infos:
             if not info.has_label:
                 raise ConfigError(
-                    f"{info.path} has no labels for the online kNN; leave out --data.test"
+                    f"{info.name} has no labels for the online kNN; leave out --data.test"
                 )
         if config.k > infos[0].num_samples and rank == 0:
             log.warning(
@@ -89,21 +91,21 @@ class OnlineKnn:
                 config.k,
                 infos[0].num_samples,
             )
-        self._classes = read_labels(*infos, max_substitutes).classes
+        self._classes = read_labels(train, test).classes
         crowded = remark_on_k(config.k, infos[0].num_samples, len(infos[0].class_names), "--knn.k")
         for remark in (*self._classes.remarks, *crowded) if rank == 0 else ():
             log.warning("online kNN: %s", remark.removeprefix("warning: "))
 
     @property
-    def test(self) -> BetonInfo:
-        """The file that asks."""
-        return self._test.info
+    def test(self) -> DataInfo:
+        """The set that asks."""
+        return self._test.data.info
 
     @property
     def identity(self) -> str:
-        """Equal where figures can be compared: both files' contents, and how they are looked at."""
+        """Equal where figures can be compared: both sets' contents, and how they are looked at."""
         chosen = self.config
-        prints = [loader.info.identity[:16] for loader in (self._train, self._test)]
+        prints = [loader.data.info.identity[:16] for loader in (self._train, self._test)]
         looked_at = f"{chosen.k} {chosen.temperature} {chosen.resize}"
         if chosen.size is not None:  # a setting younger than runs whose figures these are
             looked_at += f" {chosen.size}"
@@ -112,13 +114,28 @@ class OnlineKnn:
     def evaluate(
         self, encoder: nn.Module, augment: Augment, device: torch.device, dtype: torch.dtype
     ) -> dict[str, float]:
-        """Top-1 and top-5 on the test set, 0 to 1. A collective: all ranks call it together."""
-        bank = extract_features(encoder, self._train, augment, device, dtype)
-        asked = extract_features(encoder, self._test, augment, device, dtype)
+        """Top-1 and top-5 on the test set, 0 to 1. A collective: all ranks call it together.
+
+        Raises:
+            DataError: on all ranks: more samples of a set are damaged than may be.
+        """
+        bank = extract_features(encoder, self._counted(self._train), augment, device, dtype)
+        asked = extract_features(encoder, self._counted(self._test), augment, device, dtype)
         asked = asked._replace(labels_N=self._classes.renumbered(asked.labels_N))
         k = min(self.config.k, len(bank.labels_N))
         result = knn_classify(bank, asked, k, temperature=self.config.temperature)
         return {"knn_top1": result.top1, "knn_top5": result.top5}
+
+    @staticmethod
+    def _counted(loader: EvalLoader) -> Iterator[Batch]:
+        """Its batches; in the end all ranks count the damaged samples that any has met."""
+        data, met = loader.data, list[tuple[int, str]]()
+        for batch in loader:
+            met += [(each.sample, each.why) for each in batch.substitutes]
+            yield batch
+        damage = Damage(data.info.name, data.info.num_samples, data.max_damaged)
+        for sample, why in sorted(row for rows in all_gather_json(met) for row in rows):
+            damage.note(sample, why)
 
     def close(self) -> None:
         """Release both loaders."""

@@ -8,7 +8,7 @@ from common.errors import DataError
 from common.files.strict_json import parse_json
 from data_pipeline.reading.batch import Batch
 from data_pipeline.reading.damage import Damage
-from data_pipeline.reading.loader import TrainLoader
+from data_pipeline.reading.open_data import OpenData
 from trainer.telemetry import JsonLines, Reader, Record
 
 log = logging.getLogger(__name__)
@@ -26,8 +26,7 @@ class SubstituteLog(Reader):
 
     def __init__(
         self,
-        loader: TrainLoader,
-        limit: float,
+        data: OpenData,
         folder: Path,
         *,
         writes: bool,
@@ -36,8 +35,7 @@ class SubstituteLog(Reader):
         """A collective: rank 0 tells the others what an earlier part of the run has met.
 
         Args:
-            loader: of the training data.
-            limit: damaged samples that are allowed; below 1 a fraction of all.
+            data: to train on, and how many of its samples may be damaged.
             folder: the run's.
             writes: whether this rank writes the file; true on rank 0 alone.
             steps_done: of an earlier part of the run; the file's later lines are dropped.
@@ -45,59 +43,50 @@ class SubstituteLog(Reader):
         Raises:
             DataError: the earlier part met more than are allowed now.
         """
-        self._loader = loader
+        self._data = data
         self._lines = JsonLines(folder / FILE, steps_done) if writes else None
-        self._pending: list[tuple[int, int, int]] = []
-        self._met: list[int] = []
+        self._pending: list[tuple[int, int, int, str]] = []
+        self._met: list[tuple[int, str]] = []
         self._replaced = 0
-        self._damage = Damage(loader.info.path, loader.num_samples, limit)
-        for sample, fault in loader.damaged.items():
-            self._damage.note(sample, fault)
-        for sample in broadcast_json(self._met_before()):
-            self._note(sample)
-        if writes and loader.damaged:
+        self._damage = Damage(data.info.name, data.info.num_samples, data.max_damaged)
+        for sample, why in (*data.table.damaged.items(), *broadcast_json(self._met_before())):
+            self._damage.note(sample, why)
+        if writes and data.table.damaged:
             log.warning(
                 "%s: %d samples are damaged in its tables; others are shown in their place",
-                loader.info.path,
-                len(loader.damaged),
+                data.info.name,
+                len(data.table.damaged),
             )
 
-    def _met_before(self) -> list[int]:
+    def _met_before(self) -> list[tuple[int, str]]:
         if self._lines is None or not self._lines.path.exists():
             return []
         path = self._lines.path
         try:
             lines = [parse_json(line) for line in path.read_bytes().splitlines()]
-            found = sorted({int(line["sample"]) for line in lines})
+            found = sorted({int(line["sample"]): str(line["why"]) for line in lines}.items())
         except (ValueError, TypeError, KeyError) as error:
             raise DataError(f"{path}: unreadable ({error}); delete it to go on") from None
         self._replaced = len(lines)
         return found
 
-    def _note(self, sample: int) -> None:
-        if sample not in self._damage.reasons:
-            self._damage.note(sample, self._loader.problem(sample))
-
     def step(self, step: int, batch: Batch) -> None:
         """What this rank replaced in a step, from 1. Not a collective."""
-        self._pending += [(step, each.sample, each.shown) for each in batch.substitutes]
+        self._pending += [(step, each.sample, each.shown, each.why) for each in batch.substitutes]
 
     def complete(self, records: list[Record]) -> None:
         """Add ``substitutes``, a number over all ranks, to the steps' records. A collective."""
-        found: list[list[list[int]]] = all_gather_json(self._pending)
+        found: list[list[tuple[int, int, int, str]]] = all_gather_json(self._pending)
         self._pending = []
         # Ranks hold consecutive parts of a batch: by step, the order is that of one process.
         rows = sorted((row for rows in found for row in rows), key=lambda row: row[0])
         for record in records:
-            record["substitutes"] = sum(step == record["step"] for step, _, _ in rows)
+            record["substitutes"] = sum(step == record["step"] for step, *_ in rows)
         self._replaced += len(rows)
-        self._met = [sample for _, sample, _ in rows]
+        self._met = [(sample, why) for _, sample, _, why in rows]
         if rows and self._lines is not None:
-            self._lines.read([self._line(*row) for row in rows])
-
-    def _line(self, step: int, sample: int, shown: int) -> Record:
-        why = self._damage.reasons.get(sample) or self._loader.problem(sample)
-        return {"step": step, "sample": sample, "shown": shown, "why": why}
+            names = ("step", "sample", "shown", "why")
+            self._lines.read([dict(zip(names, row)) for row in rows])
 
     def read(self, records: list[Record]) -> None:
         """Note what was met, on all ranks: the last of those that take the records.
@@ -105,8 +94,10 @@ class SubstituteLog(Reader):
         Raises:
             DataError: more samples are damaged than allowed; names file and samples.
         """
-        for sample in self._met:
-            self._note(sample)
+        for sample, why in self._met:
+            if self._lines is not None and sample not in self._damage.reasons:
+                log.warning("%s %s; another is shown", self._data.place(sample), why)
+            self._damage.note(sample, why)
 
     def close(self) -> None:
         """Say how many there were."""
@@ -116,7 +107,7 @@ class SubstituteLog(Reader):
         if self._damage.reasons:
             log.warning(
                 "%s: %d damaged samples met; %d places in batches showed others instead (%s)",
-                self._loader.info.path,
+                self._data.info.name,
                 len(self._damage.reasons),
                 self._replaced,
                 self._lines.path,

@@ -22,6 +22,7 @@ from torch import nn
 
 from data_pipeline.augment import AugmentConfig
 from data_pipeline.crops import CropConfig
+from data_pipeline.reading.order import EpochOrder
 from data_pipeline.views import ViewPlan
 from trainer.models.encoders import Encoder
 from trainer.models.heads import HeadConfig
@@ -135,6 +136,16 @@ class Objective(nn.Module):
             whole_epoch: one pass over the epoch's batches without gradient, in its order, BatchNorm
                 as in training.
         """
+
+    def order(self, num_samples: int) -> EpochOrder | None:
+        """Which samples the present epoch shows, as ``before_epoch`` has left it; None: all, once.
+
+        A function of the objective's state: a run that goes on in the middle of an epoch asks too.
+
+        Args:
+            num_samples: of the data set, and places of an epoch.
+        """
+        return None
 
     def synchronised_parts(self, sync_batch_norm: bool) -> list[nn.Module]:
         """Parts whose BatchNorm takes its statistics from the global batch, by that setting."""

@@ -21,7 +21,7 @@ from PIL import Image
 from common.errors import ConfigError
 from common.files.strict_json import dump_json
 from data_pipeline.packing.pack import PackConfig, pack
-from data_pipeline.reading.beton import check_beton
+from data_pipeline.reading.beton import name_of, sample_count
 from trainer.config import DataConfig, RunConfig, to_json
 from trainer.parallel.machine import with_precision
 from trainer.planner.loss_cost import loss_cost
@@ -42,7 +42,7 @@ def calibrate(config: RunConfig, known: bool, rates: Rates) -> Rates:
 
     Args:
         config: the run; its batch is not used. Nothing is written to its folder.
-        known: whether ``config.data.train`` names a file; without one, images are generated.
+        known: whether ``config.data.train`` names files; without any, images are generated.
         rates: stated ones, which stay between GPUs, where nothing is measured.
 
     Raises:
@@ -54,9 +54,9 @@ def calibrate(config: RunConfig, known: bool, rates: Rates) -> Rates:
     config = with_precision(config, device)
     with tempfile.TemporaryDirectory(prefix="widebatch-plan-") as name:
         folder = Path(name)
-        data = config.data.train if known else generate(folder, config.crop.size)
+        data = config.data.train if known else (generate(folder, config.crop.size),)
         readings, counts = [], []
-        samples = check_beton(data).num_samples
+        samples = sum(map(sample_count, data))
         for batch in _batches(config, device, samples):
             tried = dataclasses.replace(
                 config,
@@ -114,7 +114,8 @@ def _batches(config: RunConfig, device: str, samples: int) -> tuple[int, int]:
     large = int(_WORK[device] / max(four.flops / 4, 1.0))
     large = max(8, min(large - large % 8, _LARGEST[device], samples - samples % 2))
     if large > samples:
-        raise ConfigError(f"--calibrate needs at least 8 samples; {config.data.train}: {samples}")
+        name = name_of(config.data.train)
+        raise ConfigError(f"--calibrate needs at least 8 samples; {name}: {samples}")
     return max(4, large // 2), large
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import ConfigError
-from data_pipeline.reading.beton import check_beton, read_sample_table
+from data_pipeline.reading.open_data import OpenData
 from trainer.config import RunConfig, RunPlan, plan_run, to_json
 from trainer.parallel.machine import with_precision
 from trainer.planner.memory import DeviceMemory, Remedy, can_be_split, memory, remedy
@@ -113,20 +113,18 @@ def images_of(config: RunConfig, count: int | None = None, known: bool = True) -
     Args:
         config: its .beton is read where ``known``.
         count: images, if the user says so.
-        known: whether ``config.data.train`` names a file.
+        known: whether ``config.data.train`` names files.
 
     Raises:
         ConfigError: neither file nor number, and a recipe that is for no data set in particular.
         DataError: the file is damaged.
     """
     if known:
-        info = check_beton(config.data.train)
-        table = read_sample_table(config.data.train)
+        data = OpenData(config.data.train)
+        info, table = data.info, data.table
         pixels = float(np.mean(table.heights * table.widths))
         size = float(np.mean(table.sizes))
-        return Images(
-            count=count or info.num_samples, pixels=pixels, bytes=size, source=str(info.path)
-        )
+        return Images(count=count or info.num_samples, pixels=pixels, bytes=size, source=info.name)
     for word, (name, stated, pixels) in _STATED.items():
         if word in config.recipe:
             return Images(

@@ -82,7 +82,9 @@ def read(config: RunConfig, steps: int) -> Reading:
             peak_bytes=peak,
             step_seconds=seconds,
             wait_seconds=wait,
-            augment_seconds=_timed(run, lambda: run.augment.groups(batch.crops, batch.ids_B, 0)),
+            augment_seconds=_timed(
+                run, lambda: run.augment.groups(batch.crops, batch.drawn_by_B, 0)
+            ),
             loss_seconds=_timed(run, loss),
             update_seconds=update,
             core_seconds=_core_seconds(run),

@@ -31,7 +31,7 @@ from trainer.report.contents import Contents, differing, title
 from trainer.report.evaluations import KINDS
 from trainer.report.history import Events, History, accuracies, curves
 from trainer.report.samples import Images
-from trainer.state.run_data import section
+from trainer.state.run_data import section, stored_paths
 from trainer.state.settings import changed, flat
 
 _FOLDER = Path(__file__).parent
@@ -133,7 +133,7 @@ def _values(runs: Sequence[Contents]) -> dict[str, Any]:
 def _facts(run: Contents) -> Iterator[tuple[str, str]]:
     yield "state", run.state
     yield "recipe", title(run.settings)
-    yield "data", str(section(run.settings, "data").get("train", "-"))
+    yield "data", ", ".join(map(str, stored_paths(run.settings, "train"))) or "-"
     if run.history.metrics:
         yield from _measures(run.history)
     for bar in run.bars:

@@ -17,8 +17,8 @@ from torch import nn
 
 from common.errors import DataError, ExplainedError
 from data_pipeline.augment import Augment
-from data_pipeline.reading.beton import check_beton
 from data_pipeline.reading.loader import Batch
+from data_pipeline.reading.open_data import OpenData
 from data_pipeline.reading.order import Position
 from trainer.evaluation.job import choose_device
 from trainer.evaluation.load_encoder import load_encoder
@@ -135,7 +135,7 @@ def make_pictures(
     views = attempt(
         missing,
         "views",
-        lambda: first_views(run_data(run, settings, "train"), settings, _VIEW_ROWS),
+        lambda: first_views(OpenData(run_data(run, settings, "train")), settings, _VIEW_ROWS),
     )
     seen = attempt(
         missing,
@@ -164,12 +164,12 @@ class _Seen:
         self, run: Path, settings: dict[str, Any], max_images: int, device: torch.device
     ) -> None:
         self._settings, self._device = settings, device
-        self._train = run_data(run, settings, "train")
+        self._train = OpenData(run_data(run, settings, "train"))
         loaded = load_encoder(str(run))
         self._encoder, self._how = loaded.encoder.to(device), loaded.preprocessing
         self._bank = self._asked = read_spread(self._train, max_images, self._how)
         if section(settings, "data").get("test"):
-            self._asked = self._held_out(run_data(run, settings, "test"), max_images)
+            self._asked = self._held_out(OpenData(run_data(run, settings, "test")), max_images)
         log.info(
             "the encoder looks at %d images; --max-images lowers this",
             len(self._bank.ids_N) + len(self._asked.ids_N),
@@ -180,9 +180,9 @@ class _Seen:
             KINDS["run"]: self._by(self._encoder),
         }
 
-    def _held_out(self, test: Path, max_images: int) -> Samples:
+    def _held_out(self, test: OpenData, max_images: int) -> Samples:
         asked = read_spread(test, max_images, self._how)
-        classes = compare_labels(check_beton(self._train), check_beton(test)).classes
+        classes = compare_labels(self._train, test).classes
         labels_N = classes.renumbered(torch.from_numpy(asked.labels_N)).numpy()
         return asked._replace(
             labels_N=labels_N, class_names=self._bank.class_names or asked.class_names

@@ -1,13 +1,12 @@
 """Images of a data set as a report shows them: whole, and as the views that training saw.
 
-Shape suffixes: M samples of a file, N images, R rows of a grid, V views, S side in pixels.
+Shape suffixes: M samples of a set, N images, R rows of a grid, V views, S side in pixels.
 """
 
 import contextlib
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,8 +15,8 @@ import torch
 
 from data_pipeline.augment import Augment, AugmentConfig
 from data_pipeline.crops import CropConfig
-from data_pipeline.reading.beton import check_beton, read_sample_table
 from data_pipeline.reading.loader import LoaderConfig, TrainLoader
+from data_pipeline.reading.open_data import OpenData
 from data_pipeline.reading.order import Position
 from data_pipeline.views import ViewGroup, ViewPlan
 from trainer.config import RunConfig, from_json
@@ -30,12 +29,12 @@ _LOADER = LoaderConfig(backend="torchvision", workers=1)
 
 
 class Samples(NamedTuple):
-    """Centre crops of some samples of a file."""
+    """Centre crops of some samples of a set."""
 
     images_NSS3: Images  # noqa: N815
     ids_N: npt.NDArray[np.int64]  # noqa: N815
     labels_N: npt.NDArray[np.int64]  # noqa: N815
-    """-1 where the file has no labels."""
+    """-1 where the set has no labels."""
     class_names: tuple[str, ...]
 
     def take(self, which: npt.NDArray[np.int64]) -> "Samples":
@@ -64,17 +63,16 @@ class Views:
         return zip(self.ids_R.tolist(), self.originals_RSS3, self.views_RVSS3)
 
 
-def read_spread(path: Path, limit: int, how: Preprocessing) -> Samples:
-    """At most ``limit`` images, evenly spread over a file, as the encoder is to see them.
+def read_spread(data: OpenData, limit: int, how: Preprocessing) -> Samples:
+    """At most ``limit`` images, evenly spread over a set, as the encoder is to see them.
 
     Raises:
-        DataError: the file or a sample cannot be read.
+        DataError: a sample cannot be read.
     """
-    class_names = check_beton(path).class_names
-    labels_M = read_sample_table(path).labels
+    labels_M = data.table.labels
     ids_N = evenly(len(labels_M), limit)
-    images = CropReader(path, how).read(ids_N.tolist())
-    return Samples(images, ids_N, np.asarray(labels_M[ids_N], np.int64), class_names)
+    images = CropReader(data, how).read(ids_N.tolist())
+    return Samples(images, ids_N, np.asarray(labels_M[ids_N], np.int64), data.info.class_names)
 
 
 def evenly(count: int, most: int) -> npt.NDArray[np.int64]:
@@ -82,7 +80,7 @@ def evenly(count: int, most: int) -> npt.NDArray[np.int64]:
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
 
 
-def first_views(train: Path, settings: dict[str, Any], rows: int) -> Views:
+def first_views(train: OpenData, settings: dict[str, Any], rows: int) -> Views:
     """The first samples of a run, cut to their middle, and what its first epoch saw of them."""
     saved = {name: value for name, value in settings.items() if name != "run"}
     plan = from_json(RunConfig, saved, "config.json").view_plan()
@@ -102,7 +100,7 @@ def _enlarged(views_VR3SS: torch.Tensor, side: int) -> torch.Tensor:
     return resized.view(shape)
 
 
-def view_pairs(train: Path, settings: dict[str, Any], count: int) -> torch.Tensor:
+def view_pairs(train: OpenData, settings: dict[str, Any], count: int) -> torch.Tensor:
     """Two views (2, N, 3, S, S) of each of a run's first ``count`` samples, as its encoder sees
     them; also of a run that takes one view of an image, or more."""
     crop = from_json(CropConfig, settings.get("crop"), "config.json: crop")
@@ -112,7 +110,7 @@ def view_pairs(train: Path, settings: dict[str, Any], count: int) -> torch.Tenso
 
 
 def _views(
-    train: Path, settings: dict[str, Any], plan: ViewPlan, count: int, *, normalized: bool
+    train: OpenData, settings: dict[str, Any], plan: ViewPlan, count: int, *, normalized: bool
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
     """Ids (N,) of the first ``count`` samples of a run, and their views in the first epoch.
 
@@ -122,7 +120,7 @@ def _views(
     augment = dataclasses.replace(augment, normalize=normalized and augment.normalize)
     seed = settings.get("seed")
     seed = seed if isinstance(seed, int) else 0
-    count = min(count, len(read_sample_table(train).labels))
+    count = min(count, train.info.num_samples)
     with contextlib.closing(
         TrainLoader(train, plan, _LOADER, seed=seed, batch_size=count)
     ) as loader:

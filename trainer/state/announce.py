@@ -43,7 +43,7 @@ _TEMPLATES.filters["cell"] = lambda text: f"`{text}`".replace("|", "\\|")
 
 def announce(run: Run, resumed: bool) -> None:
     """Write config.json and README.md, and say before the first step what the run comes to."""
-    info, made_with = run.loader.info, versions()
+    info, made_with = run.data.info, versions()
     facts = {
         "num_samples": run.plan.num_samples,
         "data_fingerprint": info.fingerprint,
@@ -162,7 +162,7 @@ def next_commands(config: RunConfig, out: str, program: str = "widebatch") -> li
         out: its folder, as a shell takes it.
         program: how a shell finds this one.
     """
-    method = "diagnose" if config.data.test is None else "linear"  # the first needs no labels
+    method = "linear" if config.data.test else "diagnose"  # the second needs no labels
     known = is_torchvisions(config.encoder.name)
     to, suffix = ("torchvision", "safetensors") if known else ("torch-export", "pt2")
     return [

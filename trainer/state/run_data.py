@@ -14,8 +14,8 @@ class NoDataError(DataError):
     """The run had no such data, or it is not there any more."""
 
 
-def run_data(run: Path, settings: Mapping[str, Any], name: str) -> Path:
-    """A packed file of a run: where it lay then, or in the same place seen from the run's folder.
+def run_data(run: Path, settings: Mapping[str, Any], name: str) -> tuple[Path, ...]:
+    """Packed files of a run: where they lay then, or in the same place seen from the run's folder.
 
     Args:
         run: its folder, as it lies now.
@@ -23,23 +23,33 @@ def run_data(run: Path, settings: Mapping[str, Any], name: str) -> Path:
         name: ``train`` or ``test``.
 
     Raises:
-        NoDataError: it had none, it is not there any more, or another file is.
-        DataError: the file is damaged.
+        NoDataError: it had none, one is not there any more, or another file is.
+        DataError: a file is damaged.
     """
-    from data_pipeline.reading.beton import check_beton  # NumPy: not for every command's --help
-
-    stored = section(settings, "data").get(name)
-    if not isinstance(stored, str) or not stored:
+    stored = stored_paths(settings, name)
+    if not stored:
         raise NoDataError(f"the run had no --data.{name}")
-    for path in _places(run, settings, Path(stored)):
-        if path.is_file():
-            break
-    else:
-        raise NoDataError(f"{stored} is not there any more")
+    found = []
+    for each in stored:
+        path = next(filter(Path.is_file, _places(run, settings, each)), None)
+        if path is None:
+            raise NoDataError(f"{each} is not there any more")
+        found.append(path)
     known = section(settings, "run").get(_IDENTITIES[name])
-    if isinstance(known, str) and check_beton(path).identity != known:
-        raise NoDataError(f"{path} is another file than the run's --data.{name} was")
-    return path
+    if isinstance(known, str):
+        from data_pipeline.reading.open_data import OpenData  # NumPy: not for every --help
+
+        info = OpenData(found).info
+        if info.identity != known:
+            raise NoDataError(f"{info.name} is another file than the run's --data.{name} was")
+    return tuple(found)
+
+
+def stored_paths(settings: Mapping[str, Any], name: str) -> list[Path]:
+    """The paths that a ``config.json`` has; runs of before there could be several have one."""
+    stored = section(settings, "data").get(name)
+    given = stored if isinstance(stored, list) else [stored]
+    return [Path(each) for each in given if isinstance(each, str) and each]
 
 
 def _places(run: Path, settings: Mapping[str, Any], stored: Path) -> list[Path]:

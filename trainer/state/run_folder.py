@@ -1,13 +1,13 @@
 """The folder of a run: who may write it, and which checkpoint in it to go on from."""
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import logging
 import os
 import shutil
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from lightning_fabric import Fabric
 from common.collectives import broadcast_json
 from common.errors import CheckpointError, ConfigError, DataError
 from common.files.strict_json import read_json_file
-from data_pipeline.reading.beton import BetonInfo, sha256_of
+from data_pipeline.reading.beton import name_of, sha256_of
+from data_pipeline.reading.open_data import OpenData, joint_digest
 from trainer.config import (
     RunConfig,
     RunPlan,
@@ -86,9 +87,9 @@ def _clear(out: Path, made: list[Path]) -> None:
 
 
 def agreed_checkpoint(
-    config: RunConfig, plan: RunPlan, fabric: Fabric, store: CheckpointStore, info: BetonInfo
-) -> tuple[Checkpoint | None, BetonInfo]:
-    """The checkpoint to go on from, and the data with its fingerprint.
+    config: RunConfig, plan: RunPlan, fabric: Fabric, store: CheckpointStore, data: OpenData
+) -> Checkpoint | None:
+    """The checkpoint to go on from; ``data`` knows its fingerprint then.
 
     Rank 0 decides for all, so that no rank starts elsewhere, and alone reads a file whose manifest
     does not say the fingerprint. What ``--resume force`` changes is said, setting by setting, and
@@ -99,9 +100,9 @@ def agreed_checkpoint(
         try:
             saved = _check_same_run(config)
             found = store.newest()
-            fingerprint = _fingerprint(config, found, info)
+            fingerprint = _fingerprint(found, data)
             if found is not None:
-                _check_same_data(config, found, fingerprint, hashed=not info.fingerprint)
+                _check_same_data(config, found, fingerprint, hashed=not data.info.fingerprint)
                 if config.resume == "never":
                     raise ConfigError(
                         f"--out {config.out}: holds a run already and --resume never is set;"
@@ -116,8 +117,8 @@ def agreed_checkpoint(
     if "refused" in verdict:
         raise (CheckpointError if verdict["damaged"] else ConfigError)(verdict["refused"])
     step = verdict["step"]
-    info = replace(info, fingerprint=verdict["fingerprint"])
-    return None if step is None else store.read(step), info
+    data.info = dataclasses.replace(data.info, fingerprint=verdict["fingerprint"])
+    return None if step is None else store.read(step)
 
 
 def _check_same_run(config: RunConfig) -> dict[str, Any] | None:
@@ -169,38 +170,44 @@ def _say_what_changes(
             log.warning("--resume force: %s of step %d: %.4g -> %.4g", name, step + 1, was, now)
 
 
-def _fingerprint(config: RunConfig, found: Checkpoint | None, info: BetonInfo) -> str:
+def _fingerprint(found: Checkpoint | None, data: OpenData) -> str:
     """SHA-256 of the data: by its manifest, by a checkpoint of when it was as it is, or read."""
+    info, state = data.info, found.state if found else {}
     if info.fingerprint:
         return info.fingerprint
-    path, state = config.data.train, found.state if found else {}
     same = state.get("data_identity") == info.identity
-    if same and state.get("data_stamp") == data_stamp(path):
+    if same and state.get("data_stamp") == data_stamp(info.paths):
         return str(state["data_fingerprint"])
-    log.info("%s: has no manifest: reading it whole, once, for the checksum", path)
-    return _sha256_of(path)
+    digests = []
+    for file in data.files:
+        if not file.info.fingerprint:
+            log.info("%s: has no manifest: reading it whole, once, for the checksum", file.path)
+        digests.append(file.info.fingerprint or _sha256_of(file.path))
+    return joint_digest(digests)
 
 
 def _check_same_data(config: RunConfig, found: Checkpoint, fingerprint: str, hashed: bool) -> None:
     """Without reading a terabyte at every start: only when the file may have changed."""
-    path = config.data.train
+    paths, name = config.data.train, name_of(config.data.train)
     saved = found.state.get("data_fingerprint")
     if config.resume == "force":
         if saved != fingerprint:
-            log.warning("--resume force: %s is not the data of %s", path, found.path)
+            log.warning("--resume force: %s is not the data of %s", name, found.path)
         return
     if saved != fingerprint:
         raise ConfigError(
-            f"{path}: is not the data that {found.path} was trained on (fingerprint"
+            f"{name}: is not the data that {found.path} was trained on (fingerprint"
             f" {fingerprint[:12]}, then {str(saved)[:12]}); --resume force goes on with it anyway"
         )
-    if hashed or found.state.get("data_stamp") == data_stamp(path):
+    if hashed or found.state.get("data_stamp") == data_stamp(paths):
         return
-    log.info("%s: written to since the checkpoint, or another copy; checking its content", path)
-    content = _sha256_of(path)  # the fingerprint may be the manifest's word for other bytes
+    log.info("%s: written to since the checkpoint, or another copy; checking its content", name)
+    content = joint_digest(
+        [_sha256_of(path) for path in paths]
+    )  # the fingerprint may be the manifest's word for other bytes
     if content != saved:
         raise ConfigError(
-            f"{path}: its content has changed since {found.path} was trained on it (SHA-256"
+            f"{name}: its content has changed since {found.path} was trained on it (SHA-256"
             f" {content[:12]}, then {str(saved)[:12]}); copy it again, or --resume force goes on"
             " with it anyway"
         )
@@ -211,8 +218,8 @@ def _sha256_of(path: Path) -> str:
         return sha256_of(file)
 
 
-def data_stamp(path: Path) -> list[int]:
-    """Bytes, and time of the last change in ns: what says without reading a file that it is as it
-    was. A copy that keeps times (``cp -p``, ``rsync -t``) keeps it."""
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
+def data_stamp(paths: Iterable[Path]) -> list[int]:
+    """Bytes, and time of the last change in ns, of each file: what says without reading it that it
+    is as it was. A copy that keeps times (``cp -p``, ``rsync -t``) keeps it."""
+    stats = [path.stat() for path in paths]
+    return [number for each in stats for number in (each.st_size, each.st_mtime_ns)]

@@ -8,6 +8,7 @@ import pytest
 from common.errors import DataError
 from data_pipeline.reading.beton import read_sample_table
 from data_pipeline.reading.loader import EvalLoader, LoaderConfig
+from data_pipeline.reading.open_data import OpenData
 from tests.data_pipeline.batches import SIZE, evaluate
 from tests.data_pipeline.damaged import NOISE, ZEROS, overwritten
 
@@ -31,7 +32,9 @@ def test_a_damaged_jpeg_is_named(jpegs: Path, tmp_path: Path, kind: str) -> None
 
 def test_the_fallback_names_a_damaged_jpeg_too(jpegs: Path, tmp_path: Path) -> None:
     bad = overwritten(jpegs, tmp_path / "bad.beton", {7: ZEROS})
-    source = EvalLoader(bad, SIZE, None, LoaderConfig(backend="torchvision"), batch_size=10)
+    source = EvalLoader(
+        OpenData(bad), SIZE, None, LoaderConfig(backend="torchvision"), batch_size=10
+    )
     with pytest.raises(DataError, match=r"bad.beton: sample 7 does not decode \(.+\); pack"):
         list(source)
     source.close()
@@ -49,7 +52,7 @@ def test_a_jpeg_of_other_dimensions_than_the_table_says_is_refused(
     bad = overwritten(jpegs, tmp_path / "bad.beton", {7: patch})
     config = LoaderConfig(backend=backend)  # type: ignore[arg-type]
     with (
-        closing(EvalLoader(bad, SIZE, None, config, batch_size=10)) as source,
+        closing(EvalLoader(OpenData(bad), SIZE, None, config, batch_size=10)) as source,
         pytest.raises(DataError, match=r"sample 7 .*its own header says 9000 x 9000 pixels"),
     ):
         list(source)

@@ -8,6 +8,7 @@ import torch
 
 from data_pipeline.packing.pack import PackConfig, pack
 from data_pipeline.reading.loader import EvalLoader, LoaderConfig
+from data_pipeline.reading.open_data import OpenData
 from tests.data_pipeline.batches import SIZE, N, evaluate
 from tests.data_pipeline.images import encoded, picture
 
@@ -43,7 +44,7 @@ def test_evaluating_images_of_the_crops_size_changes_nothing(tmp_path: Path) -> 
     pack(str(tmp_path / "images"), tmp_path / "x.beton", config, progress=False)
     for backend in ("ffcv", "torchvision"):
         source = EvalLoader(
-            tmp_path / "x.beton",
+            OpenData(tmp_path / "x.beton"),
             24,
             24,
             LoaderConfig(backend=backend),
@@ -64,7 +65,7 @@ def test_decoding_reduced_is_bounded_and_only_where_asked_for(tmp_path: Path) ->
     crops = {}
     for reduction in (1, 2, 8):
         config = LoaderConfig(workers=1, max_reduction=reduction)  # type: ignore[arg-type]
-        source = EvalLoader(path, SIZE, SIZE, config, batch_size=4)
+        source = EvalLoader(OpenData(path), SIZE, SIZE, config, batch_size=4)
         crops[reduction] = next(iter(source)).crops_BVHWC.int()
         source.close()
     for reduction in (2, 8):

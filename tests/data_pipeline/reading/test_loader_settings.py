@@ -10,6 +10,7 @@ import pytest
 from common.errors import ConfigError, DataError
 from data_pipeline.reading import ffcv_compat
 from data_pipeline.reading.loader import EvalLoader, LoaderConfig
+from data_pipeline.reading.open_data import OpenData
 from data_pipeline.reading.order import Position
 from tests.data_pipeline.batches import open_train
 
@@ -36,7 +37,7 @@ def test_a_position_that_no_epoch_has_is_refused(jpegs: Path, position: Position
 
 def test_impossible_evaluation_sizes_are_refused(jpegs: Path) -> None:
     with pytest.raises(DataError, match="resize >= size"):
-        EvalLoader(jpegs, 64, 32, LoaderConfig(), batch_size=8)
+        EvalLoader(OpenData(jpegs), 64, 32, LoaderConfig(), batch_size=8)
 
 
 @pytest.mark.parametrize(
@@ -76,11 +77,12 @@ def test_the_fallback_imports_neither_ffcv_nor_numba(jpegs: Path) -> None:
 import sys
 sys.modules["ffcv"] = sys.modules["numba"] = None
 from data_pipeline.crops import CropConfig
+from data_pipeline.reading.open_data import OpenData
 from data_pipeline.reading.loader import *
 from data_pipeline.views import views_of_one_size
 config = LoaderConfig(backend="torchvision", workers=1)
 views = views_of_one_size(CropConfig(size=8))
-source = TrainLoader({str(jpegs)!r}, views, config, seed=0, batch_size=4)
+source = TrainLoader(OpenData({str(jpegs)!r}), views, config, seed=0, batch_size=4)
 print(len(next(source.starting_at(Position())).ids_B))
 """
     root = Path(__file__).resolve().parents[3]

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from data_pipeline.reading import loader
+from data_pipeline.reading import order
 from data_pipeline.reading.order import Position, permute
 from tests.data_pipeline.batches import decoding_threads, digest, open_train, take
 
@@ -106,7 +106,7 @@ def test_a_batch_is_planned_once_however_many_parts_it_is_decoded_in(
         asked.append(len(positions))
         return permute(seed, epoch, positions, n)
 
-    monkeypatch.setattr(loader, "permute", counted)
+    monkeypatch.setattr(order, "permute", counted)
     source = open_train(jpegs, workers=3, batch_size=40)
     assert len(source._chunks(40)) == 5
     take(source, 1)

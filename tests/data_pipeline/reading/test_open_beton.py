@@ -99,7 +99,7 @@ def test_a_disk_that_fails_is_named_with_its_error(
     loader = open_train(copy, backend)
     monkeypatch.setattr(os, "preadv", fails)
     if backend == "ffcv":  # its own reads fail on a descriptor that is none
-        monkeypatch.setattr(loader._file, "descriptor", -1)
+        monkeypatch.setattr(loader.data, "descriptors_N", np.full(45, -1, np.int32))
     with closing(loader), pytest.raises(OSError, match=copy.name) as failure:
         next(loader.starting_at(Position()))
     assert failure.value.errno == errno.ESTALE

@@ -11,7 +11,8 @@ from common.errors import CheckpointError, ConfigError, DataError
 from data_pipeline.crops import CropConfig
 from data_pipeline.packing.pack import PackConfig, pack
 from data_pipeline.reading.loader import LoaderConfig, TrainLoader
-from data_pipeline.reading.order import Position
+from data_pipeline.reading.open_data import OpenData
+from data_pipeline.reading.order import EpochOrder, Position
 from data_pipeline.views import views_of_one_size
 from tests.dist import run_ranks
 from tests.trainer.runs import SMALL_ENCODER, pack_images
@@ -71,12 +72,15 @@ def test_every_class_gives_at_least_one_and_at_most_what_it_has() -> None:
 def test_a_published_list_of_file_names_finds_its_samples(folder: Path, tmp_path: Path) -> None:
     listed = tmp_path / "1percent.txt"
     data = folder / "images.beton"
-    names = packed_names(data)
+    names = packed_names(OpenData(data))
     assert names[:2] == ["class0/0000.png", "class0/0003.png"]
     listed.write_text("0004.png\nclass2/0002.png\n")
-    assert [names[i] for i in read_list(listed, data)] == ["class1/0004.png", "class2/0002.png"]
+    assert [names[i] for i in read_list(listed, OpenData(data))] == [
+        "class1/0004.png",
+        "class2/0002.png",
+    ]
     listed.write_text("\ufeff17\n3\n", "utf-8")  # as Windows marks text
-    assert read_list(listed, data).tolist() == [3, 17]
+    assert read_list(listed, OpenData(data)).tolist() == [3, 17]
 
 
 def test_listed_names_may_have_spaces(folder: Path, tmp_path: Path) -> None:
@@ -86,7 +90,7 @@ def test_listed_names_may_have_spaces(folder: Path, tmp_path: Path) -> None:
     data, listed = tmp_path / "spaces.beton", tmp_path / "list.txt"
     pack(str(tmp_path / "images"), data, PackConfig(workers=1), progress=False)
     listed.write_text("\nmy own cat.png\r\n 0004.png\n")
-    found = [packed_names(data)[i] for i in read_list(listed, data)]
+    found = [packed_names(OpenData(data))[i] for i in read_list(listed, OpenData(data))]
     assert sorted(found) == ["class0/my own cat.png", "class1/0004.png"]
 
 
@@ -94,7 +98,8 @@ def test_names_skip_images_that_packing_left_out(folder: Path, tmp_path: Path) -
     shutil.copytree(folder / "images", tmp_path / "images")
     (tmp_path / "images" / "class0" / "0000a.png").write_bytes(b"no image")
     pack(str(tmp_path / "images"), tmp_path / "some.beton", PackConfig(workers=1), progress=False)
-    assert packed_names(tmp_path / "some.beton") == packed_names(folder / "images.beton")
+    some, every = OpenData(tmp_path / "some.beton"), OpenData(folder / "images.beton")
+    assert packed_names(some) == packed_names(every)
 
 
 @pytest.mark.parametrize(
@@ -113,29 +118,31 @@ def test_a_list_that_does_not_fit_is_refused(
     listed = tmp_path / "list.txt"
     listed.write_text(lines)
     with pytest.raises(DataError, match=message):
-        read_list(listed, folder / "images.beton")
+        read_list(listed, OpenData(folder / "images.beton"))
 
 
 def test_a_folder_that_changed_since_packing_names_nothing(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "images", tmp_path / "images")
     (tmp_path / "images" / "class0" / "0000.png").unlink()
     with pytest.raises(DataError, match="not those that"):
-        packed_names(folder / "images.beton", tmp_path / "images")
+        packed_names(OpenData(folder / "images.beton"), tmp_path / "images")
     with pytest.raises(DataError, match="--images"):
-        packed_names(folder / "images.beton", tmp_path / "gone")
+        packed_names(OpenData(folder / "images.beton"), tmp_path / "gone")
 
 
 def test_a_loader_of_some_samples_reads_no_others(folder: Path) -> None:
     only, data = np.array([2, 3, 5, 7, 11, 13, 17]), folder / "images.beton"
     views = views_of_one_size(CropConfig(size=8), 1)
-    loader = TrainLoader(data, views, LOADER, seed=0, batch_size=3, only=only)
+    loader = TrainLoader(
+        OpenData(data), views, LOADER, seed=0, batch_size=3, order=EpochOrder.of(only)
+    )
     batches = [batch for _, batch in zip(range(4), loader.starting_at(Position(0, 0)))]
     loader.close()
     assert loader.steps_per_epoch == 2
     for epoch in (batches[:2], batches[2:]):
         ids = torch.cat([batch.ids_B for batch in epoch]).tolist()
         assert len(set(ids)) == 6 and set(ids) < set(only.tolist())
-    whole = TrainLoader(data, views, LOADER, seed=0, batch_size=90)
+    whole = TrainLoader(OpenData(data), views, LOADER, seed=0, batch_size=90)
     every = next(whole.starting_at(Position(0, 0)))
     whole.close()
     place = every.ids_B.tolist().index(int(batches[0].ids_B[0]))

@@ -12,6 +12,7 @@ from common.errors import ConfigError, DataError
 from data_pipeline.augment import Augment, AugmentConfig
 from data_pipeline.reading.loader import LoaderConfig
 from data_pipeline.reading.manifest import manifest_path
+from data_pipeline.reading.open_data import OpenData
 from tests.data_pipeline.packed import packed
 from tests.trainer.runs import SMALL_ENCODER, metrics, tiny_config, train
 from tests.trainer.saved_runs import saved_run
@@ -56,7 +57,7 @@ def top1(train: Path, test: Path) -> float:
 
 
 def online(train: Path, test: Path) -> dict[str, float]:
-    watcher = OnlineKnn(OnlineKnnConfig(k=5), train, test, 8, READER, 0, 1)
+    watcher = OnlineKnn(OnlineKnnConfig(k=5), OpenData(train), OpenData(test), 8, READER, 0, 1)
     try:
         cpu = torch.device("cpu")
         return watcher.evaluate(torch.nn.Flatten(), Augment(AugmentConfig(), 0), cpu, torch.float32)
@@ -147,10 +148,12 @@ def test_a_best_figure_of_other_data_is_not_one_to_beat(tmp_path: Path) -> None:
         abc, tmp_path / "run", encoder=SMALL_ENCODER, steps=4, knn=OnlineKnnConfig(every_epochs=1)
     )
     config = dataclasses.replace(config, batch=12)
-    first = dataclasses.replace(config, data=DataConfig(train=abc, test=easy))
+    first = dataclasses.replace(config, data=DataConfig(train=(abc,), test=(easy,)))
     assert train(1, first, stop_at=3) == "stopped"
     assert metrics(config.out)[2]["knn_best_top1"] > 0.5
-    assert train(1, dataclasses.replace(config, data=DataConfig(train=abc, test=hard))) == "done"
+    assert (
+        train(1, dataclasses.replace(config, data=DataConfig(train=(abc,), test=(hard,)))) == "done"
+    )
     last = metrics(config.out)[-1]
     assert last["knn_best_top1"] == last["knn_top1"] == pytest.approx(1 / 3)
 

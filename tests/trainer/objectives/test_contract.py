@@ -139,7 +139,7 @@ def test_a_damaged_samples_stand_in_leaves_its_row_alone(data: Path, tmp_path: P
     for name in ("npid", "deepclusterv2"):
         for step in (1, 5):  # of the first epoch, which shows every sample once
             config = config_of(name, bad, tmp_path / f"{name}-{step}", steps=step)
-            allowed = DataConfig(train=bad, max_substitutes=2)
+            allowed = DataConfig(train=(bad,), max_substitutes=2)
             runs[name, step] = dataclasses.replace(config, data=allowed)
     train_all(2, [(config, 0) for config in runs.values()])
     first, last = (tensors(runs["npid", step].out)["bank.rows"] for step in (1, 5))

@@ -12,6 +12,7 @@ from common import cores
 from common.cores import Cores
 from data_pipeline.crops import CropConfig
 from data_pipeline.reading.loader import LoaderConfig, TrainLoader
+from data_pipeline.reading.open_data import OpenData
 from data_pipeline.views import ViewPlan
 from launch import command_line
 from tests.dist import run_ranks
@@ -66,7 +67,7 @@ def test_every_loader_of_a_run_has_the_share_and_its_settings_stay_as_given(tmp_
     data = pack_images(tmp_path, count=24)
     loader = LoaderConfig(backend="torchvision")
     config = tiny_config(data, tmp_path / "run", loader=loader)
-    config = dataclasses.replace(config, data=DataConfig(train=data, test=data))
+    config = dataclasses.replace(config, data=DataConfig(train=(data,), test=(data,)))
     with prepare(config) as run:
         assert run.loader.config.workers == 3
         assert run.knn is not None
@@ -88,15 +89,15 @@ def test_every_loader_of_an_evaluation_has_the_share(
     crop = CropConfig(size=8)
     given: list[LoaderConfig] = []
 
-    def spy(path: Path, views: ViewPlan, config: LoaderConfig, **more: Any) -> TrainLoader:
+    def spy(data: OpenData, views: ViewPlan, config: LoaderConfig, **more: Any) -> TrainLoader:
         given.append(config)
-        return TrainLoader(path, views, config, **more)
+        return TrainLoader(data, views, config, **more)
 
     monkeypatch.setattr(job, "TrainLoader", spy)
     config = job.JobConfig(source="", loader=loader, device="cpu")
     with job.Job(config, encoder) as opened:
         assert opened.loader.workers == 3
-        with opened.augmented(data, crop, 8):
+        with opened.augmented(OpenData(data), crop, 8):
             assert [each.workers for each in given] == [3]
 
 

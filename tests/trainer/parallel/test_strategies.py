@@ -319,7 +319,7 @@ def test_the_online_knn_sees_the_whole_encoder(data: Path, tmp_path: Path) -> No
     for name in ("ddp", "fsdp"):
         # float64: in float32 rounding may decide which images are the nearest.
         config = strategy_config(data, tmp_path / name, name, steps=5, knn=knn, precision="fp64")
-        config = dataclasses.replace(config, data=DataConfig(train=data, test=data))
+        config = dataclasses.replace(config, data=DataConfig(train=(data,), test=(data,)))
         assert train(2, config) == "done"
         found[name] = metrics(config.out)[-1]["knn_top1"]
     assert found["fsdp"] == found["ddp"] > 0.3

@@ -7,6 +7,7 @@ import torch
 from data_pipeline.augment import Augment, AugmentConfig, ViewConfig
 from data_pipeline.crops import CropConfig
 from data_pipeline.reading.loader import LoaderConfig, TrainLoader
+from data_pipeline.reading.open_data import OpenData
 from data_pipeline.reading.order import Position
 from data_pipeline.views import views_of_one_size
 from tests.report.made_runs import SMALL, finished_run
@@ -33,10 +34,10 @@ def run(tmp_path_factory, data):
 
 def test_views_are_those_that_the_runs_first_step_saw(run, data):
     settings = read_settings(run)
-    shown = first_views(data, settings, rows=5).views_RVSS3
+    shown = first_views(OpenData(data), settings, rows=5).views_RVSS3
     crop = CropConfig(size=32, scale=(0.2, 1.0))
     loader = TrainLoader(
-        data,
+        OpenData(data),
         views_of_one_size(crop),
         LoaderConfig(backend="torchvision", workers=1),
         seed=5,
@@ -60,7 +61,7 @@ def test_an_image_stands_beside_its_own_views(run, data):
     still = ViewConfig(flip=0.0, jitter=0.0, grayscale=0.0, blur=0.0)
     settings["augment"] = to_json(AugmentConfig(view1=still, view2=still))
     settings["crop"] = to_json(CropConfig(size=32, scale=(1.0, 1.0), ratio=(1.0, 1.0)))
-    found = first_views(data, settings, rows=6)
+    found = first_views(OpenData(data), settings, rows=6)
     assert found.originals_RSS3.std() > 10
     for view in range(2):
         assert np.array_equal(found.views_RVSS3[:, view], found.originals_RSS3)
@@ -72,23 +73,23 @@ def test_all_views_of_a_run_are_shown_whatever_their_number_and_size(run, data):
     settings["objective"] = to_json(
         DeepClusterV2Config(small_views=3, small_crop=CropConfig(size=16, scale=(0.1, 0.3)))
     )
-    views = first_views(data, settings, rows=4).views_RVSS3
+    views = first_views(OpenData(data), settings, rows=4).views_RVSS3
     assert views.shape == (4, 5, 32, 32, 3)
     small = views[:, 2:]
     assert np.array_equal(small, small[:, :, ::2, ::2].repeat(2, 2).repeat(2, 3))
     assert not np.array_equal(views[:, 0], views[:, 0, ::2, ::2].repeat(2, 1).repeat(2, 2))
     settings["objective"] = to_json(RotationConfig())
-    alone = first_views(data, settings, rows=4).views_RVSS3
+    alone = first_views(OpenData(data), settings, rows=4).views_RVSS3
     assert np.array_equal(alone, views[:, :1])
 
 
 def test_images_are_spread_over_a_file_that_is_sorted_by_class(data):
     encoder = load_encoder("pixels:32").preprocessing
-    batch = read_spread(data, 9, encoder)
+    batch = read_spread(OpenData(data), 9, encoder)
     assert batch.ids_N[0] == 0
     assert batch.ids_N[-1] == 71
     assert np.bincount(batch.labels_N).tolist() == [3, 3, 3]
-    assert len(read_spread(data, 1000, encoder).ids_N) == 72
+    assert len(read_spread(OpenData(data), 1000, encoder).ids_N) == 72
 
 
 def test_a_map_keeps_groups_together():
@@ -159,7 +160,7 @@ def test_what_is_missing_is_left_out_and_said(tmp_path, data):
 def test_similarities_are_of_the_views_that_the_encoder_was_trained_on(run, data):
     """By hand: two views of each image, through the encoder, cosine by cosine."""
     settings = read_settings(run)
-    views = view_pairs(data, settings, 72)
+    views = view_pairs(OpenData(data), settings, 72)
     assert views.shape == (2, 72, 3, 32, 32)
     encoder = load_encoder(str(run)).encoder
     with torch.no_grad():

@@ -34,7 +34,9 @@ def text_of(config: RunConfig, steps_done: int = 0) -> str:
 
 
 def absolute(config: RunConfig) -> RunConfig:
-    data = dataclasses.replace(config.data, train=config.data.train.absolute())
+    data = dataclasses.replace(
+        config.data, train=tuple(path.absolute() for path in config.data.train)
+    )
     return dataclasses.replace(config, data=data, out=config.out.absolute())
 
 

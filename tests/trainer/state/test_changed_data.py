@@ -22,7 +22,7 @@ def _cut_in_step_3(rank: int, world_size: int, values: dict[str, Any]) -> None:
 
     def cut() -> bool:
         if next(steps) == 3 and rank == 0:
-            os.truncate(config.data.train, 4096)
+            os.truncate(config.data.train[0], 4096)
         return False
 
     fit(config, cut)

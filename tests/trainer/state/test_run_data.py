@@ -38,7 +38,7 @@ def test_a_run_finds_its_data_wherever_it_is_looked_for(
     place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run, data = place / "runs" / "x", place / "images.beton"
-    assert run_data(run, settings(run), "train") == data
+    assert run_data(run, settings(run), "train") == (data,)
     # Another file of that name where the command is typed is not the run's.
     pack_images(tmp_path / "other", count=24)
     for name in ("images.beton", "images.beton.json"):
@@ -48,7 +48,7 @@ def test_a_run_finds_its_data_wherever_it_is_looked_for(
 
     moved = place.rename(tmp_path / "moved")
     run = moved / "runs" / "x"
-    assert run_data(run, settings(run), "train") == moved / "images.beton"
+    assert run_data(run, settings(run), "train") == (moved / "images.beton",)
 
     for name in ("images.beton", "images.beton.json"):
         shutil.copy(name, moved / name)
@@ -70,7 +70,7 @@ def test_an_older_run_with_relative_paths_is_seen_from_its_own_folder(
     run = place / "runs" / "x"
     old = {**settings(run), "data": {"train": "images.beton"}, "out": "runs/x"}
     Path("images.beton").write_bytes(b"another file")
-    assert run_data(run, old, "train") == place / "images.beton"
+    assert run_data(run, old, "train") == (place / "images.beton",)
 
 
 def test_a_run_had_no_such_data(tmp_path: Path) -> None:
@@ -85,6 +85,6 @@ def test_paths_are_compared_by_what_they_mean(
     monkeypatch.chdir(tmp_path)
     config = tiny_config(Path("a.beton"), Path("x"), init_from=Path("w.pth"))
     saved = to_json(absolute(config))
-    assert saved["data"]["train"] == str(tmp_path / "a.beton")
+    assert saved["data"]["train"] == [str(tmp_path / "a.beton")]
     again = from_json(RunConfig, {**saved, "init_from": "w.pth"})
     assert not differences(saved, to_json(absolute(again)))

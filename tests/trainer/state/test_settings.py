@@ -34,7 +34,7 @@ def test_the_words_of_all_settings_give_the_same_configuration() -> None:
     for recipe, build in RECIPES.items():
         config = dataclasses.replace(
             build(),
-            data=DataConfig(train=Path("a.beton"), test=Path("b c.beton")),
+            data=DataConfig(train=(Path("a.beton"),), test=(Path("b c.beton"),)),
             steps=7,
             compile=True,
             sync_batch_norm=False,
