@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import logging
 import os
+import select
 import sys
 import traceback
 from collections.abc import MutableMapping, Sequence
@@ -51,7 +52,17 @@ def run(arguments: Sequence[str]) -> int:
     except SystemExit as stop:  # argparse and tyro end the process themselves
         return stop.code if isinstance(stop.code, int) else int(ExitCode.USAGE)
     except BaseException as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is buffered
+            return int(ExitCode.UNREAD)
         return int(_report(error, debug))
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output is a pipe whose other end has what it wanted, as ``head`` has."""
+    watched = select.poll()
+    watched.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in watched.poll(0))
 
 
 def _run(words: list[str]) -> int:

@@ -24,6 +24,8 @@ class ExitCode(IntEnum):
     """Stopped by a signal, with a checkpoint unless no step was made: the same command goes on."""
     INTERRUPTED = 130
     """Ctrl-C in a command that keeps no checkpoint."""
+    UNREAD = 141
+    """Whoever read the output has gone, as after a signal for that."""
 
 
 _RETRYABLE_ERRNOS = frozenset(

@@ -182,6 +182,7 @@ def parse(
         SystemExit: ``--help`` has been answered.
     """
     import tyro
+    from tyro import _strings
     from tyro._errors import on_parse_error
 
     from trainer.state.settings import settings
@@ -191,11 +192,23 @@ def parse(
     def refuse(event: "ParseErrorEvent") -> None:
         raise ConfigError(_one_line(event, [*options, *other_options], f"see '{prog} --help'"))
 
+    _strings.remove_single_line_breaks = _filled  # type: ignore[assignment]  # tyro's keeps the lines of indented docstrings
     coloured = getattr(sys.stdout, "stream", sys.stdout)  # as --help may be
     with on_parse_error(refuse), contextlib.redirect_stdout(coloured):
         return tyro.cli(
             type(default), prog=prog, description=text, default=default, args=list(words)
         )
+
+
+def _filled(text: str) -> str:
+    """Paragraphs as one line each, for a terminal of any width; lines of tables stay."""
+    lines: list[str] = []
+    for line in inspect.cleandoc(text).split("\n"):
+        if lines and lines[-1] and line and not line.startswith((" ", "- ")):
+            lines[-1] += f" {line}"
+        else:
+            lines.append(line)
+    return "\n".join(lines)
 
 
 def _one_line(event: "ParseErrorEvent", options: Iterable[str], help_words: str) -> str:

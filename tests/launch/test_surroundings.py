@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from tqdm import tqdm
 
+from launch.exit_codes import ExitCode
 from launch.surroundings import Harmless, leave_out
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -117,6 +118,25 @@ def test_help_has_its_colours_on_a_terminal() -> None:
     done = python(code, TERM="xterm")
     assert done.returncode == 0, done.stdout
     assert b"\x1b[1m" in done.stdout and rb"\x1b" not in done.stdout
+
+
+def test_help_fills_its_lines() -> None:
+    """A docstring's line ends are the source's, not the terminal's."""
+    code = "import sys; from launch.command_line import run; run(sys.argv[1:])"
+    done = python(code, "evaluate", "knn", "-h", COLUMNS="100")
+    reduced = done.stdout.decode().partition("--max-reduction")[2]
+    inside = [line.strip(" │") for line in reduced.splitlines()[1:-1] if line.startswith("│")]
+    assert len(inside) > 3
+    assert min(map(len, inside[:-1])) > max(map(len, inside)) - 15  # a long word may not fit
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    words = [sys.executable, "-m", "launch", "evaluate", "knn", "--help"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == ExitCode.UNREAD
 
 
 def test_a_bar_with_a_name_stays_on_its_line(
