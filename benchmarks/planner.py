@@ -30,7 +30,14 @@ from trainer.planner.traffic import Cluster
 from trainer.recipes import RECIPES
 
 MEMORY, TIME = 0.10, 0.25  # what the predictions are held to
-BATCHES = {"simclr-cifar10-r18": 192, "mocov3-cifar10-r18": 96, "simclr-stl10-r18": 192}
+BATCHES = {
+    "simclr-cifar10-r18": 192,
+    "mocov3-cifar10-r18": 96,
+    "simclr-stl10-r18": 192,
+    "rotation-cifar10-r18": 96,
+    "npid-cifar10-r18": 192,
+    "deepclusterv2-cifar10-r18": 96,
+}
 
 
 class Use(NamedTuple):
@@ -98,7 +105,8 @@ class Round(NamedTuple):
 
 def compare(recipe: str, batch: int, precision: str, steps: int, folder: Path) -> Round:
     config = RECIPES[recipe]()
-    data = generate(folder, config.crop.size, count=max(256, 2 * batch))
+    count = max(256, 2 * batch, batch + config.objective.least_samples()[0])
+    data = generate(folder, config.crop.size, count)
     config = dataclasses.replace(
         config,
         data=DataConfig(train=(data,)),

@@ -276,6 +276,12 @@ def plan_run(config: RunConfig, num_samples: int, world_size: int) -> RunPlan:
             f"--batch {batch} does not divide by {world_size} processes; nearest that do: {nearest}"
         )
     steps_per_epoch = num_samples // batch
+    least, why = config.objective.least_samples()
+    if steps_per_epoch * batch < least:
+        raise ConfigError(
+            f"--objective.{why} {least} is more than the {steps_per_epoch * batch} samples of an"
+            f" epoch of {name_of(config.data.train)}; lower it, or bring more images"
+        )
     total = config.steps if config.steps is not None else round(config.epochs * steps_per_epoch)
     if total < 1:
         raise ConfigError(

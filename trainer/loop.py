@@ -15,7 +15,7 @@ from trainer.config import RunConfig
 from trainer.models.encoders import seed_stochastic_layers
 from trainer.optim.optimizers import apply_update, gradient_norm
 from trainer.prepare import join, prepare
-from trainer.run import Run
+from trainer.run import Run, StopAskedError
 from trainer.step import RunningStatistics, StepDone
 
 log = logging.getLogger(__name__)
@@ -52,6 +52,9 @@ def fit(config: RunConfig, stop_requested: Callable[[], bool] = lambda: False) -
         while True:
             try:
                 return _train(config, fabric, stop_requested)
+            except StopAskedError:
+                log.info("stopped before an epoch's first step; the same command goes on from here")
+                return Outcome.STOPPED
             except NonFiniteError as error:
                 if not rollbacks:
                     raise
@@ -84,13 +87,14 @@ def _train(config: RunConfig, fabric: Fabric, stop_requested: Callable[[], bool]
             return Outcome.DONE
         flags = AgreedFlags(("stop", "collapsed", "save_errno"), run.fabric.device)
         statistics = RunningStatistics(run.objective)
+        run.stop_agreed = lambda: _agree(run, flags, stop_requested())
         run.phases.step(run.state.step + 1)
         for batch in run.remaining_batches():
             done = _step(run, statistics, batch)
             run.phases.enter("other")
             for watch in run.watchers:
                 watch(done)
-            stopping = _agree(run, flags, stop_requested())
+            stopping = run.stop_agreed()
             if stopping or run.checkpoint_is_due():
                 run.save(finish=stopping or run.is_done())
             run.telemetry.flush_if_due()

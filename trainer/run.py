@@ -18,6 +18,7 @@ from torch import nn
 
 from common.collectives import gather_rows
 from common.errors import DataError, NumericalError
+from common.progress import Progress
 from data_pipeline.augment import Augment
 from data_pipeline.reading.batch import Batch
 from data_pipeline.reading.loader import TrainLoader
@@ -60,6 +61,10 @@ class TrainState:
         return Position(epoch, step)
 
 
+class StopAskedError(Exception):
+    """A pass before an epoch was broken off, on all ranks, because one was asked to stop."""
+
+
 Watcher = Callable[[StepDone], None]
 """Looks at a step that is done, and changes no number."""
 
@@ -93,6 +98,8 @@ class Run:
     state: TrainState = field(default_factory=TrainState)
     samples: JsonLines | None = None
     """Where :meth:`log_samples` writes; on rank 0."""
+    stop_agreed: Callable[[], bool] = lambda: False
+    """Whether any rank is asked to stop; a collective, for passes that are no steps."""
     knn_refused: NumericalError | None = None
     """Why the newest online kNN has no figure; on all ranks."""
     _waited_before: float = 0.0
@@ -111,6 +118,7 @@ class Run:
         """Batches of the steps that are left, in order.
 
         Raises:
+            StopAskedError: between two epochs, when a pass of the objective's was broken off.
             DataError, OSError: the file has become unreadable. A process that is alone saves its
                 last step before; of several the others do not know, and are in the next one.
         """
@@ -157,11 +165,21 @@ class Run:
                 self.objective.before_epoch(position.epoch, partial(self._whole_epoch, position))
 
     def _whole_epoch(self, position: Position) -> Iterator[Outputs]:
-        """Outputs of every batch of an epoch, without gradient."""
-        if self.fabric.is_global_zero:
-            log.info("epoch %d: a pass without training comes first", position.epoch)
-        for batch in self.loader.epoch(position):
-            yield self.gradients.outputs(batch, self.state.step)
+        """Outputs of every batch of an epoch, without gradient.
+
+        Raises:
+            StopAskedError: some rank is asked to stop.
+        """
+        if self.state.step:
+            self.save()  # a pass is long, and what it has come to cannot be saved
+        title = f"before epoch {position.epoch}: a pass without training"
+        images = self.plan.steps_per_epoch * self.plan.global_batch
+        with Progress(title, images, "images", self.fabric.is_global_zero) as bar:
+            for batch in self.loader.epoch(position):
+                if self.stop_agreed():
+                    raise StopAskedError
+                yield self.gradients.outputs(batch, self.state.step)
+                bar.advance(self.plan.global_batch)
 
     def waited(self) -> float:
         """Seconds that this process waited for the loader since the last call."""

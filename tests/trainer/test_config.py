@@ -97,6 +97,15 @@ def test_a_batch_that_cannot_be_is_refused_with_those_that_can(
         plan_run(config(batch=batch), 1000, world_size)
 
 
+def test_more_clusters_than_samples_are_refused_before_a_pass_over_all() -> None:
+    base = RECIPES["deepclusterv2-cifar10-r18"]()
+    few = dataclasses.replace(base, data=DataConfig(train=(Path("x.beton"),)), batch=96)
+    message = r"--objective\.prototypes 500 is more than the 480 samples of an epoch of x\.beton"
+    with pytest.raises(ConfigError, match=message):
+        plan_run(few, 575, 1)
+    assert plan_run(few, 576, 1).steps_per_epoch == 6
+
+
 @pytest.mark.parametrize("seed", [1 << 64, -(1 << 63) - 1])
 def test_a_seed_beyond_64_bits_is_refused(seed: int) -> None:
     with pytest.raises(ConfigError, match=f"--seed {seed}: choose -9223372036854775808 to"):

@@ -133,8 +133,9 @@ class Objective(nn.Module):
 
         Args:
             epoch: from 0.
-            whole_epoch: one pass over the epoch's batches without gradient, in its order, BatchNorm
-                as in training.
+            whole_epoch: one pass over all samples' batches without gradient, BatchNorm as in
+                training. Nothing of the state may change before it begins: a checkpoint is saved
+                then, and a stop in the middle of the pass goes on from that.
         """
 
     def order(self, num_samples: int) -> EpochOrder | None:
@@ -176,6 +177,10 @@ class ObjectiveConfig:
             augment: of one view or two.
         """
         raise NotImplementedError
+
+    def least_samples(self) -> tuple[int, str]:
+        """Samples that an epoch must show, and the setting that asks for them."""
+        return 1, ""
 
     def build(self, encoder: Encoder, head: HeadConfig, seed: int, num_samples: int) -> Objective:
         """The objective; what it adds to the encoder draws from torch's generator.

@@ -66,6 +66,10 @@ class DeepClusterV2Config(ObjectiveConfig):
             small_views="[0, 1000]",
         )
 
+    def least_samples(self) -> tuple[int, str]:
+        """A sample for each cluster."""
+        return self.prototypes, "prototypes"
+
     def views(self, crop: CropConfig, augment: AugmentConfig) -> ViewPlan:
         """Two large views, and small ones that are altered as the first of them."""
         large = ViewGroup(crop, (augment.view1, augment.view2))

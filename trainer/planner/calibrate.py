@@ -54,7 +54,9 @@ def calibrate(config: RunConfig, known: bool, rates: Rates) -> Rates:
     config = with_precision(config, device)
     with tempfile.TemporaryDirectory(prefix="widebatch-plan-") as name:
         folder = Path(name)
-        data = config.data.train if known else (generate(folder, config.crop.size),)
+        # An epoch may leave out a batch, less one image.
+        count = max(256, config.objective.least_samples()[0] + max(_LARGEST.values()))
+        data = config.data.train if known else (generate(folder, config.crop.size, count),)
         readings, counts = [], []
         samples = sum(map(sample_count, data))
         for batch in _batches(config, device, samples):
@@ -143,7 +145,7 @@ def _probe(config: RunConfig) -> Reading:
     return Reading(**json.loads(lines[-1]))
 
 
-def generate(folder: Path, side: int, count: int = 256) -> Path:
+def generate(folder: Path, side: int, count: int) -> Path:
     """Smooth images with grain, a seventh larger than a crop: for where there is no data."""
     random = np.random.default_rng(0)
     size = max(32, side + side // 7)
