@@ -178,14 +178,15 @@ class RunPlan:
     warmup_steps: int
     peak_lr: float
     logits_per_image: int
-    """Similarities that an image's loss is made of."""
+    """Similarities that an image's loss is made of; 0: it is made of none."""
 
     def lines(self) -> list[str]:
         """For a person, before step 0."""
         epochs = self.total_steps / self.steps_per_epoch
+        logits = f", {self.logits_per_image} logits per image" if self.logits_per_image else ""
         return [
             f"batch     {self.global_batch} global = {self.world_size} x {self.local_batch}"
-            f" per process, {self.logits_per_image} logits per image",
+            f" per process{logits}",
             f"length    {self.total_steps} steps = {epochs:.4g} epochs"
             f" x {self.steps_per_epoch} steps ({self.num_samples} samples,"
             f" {self.num_samples % self.global_batch} left out per epoch)",

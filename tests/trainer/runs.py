@@ -20,6 +20,7 @@ from tests.dist import run_ranks
 from trainer.config import DataConfig, RunConfig, from_json, to_json
 from trainer.models.encoders import EncoderConfig, remove_classifier
 from trainer.models.heads import HeadConfig
+from trainer.objectives.barlowtwins import BarlowTwinsConfig
 from trainer.objectives.base import Inputs
 from trainer.objectives.deepclusterv2 import DeepClusterV2Config
 from trainer.objectives.moco import MoCoConfig
@@ -153,6 +154,18 @@ def tiny_deepclusterv2_config(data: Path, out: Path, **changes: Any) -> RunConfi
         ),
     }
     return _tiny("deepclusterv2-cifar10-r18", data, out, **{**settings, **changes})
+
+
+def tiny_barlowtwins_config(data: Path, out: Path, **changes: Any) -> RunConfig:
+    """Barlow Twins with LARS, a projector of three layers and views of two kinds."""
+    settings: dict[str, Any] = {
+        "encoder": SMALL_ENCODER,
+        "head": HeadConfig(
+            layers=3, hidden_dim=32, out_dim=16, last_norm="none", linear_bias="never"
+        ),
+        "objective": BarlowTwinsConfig(scale=0.1),
+    }
+    return _tiny("barlowtwins-cifar10-r18", data, out, **{**settings, **changes})
 
 
 def _tiny(recipe: str, data: Path, out: Path, **changes: Any) -> RunConfig:

@@ -202,5 +202,5 @@ class ObjectiveConfig:
 
     def logits_per_image(self, batch: int, num_samples: int) -> int:
         """Numbers that an image's loss is made of, at a global batch of ``batch``, of a data set
-        of ``num_samples``."""
+        of ``num_samples``; 0 where the loss has no logits."""
         raise NotImplementedError

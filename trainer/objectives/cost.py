@@ -49,6 +49,9 @@ class LossCost(NamedTuple):
     largest; InfoNCE sends the difference of the first two."""
     exchanged: int = 0
     """Values of an image that change processes: shuffled images and their keys."""
+    reduced: int = 0
+    """Numbers that are added up over all processes, whatever the batch: of a matrix of
+    correlations."""
 
     @property
     def flops(self) -> float:
@@ -69,6 +72,23 @@ def nt_xent_cost(step: StepSizes, how: Implementation) -> LossCost:
 def info_nce_cost(rows: int, columns: int, dim: int, how: Implementation) -> LossCost:
     """Of rows against columns that take no gradient."""
     return LossCost(rows, columns, dim, 3.0 * rows * columns, 2.0 * rows * columns, how)
+
+
+def correlation_cost(step: StepSizes) -> LossCost:
+    """Of a matrix that has each dimension of one view meet each of the other, summed over images;
+    each process makes its images' part."""
+    numbers = step.dim * step.dim
+    products = 3.0 * numbers  # backward: one for each view
+    return LossCost(
+        step.dim,
+        step.dim,
+        step.local_batch,
+        products,
+        0.0,
+        "reference",
+        gathers=False,
+        reduced=numbers,
+    )
 
 
 def softmax_cost(rows: int, columns: int, dim: int) -> LossCost:

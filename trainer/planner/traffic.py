@@ -105,6 +105,9 @@ def flows(config: RunConfig, step_cost: StepCost, cluster: Cluster) -> tuple[Flo
             cluster.all_gather("embeddings", rows * loss.dim * item, loss.times),
             cluster.all_gather("log-sum-exps", rows * loss.statistics * _FLOAT, loss.times),
         ]
+    if loss.reduced:
+        size = float(loss.times * loss.reduced * (8 if config.precision == "fp64" else _FLOAT))
+        found.append(cluster.all_reduce("correlations", size, loss.times))
     if loss.exchanged:  # images on their way to the key encoder, and keys on their way back
         size = float(local_batch * item * loss.exchanged)
         found.append(cluster.all_to_all("shuffled keys", size, 2))

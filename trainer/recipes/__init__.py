@@ -7,11 +7,11 @@ top-1 as published, unless it says that this code measured them.
 from collections.abc import Callable
 
 from trainer.config import RunConfig
-from trainer.recipes import deepclusterv2, moco, npid, rotation, simclr
+from trainer.recipes import barlowtwins, deepclusterv2, moco, npid, rotation, simclr
 
 RECIPES: dict[str, Callable[[], RunConfig]] = {
     name.replace("_", "-"): function
-    for family in (simclr, moco, deepclusterv2, npid, rotation)
+    for family in (simclr, moco, barlowtwins, deepclusterv2, npid, rotation)
     for name, function in vars(family).items()
     if getattr(function, "__module__", "") == family.__name__
 }

@@ -22,6 +22,7 @@ from tests.trainer.runs import (
     metrics,
     pack_images,
     samples,
+    tiny_barlowtwins_config,
     tiny_deepclusterv2_config,
     tiny_npid_config,
     tiny_rotation_config,
@@ -36,6 +37,7 @@ CONFIGS: dict[str, Callable[..., RunConfig]] = {
     "npid": tiny_npid_config,
     "npid-sampled": lambda *where, **changes: tiny_npid_config(*where, negatives=40, **changes),
     "deepclusterv2": tiny_deepclusterv2_config,
+    "barlowtwins": tiny_barlowtwins_config,
 }
 STEPS = 8  # of 5 an epoch
 PASS = {"deepclusterv2": 5}
@@ -160,7 +162,7 @@ def test_a_damaged_samples_stand_in_leaves_its_row_alone(data: Path, tmp_path: P
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["fsdp", "deepspeed-1"])
 def test_strategies_train_as_ddp_does(data: Path, tmp_path: Path, name: Any) -> None:
-    for objective in ("rotation", "npid", "deepclusterv2"):
+    for objective in ("rotation", "npid", "deepclusterv2", "barlowtwins"):
         runs = [
             config_of(
                 objective,
