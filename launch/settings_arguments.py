@@ -36,7 +36,8 @@ def recipes() -> Mapping[str, str]:
     families = [file.stem for file in Path(trainer.__path__[0], "recipes").glob("*.py")]
     for family in sorted(families, key=lambda name: (name != "simclr", name)):
         for node in _source(f"trainer.recipes.{family}").body:
-            if isinstance(node, ast.FunctionDef) and node.name != "named":  # what recipes share
+            shared = isinstance(node, ast.FunctionDef) and node.name.startswith(("_", "named"))
+            if isinstance(node, ast.FunctionDef) and not shared:
                 first = (ast.get_docstring(node) or "").partition("\n")[0]
                 found[node.name.replace("_", "-")] = first.rstrip(".")
     return found

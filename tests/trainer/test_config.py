@@ -76,6 +76,11 @@ def test_nothing_but_the_share_depends_on_the_number_of_processes(world_size: in
     assert plan == dataclasses.replace(alone, world_size=world_size, local_batch=24 // world_size)
 
 
+def test_every_recipe_says_its_own_name() -> None:
+    assert {name: recipe().recipe for name, recipe in RECIPES.items()} == {n: n for n in RECIPES}
+    assert next(iter(RECIPES)) == "simclr-r50"
+
+
 @pytest.mark.reliability(12)
 @pytest.mark.parametrize(
     ("batch", "world_size", "message"),
