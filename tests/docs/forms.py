@@ -120,6 +120,7 @@ PREPARED: dict[str, tuple[Callable[[Path], None], ...]] = {
     "finetune.md": (stand_ins.finished_run,),
     "many-gpus.md": (stand_ins.in1k, stand_ins.shared),
     "monitoring.md": (stand_ins.packed,),
+    "objectives.md": (stand_ins.packed,),
     "resume.md": (stand_ins.packed,),
     "slurm.md": (stand_ins.in1k, stand_ins.cluster),
     "training.md": (stand_ins.packed,),
