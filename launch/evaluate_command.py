@@ -1,6 +1,7 @@
 """``widebatch evaluate METHOD``: what an encoder's features are worth, and what they show."""
 
 import dataclasses
+import hashlib
 import importlib
 import inspect
 import os
@@ -163,7 +164,7 @@ def _file_name(method: str, default: "JobConfig", config: "JobConfig", settings:
     """Of the result: another one for each encoder, data and setting, the same for the same."""
     from trainer.state.settings import changed_from
 
-    words = [method]
+    words, shown = [method], list[list[str]]()
     if not Path(config.source).exists():
         words.append("untrained")
     for setting in changed_from(default, config):
@@ -174,5 +175,13 @@ def _file_name(method: str, default: "JobConfig", config: "JobConfig", settings:
         ):
             continue
         values = value if isinstance(value, tuple) else (value,)
+        shown.append(
+            [setting.key, *(str(v.absolute() if isinstance(v, Path) else v) for v in values)]
+        )
         words += [setting.key, *(v.stem if isinstance(v, Path) else str(v) for v in values)]
-    return re.sub(r"[^\w.]+", "-", "-".join(words))[:_LONGEST] + ".json"
+    name = re.sub(r"[^\w.]+", "-", "-".join(words))
+    if len(name) > _LONGEST or any(key in ("train", "test") for key, *_ in shown):
+        # Files in two folders may have one name, and what is cut off may be what differs.
+        digest = hashlib.sha256(dump_json(shown).encode()).hexdigest()[:8]
+        name = f"{name[: _LONGEST - 9]}-{digest}"
+    return f"{name}.json"

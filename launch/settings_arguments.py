@@ -188,7 +188,16 @@ def parse(
 
     from trainer.state.settings import settings
 
-    options = [flag for setting in settings(default) for flag in setting.flags]
+    found = settings(default)
+    options = [flag for setting in found for flag in setting.flags]
+    given = [word.partition("=")[0].replace("_", "-") for word in words]
+    for setting in found:  # of several files; of other options the last one counts, as anywhere
+        several = setting.is_path and not isinstance(setting.value, Path | None)
+        if several and given.count(setting.flag) > 1:
+            raise ConfigError(
+                f"{setting.flag} stands more than once; name all files after one: "
+                f"{setting.flag} FILE FILE"
+            )
 
     def refuse(event: "ParseErrorEvent") -> None:
         raise ConfigError(_one_line(event, [*options, *other_options], f"see '{prog} --help'"))

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from common import fault_injection
 from common.collectives import observe
+from common.errors import ConfigError
 from common.rendezvous import release, shutdown
 from data_pipeline.augment import Augment
 from data_pipeline.reading.beton import sample_count
@@ -177,7 +178,14 @@ def _build(
     if config.precision == "fp64":
         objective.double()  # before it takes a checkpoint's values, which float32 would round
     if checkpoint is not None:
-        objective.load_state_dict(checkpoint.tensors("model"))
+        try:
+            objective.load_state_dict(checkpoint.tensors("model"))
+        except RuntimeError as error:
+            first = str(error).splitlines()[1:2] or [str(error)]
+            raise ConfigError(
+                f"{checkpoint.path}: does not fit these settings and data ({first[0].strip()});"
+                " what is kept of each sample goes on with the same files in the same order alone"
+            ) from None
     sharding = lay_out(config.strategy, fabric, objective, config.encoder, config.optim)
     if _has_gradient_buckets(sharding.model):
         phases.watch_gradients(objective)

@@ -79,6 +79,7 @@ class DataInfo:
     class_names: tuple[str, ...]  # empty where the manifest is missing or names none
     fingerprint: str  # SHA-256 of the content, hexadecimal; empty where no manifest says it
     identity: str  # see SampleTable
+    identities: tuple[str, ...]  # of each file
     num_bytes: int
     num_damaged: int = 0  # samples whose tables are; more may turn out not to decode
 
@@ -175,6 +176,7 @@ def read_beton(
         class_names=manifest.class_names if manifest else (),
         fingerprint=fingerprint,
         identity=table.identity,
+        identities=(table.identity,),
         num_bytes=os.fstat(file.fileno()).st_size,
         num_damaged=len(table.damaged),
     )

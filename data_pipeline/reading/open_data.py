@@ -4,6 +4,7 @@ Samples are numbered on from file to file, in the order in which the files are g
 """
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from common.errors import DataError
 from data_pipeline.reading.beton import DataInfo, SampleTable, name_of, sample_count
 from data_pipeline.reading.damage import allowance, check_limit
 from data_pipeline.reading.open_beton import OpenBeton
+
+log = logging.getLogger(__name__)
 
 
 class OpenData:
@@ -38,6 +41,8 @@ class OpenData:
         check_limit(max_damaged, "--data.max-substitutes")
         given = [paths] if isinstance(paths, Path | str) else paths
         names = tuple(map(Path, given))
+        if not names:
+            raise DataError("no .beton file is named after --data.train or --data.test")
         self.max_damaged, files = max_damaged, list[OpenBeton]()
         left = allowance(max_damaged, sum(map(sample_count, names)))
         for name in names:
@@ -55,6 +60,15 @@ class OpenData:
         """A sample for messages: its file, and its number there."""
         file, number = self._find(sample)
         return f"{file.path}: sample {number}"
+
+    def places_in(self, other: "OpenData") -> npt.NDArray[np.int64] | None:
+        """The numbers that this set's samples have in another one; None unless it has all files."""
+        starts = dict(zip(other.info.identities, other._starts.tolist()))
+        if not starts.keys() >= set(self.info.identities):
+            return None
+        return np.concatenate(
+            [starts[file.info.identity] + np.arange(file.info.num_samples) for file in self.files]
+        )
 
     def read(self, sample: int) -> npt.NDArray[np.uint8]:
         """The bytes of a sample. Safe to call from several threads.
@@ -119,6 +133,7 @@ def _joined(files: Sequence[tuple[DataInfo, SampleTable]]) -> tuple[DataInfo, Sa
         class_names=class_names,
         fingerprint=joint_digest([info.fingerprint for info in infos]),
         identity=identity,
+        identities=tuple(identities),
         num_bytes=sum(info.num_bytes for info in infos),
         num_damaged=len(damaged),
     )
@@ -134,6 +149,11 @@ def _class_names(infos: Sequence[DataInfo]) -> tuple[str, ...]:
     """
     labelled = [info for info in infos if info.num_labelled]
     named = [info for info in labelled if info.class_names]
+    if not named and len(labelled) > 1:
+        log.warning(
+            "%s: no manifest names classes: those of one number are taken for one class",
+            name_of([path for info in labelled for path in info.paths]),
+        )
     if not named or all(info.class_names == named[0].class_names for info in labelled):
         return named[0].class_names if named else ()
     for info in labelled:

@@ -10,7 +10,7 @@ An epoch may show some samples only, or some more often than others: :class:`Epo
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -85,26 +85,34 @@ class EpochOrder:
     ) -> tuple[IdArray, IdArray]:
         """Sample ids at some places, and the numbers that their views are drawn by.
 
-        The latter are the ids, and others from the second time on that a sample comes in an epoch.
+        The latter are the ids where nothing is weighted; else each place of a sample has another.
         """
         drawn_B = permute(seed, epoch, places_B, self.places)
         if self.weights_M is None:
             ids_B = drawn_B if self.ids_M is None else self.ids_M[drawn_B]
             return ids_B, ids_B
         assert self.ids_M is not None  # noqa: S101 - weights are of samples
-        ends_M = np.cumsum(self.weights_M)
+        ends_M, last, above = self._strata
         stratum = ends_M[-1] / self.places
         jitter_B = uniforms(sample_keys(seed, epoch, drawn_B, 0, Stream.WEIGHTED), 0)
         which_B = np.searchsorted(ends_M, (drawn_B + jitter_B) * stratum, side="right")
-        which_B = which_B.clip(max=int(np.flatnonzero(self.weights_M)[-1]))
+        which_B = which_B.clip(max=last)
         # A sample's places lie next to each other among the strata.
-        first_B = np.floor((ends_M - self.weights_M)[which_B] / stratum).astype(np.int64)
-        time_B = (drawn_B - first_B).clip(min=0)
-        return self.ids_M[which_B], self.ids_M[which_B] + time_B * (int(self.ids_M.max()) + 1)
+        starts_B = ends_M[which_B] - self.weights_M[which_B]
+        time_B = (drawn_B - np.floor(starts_B / stratum).astype(np.int64)).clip(min=0)
+        return self.ids_M[which_B], self.ids_M[which_B] + time_B * above
+
+    @cached_property
+    def _strata(self) -> tuple[Weights, int, int]:
+        """Where each sample's stretch ends, the last with a weight, a number above all ids."""
+        assert self.ids_M is not None  # noqa: S101
+        assert self.weights_M is not None  # noqa: S101
+        last = int(np.flatnonzero(self.weights_M)[-1])
+        return np.cumsum(self.weights_M), last, int(self.ids_M.max()) + 1
 
 
 def _checked(weights: Weights) -> Weights:
-    if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
+    if not (np.isfinite(weights.sum()) and (weights >= 0).all() and weights.sum() > 0):
         raise ValueError("weights must be finite, not negative, and some above 0")
     return weights
 

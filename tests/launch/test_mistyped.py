@@ -60,6 +60,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ["pretrain", *R50, "--watchdog.timeout", "-1"],
             "--watchdog.timeout -1.0: must be a number from 0",
         ),
+        (["pretrain", *R50, "--data.train", "{data}"], "--data.train stands more than once; name"),
+        (["evaluate", "knn", "run", "--data.test", "a", "--data.test=b"], "stands more than once"),
         (
             ["pretrain", *R50, "--seed", "1", "more"],
             "unexpected 'more'; see 'widebatch pretrain simclr-r50",

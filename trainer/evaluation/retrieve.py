@@ -89,15 +89,20 @@ def retrieve(config: RetrieveConfig) -> dict[str, Any] | None:
     with job, _open_queries(config.query, searched) as queries:
         indices = _indices(config.indices, queries)
         bank = job.features(searched)
-        own = queries.data.info.identity == searched.info.identity
-        asked = bank if own else job.features(queries.data)
+        among_M = queries.data.places_in(searched)
+        own = among_M is not None
+        if among_M is None:
+            asked = job.features(queries.data)
+        else:
+            asked = bank.take(torch.from_numpy(among_M))
         job.leave()  # a search takes seconds where features took minutes
         if job.rank:
             return None
-        asked = asked._replace(labels_N=queries.labels_M).take(indices)
-        itself_M = indices if own else None
-        if own:
-            nearest = nearest_others(bank.features_NF, indices, config.k, device=job.device)
+        numbers = torch.arange(len(asked.ids_N))
+        asked = asked._replace(labels_N=queries.labels_M, ids_N=numbers).take(indices)
+        itself_M = None if among_M is None else torch.from_numpy(among_M)[indices]
+        if itself_M is not None:
+            nearest = nearest_others(bank.features_NF, itself_M, config.k, device=job.device)
         else:
             nearest = nearest_rows(bank.features_NF, asked.features_NF, config.k, device=job.device)
         answers = [list(zip(i, s)) for s, i in zip(*(found.tolist() for found in nearest))]

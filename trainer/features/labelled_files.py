@@ -8,7 +8,7 @@ Shape suffixes: N samples of the training set, M of the other one, C class numbe
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -53,10 +53,17 @@ def compare_labels(train: OpenData, test: OpenData) -> Labels:
     """
     labels_N, labels_M = _labels(train), _labels(test)
     classes = _share_classes(train.info, test.info, labels_N, labels_M)
+    common = set(train.info.identities) & set(test.info.identities)
+    if common and train.info.identity != test.info.identity:
+        names = [str(f.path) for f in test.files if f.info.identity in common]
+        remark = (
+            f"warning: {', '.join(names)}: is in both sets: what was learnt from is measured on"
+        )
+        classes = replace(classes, remarks=(*classes.remarks, remark))
     return Labels(labels_N, classes.renumbered(labels_M), classes)
 
 
-def read_labels(train: OpenData, test: OpenData) -> Labels:
+def read_labels(train: OpenData, test: OpenData, *, throughout: bool = True) -> Labels:
     """Labels of two sets that can be compared, before anything slow happens.
 
     A class of ``train`` that ``test`` lacks is no fault.
@@ -64,13 +71,14 @@ def read_labels(train: OpenData, test: OpenData) -> Labels:
     Args:
         train: a labelled set to learn from.
         test: a labelled set to measure on.
+        throughout: every sample of ``train`` must have a label; else one.
 
     Raises:
         DataError: a set is not labelled throughout; a class of ``test`` is none of ``train``, or
             nobody can tell.
     """
-    for info in (train.info, test.info):
-        if not info.has_label:
+    for info in (file.info for data in (train, test) for file in data.files):
+        if not info.has_label and (throughout or info in [f.info for f in test.files]):
             raise DataError(
                 f"{info.name}: {info.num_samples - info.num_labelled} of {info.num_samples} "
                 "samples have no label; pack a folder with one sub-folder per class, or a "

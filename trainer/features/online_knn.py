@@ -80,10 +80,11 @@ class OnlineKnn:
         self.config = config
         self._train, self._test = load(train), load(test)
         infos = train.info, test.info
-        for info in infos:
-            if not info.has_label:
+        for info, enough in zip(infos, (train.info.num_labelled > 0, test.info.has_label)):
+            if not enough:
                 raise ConfigError(
-                    f"{info.name} has no labels for the online kNN; leave out --data.test"
+                    f"{info.name}: {info.num_labelled} of {info.num_samples} samples have labels"
+                    " for the online kNN; leave out --data.test"
                 )
         if config.k > infos[0].num_samples and rank == 0:
             log.warning(
@@ -91,7 +92,7 @@ class OnlineKnn:
                 config.k,
                 infos[0].num_samples,
             )
-        self._classes = read_labels(train, test).classes
+        self._classes = read_labels(train, test, throughout=False).classes
         crowded = remark_on_k(config.k, infos[0].num_samples, len(infos[0].class_names), "--knn.k")
         for remark in (*self._classes.remarks, *crowded) if rank == 0 else ():
             log.warning("online kNN: %s", remark.removeprefix("warning: "))
@@ -120,6 +121,7 @@ class OnlineKnn:
             DataError: on all ranks: more samples of a set are damaged than may be.
         """
         bank = extract_features(encoder, self._counted(self._train), augment, device, dtype)
+        bank = bank.take((bank.labels_N >= 0).nonzero()[:, 0])
         asked = extract_features(encoder, self._counted(self._test), augment, device, dtype)
         asked = asked._replace(labels_N=self._classes.renumbered(asked.labels_N))
         k = min(self.config.k, len(bank.labels_N))

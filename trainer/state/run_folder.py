@@ -192,7 +192,12 @@ def _check_same_data(config: RunConfig, found: Checkpoint, fingerprint: str, has
     saved = found.state.get("data_fingerprint")
     if config.resume == "force":
         if saved != fingerprint:
-            log.warning("--resume force: %s is not the data of %s", name, found.path)
+            log.warning(
+                "--resume force: %s is not the data of %s; what is kept of each sample, if"
+                " anything, is of the samples of these numbers there",
+                name,
+                found.path,
+            )
         return
     if saved != fingerprint:
         raise ConfigError(

@@ -175,3 +175,29 @@ def test_a_sample_that_comes_again_shows_other_views(folder: Path, backend: str)
 def test_an_order_of_another_length_is_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="16 places are not 3 steps"):
         epoch(OpenData(folder / "both.beton"), "torchvision", order=EpochOrder.of(np.arange(16)))
+
+
+def test_nothing_named_is_an_error() -> None:
+    with pytest.raises(DataError, match=r"no \.beton file is named"):
+        OpenData([])
+
+
+def test_labelled_files_without_names_are_said_to_share_numbers(
+    two: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bare = [overwritten(path, tmp_path / path.name, {}) for path in two]
+    data = OpenData(bare)
+    assert data.table.labels.tolist() == 2 * ([0] * EACH + [1] * EACH)
+    assert "one.beton and 1 more: no manifest names classes" in caplog.text
+
+
+def test_samples_are_found_again_in_a_set_that_has_their_files(
+    folder: Path, two: list[Path]
+) -> None:
+    both, turned = OpenData(two), OpenData(two[::-1])
+    half, count = OpenData(two[1]), 2 * EACH
+    assert both.places_in(both).tolist() == list(range(2 * count))  # type: ignore[union-attr]
+    assert half.places_in(both).tolist() == list(range(count, 2 * count))  # type: ignore[union-attr]
+    assert half.places_in(turned).tolist() == list(range(count))  # type: ignore[union-attr]
+    assert both.places_in(half) is None
+    assert both.places_in(OpenData(folder / "both.beton")) is None

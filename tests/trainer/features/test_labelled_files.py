@@ -10,6 +10,7 @@ from PIL import Image
 
 from common.errors import ConfigError, DataError
 from data_pipeline.augment import Augment, AugmentConfig
+from data_pipeline.packing.pack import PackConfig, pack
 from data_pipeline.reading.loader import LoaderConfig
 from data_pipeline.reading.manifest import manifest_path
 from data_pipeline.reading.open_data import OpenData
@@ -168,3 +169,34 @@ def test_a_run_says_the_size_that_every_evaluation_sees() -> None:
     assert (kept.size, kept.resize) == (96, 100)
     with pytest.raises(ConfigError, match=r"knn\.size"):
         run_preprocessing({**settings, "knn": {"size": "wide"}}, "run")
+
+
+def test_a_file_in_both_sets_is_said(tmp_path: Path) -> None:
+    ab, bc = colours(tmp_path / "ab", "a", "b"), colours(tmp_path / "bc", "b", "c", seed=1)
+    report = knn(KnnConfig(**PIXELS, train=(ab, bc), test=(bc,), k=(1,)))
+    assert report is not None and report["top1"] == 1
+    assert any(f"{bc}: is in both sets" in note for note in report["notes"])
+
+
+def test_unlabelled_files_are_no_neighbours_online(tmp_path: Path) -> None:
+    ab, flat = colours(tmp_path / "ab", "a", "b"), tmp_path / "flat.beton"
+    colours(tmp_path / "c", "c")
+    pack(str(tmp_path / "c"), flat, PackConfig(workers=1, labels=False), progress=False)
+    test = colours(tmp_path / "test", "a", "b", seed=3)
+    train = OpenData([flat, ab])
+    watcher = OnlineKnn(OnlineKnnConfig(k=5), train, OpenData(test), 8, READER, 0, 1)
+    look = torch.nn.Flatten(), Augment(AugmentConfig(), 0), torch.device("cpu"), torch.float32
+    assert watcher.evaluate(*look)["knn_top1"] == 1.0
+    watcher.close()
+    with pytest.raises(DataError, match=r"flat\.beton: 12 of 12 samples have no label"):
+        knn(KnnConfig(**PIXELS, train=(flat, ab), test=(test,), k=(1,)))
+
+
+def test_queries_of_the_searched_files_do_not_find_themselves(tmp_path: Path) -> None:
+    ab, bc = colours(tmp_path / "ab", "a", "b"), colours(tmp_path / "bc", "b", "c", seed=1)
+    for query in ((bc,), (bc, ab)):
+        found = retrieve(RetrieveConfig(**PIXELS, train=(ab, bc), query=query, k=3))
+        assert found is not None
+        for asked in found["queries"][:24]:  # samples of bc, the second of the searched files
+            assert asked["sample"] + 24 not in [each["sample"] for each in asked["neighbours"]]
+            assert asked["neighbours"][0]["similarity"] < 0.99999
