@@ -51,13 +51,14 @@ def report(folder: Path, line: list[str]) -> dict[str, Any]:
 
 def command(folder: Path, method: str, source: str, *words: str) -> list[str]:
     """Of the methods that learn from one file and test on another."""
-    return [*look(folder, method, source), "--data.test", str(folder / "test.beton"), *words]
+    test = () if "--data.test" in words else ("--data.test", str(folder / "test.beton"))
+    return look(folder, method, source, *test, *words)
 
 
 def look(folder: Path, method: str, source: str, *words: str) -> list[str]:
     """Of the methods that look at one file."""
-    train = str(folder / "train.beton")
-    return ["evaluate", method, source, "--data.train", train, *READING, *words]
+    train = () if "--data.train" in words else ("--data.train", str(folder / "train.beton"))
+    return ["evaluate", method, source, *train, *READING, *words]
 
 
 def main_on_a_rank(rank: int, world_size: int, line: list[str]) -> str:

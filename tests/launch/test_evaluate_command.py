@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -58,11 +59,17 @@ def test_a_run_knows_its_data_and_keeps_its_results(
         main(["evaluate", "knn", str(run), *few, "--data.train", str(folder / "train.beton")]) == 0
     )
     assert main(["evaluate", "knn", str(run), *few, *other]) == 0
-    assert {path.name for path in kept.iterdir()} == {
-        "knn-k-5.json",
-        "knn-test-train-k-5.json",
-        "diagnose-untrained-views_of-4.json",
-    }
+    aside = folder / "aside"  # another file of the same name, whose result is another one
+    aside.mkdir()
+    for ending in ("beton", "beton.json"):
+        (aside / f"train.{ending}").write_bytes((folder / f"test.{ending}").read_bytes())
+    other = ["--data.test", str(aside / "train.beton")]
+    assert main(["evaluate", "knn", str(run), *few, *other]) == 0
+    names = sorted(path.name for path in kept.iterdir())
+    assert names[:2] == ["diagnose-untrained-views_of-4.json", "knn-k-5.json"]
+    assert [re.sub("[0-9a-f]{8}", "#", name) for name in names[2:]] == 2 * [
+        "knn-test-train-k-5-#.json"
+    ]
 
 
 def test_a_run_that_cannot_be_written_is_evaluated_all_the_same(
