@@ -90,11 +90,10 @@ def retrieve(config: RetrieveConfig) -> dict[str, Any] | None:
         indices = _indices(config.indices, queries)
         bank = job.features(searched)
         among_M = queries.data.places_in(searched)
-        own = among_M is not None
-        if among_M is None:
-            asked = job.features(queries.data)
-        else:
-            asked = bank.take(torch.from_numpy(among_M))
+        own = among_M is not None  # then their features are the bank's
+        asked = (
+            job.features(queries.data) if among_M is None else bank.take(torch.from_numpy(among_M))
+        )
         job.leave()  # a search takes seconds where features took minutes
         if job.rank:
             return None

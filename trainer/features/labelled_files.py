@@ -77,8 +77,9 @@ def read_labels(train: OpenData, test: OpenData, *, throughout: bool = True) -> 
         DataError: a set is not labelled throughout; a class of ``test`` is none of ``train``, or
             nobody can tell.
     """
-    for info in (file.info for data in (train, test) for file in data.files):
-        if not info.has_label and (throughout or info in [f.info for f in test.files]):
+    labelled = (*train.files, *test.files) if throughout else test.files
+    for info in (file.info for file in labelled):
+        if not info.has_label:
             raise DataError(
                 f"{info.name}: {info.num_samples - info.num_labelled} of {info.num_samples} "
                 "samples have no label; pack a folder with one sub-folder per class, or a "
