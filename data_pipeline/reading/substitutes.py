@@ -143,7 +143,7 @@ def decode_or_substitute(
                 break
         else:
             raise DataError(
-                f"{decoder.said(sample)}, and so are samples {np.unique(tried).tolist()}, tried in"
-                f" its place, damaged; {_REMEDY}"
+                f"{decoder.said(sample)}; the samples tried in its place are damaged too:"
+                f" {np.unique(tried).tolist()}; {_REMEDY}"
             )
     return replaced

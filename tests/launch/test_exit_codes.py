@@ -20,6 +20,7 @@ def test_the_numbers_never_change() -> None:
         "RETRYABLE": 74,
         "PREEMPTED": 75,
         "INTERRUPTED": 130,
+        "UNREAD": 141,
     }
 
 
