@@ -87,7 +87,7 @@ COLLECTIVES = {
 
 # Of trainer/objectives, what others may import, and ask of an objective's settings.
 CONTRACT = {"base", "cost", "registry", "parts"}
-ASKED_OF_CONFIGS = {"views", "build", "cost", "logits_per_image", "least_samples"}
+ASKED_OF_CONFIGS = {"views", "build", "cost", "compares", "least_samples"}
 
 Rule = Callable[[ast.AST], Iterator[tuple[int, str]]]
 

@@ -177,16 +177,16 @@ class RunPlan:
     total_steps: int
     warmup_steps: int
     peak_lr: float
-    logits_per_image: int
-    """Similarities that an image's loss is made of; 0: it is made of none."""
+    compares: str
+    """What an image's loss is made of, in words."""
 
     def lines(self) -> list[str]:
         """For a person, before step 0."""
         epochs = self.total_steps / self.steps_per_epoch
-        logits = f", {self.logits_per_image} logits per image" if self.logits_per_image else ""
+        compares = f", {self.compares}" if self.compares else ""
         return [
             f"batch     {self.global_batch} global = {self.world_size} x {self.local_batch}"
-            f" per process{logits}",
+            f" per process{compares}",
             f"length    {self.total_steps} steps = {epochs:.4g} epochs"
             f" x {self.steps_per_epoch} steps ({self.num_samples} samples,"
             f" {self.num_samples % self.global_batch} left out per epoch)",
@@ -301,7 +301,7 @@ def plan_run(config: RunConfig, num_samples: int, world_size: int) -> RunPlan:
         total_steps=total,
         warmup_steps=warmup_steps(config.schedule, steps_per_epoch),
         peak_lr=scaled_lr(config.optim, batch),
-        logits_per_image=config.objective.logits_per_image(batch, num_samples),
+        compares=config.objective.compares(batch, num_samples),
     )
 
 

@@ -14,9 +14,6 @@ import tyro
 
 from common.bounds import check_bounds
 from common.collectives import rank_and_size
-from data_pipeline.augment import AugmentConfig
-from data_pipeline.crops import CropConfig
-from data_pipeline.views import ViewGroup, ViewPlan
 from kernels.ntxent.reference import statistics_dtype
 from trainer.models.encoders import Encoder
 from trainer.models.heads import HeadConfig, ProjectionHead
@@ -42,10 +39,6 @@ class BarlowTwinsConfig(ObjectiveConfig):
     def __post_init__(self) -> None:
         check_bounds(self, "--objective.", redundancy_weight="[0, inf)", scale="(0, inf)")
 
-    def views(self, crop: CropConfig, augment: AugmentConfig) -> ViewPlan:
-        """Two views of one size."""
-        return (ViewGroup(crop, (augment.view1, augment.view2)),)
-
     def build(
         self, encoder: Encoder, head: HeadConfig, seed: int, num_samples: int
     ) -> "BarlowTwins":
@@ -56,19 +49,15 @@ class BarlowTwinsConfig(ObjectiveConfig):
         """A matrix of D x D, whose parts the processes add up."""
         return correlation_cost(step)
 
-    def logits_per_image(self, batch: int, num_samples: int) -> int:
-        """None: it compares dimensions, not images."""
-        return 0
+    def compares(self, batch: int, num_samples: int) -> str:
+        """Dimensions, not images."""
+        return "dimensions of the projection compared"
 
 
 class BarlowTwins(Objective):
     """Encoder and projector, which both views pass."""
 
-    def __init__(self, encoder: Encoder, head: ProjectionHead, config: BarlowTwinsConfig) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.head = head
-        self.config = config
+    config: BarlowTwinsConfig
 
     def forward(self, inputs: Inputs) -> Outputs:
         """``projections``, ``(N, V, D)``, not normalised."""

@@ -23,9 +23,9 @@ from torch import nn
 from data_pipeline.augment import AugmentConfig
 from data_pipeline.crops import CropConfig
 from data_pipeline.reading.order import EpochOrder
-from data_pipeline.views import ViewPlan
+from data_pipeline.views import ViewGroup, ViewPlan
 from trainer.models.encoders import Encoder
-from trainer.models.heads import HeadConfig
+from trainer.models.heads import HeadConfig, ProjectionHead
 from trainer.objectives.cost import LossCost, StepSizes
 
 IMAGENET_SAMPLES = 1_281_167
@@ -85,9 +85,20 @@ class Loss(NamedTuple):
 
 
 class Objective(nn.Module):
-    """Networks and a loss. ``encoder`` is what is handed on; all else may be its own."""
+    """Networks and a loss. ``encoder`` is what is handed on; all else may be its own, ``head``
+    from its features to projections where there is one."""
 
     encoder: Encoder
+    head: ProjectionHead
+
+    def __init__(
+        self, encoder: Encoder, head: ProjectionHead | None, config: "ObjectiveConfig"
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.config = config
+        if head is not None:
+            self.head = head
 
     def forward(self, inputs: Inputs) -> Outputs:
         """Everything that the loss takes of this process's images."""
@@ -170,13 +181,13 @@ class ObjectiveConfig:
     """Which objective a saved configuration describes."""
 
     def views(self, crop: CropConfig, augment: AugmentConfig) -> ViewPlan:
-        """Views of each image that a step takes, of the run's settings.
+        """Views of each image that a step takes, of the run's settings; two of one size.
 
         Args:
             crop: of the main views.
             augment: of one view or two.
         """
-        raise NotImplementedError
+        return (ViewGroup(crop, (augment.view1, augment.view2)),)
 
     def least_samples(self) -> tuple[int, str]:
         """Samples that an epoch must show, and the setting that asks for them."""
@@ -200,7 +211,11 @@ class ObjectiveConfig:
         """What the loss of a step takes of one process."""
         raise NotImplementedError
 
-    def logits_per_image(self, batch: int, num_samples: int) -> int:
-        """Numbers that an image's loss is made of, at a global batch of ``batch``, of a data set
-        of ``num_samples``; 0 where the loss has no logits."""
-        raise NotImplementedError
+    def compares(self, batch: int, num_samples: int) -> str:
+        """What an image's loss is made of, in a few words for plans; empty: nothing to be said.
+
+        Args:
+            batch: global.
+            num_samples: of the data set.
+        """
+        return ""

@@ -97,14 +97,16 @@ class DeepClusterV2Config(ObjectiveConfig):
         rows = (_LARGE + self.small_views) * step.local_batch
         return softmax_cost(rows, self.prototypes, step.dim)._replace(times=self.heads)
 
-    def logits_per_image(self, batch: int, num_samples: int) -> int:
-        """Of every view and head, similarities with the prototypes."""
-        return (_LARGE + self.small_views) * self.heads * self.prototypes
+    def compares(self, batch: int, num_samples: int) -> str:
+        """Every view with the prototypes of every head."""
+        views = _LARGE + self.small_views
+        return f"{views * self.heads * self.prototypes} logits per image"
 
 
 class DeepClusterV2(Objective):
     """Encoder, head, each sample's embeddings and clusters, and the prototypes."""
 
+    config: DeepClusterV2Config
     prototypes: torch.Tensor
     clusters: torch.Tensor
 
@@ -116,10 +118,7 @@ class DeepClusterV2(Objective):
         seed: int,
         num_samples: int,
     ) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.head = head
-        self.config = config
+        super().__init__(encoder, head, config)
         self.seed = seed
         self.memory = PerSample(torch.zeros(num_samples, _LARGE, head.out_dim))
         shape = (config.heads, config.prototypes, head.out_dim)

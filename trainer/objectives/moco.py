@@ -16,9 +16,6 @@ from torch import nn
 
 from common.bounds import check_bounds
 from common.collectives import gather_rows, rank_and_size
-from data_pipeline.augment import AugmentConfig
-from data_pipeline.crops import CropConfig
-from data_pipeline.views import ViewGroup, ViewPlan
 from kernels.ntxent import Implementation, info_nce
 from kernels.ntxent.reference import unit_rows
 from trainer.models.encoders import Encoder
@@ -55,10 +52,6 @@ class MoCoConfig(ObjectiveConfig):
         bounds = {"temperature": "(0, inf)", "queue": "[1, 1e9]", "momentum": "[0, 1]"}
         check_bounds(self, "--objective.", **bounds)
 
-    def views(self, crop: CropConfig, augment: AugmentConfig) -> ViewPlan:
-        """Two views of one size."""
-        return (ViewGroup(crop, (augment.view1, augment.view2)),)
-
     def build(self, encoder: Encoder, head: HeadConfig, seed: int, num_samples: int) -> "MoCo":
         """Encoder and head, their averages and the queue."""
         return MoCo(encoder, ProjectionHead(encoder.feature_dim, head), self, seed)
@@ -69,9 +62,9 @@ class MoCoConfig(ObjectiveConfig):
         shuffled = 3 * step.side**2 + step.dim if self.key_batch_norm == "shuffle" else 0
         return cost._replace(exchanged=shuffled)
 
-    def logits_per_image(self, batch: int, num_samples: int) -> int:
-        """Similarities that an image's loss is made of: its key and the queue."""
-        return 1 + self.queue
+    def compares(self, batch: int, num_samples: int) -> str:
+        """An image with its key and the queue."""
+        return f"{1 + self.queue} logits per image"
 
 
 class MoCo(Objective):
@@ -80,15 +73,14 @@ class MoCo(Objective):
     The encoder of the queries is handed on. ``seed`` decides the permutations that shuffle keys.
     """
 
+    config: MoCoConfig
+
     def __init__(
         self, encoder: Encoder, head: ProjectionHead, config: MoCoConfig, seed: int
     ) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.head = head
+        super().__init__(encoder, head, config)
         self.key = KeyEncoder(encoder, head)
         self.queue = KeyQueue(config.queue, head.out_dim)
-        self.config = config
         self.seed = seed
 
     def forward(self, inputs: Inputs) -> Outputs:

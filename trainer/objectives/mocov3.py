@@ -13,9 +13,6 @@ import tyro
 
 from common.bounds import check_bounds
 from common.errors import ConfigError
-from data_pipeline.augment import AugmentConfig
-from data_pipeline.crops import CropConfig
-from data_pipeline.views import ViewGroup, ViewPlan
 from kernels.ntxent import Implementation, info_nce
 from trainer.models.encoders import Encoder
 from trainer.models.heads import HeadConfig, ProjectionHead
@@ -48,10 +45,6 @@ class MoCoV3Config(ObjectiveConfig):
     def __post_init__(self) -> None:
         check_bounds(self, "--objective.", temperature="(0, inf)", momentum="[0, 1]")
 
-    def views(self, crop: CropConfig, augment: AugmentConfig) -> ViewPlan:
-        """Two views of one size."""
-        return (ViewGroup(crop, (augment.view1, augment.view2)),)
-
     def build(self, encoder: Encoder, head: HeadConfig, seed: int, num_samples: int) -> "MoCoV3":
         """Encoder, projector and predictor, and averages of the first two."""
         return MoCoV3(encoder, ProjectionHead(encoder.feature_dim, head), self)
@@ -62,9 +55,9 @@ class MoCoV3Config(ObjectiveConfig):
         cost = info_nce_cost(step.local_batch, columns, step.dim, self.loss_implementation)
         return cost._replace(times=2)
 
-    def logits_per_image(self, batch: int, num_samples: int) -> int:
-        """Similarities that an image's loss is made of: two queries against a batch of keys."""
-        return 2 * batch
+    def compares(self, batch: int, num_samples: int) -> str:
+        """Two queries with a batch of keys."""
+        return f"{2 * batch} logits per image"
 
 
 class MoCoV3(Objective):
@@ -76,18 +69,17 @@ class MoCoV3(Objective):
         ConfigError: predictor and projector differ in their output dimensions.
     """
 
+    config: MoCoV3Config
+
     def __init__(self, encoder: Encoder, head: ProjectionHead, config: MoCoV3Config) -> None:
-        super().__init__()
+        super().__init__(encoder, head, config)
         if config.predictor.out_dim != head.out_dim:
             raise ConfigError(
                 f"--objective.predictor.out-dim is {config.predictor.out_dim} and --head.out-dim"
                 f" {head.out_dim}: predictions are compared with projections; make them equal"
             )
-        self.encoder = encoder
-        self.head = head
         self.predictor = ProjectionHead(head.out_dim, config.predictor)
         self.key = KeyEncoder(encoder, head)
-        self.config = config
 
     def forward(self, inputs: Inputs) -> Outputs:
         """``predictions`` and ``keys``, ``(N, 2, D)``, not normalised."""

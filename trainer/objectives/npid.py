@@ -63,13 +63,15 @@ class NPIDConfig(ObjectiveConfig):
         columns = self.negatives + 1 if self.negatives else step.num_samples
         return info_nce_cost(step.local_batch, columns, step.dim, self.loss_implementation)
 
-    def logits_per_image(self, batch: int, num_samples: int) -> int:
-        """Similarities with the own row and the negatives, or with all rows."""
-        return 1 + self.negatives if self.negatives else num_samples
+    def compares(self, batch: int, num_samples: int) -> str:
+        """An image with its own row and the negatives, or with all rows."""
+        return f"{1 + self.negatives if self.negatives else num_samples} logits per image"
 
 
 class NPID(Objective):
     """Encoder, head and memory bank."""
+
+    config: NPIDConfig
 
     def __init__(
         self,
@@ -79,11 +81,8 @@ class NPID(Objective):
         seed: int,
         num_samples: int,
     ) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.head = head
+        super().__init__(encoder, head, config)
         self.bank = PerSample(unit_rows(torch.randn(num_samples, head.out_dim)))
-        self.config = config
         self.seed = seed
 
     def forward(self, inputs: Inputs) -> Outputs:

@@ -40,23 +40,22 @@ class RotationConfig(ObjectiveConfig):
 
     def build(self, encoder: Encoder, head: HeadConfig, seed: int, num_samples: int) -> "Rotation":
         """The encoder and a linear classifier; there is no projection head."""
-        return Rotation(encoder)
+        return Rotation(encoder, self)
 
     def cost(self, step: StepSizes) -> LossCost:
         """A linear classifier, counted with the networks."""
         return softmax_cost(_TURNS * step.local_batch, _TURNS, 1)
 
-    def logits_per_image(self, batch: int, num_samples: int) -> int:
-        """Of every turn, those of the four turns."""
-        return _TURNS**2
+    def compares(self, batch: int, num_samples: int) -> str:
+        """Every turn with the four turns."""
+        return f"{_TURNS} turns of an image, {_TURNS} logits each"
 
 
 class Rotation(Objective):
     """An encoder and a linear classifier of turns."""
 
-    def __init__(self, encoder: Encoder) -> None:
-        super().__init__()
-        self.encoder = encoder
+    def __init__(self, encoder: Encoder, config: RotationConfig) -> None:
+        super().__init__(encoder, None, config)
         self.classifier = nn.Linear(encoder.feature_dim, _TURNS)
 
     def forward(self, inputs: Inputs) -> Outputs:

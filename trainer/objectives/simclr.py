@@ -11,9 +11,6 @@ import torch
 import tyro
 
 from common.bounds import check_bounds
-from data_pipeline.augment import AugmentConfig
-from data_pipeline.crops import CropConfig
-from data_pipeline.views import ViewGroup, ViewPlan
 from kernels.ntxent import Implementation, nt_xent
 from trainer.models.encoders import Encoder
 from trainer.models.heads import HeadConfig, ProjectionHead
@@ -35,10 +32,6 @@ class SimCLRConfig(ObjectiveConfig):
     def __post_init__(self) -> None:
         check_bounds(self, "--objective.", temperature="(0, inf)")
 
-    def views(self, crop: CropConfig, augment: AugmentConfig) -> ViewPlan:
-        """Two views of one size."""
-        return (ViewGroup(crop, (augment.view1, augment.view2)),)
-
     def build(self, encoder: Encoder, head: HeadConfig, seed: int, num_samples: int) -> "SimCLR":
         """Encoder and projection head."""
         return SimCLR(encoder, ProjectionHead(encoder.feature_dim, head), self)
@@ -47,19 +40,15 @@ class SimCLRConfig(ObjectiveConfig):
         """NT-Xent."""
         return nt_xent_cost(step, self.loss_implementation)
 
-    def logits_per_image(self, batch: int, num_samples: int) -> int:
-        """Similarities that an image's loss is made of, at a global batch of ``batch``."""
-        return 2 * (2 * batch - 1)  # each of its views against all views but itself
+    def compares(self, batch: int, num_samples: int) -> str:
+        """Each view of an image with all views but itself."""
+        return f"{2 * (2 * batch - 1)} logits per image"
 
 
 class SimCLR(Objective):
     """Encoder and projection head; the forward pass makes projections, :meth:`loss` the loss."""
 
-    def __init__(self, encoder: Encoder, head: ProjectionHead, config: SimCLRConfig) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.head = head
-        self.config = config
+    config: SimCLRConfig
 
     def forward(self, inputs: Inputs) -> Outputs:
         """Project all views in one pass: ``projections`` are ``(N, V, D)``, not normalised."""

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from trainer.objectives.base import Inputs
-from trainer.objectives.rotation import Rotation
+from trainer.objectives.rotation import Rotation, RotationConfig
 
 
 class _Seen(nn.Module):
@@ -21,7 +21,7 @@ class _Seen(nn.Module):
 def _turned() -> tuple[torch.Tensor, _Seen, Rotation, torch.Tensor]:
     images = torch.randn(5, 3, 8, 8).to(memory_format=torch.channels_last)
     encoder = _Seen()
-    objective = Rotation(encoder)  # type: ignore[arg-type]
+    objective = Rotation(encoder, RotationConfig())  # type: ignore[arg-type]
     ids = torch.arange(5)
     outputs = objective(Inputs((images[None],), ids, ids >= 0))
     return images, encoder, objective, outputs.rows["logits"]
