@@ -118,7 +118,7 @@ def prepare(config: RunConfig, joined: Fabric | None = None) -> Iterator[Run]:
         run = _build(config, plan, fabric, loader, saver, phases, checkpoint, endpoint, stack)
         models.append(run.model)
         _settle_gradient_buckets(run)
-        if fabric.is_global_zero:
+        if fabric.is_global_zero and not run.is_done():
             announce(run, resumed=checkpoint is not None)
         yield run
 
