@@ -27,7 +27,7 @@ def judge(encoder: nn.Module, budget: Budget) -> dict[str, float]:
     with Job(config, loaded) as job:
         train, test = job.features(budget.train), job.features(budget.test)
     linear = logistic_regression(train, test, LOGISTIC)
-    return {"knn": _knn(train, test), "linear": linear.top1}
+    return {"knn": _knn(train, test), "linear": linear.reached.top1}
 
 
 def _knn(train: Features, test: Features) -> float:

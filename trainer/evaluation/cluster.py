@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from sklearn.metrics.cluster import contingency_matrix
+
 from common.errors import ConfigError
 from data_pipeline.reading.beton import DataInfo
 from data_pipeline.reading.open_data import OpenData
@@ -11,13 +14,7 @@ from trainer.evaluation.job import Job
 from trainer.evaluation.labelled_subset import names_or_why_not
 from trainer.evaluation.pictures import Cell, CropReader, PictureConfig, file_name, save_rows
 from trainer.features.extraction import Features
-from trainer.features.k_means import (
-    Clustering,
-    adjusted_rand_index,
-    contingency,
-    k_means,
-    normalised_mutual_information,
-)
+from trainer.features.k_means import Clustering, k_means
 from trainer.features.neighbours import unit_rows
 
 _LISTED = 1_000_000  # samples up to which the JSON says where each is
@@ -86,9 +83,10 @@ def _report(
     agreement: dict[str, float | None] = dict.fromkeys(("nmi", "ari", "purity"))
     notes = []
     if info.has_label:
-        agreement["nmi"] = normalised_mutual_information(labels_N, assigned_N)
-        agreement["ari"] = adjusted_rand_index(labels_N, assigned_N)
-        most = contingency(assigned_N, labels_N).max(dim=1).values
+        partitions = labels_N.numpy(), assigned_N.numpy()
+        agreement["nmi"] = float(normalized_mutual_info_score(*partitions))
+        agreement["ari"] = float(adjusted_rand_score(*partitions))
+        most = contingency_matrix(*partitions).max(axis=0)
         agreement["purity"] = float(most.sum()) / len(labels_N)
     else:
         notes.append("no agreement with classes: not all samples have labels")

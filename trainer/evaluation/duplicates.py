@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from common.errors import ConfigError
 from data_pipeline.reading.beton import DataInfo
@@ -256,21 +258,14 @@ def _most_alike_first(pairs: Pairs) -> Pairs:
 
 def groups(samples_P2: torch.Tensor) -> list[list[int]]:
     """Samples that pairs connect, each group ascending, the largest first."""
-    parent: dict[int, int] = {}
-
-    def root(sample: int) -> int:
-        while (above := parent.setdefault(sample, sample)) != sample:
-            parent[sample] = parent[above]  # halve the way
-            sample = above
-        return sample
-
-    for first, second in samples_P2.tolist():
-        low, high = sorted((root(first), root(second)))
-        parent[high] = low
-    members: dict[int, list[int]] = {}
-    for sample in sorted(parent):
-        members.setdefault(root(sample), []).append(sample)
-    return sorted(members.values(), key=lambda group: (-len(group), group))
+    samples_S, places_P2 = samples_P2.unique(return_inverse=True)
+    if not len(samples_S):
+        return []
+    joined = coo_array((np.ones(len(places_P2)), tuple(places_P2.T.numpy())), (len(samples_S),) * 2)
+    _, group_S = connected_components(joined, directed=False)
+    together_S = samples_S[torch.from_numpy(group_S).argsort(stable=True)]
+    found = [part.tolist() for part in together_S.split(np.bincount(group_S).tolist())]
+    return sorted(found, key=lambda group: (-len(group), group))
 
 
 def shared_neighbours(index_NK: torch.Tensor, samples_P2: torch.Tensor) -> torch.Tensor:

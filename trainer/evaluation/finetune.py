@@ -217,9 +217,9 @@ def _tune(job: LabelledJob, model: nn.Module, ids: IdArray, recipe: Recipe) -> t
                 seed_stochastic_layers(recipe.seed, step, job.rank)
                 yield batch
 
-        loss = fit(
-            model,
-            recipe,
+        (loss,) = fit(
+            [model],
+            [recipe],
             seeded(),
             steps,
             autocast_dtype=job.autocast,

@@ -37,8 +37,8 @@ class ProbeConfig(EvaluateConfig):
                  training images
       cached     SimCLR's recipe on features of centre crops: SGD with Nesterov momentum, learning
                  rate 0.1 x batch / 256, cosine to 0, batch 4096, 90 epochs, weight decay 1e-6
-      sweep      the same for every --base-lr with every --weight-decay at once, one matrix product
-                 for all; the best on held-out training images is trained again on all of them
+      sweep      the same for every --base-lr with every --weight-decay, on the same batches; the
+                 best on held-out training images is trained again on all of them
       canonical  as cached with new random crops and flips of each image in every epoch, through the
                  encoder: what published figures use
       auto       logistic where images x features x classes is up to 5e8, else cached; the output
@@ -167,8 +167,10 @@ def linear(config: ProbeConfig) -> dict[str, Any] | None:
     if job.rank:
         return None
     result, settings, measured, more = found
-    reached, settings = (result.top1, result.top5), {**settings, **config.budget()}
-    return job.report("linear", protocol, reached, len(few_N), settings, measured, notes, **more)
+    settings |= config.budget()
+    return job.report(
+        "linear", protocol, result.reached, len(few_N), settings, measured, notes, **more
+    )
 
 
 _Found = tuple[LinearResult | LogisticResult, dict[str, Any], dict[str, Any], dict[str, Any]]
@@ -180,19 +182,18 @@ def _logistic(
 ) -> _Found:
     """Full-batch logistic regression on cached features; C is chosen unless it is given."""
     fit = config.logistic()
-    result = logistic_regression(train, test, fit, device=job.device)
-    if not result.converged:
+    result = logistic_regression(train, test, fit)
+    if result.iterations >= fit.max_iterations:
         notes.append(
-            f"logistic regression stopped after {result.model.iterations} iterations at a gradient "
-            f"of {result.model.largest_gradient:.1e}, above the {fit.gradient_tolerance:.0e} "
-            "that it aims for"
+            f"logistic regression stopped after {result.iterations} iterations at a gradient above "
+            f"the {fit.gradient_tolerance:.0e} that it aims for"
         )
     if fit.c is None and not result.chosen_on:
         notes.append("C is 1: one sample per class leaves none to choose it on")
     settings = {
         "c": result.c,
         "c_chosen_on_samples": result.chosen_on,
-        "iterations": result.model.iterations,
+        "iterations": result.iterations,
         "features": "centre crop, standardised by the training samples",
     }
     return result, settings, job.measured(classifier="logistic regression"), {}

@@ -1,4 +1,4 @@
-"""The loop that learns from labels: a linear classifier, many at once, or a whole network.
+"""The loop that learns from labels: a linear classifier, several on the same batches, a network.
 
 SimCLR's recipes for linear evaluation and fine-tuning (Chen et al. 2020, arXiv 2002.05709, appendix
 B, and google-research/simclr) are of one form: SGD with Nesterov momentum, a learning rate in
@@ -14,7 +14,7 @@ Shape suffixes: N training samples, B batch of this process, F features, C class
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ from common.errors import ConfigError
 from common.rendezvous import release
 from data_pipeline.reading.order import Position, global_batch_ids
 from trainer.features.extraction import Features, reduced_precision
-from trainer.features.labels import accuracy_of, class_count
+from trainer.features.labels import Accuracy, accuracy_of, class_count
 from trainer.optim.schedule import half_cosine
 from trainer.parallel.sync_batch_norm import convert_sync_batch_norm
 
@@ -39,11 +39,7 @@ Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """SGD as SimCLR has it.
-
-    The values are those of google-research/simclr's command for the linear evaluation on ImageNet
-    (appendix B.6).
-    """
+    """SGD as google-research/simclr has it for the linear evaluation on ImageNet (B.6)."""
 
     name: str = "the linear probe"  # of the training, for a bar and for errors
     base_lr: float = 0.1  # per 256 samples of the batch
@@ -86,11 +82,9 @@ class Recipe:
 
 @dataclass(frozen=True)
 class LinearResult:
-    """Accuracy of the trained classifier, as fractions in [0, 1], and the classifier."""
+    """What the test set says of a trained classifier."""
 
-    top1: float
-    top5: float
-    """Within the best ``min(5, classes)``."""
+    reached: Accuracy
     recipe: Recipe
     """With the samples of a step that there were."""
     steps: int
@@ -104,11 +98,7 @@ class LinearResult:
 
 
 def linear_probe(
-    train: Features,
-    test: Features,
-    recipe: Recipe,
-    *,
-    device: torch.device | str = "cpu",
+    train: Features, test: Features, recipe: Recipe, *, device: torch.device | str = "cpu"
 ) -> LinearResult:
     """Train on cached features, test on cached features. One process; no collectives.
 
@@ -145,7 +135,7 @@ def _near(features_NF: torch.Tensor, device: torch.device) -> torch.Tensor:
     """The features on ``device``, if they take at most half of what is free there."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        if features_NF.numel() * features_NF.element_size() > free // 2:
+        if features_NF.nbytes > free // 2:
             return features_NF
     return features_NF.to(device)
 
@@ -161,102 +151,93 @@ def train_linear(
     together: bool = False,
     progress: bool = False,
 ) -> LinearResult:
-    """Train on batches of features, test on cached features. A collective if ``together``.
+    """Train a classifier on batches of features (B, F), which have no gradient, and test it.
 
-    Args:
-        batches: of features (B, F) without gradient: those of each image's centre crop, or of new
-            crops in every epoch.
-        steps_per_epoch: global batches in an epoch.
-        test: features of the test set's centre crops, equal on all processes.
-        num_classes: classes of training and test set.
-        recipe: with the global batch that ``batches`` have.
-        device: where to train.
-        together: several processes share each batch.
-        progress: show a bar on a terminal.
+    Args: as of :func:`fit`; ``test`` has the features of the test set, equal on all processes.
 
     Raises:
         ConfigError: training diverged.
     """
     device = torch.device(device)
     classifier = zero_linear(test.features_NF.shape[1], num_classes).to(device)
-    final_loss = fit(
-        classifier, recipe, batches, steps_per_epoch, together=together, progress=progress
+    (final_loss,) = fit(
+        [classifier], [recipe], batches, steps_per_epoch, together=together, progress=progress
     )
     reached = accuracy_of(classifier, test, device)
-    return LinearResult(*reached, recipe, recipe.epochs * steps_per_epoch, final_loss, classifier)
-
-
-def pace(
-    batches: Batches, steps: int, name: str, progress: bool
-) -> Iterator[tuple[float, tuple[torch.Tensor, torch.Tensor]]]:
-    """So many batches, each with its step's learning rate as a factor of the peak."""
-    # disable=None: no bar where stderr is not a terminal.
-    with tqdm(total=steps, desc=name, leave=False, disable=None if progress else True) as bar:
-        for step, batch in zip(range(steps), batches):
-            yield half_cosine(step / steps), batch
-            bar.update()
+    return LinearResult(reached, recipe, recipe.epochs * steps_per_epoch, final_loss, classifier)
 
 
 def fit(
-    model: nn.Module,
-    recipe: Recipe,
+    models: Sequence[nn.Module],
+    recipes: Sequence[Recipe],
     batches: Batches,
     steps_per_epoch: int,
     *,
     autocast_dtype: torch.dtype | None = None,
     together: bool = False,
     progress: bool = False,
-) -> float:
-    """Train ``model`` in place; it is left in evaluation mode. A collective if ``together``.
+) -> list[float]:
+    """Train each model on the same batches, in place. A collective if ``together``.
 
     Args:
-        model: inputs to logits (B, C), equal on all processes.
-        recipe: of the training.
+        models: inputs to logits (B, C), equal on all processes; left in evaluation mode.
+        recipes: of each; they differ in rate and decay only.
         batches: at least as many as there are steps.
         steps_per_epoch: global batches in an epoch.
-        autocast_dtype: compute dtype; ``None``: the model's own.
-        together: average over the processes.
+        autocast_dtype: compute dtype; ``None``: the models' own.
+        together: average over the processes, each of which has a share of every batch.
         progress: show a bar on a terminal.
 
     Returns:
-        Mean cross-entropy of the last epoch, nats.
+        Mean cross-entropy of the last epoch, nats; not finite where training diverged.
 
     Raises:
-        ConfigError: training diverged.
+        ConfigError: training diverged, of several that of all.
     """
-    optimizer = torch.optim.SGD(
+    shared, device = recipes[0], next(models[0].parameters()).device
+    total = shared.epochs * steps_per_epoch
+    loss_H, means = torch.zeros(len(models), device=device), [math.nan] * len(models)
+    with contextlib.ExitStack() as stack:
+        wrapped = [stack.enter_context(_training(model, together)) for model in models]
+        optimizers = [_sgd(model, recipe) for model, recipe in zip(models, recipes)]
+        # disable=None: no bar where stderr is not a terminal.
+        bar = tqdm(total=total, desc=shared.name, leave=False, disable=None if progress else True)
+        stack.enter_context(bar)
+        for step, (inputs, labels_B) in zip(range(total), batches):
+            factor = half_cosine(step / total)
+            for n, (model, recipe, optimizer) in enumerate(zip(wrapped, recipes, optimizers)):
+                optimizer.param_groups[0]["lr"] = recipe.peak_lr * factor
+                with reduced_precision(device, autocast_dtype):
+                    logits_BC = model(inputs)
+                loss = nn.functional.cross_entropy(_at_least_float32(logits_BC), labels_B)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                loss_H[n] += loss.detach().float()
+            bar.update()
+            if (step + 1) % steps_per_epoch == 0:
+                means_H = loss_H / steps_per_epoch
+                loss_H.zero_()
+                if together:
+                    dist.all_reduce(means_H)
+                    means_H /= dist.get_world_size()
+                means = means_H.tolist()
+                if not any(map(math.isfinite, means)):
+                    raise ConfigError(
+                        f"{shared.name} diverged by step {step + 1}: give a lower --base-lr than "
+                        f"{min(recipe.base_lr for recipe in recipes):g}"
+                    )
+    return means
+
+
+def _sgd(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
+    return torch.optim.SGD(
         model.parameters(),
         lr=recipe.peak_lr,
         momentum=recipe.momentum,
         nesterov=recipe.momentum > 0,
         weight_decay=recipe.weight_decay,
     )
-    device, mean = next(model.parameters()).device, math.nan
-    loss_sum = torch.zeros((), device=device)
-    paced = pace(batches, recipe.epochs * steps_per_epoch, recipe.name, progress)
-    with _training(model, together) as wrapped:
-        for step, (factor, (inputs, labels_B)) in enumerate(paced, 1):
-            optimizer.param_groups[0]["lr"] = recipe.peak_lr * factor
-            with reduced_precision(device, autocast_dtype):
-                logits_BC = wrapped(inputs)
-            loss = nn.functional.cross_entropy(_at_least_float32(logits_BC), labels_B)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            loss_sum += loss.detach().float()
-            if step % steps_per_epoch == 0:
-                loss_mean = loss_sum / steps_per_epoch
-                loss_sum.zero_()
-                if together:
-                    dist.all_reduce(loss_mean)
-                    loss_mean /= dist.get_world_size()
-                mean = loss_mean.item()
-                if not math.isfinite(mean):
-                    raise ConfigError(
-                        f"{recipe.name} diverged by step {step}: give a lower --base-lr than "
-                        f"{recipe.base_lr:g}"
-                    )
-    return mean
 
 
 def zero_linear(width: int, num_classes: int) -> nn.Linear:

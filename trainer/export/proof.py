@@ -30,7 +30,7 @@ class Proof:
 
     images: int
     image_source: str
-    """The run's data, the embedded digits, or random numbers where neither is there."""
+    """The run's data, or the embedded digits where it is not there."""
     largest_feature: float
     largest_difference: float
     relative_difference: float
@@ -116,13 +116,7 @@ def proof_images(
         return plain(_first_crops(data, how)), data.info.name
     except DataError as error:
         log.warning("%s; the proof uses the embedded digits", error)
-    try:
-        return plain(_digits(how.size)), f"embedded:{NAME}"
-    except DataError as error:  # scikit-learn brings the digits, and need not be there
-        log.warning("%s; the proof uses random images", error)
-    shape = (_IMAGES, 1, how.size, how.size, 3)
-    generator = torch.Generator().manual_seed(0)
-    return plain(torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)), "random"
+    return plain(_digits(how.size)), f"embedded:{NAME}"
 
 
 def _first_crops(data: OpenData, how: Preprocessing) -> torch.Tensor:

@@ -1,5 +1,4 @@
-"""k-means (Lloyd 1982, started by k-means++: Arthur & Vassilvitskii 2007), and two partitions'
-agreement.
+"""k-means: Lloyd 1982, started by k-means++ (Arthur & Vassilvitskii 2007).
 
 Deterministic: the draws come from the counter generator, sums are float64 products in one order.
 
@@ -144,44 +143,3 @@ def _means(
         worst = distance_N.sort(descending=True, stable=True).indices[: len(empty)]
         centres_KF[empty] = x_NF[worst]
     return centres_KF
-
-
-def contingency(first_N: torch.Tensor, second_N: torch.Tensor) -> torch.Tensor:
-    """Samples in class i of one partition and class j of the other: int64, without empty rows."""
-    first_N, second_N = (x.unique(return_inverse=True)[1] for x in (first_N, second_N))
-    width = int(second_N.max()) + 1
-    cells = (first_N * width + second_N).bincount(minlength=(int(first_N.max()) + 1) * width)
-    return cells.view(-1, width)
-
-
-def normalised_mutual_information(first_N: torch.Tensor, second_N: torch.Tensor) -> float:
-    """NMI of two partitions, 0 to 1: mutual information over the mean of both entropies."""
-    joint = contingency(first_N, second_N).double() / len(first_N)
-    rows, columns = joint.sum(dim=1), joint.sum(dim=0)
-    if len(rows) == len(columns) == 1:
-        return 1.0
-    there = joint > 0
-    expected = rows[:, None] * columns
-    mutual = float((joint[there] * (joint[there] / expected[there]).log()).sum())
-    mean = float(-(rows * rows.log()).sum() - (columns * columns.log()).sum()) / 2
-    return min(1.0, max(0.0, mutual / mean))
-
-
-def adjusted_rand_index(first_N: torch.Tensor, second_N: torch.Tensor) -> float:
-    """ARI of two partitions (Hubert & Arabie 1985): 1 for equal ones, about 0 for unrelated ones.
-
-    From counts of ordered pairs of samples, in whole numbers.
-    """
-    cells = contingency(first_N, second_N)
-    count = len(first_N)
-    squares = sum(n * n for n in cells.flatten().tolist())
-    rows = sum(n * n for n in cells.sum(dim=1).tolist())
-    columns = sum(n * n for n in cells.sum(dim=0).tolist())
-    both = squares - count
-    first_only, second_only = rows - squares, columns - squares
-    neither = count * count - rows - columns + squares
-    if first_only == second_only == 0:
-        return 1.0
-    scale = (both + first_only) * (first_only + neither)
-    scale += (both + second_only) * (second_only + neither)
-    return 2 * (both * neither - first_only * second_only) / scale

@@ -84,8 +84,6 @@ class EmbeddingMap:
     points: dict[str, npt.NDArray[np.float64]]
     """(N, 2) each."""
     samples: Samples
-    method: str
-    """How it was made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,10 +228,10 @@ class _Seen:
     def map(self) -> EmbeddingMap:
         """Some of the images on a plane."""
         chosen_N = self._some(_ON_THE_MAP)
-        points, method = {}, ""
-        for title, (_, asked_NF) in self._features.items():
-            points[title], method = project(asked_NF[chosen_N])
-        return EmbeddingMap(points, self._asked.take(chosen_N), method)
+        points = {
+            title: project(asked_NF[chosen_N]) for title, (_, asked_NF) in self._features.items()
+        }
+        return EmbeddingMap(points, self._asked.take(chosen_N))
 
     @torch.no_grad()
     def similarities(self) -> dict[str, npt.NDArray[np.float32]]:
@@ -250,14 +248,14 @@ class _Seen:
         return {"positives": cosine_NN[own_NN], "negatives": cosine_NN[~own_NN]}
 
 
-def project(features_NF: torch.Tensor) -> tuple[npt.NDArray[np.float64], str]:
-    """A two-dimensional map (N, 2) of features, and what made it; deterministic.
-
-    t-SNE on cosine distances; the first two principal components where scikit-learn is missing.
+def project(features_NF: torch.Tensor) -> npt.NDArray[np.float64]:
+    """A two-dimensional map (N, 2) of features by t-SNE of cosine distances; deterministic.
 
     Raises:
         DataError: there are too few images.
     """
+    from sklearn.manifold import TSNE
+
     unit_NF = nn.functional.normalize(features_NF, dim=1).double()
     count, width = unit_NF.shape
     if count < _FEWEST_ON_A_MAP:
@@ -265,12 +263,8 @@ def project(features_NF: torch.Tensor) -> tuple[npt.NDArray[np.float64], str]:
     # As van der Maaten recommends: 50 principal components hold what neighbourhoods depend on.
     u_NK, s_K, _ = torch.linalg.svd(unit_NF - unit_NF.mean(dim=0), full_matrices=False)
     reduced_NK = (u_NK * s_K)[:, : min(50, count, width)].numpy()
-    try:
-        from sklearn.manifold import TSNE
-    except ImportError:
-        return reduced_NK[:, :2], "principal components, for scikit-learn is not installed"
     perplexity = min(30.0, (count - 1) / 3)
     tsne = TSNE(
         perplexity=perplexity, init="pca", learning_rate="auto", max_iter=500, random_state=0
     )
-    return np.asarray(tsne.fit_transform(reduced_NK), np.float64), "t-SNE of cosine distances"
+    return np.asarray(tsne.fit_transform(reduced_NK), np.float64)

@@ -1,16 +1,11 @@
-import numpy as np
 import pytest
 import torch
 from sklearn.cluster import KMeans
-from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from sklearn.metrics import adjusted_rand_score
 
 from common.errors import ConfigError
 from trainer.features import k_means as module
-from trainer.features.k_means import (
-    adjusted_rand_index,
-    k_means,
-    normalised_mutual_information,
-)
+from trainer.features.k_means import k_means
 
 
 def blobs(count: int = 400, classes: int = 5, noise: float = 1.0) -> tuple[torch.Tensor, ...]:
@@ -18,31 +13,6 @@ def blobs(count: int = 400, classes: int = 5, noise: float = 1.0) -> tuple[torch
     centres = 3 * torch.randn(classes, 6, generator=rng)
     labels = torch.randint(classes, (count,), generator=rng)
     return centres[labels] + noise * torch.randn(count, 6, generator=rng), labels
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_agreement_of_two_partitions_equals_scikit_learns(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    first = rng.integers(0, 7, 150)
-    second = np.where(rng.random(150) < 0.6, first, rng.integers(0, 9, 150)) * 3 + 2
-    ours = normalised_mutual_information(*map(torch.from_numpy, (first, second)))
-    assert ours == pytest.approx(normalized_mutual_info_score(first, second), abs=1e-12)
-    ours = adjusted_rand_index(*map(torch.from_numpy, (first, second)))
-    assert ours == pytest.approx(adjusted_rand_score(first, second), abs=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("first", "second"),
-    [([0, 0, 0], [1, 1, 1]), ([0, 0, 0], [0, 1, 2]), ([0, 1, 2], [2, 0, 1]), ([0, 1], [0, 0])],
-)
-def test_partitions_at_the_edge_are_judged_as_by_scikit_learn(
-    first: list[int], second: list[int]
-) -> None:
-    tensors = torch.tensor(first), torch.tensor(second)
-    assert normalised_mutual_information(*tensors) == pytest.approx(
-        normalized_mutual_info_score(first, second), abs=1e-12
-    )
-    assert adjusted_rand_index(*tensors) == pytest.approx(adjusted_rand_score(first, second))
 
 
 def test_clusters_are_as_tight_as_scikit_learns() -> None:
@@ -55,7 +25,7 @@ def test_clusters_are_as_tight_as_scikit_learns() -> None:
 
 def test_clear_groups_are_found() -> None:
     x, labels = blobs()
-    assert adjusted_rand_index(labels, k_means(x, 5).assigned_N) > 0.95
+    assert adjusted_rand_score(labels, k_means(x, 5).assigned_N) > 0.95
 
 
 def test_lloyd_goes_where_scikit_learn_goes_from_the_same_start() -> None:

@@ -155,7 +155,7 @@ def test_the_page_stays_small_whatever_the_images(tmp_path, side):
     pictures = Pictures(
         views=Views(np.arange(8), noise(8), noise(8, 2)),
         queries=Queries(samples.take(np.arange(8)), answers),
-        map=EmbeddingMap(points, samples, "chance"),
+        map=EmbeddingMap(points, samples),
         similarities={"positives": rng.random(256), "negatives": rng.random(65_280)},
     )
     source = page(read_contents([bare_run(tmp_path / "run")], pictures))
