@@ -134,6 +134,10 @@ class WeightsFile(Target):
         """The encoder's tensors by the library's names; torchvision's own, unless overridden."""
         return tensors
 
+    def named_for(self, model: nn.Module, written: bytes) -> Tensors:
+        """What the file holds, by the names of ``model``."""
+        return parse_safetensors(written, Path("export"))
+
     def write(self, model: nn.Module, tensors: Tensors) -> dict[str, bytes]:
         """The one file."""
         return {"": safetensors.torch.save(self.renamed(tensors))}
@@ -144,7 +148,7 @@ class WeightsFile(Target):
         model = self.model()
         try:
             missing, unexpected = model.load_state_dict(
-                parse_safetensors(written, Path("export")), strict=False
+                self.named_for(model, written), strict=False
             )
         except RuntimeError as error:
             problem = " ".join(str(error).split())

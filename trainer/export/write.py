@@ -5,10 +5,11 @@ model card ``NAME.md``. Hugging Face's is a folder, in which they are ``widebatc
 ``README.md``.
 """
 
+import contextlib
 import dataclasses
-import functools
 import hashlib
-from collections.abc import Callable
+import tempfile
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,13 @@ from typing import Any
 import torch
 
 from common.errors import ConfigError, DataError
-from common.files.atomic_file import AtomicFile, as_utf8, check_replaceable, write_atomically
+from common.files.atomic_file import (
+    AtomicFile,
+    as_utf8,
+    check_replaceable,
+    sync_folder,
+    write_atomically,
+)
 from common.files.strict_json import dump_json, read_json_file
 from trainer.evaluation.load_encoder import (
     FILE_FORMAT,
@@ -27,7 +34,6 @@ from trainer.evaluation.load_encoder import (
     description_path,
     load_run,
 )
-from trainer.export.atomic_folder import atomic_folder
 from trainer.export.card import model_card
 from trainer.export.named_models import ToTimm, ToTorchvision
 from trainer.export.programs import ToOnnx, ToTorchExport
@@ -94,20 +100,28 @@ def export(
     if not kind.suffix and card is not None:
         raise ConfigError(f"--card {card}: the card of a folder is {out / _CARD}; leave it out")
     card = card or (out.with_suffix(".md") if kind.suffix else out / _CARD)
-    check = functools.partial(_check_target, kind, out, card, force)
-    check()
+    _check_target(kind, out, card, force)
     source = load_run(run, which)
     target = _target(kind, source)
     tensors = _plain(source.encoder.state_dict())
     files = target.write(source.encoder, tensors)
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     out.parent.mkdir(parents=True, exist_ok=True)
-    tell = functools.partial(_told, run, source, target, out.name)
     if kind.suffix:
         description, model = description_path(out), files[""]
-        facts = _write_file(model, out, card, tell, check)
+        facts, text = _told(run, source, target, out.name, model, digests[""])
+        card.parent.mkdir(parents=True, exist_ok=True)
+        _check_target(kind, out, card, force)
+        _publish({out: model, card: as_utf8(text), description: _json(facts)})
     else:
         description, model = out / _DESCRIPTION, files[_MODEL]
-        facts = _write_folder(files, out, tell, check)
+        with atomic_folder(out) as folder:
+            for name, content in files.items():
+                write_atomically(folder / name, content)
+            facts, text = _told(run, source, target, out.name, folder, digests)
+            write_atomically(folder / _DESCRIPTION, _json(facts))
+            write_atomically(folder / _CARD, as_utf8(text))
+            _check_target(kind, out, card, force)
     proof = Proof(**facts["proof"])
     return Exported(out, description, card, proof, len(tensors), len(model), facts)
 
@@ -126,10 +140,6 @@ def _target(kind: type[Target], source: LoadedEncoder) -> Target:
         raise RefusedError(f"{error}; take --format {' or '.join(able)}") from None
 
 
-_Tell = Callable[[Path | bytes, Any], tuple[dict[str, Any], str]]
-"""From what was written, and its checksum: content of the JSON, and the card."""
-
-
 def _told(
     run: Path, source: LoadedEncoder, target: Target, name: str, written: Path | bytes, digest: Any
 ) -> tuple[dict[str, Any], str]:
@@ -146,47 +156,39 @@ def _told(
     return facts, model_card(run, source.settings, facts)
 
 
-def _write_file(
-    content: bytes, out: Path, card: Path, tell: _Tell, check: Callable[[], None]
-) -> dict[str, Any]:
-    card.parent.mkdir(parents=True, exist_ok=True)
+def _publish(contents: dict[Path, bytes]) -> None:
+    """Write all of them or none. The last one is the description."""
     with ExitStack() as stack:
-        paths = (out, card, description_path(out))
-        weights, text, description = (stack.enter_context(AtomicFile(path)) for path in paths)
-        written = _put(weights, content)
-        facts, told = tell(written, hashlib.sha256(written).hexdigest())
-        _put(text, as_utf8(told))
-        _put(description, _json(facts))
-        check()
-        for file in (weights, text, description):
-            file.stage()
+        files = [stack.enter_context(AtomicFile(path)) for path in contents]
+        for atomic, content in zip(files, contents.values()):
+            atomic.file.write(content)
+            atomic.stage()
         # Weights never stand beside the JSON of others: an old one goes first.
-        description_path(out).unlink(missing_ok=True)
-        for file in (weights, text, description):
-            file.publish()
-    return facts
+        list(contents)[-1].unlink(missing_ok=True)
+        for atomic in files:
+            atomic.publish()
 
 
-def _put(atomic: AtomicFile, data: bytes) -> bytes:
-    """Write ``data``, and return what the file then holds."""
-    atomic.file.write(data)
-    atomic.file.flush()
-    atomic.file.seek(0)
-    return atomic.file.read()
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A new folder, which gets its name at the block's end; one that has the name goes then.
 
-
-def _write_folder(
-    files: dict[str, bytes], out: Path, tell: _Tell, check: Callable[[], None]
-) -> dict[str, Any]:
-    with atomic_folder(out) as folder:
-        for name, content in files.items():
-            write_atomically(folder / name, content)
-        digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-        facts, text = tell(folder, digests)
-        write_atomically(folder / _DESCRIPTION, _json(facts))
-        write_atomically(folder / _CARD, as_utf8(text))
-        check()
-    return facts
+    Nothing is left of it after an error. No system call replaces a folder that has files in it: for
+    an instant the name is free, and a power cut then leaves both in ``.NAME.RANDOM.part``.
+    """
+    with tempfile.TemporaryDirectory(".part", f".{path.name}.", path.parent) as beside:
+        new, old = Path(beside, "new"), Path(beside, "old")
+        new.mkdir()
+        yield new
+        if path.exists():
+            path.rename(old)
+        try:
+            new.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
+        sync_folder(path.parent)
 
 
 def _check_target(kind: type[Target], out: Path, card: Path, force: bool) -> None:
