@@ -3,16 +3,17 @@
 A number that no file of the run has is not in it: the card says "not recorded" instead.
 """
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 
 from common.errors import DataError
-from common.files.strict_json import parse_json, read_json_file
 from trainer.models.encoders import is_resnet
+from trainer.report.evaluations import read_reports
+from trainer.report.history import Metrics, columns, number_in, read_records
 from trainer.state.run_data import section, stored_paths
 
 
@@ -26,7 +27,7 @@ def model_card(run: Path, config: Mapping[str, Any], facts: Mapping[str, Any]) -
     """
     step, metrics = facts.get("step"), _metrics(run, facts.get("step"))
     trained, encoder = (section(config, name) for name in ("run", "encoder"))
-    total, seconds = trained.get("total_steps"), _training_seconds(config.get("batch"), metrics)
+    total = trained.get("total_steps")
     return _TEMPLATES.get_template("card.md").render(
         config=config,
         facts=facts,
@@ -34,8 +35,8 @@ def model_card(run: Path, config: Mapping[str, Any], facts: Mapping[str, Any]) -
         file=", ".join(path.name for path in stored_paths(config, "train")) or None,
         classes=len(trained.get("class_names") or ()) or None,
         stem=encoder.get("stem") if is_resnet(str(encoder.get("name"))) else "its own",
-        hours=None if seconds is None else f"{seconds / 3600:.3g}",
-        results=[*_in_training(metrics), *_evaluations(run / "evaluation", step)],
+        hours=_training_hours(config.get("batch"), metrics),
+        results=[*_in_training(metrics), *_evaluations(run, step)],
         unfinished=type(step) is int and type(total) is int and step < total,
     )
 
@@ -60,61 +61,42 @@ _TEMPLATES = jinja2.Environment(  # noqa: S701  # Markdown, where nothing is to 
 _TEMPLATES.filters |= {"cell": _cell, "code": _code}
 
 
-def _training_seconds(batch: Any, metrics: list[dict[str, Any]]) -> float | None:
+def _metrics(run: Path, step: Any) -> Metrics:
+    """Of the steps up to the exported one; none where the file is not there or not ours."""
+    try:
+        records = read_records(run)
+    except DataError:
+        return {}
+    return columns([each for each in records if type(step) is not int or each["step"] <= step])
+
+
+def _training_hours(batch: Any, metrics: Metrics) -> str | None:
     """The steps' own time; evaluation and checkpoints are not in a throughput."""
-    speeds = [record.get("images_per_second") for record in metrics]
-    if type(batch) is not int or not speeds or not all(_is_positive(speed) for speed in speeds):
+    speeds = metrics.get("images_per_second")
+    if type(batch) is not int or speeds is None or not (speeds > 0).all():
         return None
-    return sum(batch / float(speed) for speed in speeds if speed is not None)
+    return f"{(batch / speeds).sum() / 3600:.3g}"
 
 
-def _in_training(metrics: list[dict[str, Any]]) -> list[str]:
+def _in_training(metrics: Metrics) -> Iterator[str]:
     """What the run itself measured last."""
-    lines = []
-    if metrics and _is_positive(metrics[-1].get("loss")):
-        lines.append(f"Training loss at step {metrics[-1]['step']}: {metrics[-1]['loss']:.4g}")
-    online = [record for record in metrics if _is_positive(record.get("knn_top1"))]
-    if online:
-        step, top1 = online[-1]["step"], online[-1]["knn_top1"]
-        lines.append(f"Online kNN at step {step}: {top1:.2%} top-1 of the test file")
-    return lines
+    for column, line in (
+        ("loss", "Training loss at step {:.0f}: {:.4g}"),
+        ("knn_top1", "Online kNN at step {:.0f}: {:.2%} top-1 of the test file"),
+    ):
+        if column in metrics:
+            last = np.flatnonzero(np.isfinite(metrics[column]))[-1]
+            yield line.format(metrics["step"][last], metrics[column][last])
 
 
-def _evaluations(folder: Path, step: Any) -> list[str]:
+def _evaluations(run: Path, step: Any) -> Iterator[str]:
     """What ``widebatch evaluate`` wrote of this very step."""
-    lines = []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            report = read_json_file(path)
-        except (DataError, FileNotFoundError):
-            continue  # another program's file
+    for path, report in read_reports(run):
         encoder = section(report, "encoder")
         same = encoder.get("kind") in ("run", "exported") and encoder.get("step") == step
-        if same and _is_positive(report.get("top1")):
-            lines.append(
+        if same and number_in(report.get("top1")) > 0:
+            yield (
                 f"{report.get('method')} ({report.get('protocol')}): {report['top1']:.2%} top-1 "
                 f"of {report.get('n_test')} test images, {report.get('n_train')} labels, "
                 f"{report.get('num_classes')} classes ({_code(path.name)})"
             )
-    return lines
-
-
-def _metrics(run: Path, step: Any) -> list[dict[str, Any]]:
-    """Records of the steps up to the exported one; none where the file is not there or not ours."""
-    try:
-        lines = (run / "metrics.jsonl").read_bytes().splitlines()
-    except OSError:
-        return []
-    records = []
-    for line in lines:
-        try:
-            record = parse_json(line)
-        except ValueError:  # NaN, or a torn last line
-            continue
-        if isinstance(record, dict) and type(record.get("step")) is int:
-            records.append(record)
-    return [record for record in records if type(step) is not int or record["step"] <= step]
-
-
-def _is_positive(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and value > 0

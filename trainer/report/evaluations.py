@@ -64,19 +64,23 @@ def names_of(bars: Sequence[Bar]) -> list[str]:
     return [name for name in KINDS.values() if any(bar.name == name for bar in bars)]
 
 
+def read_reports(run: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Every evaluation in the folder, in the order of their files' names."""
+    for path in sorted((run / "evaluation").glob("*.json")):
+        try:
+            yield path, read_json_file(path)
+        except (DataError, FileNotFoundError) as error:
+            log.info("left out: %s (%s)", path, error)
+
+
 def read_measured(run: Path) -> tuple[Measured, ...]:
-    """Every evaluation in the folder that has a figure, in the order of their files' names.
+    """Every evaluation that has a figure.
 
     Raises:
         DataError: there is none.
     """
     found = []
-    for path in sorted((run / "evaluation").glob("*.json")):
-        try:
-            report = read_json_file(path)
-        except (DataError, FileNotFoundError) as error:
-            log.info("left out: %s (%s)", path, error)
-            continue
+    for path, report in read_reports(run):
         kind = str(section(report, "encoder").get("kind", ""))
         kind = "run" if kind == "exported" else kind
         method = f"{report.get('method', '')} ({report.get('protocol', '?')})".strip()
