@@ -7,6 +7,7 @@ from typing import Any
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from sklearn.metrics.cluster import contingency_matrix
 
+from common.bounds import check_bounds
 from common.errors import ConfigError
 from data_pipeline.reading.beton import DataInfo
 from data_pipeline.reading.open_data import OpenData
@@ -37,7 +38,7 @@ class ClusterConfig(PictureConfig):
     def __post_init__(self) -> None:
         """Refuse what contradicts itself."""
         super().__post_init__()
-        self.at_least(1, "k", "restarts")
+        check_bounds(self, "--", k="[1, inf)", restarts="[1, inf)")
 
 
 def cluster(config: ClusterConfig) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from common.bounds import check_bounds
 from common.errors import ConfigError
 from data_pipeline.augment import AugmentConfig
 from data_pipeline.crops import CropConfig
@@ -50,7 +51,7 @@ class DiagnoseConfig(JobConfig):
     def __post_init__(self) -> None:
         """Refuse what contradicts itself."""
         super().__post_init__()
-        self.at_least(2, "pairs_of", "views_of")
+        check_bounds(self, "--", pairs_of="[2, inf)", views_of="[2, inf)")
 
 
 def diagnose(config: DiagnoseConfig) -> dict[str, Any] | None:

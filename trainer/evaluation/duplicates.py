@@ -14,7 +14,7 @@ import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from common.errors import ConfigError
+from common.bounds import check_bounds
 from data_pipeline.reading.beton import DataInfo
 from data_pipeline.reading.open_data import OpenData
 from trainer.evaluation.job import Job
@@ -49,11 +49,8 @@ class DuplicatesConfig(PictureConfig):
     def __post_init__(self) -> None:
         """Refuse what contradicts itself."""
         super().__post_init__()
-        self.at_least(1, "k", "limit")
-        for name in ("threshold", "least_shared"):
-            if not 0 < getattr(self, name) <= 1:
-                option = "--" + name.replace("_", "-")
-                raise ConfigError(f"{option} {getattr(self, name)}: choose above 0, at most 1")
+        check_bounds(self, "--", k="[1, inf)", limit="[1, inf)")
+        check_bounds(self, "--", threshold="(0, 1]", least_shared="(0, 1]")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from common.bounds import check_bounds
 from common.errors import ConfigError
 from data_pipeline.crops import CropConfig
 from data_pipeline.reading.open_data import OpenData
@@ -70,12 +71,18 @@ class FinetuneConfig(JobConfig):
     def __post_init__(self) -> None:
         """Refuse what contradicts itself."""
         super().__post_init__()
-        if not 0 < self.labels <= 1:
-            raise ConfigError(f"--labels {self.labels:g}: choose above 0, at most 1 (0.01: 1 %)")
+        check_bounds(
+            self,
+            "--",
+            labels="(0, 1]",
+            head_layers="[0, inf)",
+            epochs="[1, inf)",
+            base_lr="(0, inf)",
+            tuning_batch="[1, inf)",
+            weight_decay="[0, inf)",
+        )
         if self.label_list is not None and self.labels != 1:
             raise ConfigError("--labels and --label-list exclude each other: give one")
-        self.at_least(0, "head_layers")
-        self.recipe(1, 1)  # can it be?
 
     def recipe(self, labelled: int, total: int) -> Recipe:
         """The training on so many labelled samples of all."""

@@ -14,6 +14,7 @@ import torch.distributed as dist
 import tyro
 from torch import nn
 
+from common.bounds import check_bounds
 from common.errors import ConfigError
 from common.files.atomic_file import check_replaceable
 from common.randomness import SEEDS
@@ -69,18 +70,9 @@ class JobConfig:
         """Refuse what contradicts itself."""
         if self.json is not None:
             check_replaceable(self.json, ".json")
-        self.at_least(1, "batch")
+        check_bounds(self, "--", batch="[1, inf)")
         if self.seed not in SEEDS:
             raise ConfigError(f"--seed {self.seed}: choose {SEEDS[0]} to {SEEDS[-1]} (64 bits)")
-
-    def at_least(self, least: int, *names: str) -> None:
-        """Refuse settings that are, or hold, smaller numbers."""
-        for name in names:
-            value = getattr(self, name)
-            for number in value if isinstance(value, tuple) else (value,):
-                if number is not None and number < least:
-                    option = "--" + name.replace("_", "-")
-                    raise ConfigError(f"{option} {number}: take at least {least}")
 
 
 class Job:

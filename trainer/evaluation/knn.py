@@ -3,9 +3,10 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from common.bounds import check_bounds
 from common.errors import ConfigError
 from trainer.evaluation.labelled import EvaluateConfig, LabelledJob
-from trainer.features.knn import knn_classify_each, remark_on_k
+from trainer.features.knn import MAX_K, knn_classify_each, remark_on_k
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,7 @@ class KnnConfig(EvaluateConfig):
     def __post_init__(self) -> None:
         """Refuse what contradicts itself."""
         super().__post_init__()
+        check_bounds(self, "--", k=f"[1, {MAX_K}]", temperature="(0, inf)")
         if not self.k:
             raise ConfigError("--k: name at least one number of neighbours")
 

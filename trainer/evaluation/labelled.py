@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from common.bounds import check_bounds
 from data_pipeline.reading.open_data import OpenData
 from trainer.evaluation.job import Job, JobConfig, TestFiles, TrainFiles
 from trainer.features.extraction import Features
@@ -32,7 +33,7 @@ class EvaluateConfig(JobConfig):
     def __post_init__(self) -> None:
         """Refuse what contradicts itself."""
         super().__post_init__()
-        self.at_least(1, "labels_per_class")
+        check_bounds(self, "--", labels_per_class="[1, inf)")
 
     def few(self, labels_N: torch.Tensor) -> torch.Tensor:
         """Places of the training images to use, ascending.

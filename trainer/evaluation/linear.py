@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from common.bounds import check_bounds
 from common.errors import ConfigError
 from data_pipeline.crops import CropConfig
 from trainer.evaluation.labelled import EvaluateConfig, LabelledJob
@@ -68,6 +69,15 @@ class ProbeConfig(EvaluateConfig):
     def __post_init__(self) -> None:
         """Refuse what contradicts itself."""
         super().__post_init__()
+        check_bounds(
+            self,
+            "--",
+            c="(0, inf)",
+            epochs="[1, inf)",
+            base_lr="(0, inf)",
+            linear_batch="[1, inf)",
+            weight_decay="[0, inf)",
+        )
         for name in ("base_lr", "weight_decay"):
             if self.protocol != "sweep" and len(getattr(self, name)) > 1:
                 raise ConfigError(f"{_option(name)}: several values go with --protocol sweep")
@@ -75,7 +85,6 @@ class ProbeConfig(EvaluateConfig):
             raise ConfigError(
                 "--labels-per-class goes with cached features: use --protocol cached or logistic"
             )
-        self.recipe(), self.logistic()  # can they be?
         self.refuse_settings_of_others(self.protocol)
 
     def refuse_settings_of_others(self, protocol: Protocol) -> None:
@@ -103,10 +112,6 @@ class ProbeConfig(EvaluateConfig):
             weight_decay=self.weight_decay[0] if self.weight_decay else Recipe.weight_decay,
             seed=self.seed,
         )
-
-    def logistic(self) -> LogisticConfig:
-        """The fit of the protocol of that name."""
-        return LogisticConfig(c=self.c, seed=self.seed)
 
 
 def _option(setting: str) -> str:
@@ -181,7 +186,7 @@ def _logistic(
     config: ProbeConfig, job: LabelledJob, train: Features, test: Features, notes: list[str]
 ) -> _Found:
     """Full-batch logistic regression on cached features; C is chosen unless it is given."""
-    fit = config.logistic()
+    fit = LogisticConfig(c=config.c, seed=config.seed)
     result = logistic_regression(train, test, fit)
     if result.iterations >= fit.max_iterations:
         notes.append(

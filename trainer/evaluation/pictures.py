@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
+from common.bounds import check_bounds
 from common.errors import ConfigError
 from common.files.atomic_file import check_replaceable, write_atomically
 from data_pipeline.crops import centre_crop_boxes
@@ -42,7 +43,7 @@ class PictureConfig(JobConfig):
     def __post_init__(self) -> None:
         """Refuse what contradicts itself, and a picture that could not be written at the end."""
         super().__post_init__()
-        self.at_least(1, "pictured")
+        check_bounds(self, "--", pictured="[1, inf)")
         if self.picture is None:
             return
         if self.picture.suffix.lower() != ".png":

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from common.bounds import check_bounds
 from common.errors import ConfigError, DataError
 from data_pipeline.packing.pack import PackConfig, pack
 from data_pipeline.packing.sources import IMAGE_EXTENSIONS
@@ -52,7 +53,7 @@ class RetrieveConfig(PictureConfig):
     def __post_init__(self) -> None:
         """Refuse what contradicts itself."""
         super().__post_init__()
-        self.at_least(1, "k", "recall_at")
+        check_bounds(self, "--", k="[1, inf)", recall_at="[1, inf)")
 
 
 @dataclass(frozen=True)

@@ -49,15 +49,6 @@ class Recipe:
     weight_decay: float = 1e-6
     seed: int = 0  # of the order of samples, crops and flips
 
-    def __post_init__(self) -> None:
-        """Refuse what cannot train."""
-        for name in ("base_lr", "batch_size", "epochs"):
-            value = getattr(self, name)
-            if not value > 0:
-                raise ConfigError(f"{self.name}: {name}={value} must be above 0")
-        if not self.weight_decay >= 0:
-            raise ConfigError(f"{self.name}: weight_decay={self.weight_decay} must be 0 or more")
-
     @property
     def peak_lr(self) -> float:
         """Learning rate of the first step."""

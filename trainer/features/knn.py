@@ -19,15 +19,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from common.errors import ConfigError
 from trainer.features.extraction import Features
 from trainer.features.labels import accuracy, class_count, count_hits
-from trainer.features.neighbours import LOW_WORD, block_shape, nearest_rows, share_of_blocks
+from trainer.features.neighbours import block_shape, nearest_rows, share_of_blocks
 
 # Votes lie in (0, 1] of this scale. The sum of 2**18 votes fits an int64; a vote's rounding is
 # 3e-14 of the nearest neighbour's.
 _VOTE_SCALE = 1 << 44
-_MAX_K = 1 << 18
+MAX_K = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -74,10 +73,8 @@ def knn_classify_each(
         world_size: number of processes that call.
 
     Raises:
-        ConfigError: a ``k`` or ``temperature`` is out of range.
         DataError: a set is empty or not labelled.
     """
-    _check(ks, temperature, len(train.labels_N))
     num_classes = class_count(train.labels_N, test.labels_N)
     device = torch.device(device) if device is not None else train.features_NF.device
     kept = [min(k, len(train.labels_N)) for k in ks]
@@ -113,18 +110,6 @@ def remark_on_k(k: int, num_train: int, num_classes: int, option: str) -> list[s
         f"k {k} is more than the {each} training samples that a class has on average, so that most"
         f" votes are for other classes: compare {option} {max(1, min(20, each // 2))}"
     ]
-
-
-def _check(ks: Sequence[int], temperature: float, num_train: int) -> None:
-    if not ks:
-        raise ConfigError("give at least one k")
-    for k in ks:
-        if not 1 <= k <= _MAX_K:
-            raise ConfigError(f"k={k} neighbours: choose 1 to {_MAX_K}")
-    if not temperature > 0:
-        raise ConfigError(f"temperature={temperature}: choose one above 0 (0.07 is usual)")
-    if num_train > LOW_WORD:
-        raise ConfigError(f"{num_train} training samples: nearest neighbours take {LOW_WORD}")
 
 
 def _votes(similarity_BK: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -15,7 +15,7 @@ from torch import nn
 
 from common.collectives import gather_rows
 
-LOW_WORD = 0xFFFFFFFF  # also the largest number of rows that can be searched
+_LOW_WORD = 0xFFFFFFFF  # also the largest number of rows that can be searched
 
 
 @torch.no_grad()
@@ -147,11 +147,11 @@ def sortable(similarity_BT: torch.Tensor, first: int) -> torch.Tensor:
     bits = (similarity_BT + 0.0).view(torch.int32)  # + 0.0: -0 becomes 0
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     index_T = torch.arange(first, first + bits.shape[1], device=bits.device)
-    return (ordered.long() << 32) | (LOW_WORD - index_T)
+    return (ordered.long() << 32) | (_LOW_WORD - index_T)
 
 
 def read_keys(keys_BK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Similarities (float32) and training indices (int64) of keys."""
     ordered = (keys_BK >> 32).int()
     bits = ordered ^ ((ordered >> 31) & 0x7FFFFFFF)
-    return bits.view(torch.float32), LOW_WORD - (keys_BK & LOW_WORD)
+    return bits.view(torch.float32), _LOW_WORD - (keys_BK & _LOW_WORD)

@@ -5,6 +5,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from common.errors import ConfigError, DataError
 from tests.dist import run_ranks
+from trainer.evaluation.knn import KnnConfig
 from trainer.features import neighbours
 from trainer.features.extraction import Features
 from trainer.features.knn import knn_classify, knn_classify_each
@@ -159,11 +160,12 @@ def test_nearest_rows_come_in_the_order_of_the_askers_on_any_number_of_processes
 
 
 @pytest.mark.parametrize(
-    ("settings", "named"), [({"k": 0}, "k=0"), ({"temperature": 0.0}, "temperature=0")]
+    ("settings", "named"),
+    [({"k": (20, 0)}, "--k 20 0"), ({"temperature": 0.0}, "--temperature 0")],
 )
 def test_settings_out_of_range_are_refused(settings: dict, named: str) -> None:
     with pytest.raises(ConfigError, match=named):
-        knn_classify(*clusters(), **settings)
+        KnnConfig(source="run", train=(), test=(), **settings)
 
 
 def test_samples_without_labels_are_refused() -> None:
