@@ -150,7 +150,6 @@ def _add_events(figure: go.Figure, events: Events) -> None:
     """Marks at the steps of events, on an axis of their own from the bottom to the top."""
     figure.update_layout(yaxis2={"overlaying": "y", "range": [0, 1], "visible": False})
     for name, steps, symbol, height in (
-        ("started again", events.restarts, "line-ns-open", 0.5),
         ("step left out", events.skipped, "x-thin-open", 0.98),
         ("damaged samples replaced", events.substitutes, "diamond", 0.02),
     ):

@@ -65,8 +65,6 @@ class Events:
 
     skipped: tuple[int, ...] = ()
     """Steps that were left out for non-finite gradients."""
-    restarts: tuple[int, ...] = ()
-    """Last steps before the run was started again."""
     substitutes: tuple[int, ...] = ()
     """Steps by which more damaged samples had been replaced than before."""
     substitute_count: int = 0
@@ -102,7 +100,6 @@ def read_history(run: Path) -> History:
     counts_N = np.maximum.accumulate(np.nan_to_num(metrics.get("substitutes", none_N)))
     events = Events(
         skipped=tuple(steps_N[skipped_N].tolist()),
-        restarts=read_restarts(run),
         substitutes=tuple(steps_N[np.diff(counts_N, prepend=0.0) > 0].tolist()),
         substitute_count=int(counts_N[-1]),
     )
@@ -164,29 +161,6 @@ def running_mean(values_N: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     centre = np.arange(len(values_N))
     reach = np.minimum(half, np.minimum(centre, len(values_N) - 1 - centre))
     return (sums[centre + reach + 1] - sums[centre - reach]) / (2 * reach + 1)
-
-
-def read_restarts(run: Path) -> tuple[int, ...]:
-    """Last steps before each start that went on from a checkpoint, as TensorBoard's files say.
-
-    A resumed run begins a new file with the step from which on it hides the older ones. Without
-    TensorBoard there is no record of it, and none is found.
-    """
-    paths = sorted((run / "tensorboard").glob("events.*"))
-    if len(paths) < 2:
-        return ()
-    from tensorboard.backend.event_processing.event_file_loader import (  # type: ignore[import-untyped]
-        LegacyEventFileLoader,
-    )
-
-    found = set()
-    for path in paths:
-        for event in LegacyEventFileLoader(str(path)).Load():
-            if event.HasField("session_log"):
-                found.add(int(event.step) - 1)
-            if event.HasField("summary"):
-                break
-    return tuple(sorted(found))
 
 
 def _phase_times(readings: Sequence[Mapping[str, Any]]) -> tuple[PhaseTime, ...]:

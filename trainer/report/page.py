@@ -162,7 +162,6 @@ def _measures(history: History) -> Iterator[tuple[str, str]]:
         yield "throughput, median", f"{short(speed)} images/s"
     events = history.events
     yield "steps left out", f"{len(events.skipped)}"
-    yield "restarts", f"{len(events.restarts)}"
     yield "damaged samples replaced", f"{events.substitute_count}"
 
 

@@ -17,7 +17,6 @@ from trainer.report.evaluations import names_of, read_measured
 from trainer.report.history import columns, read_history, read_records
 from trainer.report.pictures import Pictures
 from trainer.state.settings import changed, flat
-from trainer.telemetry import TensorBoard
 
 
 def test_metrics_of_a_killed_run_lose_only_the_torn_line(tmp_path):
@@ -56,18 +55,6 @@ def test_events_are_found_at_their_steps(tmp_path):
     assert events.skipped == (2, 3)
     assert events.substitutes == (4, 8)
     assert events.substitute_count == 2
-    assert events.restarts == ()
-
-
-def test_restarts_are_found_in_what_tensorboard_keeps(tmp_path):
-    write_metrics(tmp_path, 30)
-    for number, done in enumerate((0, 12, 20)):
-        writer = TensorBoard(tmp_path / "tensorboard", done)
-        writer.read([{"step": done + 1, "loss": 2.0}])
-        writer.close()
-        (newest,) = (tmp_path / "tensorboard").glob("events.out*")
-        newest.rename(newest.with_name(f"events.{number}"))  # files of one second have one name
-    assert read_history(tmp_path).events.restarts == (12, 20)
 
 
 def test_phases_are_means_of_the_readings_and_name_the_slowest_rank(tmp_path):
