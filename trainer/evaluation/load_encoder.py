@@ -26,10 +26,13 @@ from common.errors import CheckpointError, ConfigError, DataError
 from common.files.safetensors_file import parse_safetensors
 from common.files.strict_json import read_json_file
 from data_pipeline.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, ViewConfig
+from data_pipeline.crops import CropConfig
 from trainer.config import from_json
 from trainer.features.extraction import default_resize
+from trainer.features.online_knn import OnlineKnnConfig
 from trainer.models.encoders import Encoder, EncoderConfig, build_encoder, is_resnet
 from trainer.state.checkpoint import load_encoder_state
+from trainer.state.run_data import section
 
 Which = Literal["last", "best"]
 
@@ -87,10 +90,6 @@ class LoadedEncoder:
 
 def load_encoder(source: str, which: Which = "last") -> LoadedEncoder:
     """Load the encoder that ``source`` names (see the module's docstring).
-
-    Args:
-        source: a run's folder, an exported file, or a baseline.
-        which: checkpoint of a run: the newest whole one, or that of the best online kNN.
 
     Raises:
         ConfigError: ``source`` names nothing that is there, or its settings are unusable.
@@ -150,25 +149,17 @@ def description_path(weights: Path) -> Path:
 def run_preprocessing(config: Mapping[str, Any], where: str) -> Preprocessing:
     """Evaluation preprocessing of a run, from its ``config.json``."""
     augment = from_json(AugmentConfig, _section(config, "augment", where), f"{where}: augment")
-    size = _pixels_in(_section(config, "crop", where).get("size"), f"{where}: crop.size")
-    knn = config.get("knn")
-    knn = knn if isinstance(knn, Mapping) else {}
-    size = _pixels_in(knn.get("size") or size, f"{where}: knn.size")
-    resize = knn.get("resize")
-    shorter = default_resize(size) if resize is None else resize
+    crop = from_json(CropConfig, _section(config, "crop", where), f"{where}: crop")
+    knn = from_json(OnlineKnnConfig, section(config, "knn"), f"{where}: knn")
+    size = knn.size or crop.size
+    resize = knn.resize or default_resize(size)
     return Preprocessing(
         size=size,
-        resize=_pixels_in(shorter, f"{where}: knn.resize"),
+        resize=resize,
         normalize=augment.normalize,
         mean=augment.mean,
         std=augment.std,
     )
-
-
-def _pixels_in(value: Any, where: str) -> int:
-    if type(value) is not int or value < 1:
-        raise ConfigError(f"{where}={value!r} is no number of pixels")
-    return value
 
 
 def run_encoder_config(config: Mapping[str, Any], where: str) -> EncoderConfig:

@@ -6,7 +6,7 @@ F features.
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -15,10 +15,8 @@ from tqdm import tqdm
 
 from common.collectives import gather_rows
 from common.errors import DataError, NumericalError
-
-if TYPE_CHECKING:
-    from data_pipeline.augment import Augment
-    from data_pipeline.reading.loader import Batch
+from data_pipeline.augment import Augment
+from data_pipeline.reading.batch import Batch
 
 _WHOLE_IMAGE_UP_TO = 64  # pixels
 _GATHER_BYTES = 64 << 20  # per rank and exchange: bounds what the device holds beside the encoder
@@ -58,29 +56,25 @@ def default_resize(size: int) -> int:
 @torch.no_grad()
 def extract_features(
     encoder: nn.Module,
-    loader: Iterable["Batch"],
-    augment: "Augment",
+    loader: Iterable[Batch],
+    augment: Augment,
     device: torch.device | str,
     autocast_dtype: torch.dtype | None = None,
     *,
-    gather: bool = True,
     progress: str | None = None,
 ) -> Features:
     """Run ``encoder`` over every batch of ``loader`` and put the rows in the order of their ids.
 
-    The encoder runs with its running BatchNorm statistics and without dropout; afterwards every
-    module is in the mode it was in before, so a module in training may be passed. The rows do not
-    depend on the number of ranks, up to the rounding of batches of another size.
+    The encoder runs in evaluation mode; afterwards every module is in the mode it was in before. In
+    a process group a collective: every rank returns every row, which does not depend on the number
+    of ranks, up to the rounding of batches of another size.
 
     Args:
         encoder: (B, 3, H, W) -> (B, F) on ``device``.
         loader: batches of one view: this rank's shard of the file.
         augment: its ``plain`` makes images of crops.
         device: where the encoder lies.
-        autocast_dtype: compute dtype of the encoder: ``torch.bfloat16`` or ``torch.float16``; with
-            any other, or ``None``, it computes in its own.
-        gather: where a process group is there, exchange the shards, so that every rank returns
-            every row. A collective: all ranks call.
+        autocast_dtype: 16-bit compute dtype of the encoder; any other, or ``None``: its own.
         progress: text of a progress bar on stderr (shown on a terminal only); ``None`` for none.
 
     Raises:
@@ -89,7 +83,12 @@ def extract_features(
     """
     device = torch.device(device)
     parts: list[Features] = []
-    with _evaluating(encoder), _bar(loader, progress) as bar:
+    total = len(loader.local_ids) if hasattr(loader, "local_ids") else None
+    # disable=None: no bar where stderr is not a terminal.
+    bar = tqdm(
+        total=total, desc=progress, unit="img", leave=False, disable=None if progress else True
+    )
+    with _evaluating(encoder), bar:
         for batch in loader:
             images = augment.plain(batch.crops_BVHWC.to(device, non_blocking=True))
             with reduced_precision(device, autocast_dtype):
@@ -99,7 +98,7 @@ def extract_features(
             )
             bar.update(len(batch.ids_B))
     local = _concatenate(parts)
-    if gather and dist.is_initialized() and dist.get_world_size() > 1:
+    if dist.is_initialized() and dist.get_world_size() > 1:
         local = _gather(local, device)
     return _checked(_in_order(local))
 
@@ -120,13 +119,6 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in before.items():
             part.training = training
-
-
-def _bar(loader: Iterable["Batch"], text: str | None) -> tqdm:
-    local_ids = getattr(loader, "local_ids", None)
-    total = None if local_ids is None else len(local_ids)
-    # disable=None: no bar where stderr is not a terminal.
-    return tqdm(total=total, desc=text, unit="img", leave=False, disable=None if text else True)
 
 
 def _concatenate(parts: list[Features]) -> Features:

@@ -17,16 +17,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from trainer.features.extraction import Features
 from trainer.features.labels import accuracy, class_count, count_hits
-from trainer.features.neighbours import block_shape, nearest_rows, share_of_blocks
+from trainer.features.neighbours import nearest_rows
 
 # Votes lie in (0, 1] of this scale. The sum of 2**18 votes fits an int64; a vote's rounding is
 # 3e-14 of the nearest neighbour's.
 _VOTE_SCALE = 1 << 44
 MAX_K = 1 << 18
+_ROWS = 1024  # test samples that vote at once
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,12 @@ def knn_classify_each(
     Args:
         train: labelled features of any float dtype on any device; compared in float32.
         test: as ``train``.
-        ks: numbers of neighbours; all training samples where there are fewer.
+        ks: numbers of neighbours, up to ``MAX_K``; all training samples where there are fewer.
         temperature: of the votes, above 0.
-        block: (test rows, training rows) compared at once. Memory beside the features is about
-            20 bytes for each pair of a block and ``8 k`` bytes for each test sample.
+        block: as of :func:`nearest_rows`. Memory beside the features is about 20 bytes for each
+            pair of a block and ``16 k`` bytes for each test sample.
         device: where to compare; by default where the training features lie.
-        rank: with ``world_size`` above 1, this process's number. All ranks hold the same features
-            and must call; they share the test blocks and get the same result as one process.
+        rank: as of :func:`nearest_rows`, a collective where ``world_size`` is above 1.
         world_size: number of processes that call.
 
     Raises:
@@ -78,23 +77,24 @@ def knn_classify_each(
     num_classes = class_count(train.labels_N, test.labels_N)
     device = torch.device(device) if device is not None else train.features_NF.device
     kept = [min(k, len(train.labels_N)) for k in ks]
-    block = block or block_shape(device)
-    mine = test.take(share_of_blocks(len(test.labels_N), block[0], rank, world_size))
     similarity_MK, index_MK = nearest_rows(
-        train.features_NF, mine.features_NF, max(kept), device=device, block=block
+        train.features_NF,
+        test.features_NF,
+        max(kept),
+        device=device,
+        block=block,
+        rank=rank,
+        world_size=world_size,
     )
-    columns = similarity_MK, train.labels_N.cpu()[index_MK], mine.labels_N
-
+    columns = similarity_MK, train.labels_N.cpu()[index_MK], test.labels_N
     hits_K2 = torch.zeros(len(ks), 2, dtype=torch.int64, device=device)
-    for rows in zip(*(column.split(block[0]) for column in columns)):
+    for rows in zip(*(column.split(_ROWS) for column in columns)):
         similarity_BK, classes_BK, labels_B = (row.to(device) for row in rows)
         votes_BK = _votes(similarity_BK, temperature)
         for hits, k in zip(hits_K2, kept):
             sums_BC = votes_BK.new_zeros(len(votes_BK), num_classes)  # 0: no neighbour's class
             sums_BC.scatter_add_(1, classes_BK[:, :k], votes_BK[:, :k])
             hits += count_hits(sums_BC, labels_B, above=0)
-    if world_size > 1:
-        dist.all_reduce(hits_K2)
     return [
         KnnResult(*accuracy(hits, len(test.labels_N)), used, k)
         for hits, used, k in zip(hits_K2, kept, ks)

@@ -45,8 +45,8 @@ def nearest_rows(
         Similarities float32 (M, K) and indices int64 (M, K) on the CPU, equal on all ranks.
     """
     device = torch.device(device)
-    block = block or block_shape(device)
-    shares = [share_of_blocks(len(asked_MF), block[0], r, world_size) for r in range(world_size)]
+    block = block or ((128, 4096) if device.type == "cpu" else (1024, 32_768))
+    shares = [_share_of_blocks(len(asked_MF), block[0], r, world_size) for r in range(world_size)]
     k = min(k, len(bank_NF))
     with full_float32(device):
         parts = _nearest_keys(bank_NF, asked_MF[shares[rank]], k, block, device)
@@ -80,11 +80,6 @@ def nearest_others(
     return similarity_MK.gather(1, order_MK), index_MK.gather(1, order_MK)
 
 
-def block_shape(device: torch.device) -> tuple[int, int]:
-    """(rows that ask, rows that are searched) compared at once."""
-    return (128, 4096) if device.type == "cpu" else (1024, 32_768)
-
-
 @contextlib.contextmanager
 def full_float32(device: torch.device) -> Iterator[None]:
     """Products in true float32: neither an autocast nor TF32 that training left switched on."""
@@ -97,7 +92,7 @@ def full_float32(device: torch.device) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def share_of_blocks(count: int, rows: int, rank: int, world_size: int) -> torch.Tensor:
+def _share_of_blocks(count: int, rows: int, rank: int, world_size: int) -> torch.Tensor:
     """Rows that this rank asks for: every ``world_size``-th block of the one division.
 
     The division into blocks does not depend on the world size, so neither does the rounding of a

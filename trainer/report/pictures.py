@@ -201,7 +201,7 @@ class _Seen:
             Batch((crops,), ids, torch.zeros_like(ids), Position())
             for crops, ids in zip(crops_NVSS3.split(_BATCH), ids_N.split(_BATCH))
         )
-        return extract_features(encoder, batches, plain, self._device, gather=False).features_NF
+        return extract_features(encoder, batches, plain, self._device).features_NF
 
     def _some(self, most: int) -> npt.NDArray[np.int64]:
         """Indices of images that ask, of every class its share, in the order of classes."""
