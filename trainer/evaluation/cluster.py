@@ -1,7 +1,6 @@
 """What groups do the features make, and are they the classes? ``widebatch evaluate cluster``."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
@@ -12,8 +11,7 @@ from common.errors import ConfigError
 from data_pipeline.reading.beton import DataInfo
 from data_pipeline.reading.open_data import OpenData
 from trainer.evaluation.job import Job
-from trainer.evaluation.labelled_subset import names_or_why_not
-from trainer.evaluation.pictures import Cell, CropReader, PictureConfig, file_name, save_rows
+from trainer.evaluation.pictures import Album, Cell, PictureConfig, save_rows
 from trainer.features.extraction import Features
 from trainer.features.k_means import Clustering, k_means
 from trainer.features.neighbours import unit_rows
@@ -49,9 +47,7 @@ def cluster(config: ClusterConfig) -> dict[str, Any] | None:
         labels (``None`` without labels), ``clusters`` found, their ``sizes``, ``inertia`` and
         ``assignments`` (a cluster for each sample, of up to a million).
 
-    Raises:
-        ConfigError, CheckpointError, DataError, NumericalError: as
-            :func:`trainer.evaluation.knn.knn`; without labels ``k`` must be given.
+    Raises: as :func:`trainer.evaluation.knn.knn`; ConfigError: there are neither labels nor ``k``.
     """
     job, data = Job(config), OpenData(config.train)
     info = data.info
@@ -67,13 +63,8 @@ def cluster(config: ClusterConfig) -> dict[str, Any] | None:
         unit_NF = unit_rows(features.features_NF, device)
         found = k_means(unit_NF, count, seed=config.seed, restarts=config.restarts, device=device)
     if config.picture is not None:
-        _draw(
-            config.picture,
-            config.pictured,
-            CropReader(data, job.preprocessing),
-            found,
-            names_or_why_not(data)[0],
-        )
+        rows = _largest(found, Album(data, job.preprocessing), config.pictured)
+        save_rows(rows, config.picture)
     return {**_report(config, job, info, features, found), **job.facts(train=info)}
 
 
@@ -124,20 +115,14 @@ def _report(
     }
 
 
-def _draw(
-    path: Path, rows_at_most: int, crops: CropReader, found: Clustering, files: list[str] | None
-) -> None:
+def _largest(found: Clustering, album: Album, most: int) -> list[list[Cell]]:
     """A row for each of the largest clusters: its samples nearest to the centre."""
-    sizes_K = found.assigned_N.bincount(minlength=len(found.centres_KF))
+    sizes_K = found.assigned_N.bincount()
     rows = []
-    for number in sizes_K.sort(descending=True, stable=True).indices[:rows_at_most].tolist():
+    largest = sizes_K.sort(descending=True, stable=True).indices[: min(most, found.found)]
+    for number in largest.tolist():
         members = (found.assigned_N == number).nonzero()[:, 0]
         order = found.distance_N[members].sort(stable=True).indices[:_CELLS]
-        samples = members[order].tolist()
-        if not samples:
-            continue
-        images = crops.read(samples)
-        texts = [file_name(sample, files) for sample in samples]
-        texts[0] += f"\n{number}: {int(sizes_K[number])} images"
-        rows.append([Cell(image, text) for image, text in zip(images, texts)])
-    save_rows(rows, path)
+        texts = [f"{number}: {int(sizes_K[number])} images", *[""] * (len(order) - 1)]
+        rows.append(album.cells(members[order].tolist(), texts))
+    return rows

@@ -63,9 +63,7 @@ def diagnose(config: DiagnoseConfig) -> dict[str, Any] | None:
         evenly, 0 a single point), ``positive_similarity`` and ``negative_similarity`` (mean
         cosines of two augmented views of one image, and of two images).
 
-    Raises:
-        ConfigError, CheckpointError, DataError, NumericalError: as
-            :func:`trainer.evaluation.knn.knn`.
+    Raises: as :func:`trainer.evaluation.knn.knn`.
     """
     job, data = Job(config), OpenData(config.train)
     info = data.info

@@ -4,9 +4,10 @@
 Shape suffixes: N samples, K neighbours of each, P pairs.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,7 @@ from common.bounds import check_bounds
 from data_pipeline.reading.beton import DataInfo
 from data_pipeline.reading.open_data import OpenData
 from trainer.evaluation.job import Job
-from trainer.evaluation.labelled_subset import names_or_why_not
-from trainer.evaluation.pictures import Cell, CropReader, PictureConfig, file_name, save_rows
+from trainer.evaluation.pictures import Album, Cell, PictureConfig, save_rows
 from trainer.features.extraction import Features
 from trainer.features.neighbours import nearest_others
 
@@ -84,9 +84,7 @@ def duplicates(config: DuplicatesConfig) -> dict[str, Any] | None:
         pictures, or tell of an encoder that sees little); ``doubt``, in words, where the latter is
         likely, else ``None``.
 
-    Raises:
-        ConfigError, CheckpointError, DataError, NumericalError: as
-            :func:`trainer.evaluation.knn.knn`.
+    Raises: as :func:`trainer.evaluation.knn.knn`.
     """
     job, data = Job(config), OpenData(config.train)
     info = data.info
@@ -106,13 +104,13 @@ def duplicates(config: DuplicatesConfig) -> dict[str, Any] | None:
     twice = near_identical(pairs, config.threshold)
     alike = likely_classmates(pairs, config.threshold, config.least_shared)
     listed = [each.take(torch.arange(min(len(each), config.limit))) for each in (twice, alike)]
-    crops = CropReader(data, job.preprocessing)
-    names, unnamed = names_or_why_not(data)
-    lists = [_described(each, features, crops, names) for each in listed]
+    album = Album(data, job.preprocessing)
+    names = album.names
+    lists = [_described(each, features, album) for each in listed]
     together = groups(twice.samples_P2)[: config.limit]
     pictured = []
     if config.picture is not None:
-        _draw(config.picture, [each[: config.pictured] for each in lists], crops, names)
+        save_rows(_rows([each[: config.pictured] for each in lists], album), config.picture)
         if max(len(twice), len(alike)) > config.pictured:
             pictured = [f"{config.pictured} pairs of each kind are in the picture: --pictured"]
     return {
@@ -128,10 +126,7 @@ def duplicates(config: DuplicatesConfig) -> dict[str, Any] | None:
         "duplicates": lists[0],
         "false_negatives": lists[1],
         "settings": {
-            "threshold": config.threshold,
-            "k": config.k,
-            "least_shared": config.least_shared,
-            "limit": config.limit,
+            name: getattr(config, name) for name in ("threshold", "k", "least_shared", "limit")
         },
         "measured": job.measured(
             k=min(config.k, info.num_samples - 1),
@@ -140,22 +135,20 @@ def duplicates(config: DuplicatesConfig) -> dict[str, Any] | None:
             "neighbours in common",
         ),
         "doubt": _doubt(info, twice),
-        "notes": [*_notes(config, info, listed), *pictured, *unnamed],
+        "notes": [*_notes(config, info, listed), *pictured, *album.notes],
         **job.facts(train=info),
     }
 
 
-def _described(
-    pairs: Pairs, features: Features, crops: CropReader, names: list[str] | None
-) -> list[dict[str, Any]]:
+def _described(pairs: Pairs, features: Features, album: Album) -> list[dict[str, Any]]:
     described = []
     columns = pairs.samples_P2, pairs.similarity_P, pairs.shared_P
     for samples, similarity, shared in zip(*(column.tolist() for column in columns)):
-        first, second = crops.read(samples).astype(np.int16)
+        first, second = album.read(samples).astype(np.int16)
         described.append(
             {
                 "samples": samples,
-                "files": names and [names[sample] for sample in samples],
+                "files": album.names and [album.names[sample] for sample in samples],
                 "labels": features.labels_N[samples].tolist(),
                 "similarity": similarity,
                 "shared_neighbours": shared,
@@ -192,34 +185,19 @@ def _notes(config: DuplicatesConfig, info: DataInfo, listed: list[Pairs]) -> Ite
         yield f"at most {config.limit} pairs of each kind are listed: see --limit"
 
 
-def _draw(
-    path: Path, lists: list[list[dict[str, Any]]], crops: CropReader, files: list[str] | None
-) -> None:
+def _rows(lists: list[list[dict[str, Any]]], album: Album) -> list[list[Cell]]:
     """What looks the same on the left, likely false negatives on the right, a pair in a row."""
-    rows = []
     blank = Cell(np.full((1, 1, 3), 255, np.uint8))
-    for number in range(max(map(len, lists))):
-        row: list[Cell] = []
-        for pairs, name in zip(lists, ("same", "alike")):
-            if number >= len(pairs):
-                row += [blank, blank]
-                continue
-            pair = pairs[number]
-            images = crops.read(pair["samples"])
-            for image, sample in zip(images, pair["samples"]):
-                file = file_name(sample, files)
-                row.append(Cell(image, f"{file}\n{name} {pair['similarity']:.3f}"))
-        rows.append(row)
-    save_rows(rows or [[Cell(blank.image_SS3, "none found")]], path)
+    sides = [
+        [album.cells(p["samples"], [f"{name} {p['similarity']:.3f}"] * 2) for p in pairs]
+        for pairs, name in zip(lists, ("same", "alike"))
+    ]
+    rows = [same + alike for same, alike in zip_longest(*sides, fillvalue=[blank, blank])]
+    return rows or [[dataclasses.replace(blank, text="none found")]]
 
 
 def pairs_of(similarity_NK: torch.Tensor, index_NK: torch.Tensor) -> Pairs:
-    """Every sample with each of its nearest others, once.
-
-    Args:
-        similarity_NK: float32, of :func:`trainer.features.neighbours.nearest_others`.
-        index_NK: int64, of the same.
-    """
+    """Every sample with each of its :func:`trainer.features.neighbours.nearest_others`, once."""
     count, width = index_NK.shape
     asker_P = torch.arange(count).repeat_interleave(width)
     ends_P2 = torch.stack([asker_P, index_NK.flatten()], dim=1).sort(dim=1).values

@@ -17,7 +17,6 @@ from torch import nn
 from common.bounds import check_bounds
 from common.errors import ConfigError
 from data_pipeline.crops import CropConfig
-from data_pipeline.reading.open_data import OpenData
 from data_pipeline.reading.order import EpochOrder, IdArray
 from trainer.config import from_json
 from trainer.evaluation.job import JobConfig, TestFiles, TrainFiles
@@ -113,7 +112,10 @@ def finetune(config: FinetuneConfig) -> dict[str, Any] | None:
     if not any(True for _ in job.loaded.encoder.parameters()):
         raise ConfigError(f"{config.source} has nothing to train: give an encoder")
     labels_N, total = job.labels.train_N.numpy(), job.train.info.num_samples
-    ids = _labelled(config, job.train, labels_N)
+    if config.label_list is None:
+        ids = balanced_share(labels_N, config.labels, config.seed)
+    else:
+        ids = read_list(config.label_list, job.train, config.images)
     head = load_head(job.loaded) if config.head_layers else None
     width = job.loaded.description["feature_dim"]
     model = build_classifier(job.encoder, width, job.num_classes, head, config.head_layers)
@@ -154,12 +156,6 @@ def _trained(head_layers: int) -> str:
     return f"encoder, the first {layers} of the head, classifier"
 
 
-def _labelled(config: FinetuneConfig, train: OpenData, labels_N: IdArray) -> IdArray:
-    if config.label_list is not None:
-        return read_list(config.label_list, train, config.images)
-    return balanced_share(labels_N, config.labels, config.seed)
-
-
 def load_head(loaded: LoadedEncoder) -> ProjectionHead:
     """The projection head of a run, of the very checkpoint that its encoder was loaded from.
 
@@ -187,12 +183,7 @@ def build_classifier(
 ) -> nn.Sequential:
     """Encoder, ``depth`` layers of the head, and a linear layer of zeros, in the encoder's dtype.
 
-    Args:
-        encoder: ``(B, 3, H, W) -> (B, width)``; trained in place.
-        width: features of the encoder.
-        num_classes: C.
-        head: needed where ``depth`` is above 0.
-        depth: layers of the head to keep, each with its norm and ReLU.
+    The encoder, ``(B, 3, H, W) -> (B, width)``, is trained in place.
 
     Raises:
         ConfigError: the head has not so many layers below its last one.

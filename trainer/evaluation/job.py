@@ -78,9 +78,7 @@ class JobConfig:
 class Job:
     """An encoder on its device, and the clock; a context in which all processes work together.
 
-    Args:
-        config: of the job.
-        loaded: the encoder; None: the one that ``config`` names.
+    Without ``loaded`` the encoder is the one that ``config`` names.
 
     Raises:
         ConfigError, CheckpointError, DataError: as
@@ -125,9 +123,7 @@ class Job:
     def features(self, data: OpenData, model: nn.Module | None = None) -> Features:
         """Features of the centre crops of all samples of a set, on every rank. A collective.
 
-        Args:
-            data: the set.
-            model: on the job's device, in the encoder's place.
+        ``model``, on the job's device, may stand in the encoder's place.
         """
         chosen = self.preprocessing
         loader = EvalLoader(
@@ -175,7 +171,7 @@ class Job:
             data: the set.
             crop: of each view.
             batch_size: samples of the global batch.
-            views: how each of one or two views is augmented; flips alone by default.
+            views: one or two; flips alone by default.
             alone: give this process the whole batch.
             order: which samples to read; None: all.
 
@@ -211,12 +207,7 @@ class Job:
             yield loader.steps_per_epoch, batches()
 
     def measured(self, views: str | None = None, **facts: Any) -> dict[str, Any]:
-        """The protocol in words and numbers: JSON values.
-
-        Args:
-            views: what of an image the encoder sees; None: its centre crop.
-            facts: what else decides the result.
-        """
+        """The protocol in words and numbers: the views (None: a centre crop), and other facts."""
         size, resize = self.preprocessing.size, self.preprocessing.resize
         centre = f"one centre crop of {size} pixels, shorter side {resize}"
         known = self.loaded.description
@@ -228,11 +219,7 @@ class Job:
         }
 
     def facts(self, **sets: DataInfo) -> dict[str, Any]:
-        """What every report ends with: encoder, preprocessing, data, machine, time, versions.
-
-        Args:
-            sets: that were looked at, by their names in ``data``.
-        """
+        """What every report ends with: encoder, preprocessing, data, machine, time, versions."""
         return {
             "encoder": self.loaded.description,
             "preprocessing": dataclasses.asdict(self.preprocessing),

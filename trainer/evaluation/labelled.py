@@ -55,11 +55,6 @@ class EvaluateConfig(JobConfig):
 class LabelledJob(Job):
     """A job with two labelled sets whose classes agree, seen before anything slow happens.
 
-    Args:
-        config: of the job.
-        train: to learn from.
-        test: to measure on.
-
     Raises:
         ConfigError, CheckpointError, DataError: as :class:`Job`; a file is missing, damaged or not
             labelled, or has a class that the other lacks.

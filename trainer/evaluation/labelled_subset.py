@@ -36,12 +36,8 @@ def read_list(path: Path, train: OpenData, images: Path | None = None) -> IdArra
     """Sample ids that a text file lists, one a line, ascending.
 
     Lines are sample ids, or names of the image files that were packed: with their folders or, where
-    that is unique, without, as in SimCLR's ``imagenet_subsets/1percent.txt``.
-
-    Args:
-        path: the list.
-        train: the set.
-        images: folder that it was packed from; None: the one that its manifest names.
+    that is unique, without, as in SimCLR's ``imagenet_subsets/1percent.txt``. ``images`` is as of
+    :func:`packed_names`.
 
     Raises:
         DataError: the list cannot be read, is empty, names a sample twice or one that is not there.
@@ -74,9 +70,8 @@ def read_list(path: Path, train: OpenData, images: Path | None = None) -> IdArra
 def packed_names(train: OpenData, images: Path | None = None) -> list[str]:
     """Paths below the packed folder, in the order of the sample ids.
 
-    Args:
-        train: the set. Its manifests name the images of files that are not too large.
-        images: the folder; None: the one that the manifest names, where it does not name images.
+    They are in the manifests of files that are not too large, else in the folder, which is
+    ``images`` where it is not that of the manifest any more.
 
     Raises:
         DataError: there is no manifest, or the folder is not there or not as it was packed.
@@ -108,14 +103,6 @@ def _packed_names(file: OpenBeton, images: Path | None) -> list[str]:
             f"{folder}: its images are not those that {train} was packed from; {remedy}"
         )
     return [source.name(i) for i in kept]
-
-
-def names_or_why_not(data: OpenData) -> tuple[list[str] | None, list[str]]:
-    """:func:`packed_names` where they can be had; else a note that says why there are none."""
-    try:
-        return packed_names(data), []
-    except DataError as error:
-        return None, [f"samples of {data.info.name} have their numbers and no file names: {error}"]
 
 
 def _find(lines: Sequence[str], path: Path, names: Sequence[str], train: str) -> list[int]:

@@ -3,6 +3,7 @@
 Shape suffixes: N images, S side in pixels.
 """
 
+import functools
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,13 +14,14 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from common.bounds import check_bounds
-from common.errors import ConfigError
+from common.errors import ConfigError, DataError
 from common.files.atomic_file import check_replaceable, write_atomically
 from data_pipeline.crops import centre_crop_boxes
 from data_pipeline.reading.open_data import OpenData
 from data_pipeline.reading.substitutes import Cut
 from data_pipeline.reading.torchvision_loader import TorchvisionDecoder
 from trainer.evaluation.job import JobConfig, TrainFiles
+from trainer.evaluation.labelled_subset import packed_names
 from trainer.evaluation.load_encoder import Preprocessing
 
 Images = npt.NDArray[np.uint8]
@@ -62,17 +64,14 @@ class Cell:
     """A green frame, or a red one with a cross: told apart without colour too. None: neither."""
 
 
-class CropReader:
-    """Images of a set as the encoder sees them before normalisation, read when asked for.
-
-    Args:
-        data: the set.
-        how: which crop.
-    """
+class Album:
+    """Images of a set as the encoder sees them before normalisation, read when asked for."""
 
     def __init__(self, data: OpenData, how: Preprocessing) -> None:
         self._data, self._how = data, how
         self._decoder = TorchvisionDecoder(data)
+        self.notes = list[str]()
+        """What a reader of :attr:`names` ought to know."""
 
     def read(self, ids: Sequence[int]) -> Images:
         """(N, S, S, 3).
@@ -86,6 +85,23 @@ class CropReader:
         boxes = centre_crop_boxes(heights_N, widths_N, side, self._how.resize)
         self._decoder.decode(ids_N, (Cut(boxes, crops),))
         return crops[:, 0]
+
+    @functools.cached_property
+    def names(self) -> list[str] | None:
+        """The samples' files, as they were packed; None where that is not known any more."""
+        try:
+            return packed_names(self._data)
+        except DataError as error:
+            self.notes.append(
+                f"samples of {self._data.info.name} have their numbers and no file names: {error}"
+            )
+            return None
+
+    def cells(self, samples: Sequence[int], texts: Sequence[str]) -> list[Cell]:
+        """Images over the last parts of their files' names (else their numbers) and ``texts``."""
+        shown = [self.names[n].rpartition("/")[2] if self.names else f"#{n}" for n in samples]
+        lines = ["\n".join(filter(None, pair)) for pair in zip(shown, texts)]
+        return [Cell(image, text) for image, text in zip(self.read(samples), lines)]
 
 
 def save_rows(rows: Sequence[Sequence[Cell]], path: Path, *, first_apart: bool = False) -> None:
@@ -128,8 +144,3 @@ def _draw(canvas: Image.Image, cell: Cell, left: int, top: int) -> None:
         while draw.textlength(text) > _SIDE:
             text = text[:-1]
         draw.text((left, bottom + 2 + number * _LINE), text, fill="black")
-
-
-def file_name(sample: int, files: Sequence[str] | None) -> str:
-    """The last part of the name of a sample's file; its number where names are not known."""
-    return files[sample].rpartition("/")[2] if files else f"#{sample}"

@@ -46,8 +46,7 @@ def rank_all(
         bank: what is searched; without a label it is relevant to no query.
         asked: what asks; without a label the query is left out.
         ks: for recall and precision; those above the number of images to be found are left out.
-        itself_M: place of each query among those that are searched, -1 where it is not; it is not
-            its own neighbour.
+        itself_M: place of each query, not its own neighbour, in the bank; -1 where it is not there.
         device: where to compare.
 
     Returns:

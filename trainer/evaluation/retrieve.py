@@ -9,7 +9,7 @@ Shape suffixes: M queries.
 import contextlib
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,7 @@ from data_pipeline.packing.pack import PackConfig, pack
 from data_pipeline.packing.sources import IMAGE_EXTENSIONS
 from data_pipeline.reading.open_data import OpenData
 from trainer.evaluation.job import Job
-from trainer.evaluation.labelled_subset import names_or_why_not
-from trainer.evaluation.pictures import Cell, CropReader, PictureConfig, file_name, save_rows
+from trainer.evaluation.pictures import Album, Cell, PictureConfig, save_rows
 from trainer.evaluation.ranking import rank_all
 from trainer.features.extraction import Features
 from trainer.features.labelled_files import compare_labels
@@ -68,7 +67,7 @@ class Queries:
     remarks: tuple[str, ...]
     """What a reader of figures by labels ought to know."""
     names: list[str] | None
-    """Their files, where that is known."""
+    """Their files, where they are not those that were packed."""
 
 
 def retrieve(config: RetrieveConfig) -> dict[str, Any] | None:
@@ -81,9 +80,7 @@ def retrieve(config: RetrieveConfig) -> dict[str, Any] | None:
         ``recall_at`` and ``precision_at`` (fractions, over ``n_judged`` queries) where labels
         allow, else ``None``.
 
-    Raises:
-        ConfigError, CheckpointError, DataError, NumericalError: as
-            :func:`trainer.evaluation.knn.knn`; an index is not in the file.
+    Raises: as :func:`trainer.evaluation.knn.knn`; ConfigError: an index is not in the file.
     """
     job = Job(config)
     searched = OpenData(config.train)
@@ -106,33 +103,30 @@ def retrieve(config: RetrieveConfig) -> dict[str, Any] | None:
         else:
             nearest = nearest_rows(bank.features_NF, asked.features_NF, config.k, device=job.device)
         answers = [list(zip(i, s)) for s, i in zip(*(found.tolist() for found in nearest))]
-        names, unnamed = names_or_why_not(searched)
+        album, of_asked = (Album(data, job.preprocessing) for data in (searched, queries.data))
+        if queries.names is not None:
+            of_asked.names = queries.names
         pictured = []
         if config.picture is not None:
-            how = job.preprocessing
-            crops = CropReader(queries.data, how), CropReader(searched, how)
-            some, files = answers[: config.pictured], (queries.names, names)
-            _draw(config.picture, asked, bank, some, crops, files, searched.info.class_names)
+            some, classes = answers[: config.pictured], searched.info.class_names
+            rows = _rows(asked, bank, some, of_asked, album, classes)
+            save_rows(rows, config.picture, first_apart=True)
             if len(some) < len(answers):
                 pictured = [f"{len(some)} of {len(answers)} queries are in the picture: --pictured"]
         facts = job.facts(train=searched.info, query=queries.data.info)
         facts["data"]["query"]["path"] = queries.described  # it may have been packed on the way
         report = _report(config, job, bank, asked, itself_M, answers)
-        report["notes"] += [*([] if own else queries.remarks), *pictured, *unnamed]
         for query in report["queries"]:
-            query["file"] = queries.names and queries.names[query["sample"]]
+            query["file"] = of_asked.names and of_asked.names[query["sample"]]
             for found in query["neighbours"]:
-                found["file"] = names and names[found["sample"]]
+                found["file"] = album.names and album.names[found["sample"]]
+        report["notes"] += [*([] if own else queries.remarks), *pictured, *album.notes]
         return {**report, **facts}
 
 
 @contextlib.contextmanager
 def _open_queries(given: Sequence[Path], searched: OpenData) -> Iterator[Queries]:
-    """Pack what is not packed.
-
-    Args:
-        given: .beton files, one folder, or image files; none: what is searched.
-        searched: the set that is searched. Its classes give the labels their numbers.
+    """Pack what is not packed; without ``given`` the queries are what is searched.
 
     Raises:
         ConfigError: ``given`` mixes kinds, or names what is not there or no image.
@@ -154,10 +148,10 @@ def _open_queries(given: Sequence[Path], searched: OpenData) -> Iterator[Queries
             remarks = (f"the queries are judged as {folder}: their folder is called so",)
         some = [str(each.absolute()) for each in given[:3]]
         described = ", ".join(some + ["..."] * (len(given) > 3))
-        names = names_or_why_not(data)[0]
-        if not are_packed and not given[0].is_dir():
-            names = list(map(str, given))
-        yield Queries(data, described, labels_M, remarks, names)
+        one_by_one = not are_packed and not given[0].is_dir()
+        yield Queries(
+            data, described, labels_M, remarks, list(map(str, given)) if one_by_one else None
+        )
 
 
 def _packed(given: Sequence[Path], folder: Path) -> Path:
@@ -256,28 +250,25 @@ def _report(
     }
 
 
-def _draw(
-    path: Path,
+def _rows(
     asked: Features,
     bank: Features,
     answers: list[list[tuple[int, float]]],
-    crops: tuple[CropReader, CropReader],
-    files: tuple[list[str] | None, list[str] | None],
+    of_asked: Album,
+    of_bank: Album,
     classes: tuple[str, ...],
-) -> None:
+) -> list[list[Cell]]:
     """A row for each answer: the image that asks, then those found, by their files and classes."""
-    rows, (of_asked, of_bank) = [], crops
+    rows = []
     for query, label, found in zip(asked.ids_N.tolist(), asked.labels_N.tolist(), answers):
-        name = f"{file_name(query, files[0])}\n{_class(label, classes)}"
-        row = [Cell(of_asked.read([query])[0], name)]
-        shown = of_bank.read([i for i, _ in found])
-        for image, (sample, similarity) in zip(shown, found):
-            theirs = int(bank.labels_N[sample])
-            agrees = theirs == label if label >= 0 and theirs >= 0 else None
-            name = f"{file_name(sample, files[1])}\n{similarity:.3f} {_class(theirs, classes)}"
-            row.append(Cell(image, name, agrees))
+        labels = [int(bank.labels_N[i]) for i, _ in found]
+        texts = [f"{s:.3f} {_class(theirs, classes)}" for theirs, (_, s) in zip(labels, found)]
+        row = of_asked.cells([query], [_class(label, classes)])
+        for cell, theirs in zip(of_bank.cells([i for i, _ in found], texts), labels):
+            known = label >= 0 and theirs >= 0
+            row.append(replace(cell, agrees=theirs == label if known else None))
         rows.append(row)
-    save_rows(rows, path, first_apart=True)
+    return rows
 
 
 def _class(label: int, classes: tuple[str, ...]) -> str:

@@ -142,12 +142,9 @@ def train_linear(
     together: bool = False,
     progress: bool = False,
 ) -> LinearResult:
-    """Train a classifier on batches of features (B, F), which have no gradient, and test it.
+    """Train a classifier as :func:`fit` does, on batches of features without gradient; test it.
 
-    Args: as of :func:`fit`; ``test`` has the features of the test set, equal on all processes.
-
-    Raises:
-        ConfigError: training diverged.
+    The features of ``test`` are equal on all processes.
     """
     device = torch.device(device)
     classifier = zero_linear(test.features_NF.shape[1], num_classes).to(device)

@@ -56,15 +56,7 @@ def sweep_probe(
     *,
     device: torch.device | str = "cpu",
 ) -> tuple[LinearResult, int, list[Trial]]:
-    """Choose learning rate and weight decay, then train on everything. One process.
-
-    Args:
-        train: labelled features.
-        test: labelled features, seen only by the classifier that was chosen.
-        recipe: everything but learning rate and weight decay.
-        base_lrs: to try, per 256 samples.
-        weight_decays: to try with each.
-        device: where to train.
+    """Choose among ``base_lrs`` with ``weight_decays``, then train on everything. One process.
 
     Returns:
         The best classifier, how many held-out samples it was chosen on, and all that were tried.

@@ -18,12 +18,8 @@ from trainer.state.run_data import section, stored_paths
 
 
 def model_card(run: Path, config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
-    """The card's text, by the template ``card.md`` beside this file.
-
-    Args:
-        run: its folder; metrics.jsonl and evaluation/*.json are read where they are there.
-        config: of :func:`trainer.state.checkpoint.load_encoder_state`.
-        facts: of the export.
+    """The card's text by ``card.md``: from the run's ``config``, its metrics, its evaluations, and
+    the ``facts`` of the export.
     """
     step, metrics = facts.get("step"), _metrics(run, facts.get("step"))
     trained, encoder = (section(config, name) for name in ("run", "encoder"))

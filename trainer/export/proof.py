@@ -52,14 +52,9 @@ def prove(
     images: torch.Tensor,
     image_source: str,
 ) -> Proof:
-    """Compare a foreign model's features of ``images`` with the encoder's in float64.
+    """Compare a foreign model's features of normalised ``images`` (N, 3, H, W) with the encoder's.
 
-    Args:
-        encoder: ours; becomes float64.
-        foreign: of images in the target's ``dtype``.
-        target: says who computes ``foreign``, how, and what difference is allowed.
-        images: (N, 3, H, W), normalised.
-        image_source: where they come from.
+    The encoder, which becomes float64, computes in that, the foreign model in the target's dtype.
 
     Raises:
         NumericalError: they differ by more than the tolerance, are not finite, or all zero.
@@ -101,11 +96,6 @@ def proof_images(
     run: Path, config: Mapping[str, Any], how: Preprocessing
 ) -> tuple[torch.Tensor, str]:
     """Images as the encoder sees them: the run's own where its data is still there, else digits.
-
-    Args:
-        run: its folder.
-        config: of the run.
-        how: of the run.
 
     Returns:
         (N, 3, H, W) float32 normalised, and where they come from.

@@ -72,17 +72,13 @@ class Target(abc.ABC):
     def write(self, model: nn.Module, tensors: Tensors) -> dict[str, bytes]:
         """Contents of files by name; of the one file by the empty name, if it is no folder.
 
-        Args:
-            model: the encoder, float32, in evaluation mode.
-            tensors: its ``state_dict``, contiguous on the CPU.
+        ``model`` is the encoder, float32, in evaluation mode; ``tensors`` its ``state_dict``,
+        contiguous on the CPU.
         """
 
     @abc.abstractmethod
     def load(self, written: Path | bytes) -> Features:
-        """The features of the library's own model, in evaluation mode.
-
-        Args:
-            written: the folder, or the content of the file.
+        """The features of the library's own model, of the folder or of the file's content.
 
         Raises:
             ConfigError: the library is not installed.

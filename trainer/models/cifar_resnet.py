@@ -26,11 +26,8 @@ class CifarResNet(nn.Module):
     ) -> None:
         """Initialise as the paper does (arXiv 1502.01852).
 
-        Args:
-            blocks: of a stage.
-            factor: what the paper's channels, 16, 32 and 64, are multiplied by.
-            stem_stride: 1 in the paper; 2 leaves a quarter of the time and half of the resolution.
-            zero_init_residual: start each residual branch at zero by its last BatchNorm's scale.
+        ``blocks`` are those of a stage, ``factor`` multiplies the paper's channels. A stem of
+        stride 2 leaves a quarter of the time and half of the resolution.
         """
         super().__init__()
         channels = factor * _WIDTHS[0]

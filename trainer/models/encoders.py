@@ -176,8 +176,7 @@ def remove_classifier(model: nn.Module) -> str:
     classifier, and its random numbers would depend on the number of processes.
 
     Returns:
-        Path of the layer in ``model``, such as ``"fc"`` or ``"classifier.6"``. With the dot it is
-        the prefix of the ``state_dict`` keys that are gone.
+        Path of the layer, such as ``"classifier.6"``.
 
     Raises:
         ConfigError: no layer has as many outputs as ImageNet has classes.

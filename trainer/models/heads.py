@@ -41,12 +41,7 @@ class HeadConfig:
 
 
 class ProjectionHead(nn.Module):
-    """``(N, F) -> (N, D)``, not normalised. Weights start as torch's ``nn.Linear`` makes them.
-
-    Args:
-        in_dim: F.
-        config: the layers.
-    """
+    """``(N, F) -> (N, D)``, not normalised. Weights start as torch's ``nn.Linear`` makes them."""
 
     def __init__(self, in_dim: int, config: HeadConfig) -> None:
         super().__init__()

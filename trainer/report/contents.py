@@ -38,12 +38,7 @@ class Contents:
 
 
 def read_contents(runs: Sequence[Path], pictures: Pictures) -> list[Contents]:
-    """Read the folders of runs.
-
-    Args:
-        runs: one or more, each called by what tells it apart.
-        pictures: of one run's data, see :func:`trainer.report.pictures.make_pictures`; of several
-            runs :data:`trainer.report.pictures.COMPARED`.
+    """Read the folders of one or more runs, each called by what tells it apart.
 
     Raises:
         ConfigError: one of them is no run's folder.

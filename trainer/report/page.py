@@ -47,8 +47,7 @@ _SHEET_COLUMNS = 20
 def content_security_policy(*, live: bool) -> str:
     """What a page may do: show its own images, use its own style and scripts, nothing else.
 
-    Args:
-        live: whether it asks its server for Plotly and for news.
+    A live one asks its server for Plotly and for news.
     """
     own = "'self'"
     rules = [
@@ -67,12 +66,9 @@ def _hash(source: str) -> str:
 
 
 def page(runs: Sequence[Contents], *, live_seconds: float = 0.0) -> str:
-    """The page. The same contents make the same text.
+    """The page of a run, or of several compared. The same contents make the same text.
 
-    Args:
-        runs: one or more; several are compared.
-        live_seconds: between two looks for news, of a page that a server keeps up to date; 0: it
-            stands for itself.
+    A server keeps it up to date where it looks for news every ``live_seconds``; 0: it stands alone.
     """
     policy = content_security_policy(live=live_seconds > 0)
     return _PAGE.render(_values(runs), policy=policy, live=live_seconds)

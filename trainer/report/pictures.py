@@ -116,20 +116,13 @@ def attempt(missing: list[tuple[str, str]], name: str, part: Callable[[], T]) ->
 def make_pictures(
     run: Path, settings: dict[str, Any], *, max_images: int = 1000, device: str = "auto"
 ) -> Pictures:
-    """Draw views, and put images through the newest encoder.
-
-    Args:
-        run: its folder.
-        settings: its ``config.json``.
-        max_images: of each data set that go through the encoder, evenly spread over the file.
-        device: of the encoder: auto, cpu, cuda or cuda:N.
+    """Draw views, and put ``max_images`` of each data set through the newest encoder.
 
     Raises:
         ConfigError: the device is not there.
     """
     where = choose_device(device)
     missing: list[tuple[str, str]] = []
-
     views = attempt(
         missing,
         "views",

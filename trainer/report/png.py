@@ -35,12 +35,8 @@ def write_figures(contents: Contents, out: Path) -> list[Path]:
     ``curves.png``, ``accuracy.png``, ``views.png``, ``neighbours.png``, ``map.png``, and
     ``overview.png`` with the best of them. Neighbours need labels.
 
-    Args:
-        contents: of the run.
-        out: folder for the figures; made if need be.
-
     Returns:
-        The files written.
+        The files written, in ``out``, which is made if need be.
 
     Raises:
         ConfigError: matplotlib is not installed.

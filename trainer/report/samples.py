@@ -21,7 +21,7 @@ from data_pipeline.reading.order import Position
 from data_pipeline.views import ViewGroup, ViewPlan
 from trainer.config import RunConfig, from_json
 from trainer.evaluation.load_encoder import Preprocessing
-from trainer.evaluation.pictures import CropReader
+from trainer.evaluation.pictures import Album
 
 Images = npt.NDArray[np.uint8]
 # FFCV would compile for seconds to read a few images.
@@ -71,7 +71,7 @@ def read_spread(data: OpenData, limit: int, how: Preprocessing) -> Samples:
     """
     labels_M = data.table.labels
     ids_N = evenly(len(labels_M), limit)
-    images = CropReader(data, how).read(ids_N.tolist())
+    images = Album(data, how).read(ids_N.tolist())
     return Samples(images, ids_N, np.asarray(labels_M[ids_N], np.int64), data.info.class_names)
 
 
@@ -89,7 +89,7 @@ def first_views(train: OpenData, settings: dict[str, Any], rows: int) -> Views:
     side = plan[0].crop.size
     views_VR3SS = torch.cat([_enlarged(views_VR3SS, side) for views_VR3SS in groups])
     views_RVSS3 = (views_VR3SS.permute(1, 0, 3, 4, 2).clamp(0, 1) * 255).round().to(torch.uint8)
-    originals_RSS3 = CropReader(train, Preprocessing(size=side, resize=side)).read(ids_R.tolist())
+    originals_RSS3 = Album(train, Preprocessing(size=side, resize=side)).read(ids_R.tolist())
     return Views(ids_R.numpy(), originals_RSS3, views_RVSS3.contiguous().numpy())
 
 
