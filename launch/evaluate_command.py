@@ -137,9 +137,8 @@ def _completed(method: str, default: "JobConfig", config: "JobConfig") -> "JobCo
         ConfigError: nothing is there; or a data file is not named, and no run has it.
         DataError: the weights, the run's config.json or its data cannot be read.
     """
-    from trainer.evaluation.load_encoder import check_source, run_of
+    from trainer.evaluation.load_encoder import run_of
 
-    check_source(config.source)
     run = run_of(config.source)
     settings = {} if run is None else read_json_file(run / "config.json")
     found: dict[str, Any] = {}

@@ -87,10 +87,11 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _write(args: argparse.Namespace) -> int:
-    from trainer.report.contents import read_contents, read_settings
+    from trainer.report.contents import read_contents
     from trainer.report.page import page, write_page
     from trainer.report.pictures import COMPARED, make_pictures
     from trainer.report.png import write_figures
+    from trainer.state.run_data import read_settings
 
     runs, pictures = args.run_folders, COMPARED
     settings = [read_settings(run) for run in runs]

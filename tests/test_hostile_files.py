@@ -18,9 +18,9 @@ from data_pipeline.reading.manifest import manifest_path
 from tests.fuzz.targets import packed
 from trainer.evaluation.load_encoder import FILE_FORMAT, FILE_VERSION, Preprocessing, load_encoder
 from trainer.models.encoders import EncoderConfig
-from trainer.report.contents import read_settings
 from trainer.state.checkpoint import CheckpointStore, load_encoder_state
 from trainer.state.checkpoint.files import MANIFEST, read_manifest, write_manifest
+from trainer.state.run_data import read_settings
 
 pytestmark = pytest.mark.reliability(30)
 

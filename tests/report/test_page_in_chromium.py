@@ -11,10 +11,11 @@ from tests.report.browser import chromium, needs_browser, opened
 from tests.report.made_runs import SMALL, bare_run, finished_run, write_metrics
 from tests.trainer.runs import pack_images
 from trainer.report.charts import PLOTLY
-from trainer.report.contents import read_contents, read_settings
+from trainer.report.contents import read_contents
 from trainer.report.live import LiveReport
 from trainer.report.page import content_security_policy, page, write_page
 from trainer.report.pictures import Pictures, make_pictures
+from trainer.state.run_data import read_settings
 
 pytestmark = [needs_browser, pytest.mark.slow]
 

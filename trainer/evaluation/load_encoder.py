@@ -30,9 +30,9 @@ from data_pipeline.crops import CropConfig
 from trainer.config import from_json
 from trainer.features.extraction import default_resize
 from trainer.features.online_knn import OnlineKnnConfig
-from trainer.models.encoders import Encoder, EncoderConfig, build_encoder, is_resnet
+from trainer.models.encoders import EncoderConfig, build_encoder, is_resnet
 from trainer.state.checkpoint import load_encoder_state
-from trainer.state.run_data import section
+from trainer.state.run_data import read_settings, section
 
 Which = Literal["last", "best"]
 
@@ -96,7 +96,6 @@ def load_encoder(source: str, which: Which = "last") -> LoadedEncoder:
         CheckpointError: a run's checkpoints are missing or damaged.
         DataError: an exported file or its JSON is missing, damaged, or of another kind.
     """
-    check_source(source)
     kind, path = _named(source)
     if kind == _PIXELS:
         return _pixels(source)
@@ -105,17 +104,22 @@ def load_encoder(source: str, which: Which = "last") -> LoadedEncoder:
     return load_run(path, which) if path.is_dir() else _from_file(path)
 
 
-def check_source(source: str) -> None:
-    """Refuse what :func:`load_encoder` cannot read, before it is read.
+def run_of(source: str) -> Path | None:
+    """The folder of the run that ``source`` names, trained or untrained; None: it names none.
 
     Raises:
-        ConfigError: nothing is there.
-        DataError: it is a file of another format.
+        ConfigError, DataError: as :func:`load_encoder`, before anything is read.
     """
     kind, path = _named(source)
-    if kind == _PIXELS:
-        return
-    if not path.is_dir() and not path.is_file():
+    return path if kind != _PIXELS and (path / "config.json").is_file() else None
+
+
+def _named(source: str) -> tuple[str, Path]:
+    """The prefix of a source, empty where there is none, and the path behind it."""
+    prefixes = () if Path(source).exists() else (_UNTRAINED, _PIXELS)
+    kind = next(filter(source.startswith, prefixes), "")
+    path = Path(source.removeprefix(kind))
+    if kind != _PIXELS and not path.is_dir() and not path.is_file():
         raise ConfigError(
             f"{source}: no such run folder or weights file; give RUN, FILE.safetensors, "
             f"{_UNTRAINED}RUN or {_PIXELS}SIZE"
@@ -125,20 +129,7 @@ def check_source(source: str) -> None:
             f"{path}: not a .safetensors file, which evaluate takes beside a run's folder; the"
             " formats torch-export and onnx cannot be evaluated: name the run"
         )
-
-
-def run_of(source: str) -> Path | None:
-    """The folder of the run that ``source`` names, trained or untrained; None: it names none."""
-    kind, path = _named(source)
-    return path if kind != _PIXELS and (path / "config.json").is_file() else None
-
-
-def _named(source: str) -> tuple[str, Path]:
-    """The prefix of a source, empty where there is none, and the path behind it."""
-    for prefix in () if Path(source).exists() else (_UNTRAINED, _PIXELS):
-        if source.startswith(prefix):
-            return prefix, Path(source.removeprefix(prefix))
-    return "", Path(source)
+    return kind, path
 
 
 def description_path(weights: Path) -> Path:
@@ -175,36 +166,29 @@ def load_run(run: Path, which: Which = "last") -> LoadedEncoder:
     """
     tensors, settings = load_encoder_state(run, best=which == "best")
     where, saved = str(run / "config.json"), settings["checkpoint"]
-    config = run_encoder_config(settings, where)
     weights = run / "checkpoints" / f"step-{saved['step']:08d}" / "model.safetensors"
     with weights.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    encoder = build_encoder(config)
-    fill(encoder, tensors, f"{run}: its checkpoint")
-    described = {
-        **_described(str(run.absolute()), "run", config, encoder),
-        **_origin(weights, digest, {**saved, **settings, "which": which}),
-    }
-    preprocessing = run_preprocessing(settings, where)
-    return LoadedEncoder(encoder.eval(), preprocessing, described, config, settings)
+    known = settings, run_encoder_config(settings, where), run_preprocessing(settings, where)
+    loaded = _built(str(run.absolute()), "run", *known)
+    fill(loaded.encoder, tensors, f"{run}: its checkpoint")
+    loaded.description.update(_origin(weights, digest, {**saved, **settings, "which": which}))
+    return loaded
 
 
 def _from_file(path: Path) -> LoadedEncoder:
-    facts, config, preprocessing = _read_settings(path)
+    known = _read_settings(path)
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
-    if digest != facts.get("sha256"):
+    if digest != known[0].get("sha256"):
         raise DataError(
             f"{path}: its content does not match the checksum in {description_path(path).name}; "
             "copy both files again, or export again"
         )
-    encoder = build_encoder(config)
-    fill(encoder, parse_safetensors(data, path), str(path))
-    described = {
-        **_described(str(path.absolute()), "exported", config, encoder),
-        **_origin(path, digest, facts),
-    }
-    return LoadedEncoder(encoder.eval(), preprocessing, described, config, facts)
+    loaded = _built(str(path.absolute()), "exported", *known)
+    fill(loaded.encoder, parse_safetensors(data, path), str(path))
+    loaded.description.update(_origin(path, digest, known[0]))
+    return loaded
 
 
 def _untrained(path: Path) -> LoadedEncoder:
@@ -212,15 +196,14 @@ def _untrained(path: Path) -> LoadedEncoder:
 
     Training started from them, unless its ``init_from`` names a file.
     """
-    settings, config, preprocessing = _read_settings(path)
-    seed = settings.get("seed")
+    known = _read_settings(path)
+    seed = known[0].get("seed")
     seed = seed if isinstance(seed, int) else 0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # as the run does before it builds its encoder
-        encoder = build_encoder(config)
-    source = f"{_UNTRAINED}{path.absolute()}"
-    described = {**_described(source, "untrained", config, encoder), "seed": seed}
-    return LoadedEncoder(encoder.eval(), preprocessing, described, config, settings)
+        loaded = _built(f"{_UNTRAINED}{path.absolute()}", "untrained", *known)
+    loaded.description["seed"] = seed
+    return loaded
 
 
 def _pixels(source: str) -> LoadedEncoder:
@@ -238,14 +221,23 @@ def _pixels(source: str) -> LoadedEncoder:
     return LoadedEncoder(nn.Flatten().eval(), preprocessing, described)
 
 
-def _described(source: str, kind: str, config: EncoderConfig, encoder: Encoder) -> dict[str, Any]:
-    return {
+def _built(
+    source: str,
+    kind: str,
+    settings: Mapping[str, Any],
+    config: EncoderConfig,
+    preprocessing: Preprocessing,
+) -> LoadedEncoder:
+    """With random weights."""
+    encoder = build_encoder(config)
+    described = {
         "source": source,
         "kind": kind,
         "architecture": config.name,
         **({"stem": config.stem} if is_resnet(config.name) else {}),
         "feature_dim": encoder.feature_dim,
     }
+    return LoadedEncoder(encoder.eval(), preprocessing, described, config, settings)
 
 
 def _origin(weights: Path, digest: str, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -261,7 +253,7 @@ def _read_settings(path: Path) -> tuple[dict[str, Any], EncoderConfig, Preproces
     """What ``config.json`` of a run, or the JSON beside exported weights, says of the encoder."""
     if path.is_dir():
         where = path / "config.json"
-        settings = _read_json(where)
+        settings = read_settings(path)
         config = run_encoder_config(settings, str(where))
         return settings, config, run_preprocessing(settings, str(where))
     where = description_path(path)
@@ -270,7 +262,7 @@ def _read_settings(path: Path) -> tuple[dict[str, Any], EncoderConfig, Preproces
             f"{where}: missing; 'widebatch export' writes it beside the weights: copy it too, or "
             "export again"
         )
-    facts = _read_json(where)
+    facts = read_json_file(where)
     if facts.get("format") != FILE_FORMAT or facts.get("version") != FILE_VERSION:
         raise DataError(
             f"{where}: says format {facts.get('format')!r} version {facts.get('version')!r}, this "
@@ -299,13 +291,6 @@ def fill(encoder: nn.Module, tensors: dict[str, torch.Tensor], where: str) -> No
         raise CheckpointError(
             f"{where} does not hold the encoder that its settings describe: {first}"
         ) from None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return read_json_file(path)
-    except FileNotFoundError:
-        raise DataError(f"{path}: missing; is this the folder of a run?") from None
 
 
 def _section(config: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:

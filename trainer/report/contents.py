@@ -5,13 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.errors import ConfigError, DataError
-from common.files.strict_json import read_json_file
 from trainer.health.heartbeat import ranks_in
 from trainer.report.evaluations import Bar, Measured, read_measured
 from trainer.report.history import History, read_history
 from trainer.report.pictures import Pictures, attempt
-from trainer.state.run_data import section
+from trainer.state.run_data import read_settings, section
 from trainer.state.run_list import read_run
 from trainer.state.settings import flat
 
@@ -83,21 +81,6 @@ def _state(run: Path, settings: dict[str, Any], history: History) -> str:
         return where
     facts = read_run(run)
     return f"{facts.state}{f' ({facts.why})' if facts.why else ''}, {where}"
-
-
-def read_settings(run: Path) -> dict[str, Any]:
-    """``config.json`` of a run.
-
-    Raises:
-        ConfigError: it is not there or unreadable.
-    """
-    path = run / "config.json"
-    try:
-        return read_json_file(path)
-    except FileNotFoundError:
-        raise ConfigError(f"{run}: holds no config.json; name the folder of a run") from None
-    except DataError as error:
-        raise ConfigError(str(error)) from None
 
 
 def differing(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:

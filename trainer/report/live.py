@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ConfigError, DataError
-from trainer.report.contents import read_contents, read_settings
+from trainer.report.contents import read_contents
 from trainer.report.page import page
 from trainer.report.pictures import COMPARED, Pictures, make_pictures
+from trainer.state.run_data import read_settings
 from trainer.state.run_list import read_run
 
 log = logging.getLogger(__name__)

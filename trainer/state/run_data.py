@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.errors import DataError
+from common.errors import ConfigError, DataError
+from common.files.strict_json import read_json_file
 
 _IDENTITIES = {"train": "data_identity", "test": "test_identity"}
 
@@ -43,6 +44,21 @@ def run_data(run: Path, settings: Mapping[str, Any], name: str) -> tuple[Path, .
         if info.identity != known:
             raise NoDataError(f"{info.name} is another file than the run's --data.{name} was")
     return tuple(found)
+
+
+def read_settings(run: Path) -> dict[str, Any]:
+    """``config.json`` of a run.
+
+    Raises:
+        ConfigError: it is not there or unreadable.
+    """
+    path = run / "config.json"
+    try:
+        return read_json_file(path)
+    except FileNotFoundError:
+        raise ConfigError(f"{run}: holds no config.json; name the folder of a run") from None
+    except DataError as error:
+        raise ConfigError(str(error)) from None
 
 
 def stored_paths(settings: Mapping[str, Any], name: str) -> list[Path]:

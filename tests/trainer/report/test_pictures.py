@@ -17,9 +17,9 @@ from trainer.config import from_json, to_json
 from trainer.evaluation.load_encoder import load_encoder
 from trainer.objectives.deepclusterv2 import DeepClusterV2Config
 from trainer.objectives.rotation import RotationConfig
-from trainer.report.contents import read_settings
 from trainer.report.pictures import make_pictures, project
 from trainer.report.samples import first_views, read_spread, view_pairs
+from trainer.state.run_data import read_settings
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,13 @@ from tests.report.made_runs import SMALL, bare_run, finished_run
 from tests.trainer.runs import pack_images
 from tests.trainer.saved_runs import save_run
 from trainer.report import png
-from trainer.report.contents import read_contents, read_settings
+from trainer.report.contents import read_contents
 from trainer.report.evaluations import KINDS, Bar
 from trainer.report.history import running_mean
 from trainer.report.pictures import Answers, Pictures, Queries, make_pictures
 from trainer.report.png import write_figures
 from trainer.report.samples import Samples
+from trainer.state.run_data import read_settings
 
 NAMES = ["curves", "accuracy", "views", "neighbours", "map", "overview"]
 
