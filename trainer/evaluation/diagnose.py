@@ -74,14 +74,14 @@ def diagnose(config: DiagnoseConfig) -> dict[str, Any] | None:
         job.leave()
         if job.rank:
             return None
-        crop, augment, whose = _views_of(job)
-        batch = min(config.batch, config.views_of, info.num_samples)
-        positive, negative, compared = _view_cosines(config, job, data, crop, augment, batch)
+        positive, negative, compared = _view_cosines(config, job, data)
         device = job.device
         std, rank = spectrum(features_NF, device)
         spread_N = permute(config.seed, 0, np.arange(info.num_samples), info.num_samples)
         chosen = torch.from_numpy(np.sort(spread_N[: config.pairs_of]))
         uniform = uniformity(features_NF[chosen], device)
+    of_run = "crop" in job.loaded.settings
+    whose = "the run's settings" if of_run else "SimCLR's settings for ImageNet"
     return {
         "method": "diagnose",
         "protocol": "alignment-uniformity",
@@ -93,12 +93,7 @@ def diagnose(config: DiagnoseConfig) -> dict[str, Any] | None:
         "negative_similarity": negative,
         "feature_dim": features_NF.shape[1],
         "n_train": info.num_samples,
-        "settings": {
-            "pairs_of": len(chosen),
-            "views_of": compared,
-            "t": _TEMPERATURE,
-            "alpha": 2,
-        },
+        "settings": {"pairs_of": len(chosen), "views_of": compared, "t": _TEMPERATURE, "alpha": 2},
         "measured": job.measured(
             features="scaled to length 1, before any head",
             alignment=f"two augmented views by {whose}, without those that training drew",
@@ -108,25 +103,17 @@ def diagnose(config: DiagnoseConfig) -> dict[str, Any] | None:
     }
 
 
-def _views_of(job: Job) -> tuple[CropConfig, AugmentConfig, str]:
-    """How positives are made: a run's own way, elsewhere SimCLR's."""
-    saved, size = job.loaded.settings, job.preprocessing.size
-    if "crop" not in saved:
-        return CropConfig(size=size), AugmentConfig(), "SimCLR's settings for ImageNet"
-    crop = from_json(CropConfig, saved["crop"], "config.json: crop")
-    augment = from_json(AugmentConfig, saved["augment"], "config.json: augment")
-    return dataclasses.replace(crop, size=size), augment, "the run's settings"
+def _view_cosines(config: DiagnoseConfig, job: Job, data: OpenData) -> tuple[float, float, int]:
+    """Mean cosines of two views of one image and of two images; how many images.
 
-
-def _view_cosines(
-    config: DiagnoseConfig,
-    job: Job,
-    data: OpenData,
-    crop: CropConfig,
-    augment: AugmentConfig,
-    batch: int,
-) -> tuple[float, float, int]:
-    """Mean cosines of two views of one image and of two images; how many images."""
+    Views are made a run's own way, elsewhere SimCLR's.
+    """
+    saved, crop, augment = job.loaded.settings, CropConfig(), AugmentConfig()
+    if "crop" in saved:
+        crop = from_json(CropConfig, saved["crop"], "config.json: crop")
+        augment = from_json(AugmentConfig, saved["augment"], "config.json: augment")
+    crop = dataclasses.replace(crop, size=job.preprocessing.size)
+    batch = min(config.batch, config.views_of, data.info.num_samples)
     found, views = [], (augment.view1, augment.view2)
     with job.augmented(data, crop, batch, views, alone=True) as (steps, batches):
         for images, _ in itertools.islice(batches, min(steps, -(-config.views_of // batch))):

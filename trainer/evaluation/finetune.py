@@ -19,8 +19,7 @@ from common.errors import ConfigError
 from data_pipeline.crops import CropConfig
 from data_pipeline.reading.order import EpochOrder, IdArray
 from trainer.config import from_json
-from trainer.evaluation.job import JobConfig, TestFiles, TrainFiles
-from trainer.evaluation.labelled import LabelledJob
+from trainer.evaluation.labelled import LabelledConfig, LabelledJob
 from trainer.evaluation.labelled_subset import balanced_share, read_list
 from trainer.evaluation.load_encoder import LoadedEncoder, fill
 from trainer.evaluation.supervised import Batches, Recipe, fit, zero_linear
@@ -34,7 +33,7 @@ _HEAD = "head."
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(JobConfig):
+class FinetuneConfig(LabelledConfig):
     """Trains the encoder on, with a linear classifier of zeros on top, by SimCLR's recipe.
 
     SGD with Nesterov momentum, learning rate 0.05 x batch / 256, cosine to 0, no weight decay,
@@ -46,10 +45,6 @@ class FinetuneConfig(JobConfig):
     1 keeps the first layer of the run's projection head (SimCLR v2).
     """
 
-    train: TrainFiles
-    """Labelled images to learn from."""
-    test: TestFiles
-    """Labelled images to measure on."""
     labels: float = 1.0
     """Share of the labels, above 0 and at most 1."""
     label_list: Path | None = None
@@ -108,7 +103,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any] | None:
         ConfigError: settings contradict each other or the data, or training diverged.
         DataError, CheckpointError: a file is missing, damaged or not labelled.
     """
-    job = LabelledJob(config, config.train, config.test)
+    job = LabelledJob(config)
     if not any(True for _ in job.loaded.encoder.parameters()):
         raise ConfigError(f"{config.source} has nothing to train: give an encoder")
     labels_N, total = job.labels.train_N.numpy(), job.train.info.num_samples

@@ -7,6 +7,7 @@ from common.bounds import check_bounds
 from common.errors import ConfigError
 from trainer.evaluation.labelled import EvaluateConfig, LabelledJob
 from trainer.features.knn import MAX_K, knn_classify_each, remark_on_k
+from trainer.features.labels import Accuracy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ def knn(config: KnnConfig) -> dict[str, Any] | None:
         DataError, CheckpointError: a file is missing, damaged or not labelled.
         NumericalError: the encoder's features are not finite.
     """
-    job = LabelledJob(config, config.train, config.test)
+    job = LabelledJob(config)
     few_N = config.few(job.labels.train_N)
     with job:
         test = job.test_features()
@@ -69,7 +70,7 @@ def knn(config: KnnConfig) -> dict[str, Any] | None:
     return job.report(
         "knn",
         "weighted-knn",
-        (first.top1, first.top5),
+        Accuracy(first.top1, first.top5),
         count,
         settings={
             "k": first.k,

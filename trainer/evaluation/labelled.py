@@ -3,9 +3,8 @@
 Shape suffixes: N samples of the training set, M of the test set.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,17 +15,23 @@ from data_pipeline.reading.open_data import OpenData
 from trainer.evaluation.job import Job, JobConfig, TestFiles, TrainFiles
 from trainer.features.extraction import Features
 from trainer.features.labelled_files import read_labels
-from trainer.features.labels import class_count, few_per_class
+from trainer.features.labels import Accuracy, class_count, few_per_class
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(JobConfig):
-    """One evaluation of a frozen encoder by labels."""
+class LabelledConfig(JobConfig):
+    """One evaluation by labels."""
 
     train: TrainFiles
     """Labelled images to learn from."""
     test: TestFiles
     """Labelled images to measure on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(LabelledConfig):
+    """One evaluation of a frozen encoder by labels."""
+
     labels_per_class: int | None = None
     """Labelled training images of each class to use, chosen by the seed. None: all."""
 
@@ -60,9 +65,9 @@ class LabelledJob(Job):
             labelled, or has a class that the other lacks.
     """
 
-    def __init__(self, config: JobConfig, train: Sequence[Path], test: Sequence[Path]) -> None:
+    def __init__(self, config: LabelledConfig) -> None:
         super().__init__(config)
-        self.train, self.test = OpenData(train), OpenData(test)
+        self.train, self.test = OpenData(config.train), OpenData(config.test)
         self.labels = read_labels(self.train, self.test)
         self.num_classes = class_count(self.labels.train_N, self.labels.test_M)
 
@@ -74,7 +79,7 @@ class LabelledJob(Job):
         self,
         method: str,
         protocol: str,
-        reached: tuple[float, float],
+        reached: Accuracy,
         n_train: int,
         settings: dict[str, Any],
         measured: dict[str, Any],
@@ -91,8 +96,8 @@ class LabelledJob(Job):
         return {
             "method": method,
             "protocol": protocol,
-            "top1": reached[0],
-            "top5": reached[1],
+            "top1": reached.top1,
+            "top5": reached.top5,
             "n_train": n_train,
             "settings": settings,
             "measured": measured,

@@ -53,14 +53,9 @@ def k_means(
     restarts: int = 10,
     device: torch.device | str = "cpu",
 ) -> Clustering:
-    """Partition rows into clusters around their means.
+    """Partition rows into clusters around their means: of ``restarts`` that with least inertia.
 
-    Args:
-        x_NF: any float dtype; compared in float32, averaged in float64.
-        clusters: how many, at most N.
-        seed: of the starts.
-        restarts: independent starts, of which the one with the least inertia is kept.
-        device: where to compute.
+    Rows are compared in float32 on ``device``, averaged in float64.
 
     Raises:
         ConfigError: there are fewer samples than clusters.

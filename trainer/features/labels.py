@@ -75,8 +75,7 @@ def hold_out(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Split by class: (indices to fit, indices held out), int64, ascending.
 
-    Of every class with two samples or more at least one is held out and at least one is kept; a
-    class with one sample is kept.
+    Of a class at least one sample is kept and, of two or more, at least one held out.
     """
     labels = labels_N.cpu().numpy()
     held = draw_by_class(labels, lambda n: min(max(round(fraction * n), 1), n - 1), seed)

@@ -31,15 +31,9 @@ def nearest_rows(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The ``min(k, N)`` nearest rows of ``bank_NF`` of every row of ``asked_MF``, nearest first.
 
-    Args:
-        bank_NF: features of any float dtype on any device; compared in float32.
-        asked_MF: as ``bank_NF``.
-        k: neighbours.
-        device: where to compare.
-        block: (rows that ask, rows that are searched) compared at once.
-        rank: with ``world_size`` above 1, this process's number. All ranks hold the same features
-            and must call (a collective); they share the rows that ask.
-        world_size: number of processes that call.
+    Features have any float dtype, on any device; they are compared in float32 on ``device``, a
+    ``block`` of rows that ask and of rows that are searched at once. With ``world_size`` above 1 a
+    collective: all ranks hold the same features and share the rows that ask.
 
     Returns:
         Similarities float32 (M, K) and indices int64 (M, K) on the CPU, equal on all ranks.
@@ -49,8 +43,7 @@ def nearest_rows(
     shares = [_share_of_blocks(len(asked_MF), block[0], r, world_size) for r in range(world_size)]
     k = min(k, len(bank_NF))
     with full_float32(device):
-        parts = _nearest_keys(bank_NF, asked_MF[shares[rank]], k, block, device)
-    keys_MK = torch.cat(parts) if parts else torch.empty(0, k, dtype=torch.int64, device=device)
+        keys_MK = _nearest_keys(bank_NF, unit_rows(asked_MF[shares[rank]], device), k, block)
     if world_size > 1:
         keys_MK = gather_rows(keys_MK, [len(share) for share in shares])
     keys_MK = keys_MK.cpu()[torch.cat(shares).argsort()]
@@ -103,29 +96,24 @@ def _share_of_blocks(count: int, rows: int, rank: int, world_size: int) -> torch
 
 
 def _nearest_keys(
-    train_NF: torch.Tensor,
-    test_MF: torch.Tensor,
-    k: int,
-    block: tuple[int, int],
-    device: torch.device,
-) -> list[torch.Tensor]:
-    """Keys of the ``k`` nearest training samples of each test sample, best first, by test block.
-
-    The training set is outermost: it crosses to the device once.
+    bank_NF: torch.Tensor, asked_MF: torch.Tensor, k: int, block: tuple[int, int]
+) -> torch.Tensor:
+    """Keys (M, K) of the nearest rows, best first. Rows that are searched are outermost: they cross
+    to the device once.
     """
-    rows, columns = block
-    tests = [unit_rows(x_BF, device) for x_BF in test_MF.split(rows)]
-    best: list[torch.Tensor] = [
-        torch.empty(len(x_BF), 0, dtype=torch.int64, device=device) for x_BF in tests
+    device = asked_MF.device
+    best = [
+        torch.empty(len(x_BF), 0, dtype=torch.int64, device=device)
+        for x_BF in asked_MF.split(block[0])
     ]
-    for first in range(0, len(train_NF), columns):
-        train_TF = unit_rows(train_NF[first : first + columns], device)
-        for i, test_BF in enumerate(tests):
-            keys_BT = sortable(test_BF @ train_TF.T, first)
+    for first in range(0, len(bank_NF), block[1]):
+        bank_TF = unit_rows(bank_NF[first : first + block[1]], device)
+        for i, x_BF in enumerate(asked_MF.split(block[0])):
+            keys_BT = sortable(x_BF @ bank_TF.T, first)
             keys_BT = keys_BT.topk(min(k, keys_BT.shape[1])).values
             merged = torch.cat([best[i], keys_BT], dim=1)
             best[i] = merged.topk(min(k, merged.shape[1])).values
-    return best
+    return torch.cat(best)
 
 
 def unit_rows(x_NF: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -79,21 +79,17 @@ class OnlineKnn:
 
         self.config = config
         self._train, self._test = load(train), load(test)
-        infos = train.info, test.info
-        for info, enough in zip(infos, (train.info.num_labelled > 0, test.info.has_label)):
-            if not enough:
+        for info in (train.info, test.info):
+            if not info.num_labelled or (info is test.info and not info.has_label):
                 raise ConfigError(
                     f"{info.name}: {info.num_labelled} of {info.num_samples} samples have labels"
                     " for the online kNN; leave out --data.test"
                 )
-        if config.k > infos[0].num_samples and rank == 0:
-            log.warning(
-                "online kNN: --knn.k %d is more than the %d training samples: all of them vote",
-                config.k,
-                infos[0].num_samples,
-            )
         self._classes = read_labels(train, test, throughout=False).classes
-        crowded = remark_on_k(config.k, infos[0].num_samples, len(infos[0].class_names), "--knn.k")
+        count, classes = train.info.num_samples, len(train.info.class_names)
+        crowded = remark_on_k(config.k, count, classes, "--knn.k")
+        if config.k > count:
+            crowded = [f"--knn.k {config.k} is more than the {count} training samples: all vote"]
         for remark in (*self._classes.remarks, *crowded) if rank == 0 else ():
             log.warning("online kNN: %s", remark.removeprefix("warning: "))
 
