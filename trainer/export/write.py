@@ -84,7 +84,7 @@ def export(
         run: the run's folder.
         out: a file with the format's suffix; for ``huggingface`` a folder.
         file_format: one of ``TARGETS``.
-        which: the newest whole checkpoint, or that of the best online kNN.
+        which: of the run's checkpoints.
         force: replace existing files.
         card: where the model card goes, if not beside ``out``; not for a folder, which has it in.
 

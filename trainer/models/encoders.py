@@ -74,9 +74,10 @@ def build_encoder(config: EncoderConfig) -> Encoder:
     """
     if config.name in CIFAR_RESNETS:
         model = _build_cifar_resnet(config)
+    elif ":" in config.name:
+        model = _build_user_model(config)
     else:
-        build = _build_user_model if ":" in config.name else _build_torchvision_model
-        model = build(config)
+        model = _build_torchvision_model(config)
     encoder = cast(Encoder, model)
     encoder.feature_dim = _feature_dim(model, config)
     return encoder
@@ -183,7 +184,8 @@ def remove_classifier(model: nn.Module) -> str:
     """
     path = ""
     for name, layer in model.named_modules():
-        if _outputs(layer) == _CLASSES:
+        outputs = {getattr(layer, size, None) for size in ("out_features", "out_channels")}
+        if _CLASSES in outputs:
             path = name
     if not path:
         raise ConfigError(f"--encoder.name: found no classifier in a {type(model).__name__}")
@@ -193,12 +195,6 @@ def remove_classifier(model: nn.Module) -> str:
             parent.add_module(name, nn.Identity())
     parent.add_module(path.rpartition(".")[2], nn.Identity())
     return path
-
-
-def _outputs(layer: nn.Module) -> int | None:
-    if isinstance(layer, nn.Linear):
-        return layer.out_features
-    return layer.out_channels if isinstance(layer, nn.Conv2d) else None
 
 
 def use_cifar_stem(resnet: nn.Module, stride: int = 1) -> None:

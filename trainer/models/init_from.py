@@ -81,13 +81,10 @@ class Matched:
 
 
 def start_from(encoder: nn.Module, path: Path) -> Matched:
-    """Fill an encoder with a file's weights, in place, and say in the log what matched.
+    """Fill an encoder with the weights of a ``.safetensors`` file, or of what ``torch.save`` wrote.
 
-    Draws no random numbers, so the rest of a run is what it is without the file.
-
-    Args:
-        encoder: one of ours, on the CPU.
-        path: ``.safetensors``, or what ``torch.save`` wrote.
+    In place and on the CPU. What matched is said in the log. Draws no random numbers, so the rest
+    of a run is what it is without the file.
 
     Raises:
         ConfigError: too little of the encoder is in the file; nothing is filled then.

@@ -53,15 +53,19 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure, and what it says for those who do not see it."""
+    """A figure, and the table of its numbers for those who do not see it."""
 
     identity: str
     """Of its element, unique on its page."""
     title: str
     figure: go.Figure
-    words: str
-    heads: Sequence[str] = ()
-    rows: Sequence[Sequence[str]] = ()
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    @property
+    def words(self) -> str:
+        """All of it in a line of text."""
+        return f"{self.title}: {'; '.join(', '.join(row) for row in self.rows)}"
 
 
 def themes() -> dict[str, Any]:
@@ -98,7 +102,7 @@ def line_chart(
 ) -> Chart:
     """Lines in the same axes; where values are many, a running mean over the faint values."""
     figure = _figure(height=280, xaxis_title="step", yaxis_hoverformat=".4~g")
-    words, rows = [], []
+    rows = []
     for number, line in enumerate(lines):
         known_N = np.isfinite(line.values_N)
         steps_N, values_N = line.steps_N[known_N], line.values_N[known_N]
@@ -122,8 +126,6 @@ def line_chart(
             opacity=0.4 if many else 1,
             showlegend=not many,
         )
-        first, last = (f"{short(values_N[at])} at step {short(steps_N[at])}" for at in (0, -1))
-        words.append(f"{line.name} from {first} to {last}")
         few_N = np.linspace(0, len(values_N) - 1, min(len(values_N), _MOST_ROWS)).round()
         rows += [[line.name, short(steps_N[int(n)]), short(values_N[int(n)])] for n in few_N]
     _add_events(figure, events or Events())
@@ -131,7 +133,7 @@ def line_chart(
     if len(lines) == 1:  # which line needs no saying
         rows = [row[1:] for row in rows]
     heads = ("line", "step", "value")[-len(rows[0]) :]
-    return Chart(identity, title, figure, f"{title}: {'; '.join(words)}", heads, rows)
+    return Chart(identity, title, figure, heads, rows)
 
 
 def short(value: float) -> str:
@@ -203,8 +205,7 @@ def phase_bars(identity: str, runs: Mapping[str, Sequence[PhaseTime]]) -> Chart:
             "ticktext": [_name(run) for run in runs],
         },
     )
-    words = "; ".join(f"{row[0]} {', '.join(row[1 : 1 + len(runs)])}" for row in rows)
-    return Chart(identity, "A step by phase", figure, words, heads, rows)
+    return Chart(identity, "A step by phase", figure, heads, rows)
 
 
 def _ms(seconds: float) -> str:
@@ -226,9 +227,8 @@ def accuracy_bars(identity: str, title: str, bars: Sequence[Bar]) -> Chart:
     chance = min(bar.chance for bar in bars)
     figure.add_hline(100 * chance, line={"dash": "dot", "width": 1}, name="chance", showlegend=True)
     rows = [[" ".join(bar.group.split()), bar.name, f"{100 * bar.value:.1f} %"] for bar in bars]
-    words = "; ".join(", ".join(row) for row in rows)
-    words = f"{words}; chance {100 * chance:.1f} %"
-    return Chart(identity, title, figure, words, ("measured", "of", "top-1"), rows)
+    rows.append(["chance", "guessing", f"{100 * chance:.1f} %"])
+    return Chart(identity, title, figure, ("measured", "of", "top-1"), rows)
 
 
 def similarity_histogram(identity: str, found: Mapping[str, npt.NDArray[np.float32]]) -> Chart:
@@ -250,11 +250,8 @@ def similarity_histogram(identity: str, found: Mapping[str, npt.NDArray[np.float
         )
         quantiles = [cosine_P.mean(), *np.quantile(cosine_P, [0.05, 0.5, 0.95])]
         rows.append([name, f"{len(cosine_P):,}", *(f"{value:.2f}" for value in quantiles)])
-    title = "Share of pairs (%) by similarity"
-    words = f"{title}: " + ", ".join(f"{row[0]} {row[2]} on average" for row in rows)
-    return Chart(
-        identity, title, figure, words, ("", "pairs", "mean", "5 %", "median", "95 %"), rows
-    )
+    heads = ("", "pairs", "mean", "5 %", "median", "95 %")
+    return Chart(identity, "Share of pairs (%) by similarity", figure, heads, rows)
 
 
 def maps(found: EmbeddingMap) -> list[Chart]:
@@ -279,6 +276,6 @@ def maps(found: EmbeddingMap) -> list[Chart]:
                 text=[f"sample {samples.ids_N[n]}" for n in mine_N],
                 hovertemplate="%{text}",
             )
-        words = f"Map of {len(points_N2)} images by {title}: alike images lie together"
-        charts.append(Chart(f"map-{number}", title, figure, words))
+        rows = [[f"{len(points_N2)} images", "alike ones lie together"]]
+        charts.append(Chart(f"map-{number}", title, figure, (), rows))
     return charts

@@ -87,11 +87,7 @@ class History:
 
 
 def read_history(run: Path) -> History:
-    """Everything that a run's folder says of its steps.
-
-    Raises:
-        DataError: there is no step yet, or a line of ``metrics.jsonl`` is unreadable.
-    """
+    """What :func:`read_records` finds, for charts."""
     records = read_records(run)
     metrics = columns(records)
     readings = [record for record in records if isinstance(record.get("phase_seconds"), dict)]

@@ -27,11 +27,8 @@ _FILES = ("config.json", "metrics.jsonl", "checkpoints/latest.json", "evaluation
 class LiveReport:
     """The newest page of one or more runs, from any thread.
 
-    Args:
-        runs: their folders.
-        seconds: between two looks at the folders, of this and of the page.
-        max_images: see :func:`trainer.report.pictures.make_pictures`.
-        device: as ``max_images``.
+    It and the page look at the folders every so many ``seconds``; ``max_images`` and ``device`` are
+    as of :func:`trainer.report.pictures.make_pictures`.
 
     Raises:
         ConfigError: one of them is no run's folder.

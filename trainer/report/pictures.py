@@ -24,7 +24,7 @@ from trainer.evaluation.job import choose_device
 from trainer.evaluation.load_encoder import load_encoder
 from trainer.features.extraction import extract_features
 from trainer.features.labelled_files import compare_labels
-from trainer.features.neighbours import nearest_rows
+from trainer.features.neighbours import nearest_others, nearest_rows
 from trainer.report.evaluations import KINDS
 from trainer.report.samples import (
     Images,
@@ -123,25 +123,21 @@ def make_pictures(
     """
     where = choose_device(device)
     missing: list[tuple[str, str]] = []
-    views = attempt(
-        missing,
-        "views",
-        lambda: first_views(OpenData(run_data(run, settings, "train")), settings, _VIEW_ROWS),
-    )
+
+    def views() -> Views:
+        return first_views(OpenData(run_data(run, settings, "train")), settings, _VIEW_ROWS)
+
+    found: dict[str, Any] = {"views": attempt(missing, "views", views)}
     seen = attempt(
         missing,
         "neighbours, map and similarities",
         lambda: _Seen(run, settings, max_images, where),
     )
-    if seen is None:
-        return Pictures(views=views, missing=tuple(missing))
-    return Pictures(
-        views=views,
-        queries=attempt(missing, "neighbours", seen.queries),
-        map=attempt(missing, "map", seen.map),
-        similarities=attempt(missing, "similarities", seen.similarities),
-        missing=tuple(missing),
-    )
+    if seen is not None:
+        found["queries"] = attempt(missing, "neighbours", seen.queries)
+        found["map"] = attempt(missing, "map", seen.map)
+        found["similarities"] = attempt(missing, "similarities", seen.similarities)
+    return Pictures(**found, missing=tuple(missing))
 
 
 class _Seen:
@@ -204,16 +200,14 @@ class _Seen:
     def queries(self) -> Queries:
         """A few images and their neighbours."""
         chosen_R = self._some(_QUERIES)
-        itself = self._asked is self._bank
+        how: dict[str, Any] = {"k": _NEIGHBOURS, "device": self._device}
         answers = []
         for title, (bank_NF, asked_NF) in self._features.items():
-            _, found_RK = nearest_rows(
-                bank_NF, asked_NF[chosen_R], _NEIGHBOURS + itself, device=self._device
-            )
+            if self._asked is self._bank:
+                _, found_RK = nearest_others(bank_NF, torch.from_numpy(chosen_R), **how)
+            else:
+                _, found_RK = nearest_rows(bank_NF, asked_NF[chosen_R], **how)
             indices_RK = found_RK.numpy()
-            if itself:  # nothing is nearer than the image itself
-                kept = [[i for i in row if i != own] for row, own in zip(indices_RK, chosen_R)]
-                indices_RK = np.array([row[:_NEIGHBOURS] for row in kept], np.int64)
             images = self._bank.images_NSS3[indices_RK]
             answers.append(Answers(title, images, self._bank.labels_N[indices_RK]))
         return Queries(self._asked.take(chosen_R), tuple(answers))

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2.functional import resize
 
 from data_pipeline.augment import Augment, AugmentConfig
 from data_pipeline.crops import CropConfig
@@ -87,17 +89,13 @@ def first_views(train: OpenData, settings: dict[str, Any], rows: int) -> Views:
     # Without normalisation, views are colours.
     ids_R, groups = _views(train, settings, plan, rows, normalized=False)
     side = plan[0].crop.size
-    views_VR3SS = torch.cat([_enlarged(views_VR3SS, side) for views_VR3SS in groups])
+    # Smaller ones are enlarged, each pixel to a square.
+    views_VR3SS = torch.cat(
+        [resize(views_VR3SS, [side, side], InterpolationMode.NEAREST) for views_VR3SS in groups]
+    )
     views_RVSS3 = (views_VR3SS.permute(1, 0, 3, 4, 2).clamp(0, 1) * 255).round().to(torch.uint8)
     originals_RSS3 = Album(train, Preprocessing(size=side, resize=side)).read(ids_R.tolist())
     return Views(ids_R.numpy(), originals_RSS3, views_RVSS3.contiguous().numpy())
-
-
-def _enlarged(views_VR3SS: torch.Tensor, side: int) -> torch.Tensor:
-    """Views of another size as ``side`` pixels, each pixel a square."""
-    shape = (*views_VR3SS.shape[:3], side, side)
-    resized = torch.nn.functional.interpolate(views_VR3SS.flatten(0, 1), (side, side))
-    return resized.view(shape)
 
 
 def view_pairs(train: OpenData, settings: dict[str, Any], count: int) -> torch.Tensor:
