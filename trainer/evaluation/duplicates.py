@@ -90,16 +90,10 @@ def duplicates(config: DuplicatesConfig) -> dict[str, Any] | None:
     info = data.info
     with job:
         features = job.features(data)
-        nearest = nearest_others(
-            features.features_NF,
-            torch.arange(info.num_samples),
-            config.k,
-            device=job.device,
-            rank=job.rank,
-            world_size=job.world_size,
-        )
     if job.rank:
         return None
+    every_N = torch.arange(info.num_samples)
+    nearest = nearest_others(features.features_NF, every_N, config.k, device=job.device)
     pairs = pairs_of(*nearest)
     twice = near_identical(pairs, config.threshold)
     alike = likely_classmates(pairs, config.threshold, config.least_shared)

@@ -33,7 +33,7 @@ class KnnConfig(EvaluateConfig):
 
 
 def knn(config: KnnConfig) -> dict[str, Any] | None:
-    """Classify the test file, each rank its share. A collective where several were started.
+    """Classify the test file. A collective where several processes were started.
 
     Returns:
         On rank 0 :meth:`LabelledJob.report` with ``by_k``, ``None`` on the others.
@@ -48,17 +48,9 @@ def knn(config: KnnConfig) -> dict[str, Any] | None:
     with job:
         test = job.test_features()
         train = job.features(job.train).take(few_N)
-        results = knn_classify_each(
-            train,
-            test,
-            config.k,
-            config.temperature,
-            device=job.device,
-            rank=job.rank,
-            world_size=job.world_size,
-        )
     if job.rank:
         return None
+    results = knn_classify_each(train, test, config.k, config.temperature, device=job.device)
     first, count = results[0], len(few_N)
     notes = [
         f"k {r.requested_k} is more than the {r.k} training samples: all of them vote"

@@ -55,8 +55,6 @@ def knn_classify_each(
     *,
     block: tuple[int, int] | None = None,
     device: torch.device | str | None = None,
-    rank: int = 0,
-    world_size: int = 1,
 ) -> list[KnnResult]:
     """Classify test features by their nearest training features, for every ``k`` by one search.
 
@@ -68,8 +66,6 @@ def knn_classify_each(
         block: as of :func:`nearest_rows`. Memory beside the features is about 20 bytes for each
             pair of a block and ``16 k`` bytes for each test sample.
         device: where to compare; by default where the training features lie.
-        rank: as of :func:`nearest_rows`, a collective where ``world_size`` is above 1.
-        world_size: number of processes that call.
 
     Raises:
         DataError: a set is empty or not labelled.
@@ -83,8 +79,6 @@ def knn_classify_each(
         max(kept),
         device=device,
         block=block,
-        rank=rank,
-        world_size=world_size,
     )
     columns = similarity_MK, train.labels_N.cpu()[index_MK], test.labels_N
     hits_K2 = torch.zeros(len(ks), 2, dtype=torch.int64, device=device)

@@ -1,7 +1,7 @@
 """The nearest rows by cosine similarity: exact, in blocks, with a running list of the best ``k``.
 
 Every pair is compared; the similarity matrix is never held. Rows of equal similarity come in their
-order, so the result is a pure function of the features, on any number of processes.
+order, so the result is a pure function of the features.
 
 Shape suffixes: N rows that are searched, M rows that ask, F features, K neighbours, B rows of a
 block that asks, T rows of a block that is searched.
@@ -12,8 +12,6 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
-
-from common.collectives import gather_rows
 
 _LOW_WORD = 0xFFFFFFFF  # also the largest number of rows that can be searched
 
@@ -26,47 +24,40 @@ def nearest_rows(
     *,
     device: torch.device | str,
     block: tuple[int, int] | None = None,
-    rank: int = 0,
-    world_size: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The ``min(k, N)`` nearest rows of ``bank_NF`` of every row of ``asked_MF``, nearest first.
 
     Features have any float dtype, on any device; they are compared in float32 on ``device``, a
-    ``block`` of rows that ask and of rows that are searched at once. With ``world_size`` above 1 a
-    collective: all ranks hold the same features and share the rows that ask.
+    ``block`` of rows that ask and of rows that are searched at once.
 
     Returns:
-        Similarities float32 (M, K) and indices int64 (M, K) on the CPU, equal on all ranks.
+        Similarities float32 (M, K) and indices int64 (M, K) on the CPU.
     """
     device = torch.device(device)
-    block = block or ((128, 4096) if device.type == "cpu" else (1024, 32_768))
-    shares = [_share_of_blocks(len(asked_MF), block[0], r, world_size) for r in range(world_size)]
+    rows, columns = block or ((128, 4096) if device.type == "cpu" else (1024, 32_768))
     k = min(k, len(bank_NF))
     with full_float32(device):
-        keys_MK = _nearest_keys(bank_NF, unit_rows(asked_MF[shares[rank]], device), k, block)
-    if world_size > 1:
-        keys_MK = gather_rows(keys_MK, [len(share) for share in shares])
-    keys_MK = keys_MK.cpu()[torch.cat(shares).argsort()]
-    return read_keys(keys_MK)
+        asked = unit_rows(asked_MF, device).split(rows)
+        best = [torch.empty(len(x_BF), 0, dtype=torch.int64, device=device) for x_BF in asked]
+        for first in range(0, len(bank_NF), columns):  # outermost: crosses to the device once
+            bank_TF = unit_rows(bank_NF[first : first + columns], device)
+            for i, x_BF in enumerate(asked):
+                keys_BT = sortable(x_BF @ bank_TF.T, first)
+                keys_BT = keys_BT.topk(min(k, keys_BT.shape[1])).values
+                merged = torch.cat([best[i], keys_BT], dim=1)
+                best[i] = merged.topk(min(k, merged.shape[1])).values
+    return read_keys(torch.cat(best).cpu())
 
 
 def nearest_others(
-    bank_NF: torch.Tensor,
-    itself_M: torch.Tensor,
-    k: int,
-    *,
-    device: torch.device | str,
-    rank: int = 0,
-    world_size: int = 1,
+    bank_NF: torch.Tensor, itself_M: torch.Tensor, k: int, *, device: torch.device | str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As :func:`nearest_rows` of the rows ``itself_M`` of the bank, which do not find themselves.
 
     Returns:
         Similarities and indices (M, K) of the ``min(k, N - 1)`` nearest others.
     """
-    similarity_MK, index_MK = nearest_rows(
-        bank_NF, bank_NF[itself_M], k + 1, device=device, rank=rank, world_size=world_size
-    )
+    similarity_MK, index_MK = nearest_rows(bank_NF, bank_NF[itself_M], k + 1, device=device)
     # Of many equal rows, a list may not hold its own: then it loses its last instead.
     itself_MK = index_MK == itself_M[:, None]
     order_MK = itself_MK.int().argsort(dim=1, stable=True)[:, : index_MK.shape[1] - 1]
@@ -83,37 +74,6 @@ def full_float32(device: torch.device) -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def _share_of_blocks(count: int, rows: int, rank: int, world_size: int) -> torch.Tensor:
-    """Rows that this rank asks for: every ``world_size``-th block of the one division.
-
-    The division into blocks does not depend on the world size, so neither does the rounding of a
-    similarity.
-    """
-    blocks = torch.arange(count).split(rows)[rank::world_size]
-    return torch.cat(blocks) if blocks else torch.empty(0, dtype=torch.int64)
-
-
-def _nearest_keys(
-    bank_NF: torch.Tensor, asked_MF: torch.Tensor, k: int, block: tuple[int, int]
-) -> torch.Tensor:
-    """Keys (M, K) of the nearest rows, best first. Rows that are searched are outermost: they cross
-    to the device once.
-    """
-    device = asked_MF.device
-    best = [
-        torch.empty(len(x_BF), 0, dtype=torch.int64, device=device)
-        for x_BF in asked_MF.split(block[0])
-    ]
-    for first in range(0, len(bank_NF), block[1]):
-        bank_TF = unit_rows(bank_NF[first : first + block[1]], device)
-        for i, x_BF in enumerate(asked_MF.split(block[0])):
-            keys_BT = sortable(x_BF @ bank_TF.T, first)
-            keys_BT = keys_BT.topk(min(k, keys_BT.shape[1])).values
-            merged = torch.cat([best[i], keys_BT], dim=1)
-            best[i] = merged.topk(min(k, merged.shape[1])).values
-    return torch.cat(best)
 
 
 def unit_rows(x_NF: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -1,6 +1,5 @@
 import torch
 
-from tests.dist import run_ranks
 from trainer.evaluation.duplicates import (
     groups,
     likely_classmates,
@@ -11,8 +10,8 @@ from trainer.evaluation.duplicates import (
 from trainer.features.neighbours import nearest_others
 
 
-def neighbourhoods(x: torch.Tensor, k: int, **where: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return nearest_others(x, torch.arange(len(x)), k, device="cpu", **where)
+def neighbourhoods(x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return nearest_others(x, torch.arange(len(x)), k, device="cpu")
 
 
 def features() -> torch.Tensor:
@@ -69,16 +68,3 @@ def test_one_sample_has_no_pairs() -> None:
     pairs = near_identical(pairs_of(*neighbourhoods(torch.ones(1, 4), 3)), 0.5)
     assert len(pairs) == 0
     assert groups(pairs.samples_P2) == []
-
-
-def _on_a_rank(rank: int, world_size: int) -> torch.Tensor:
-    many = features().repeat(8, 1) + torch.linspace(0, 0.3, 400)[:, None]  # four blocks
-    found = neighbourhoods(many, 5, rank=rank, world_size=world_size)
-    return likely_classmates(pairs_of(*found), 0.9999, 0.3).samples_P2
-
-
-def test_pairs_do_not_depend_on_the_number_of_processes() -> None:
-    alone = _on_a_rank(0, 1)
-    assert len(alone) > 10
-    for theirs in run_ranks(_on_a_rank, 2):
-        assert torch.equal(theirs, alone)

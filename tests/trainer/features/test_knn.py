@@ -4,7 +4,6 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 from common.errors import ConfigError, DataError
-from tests.dist import run_ranks
 from trainer.evaluation.knn import KnnConfig
 from trainer.features import neighbours
 from trainer.features.extraction import Features
@@ -132,31 +131,12 @@ def test_bfloat16_autocast_and_reduced_matmul_precision_change_nothing() -> None
         torch.set_float32_matmul_precision("highest")
 
 
-def _on_a_rank(rank: int, world_size: int) -> list[list[float]]:
-    results = [
-        knn_classify(*clusters(), k=30, block=block, rank=rank, world_size=world_size)
-        for block in ((16, 64), (128, 64))  # ten test blocks, then fewer blocks than processes
-    ]
-    return [[result.top1, result.top5] for result in results]
-
-
-def test_the_result_does_not_depend_on_the_number_of_processes() -> None:
-    assert run_ranks(_on_a_rank, 3) == [_on_a_rank(0, 1)] * 3
-
-
-def _nearest_on_a_rank(rank: int, world_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    bank, asked = (each.features_NF for each in clusters(n_test=300))  # three blocks
-    return neighbours.nearest_rows(bank, asked, 4, device="cpu", rank=rank, world_size=world_size)
-
-
-def test_nearest_rows_come_in_the_order_of_the_askers_on_any_number_of_processes() -> None:
-    train, test = (each.features_NF for each in clusters(n_test=300))
-    similarity, index = _nearest_on_a_rank(0, 1)
+def test_nearest_rows_come_in_the_order_of_the_askers() -> None:
+    train, test = (each.features_NF for each in clusters(n_test=300))  # three blocks
+    similarity, index = neighbours.nearest_rows(train, test, 4, device="cpu")
     whole = torch.nn.functional.cosine_similarity(test[:, None], train[None], dim=2)
     torch.testing.assert_close(similarity, whole.topk(4).values)
     torch.testing.assert_close(whole.gather(1, index), similarity)
-    for theirs in run_ranks(_nearest_on_a_rank, 2):
-        assert torch.equal(theirs[0], similarity) and torch.equal(theirs[1], index)
 
 
 @pytest.mark.parametrize(
