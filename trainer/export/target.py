@@ -4,41 +4,44 @@ import abc
 import importlib.metadata
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import safetensors.torch
 import torch
+import torchvision
 from torch import nn
 
 from common.errors import ConfigError, NumericalError
 from common.files.safetensors_file import Tensors, parse_safetensors
 from trainer.evaluation.load_encoder import Preprocessing
-from trainer.models.encoders import EncoderConfig
+from trainer.models.encoders import EncoderConfig, is_resnet
 
 Features = Callable[[torch.Tensor], torch.Tensor]
 """Images (N, 3, H, W) of the target's ``dtype`` to features (N, F)."""
 
-# torchvision's ResNets that other libraries have: depth, groups, and the width of a group.
-RESNETS: dict[str, tuple[int, int, int]] = {
-    "resnet18": (18, 1, 64),
-    "resnet34": (34, 1, 64),
-    "resnet50": (50, 1, 64),
-    "resnet101": (101, 1, 64),
-    "resnet152": (152, 1, 64),
-    "wide_resnet50_2": (50, 1, 128),
-    "wide_resnet101_2": (101, 1, 128),
-    "resnext50_32x4d": (50, 32, 4),
-    "resnext101_32x8d": (101, 32, 8),
-    "resnext101_64x4d": (101, 64, 4),
-}
-# Blocks of each stage, by the depth. Below 50 layers a block is basic, else a bottleneck.
-BLOCKS = {
-    18: [2, 2, 2, 2],
-    34: [3, 4, 6, 3],
-    50: [3, 4, 6, 3],
-    101: [3, 4, 23, 3],
-    152: [3, 8, 36, 3],
-}
+RESNETS = tuple(filter(is_resnet, torchvision.models.list_models(module=torchvision.models)))
+"""torchvision's, which other libraries have too."""
+
+
+class ResNetShape(NamedTuple):
+    """What other libraries are told of one of torchvision's ResNets."""
+
+    depth: int
+    """Layers. Below 50 a block is basic, else a bottleneck."""
+    blocks: list[int]
+    """Of each stage."""
+    groups: int
+    width: int
+    """Of a group."""
+
+
+def resnet_shape(name: str) -> ResNetShape:
+    """Of the ResNet that torchvision has under the name."""
+    with torch.device("meta"):
+        model = torchvision.models.get_model(name, weights=None)
+    blocks = [len(stage) for stage in (model.layer1, model.layer2, model.layer3, model.layer4)]
+    layers = 3 if hasattr(model.layer1[0], "conv3") else 2
+    return ResNetShape(2 + layers * sum(blocks), blocks, model.groups, model.base_width)
 
 
 class Target(abc.ABC):

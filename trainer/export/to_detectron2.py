@@ -14,7 +14,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from common.files.safetensors_file import parse_safetensors
 from trainer.evaluation.load_encoder import Preprocessing
-from trainer.export.target import RESNETS, Tensors, WeightsFile
+from trainer.export.target import RESNETS, Tensors, WeightsFile, resnet_shape
 from trainer.models.encoders import EncoderConfig, remove_classifier
 from trainer.models.tensor_names import detectron2_resnet
 
@@ -33,7 +33,7 @@ class ToDetectron2(WeightsFile):
             )
         if encoder.stem != "imagenet":
             raise self.refused("its stem is 7x7 with stride 2 and max-pool, not the CIFAR stem")
-        self._depth, self._groups, self._width = RESNETS[encoder.name]
+        self._shape = resnet_shape(encoder.name)
 
     def renamed(self, tensors: Tensors) -> Tensors:
         """By detectron2's names; the counters of batches go, as frozen normalisation has none."""
@@ -66,12 +66,12 @@ class ToDetectron2(WeightsFile):
             "INPUT.FORMAT": "RGB",
             "MODEL.PIXEL_MEAN": [round(scale * value, 6) for value in mean],
             "MODEL.PIXEL_STD": [round(scale * value, 6) for value in std],
-            "MODEL.RESNETS.DEPTH": self._depth,
+            "MODEL.RESNETS.DEPTH": self._shape.depth,
             "MODEL.RESNETS.STRIDE_IN_1X1": False,
-            "MODEL.RESNETS.NUM_GROUPS": self._groups,
-            "MODEL.RESNETS.WIDTH_PER_GROUP": self._width,
+            "MODEL.RESNETS.NUM_GROUPS": self._shape.groups,
+            "MODEL.RESNETS.WIDTH_PER_GROUP": self._shape.width,
         }
-        if self._depth < 50:
+        if self._shape.depth < 50:
             settings["MODEL.RESNETS.RES2_OUT_CHANNELS"] = 64
         return {"settings": settings, "stand_in": True}
 

@@ -11,11 +11,11 @@ from torch import nn
 from common.errors import NumericalError
 from common.files.strict_json import dump_json
 from trainer.evaluation.load_encoder import Preprocessing
-from trainer.export.target import BLOCKS, RESNETS, Features, Target, Tensors
+from trainer.export.target import RESNETS, Features, Target, Tensors, resnet_shape
 from trainer.models.encoders import EncoderConfig
 from trainer.models.tensor_names import huggingface_resnet, huggingface_vit
 
-_RESNETS = tuple(name for name, (_, *group) in RESNETS.items() if group == [1, 64])
+_RESNETS = tuple(name for name in RESNETS if name.startswith("resnet"))  # not wide, no groups
 _VITS = ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14")
 _BILINEAR = 2  # PIL's number
 
@@ -105,16 +105,16 @@ def _renamed(tensors: Tensors, is_vit: bool) -> Tensors:
 
 
 def _resnet_config(name: str) -> dict[str, Any]:
-    depth, widths = RESNETS[name][0], [64, 128, 256, 512]
+    shape, widths = resnet_shape(name), [64, 128, 256, 512]
     return {
         "architectures": ["ResNetModel"],
         "model_type": "resnet",
         "dtype": "float32",
         "num_channels": 3,
         "embedding_size": 64,
-        "hidden_sizes": widths if depth < 50 else [4 * width for width in widths],
-        "depths": BLOCKS[depth],
-        "layer_type": "basic" if depth < 50 else "bottleneck",
+        "hidden_sizes": widths if shape.depth < 50 else [4 * width for width in widths],
+        "depths": shape.blocks,
+        "layer_type": "basic" if shape.depth < 50 else "bottleneck",
         "hidden_act": "relu",
         "downsample_in_first_stage": False,
         "downsample_in_bottleneck": False,  # torchvision strides in the 3x3

@@ -7,7 +7,27 @@ import torch
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from trainer.export.target import BLOCKS, RESNETS
+# Depth, groups, and the width of a group.
+RESNETS: dict[str, tuple[int, int, int]] = {
+    "resnet18": (18, 1, 64),
+    "resnet34": (34, 1, 64),
+    "resnet50": (50, 1, 64),
+    "resnet101": (101, 1, 64),
+    "resnet152": (152, 1, 64),
+    "wide_resnet50_2": (50, 1, 128),
+    "wide_resnet101_2": (101, 1, 128),
+    "resnext50_32x4d": (50, 32, 4),
+    "resnext101_32x8d": (101, 32, 8),
+    "resnext101_64x4d": (101, 64, 4),
+}
+# Blocks of each stage, by the depth. Below 50 layers a block is basic, else a bottleneck.
+BLOCKS = {
+    18: [2, 2, 2, 2],
+    34: [3, 4, 6, 3],
+    50: [3, 4, 6, 3],
+    101: [3, 4, 23, 3],
+    152: [3, 8, 36, 3],
+}
 
 
 class _Conv(nn.Conv2d):
