@@ -1,6 +1,5 @@
 """The proof of an export: features of real images, ours beside those of the foreign library."""
 
-import contextlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,9 +12,9 @@ from torch import nn
 from common.errors import DataError, NumericalError
 from data_pipeline.augment import Augment
 from data_pipeline.packing.embedded import NAME, embedded_images
-from data_pipeline.reading.loader import EvalLoader, LoaderConfig
 from data_pipeline.reading.open_data import OpenData
 from trainer.evaluation.load_encoder import Preprocessing
+from trainer.evaluation.pictures import Album
 from trainer.export.target import Features, Target
 from trainer.state.run_data import run_data
 
@@ -103,18 +102,11 @@ def proof_images(
     plain = Augment(how.augment(), seed=0).plain
     try:
         data = OpenData(run_data(run, config, "train"))
-        return plain(_first_crops(data, how)), data.info.name
+        first = range(min(_IMAGES, data.info.num_samples))
+        return plain(torch.from_numpy(Album(data, how).read(first))[:, None]), data.info.name
     except DataError as error:
         log.warning("%s; the proof uses the embedded digits", error)
     return plain(_digits(how.size)), f"embedded:{NAME}"
-
-
-def _first_crops(data: OpenData, how: Preprocessing) -> torch.Tensor:
-    # The torchvision backend: FFCV would compile for seconds to read eight images.
-    reader = LoaderConfig(backend="torchvision", workers=1)
-    loader = EvalLoader(data, how.size, how.resize, reader, batch_size=_IMAGES)
-    with contextlib.closing(loader):
-        return next(iter(loader)).crops_BVHWC
 
 
 def _digits(side: int) -> torch.Tensor:
