@@ -136,13 +136,15 @@ def test_k_above_the_training_samples_is_clipped_and_said(
     assert "k 200 is more than the 60 training samples" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("k", "said"), [(20, False), (21, True), (60, True), (61, False)])
+@pytest.mark.parametrize(("k", "said"), [(20, False), (21, True), (60, True)])
 def test_k_above_the_samples_of_a_class_is_remarked(k: int, said: bool) -> None:
     """Beyond all samples, that it is cut is what is said."""
     remarks = remark_on_k(k, 60, CLASSES, "--k")
     assert bool(remarks) is said
     assert all(f"k {k} is more than the 20 " in r and "compare --k 10" in r for r in remarks)
     assert not remark_on_k(k, 60, 1, "--k")
+    (cut,) = remark_on_k(61, 60, CLASSES, "--k")
+    assert cut == "k 61 is more than the 60 training samples: all of them vote"
 
 
 def test_an_exported_file_scores_as_its_run(folder: Path) -> None:

@@ -52,13 +52,7 @@ def knn(config: KnnConfig) -> dict[str, Any] | None:
         return None
     results = knn_classify_each(train, test, config.k, config.temperature, device=job.device)
     first, count = results[0], len(few_N)
-    notes = [
-        f"k {r.requested_k} is more than the {r.k} training samples: all of them vote"
-        for r in results
-        if r.k < r.requested_k
-    ]
-    for k in config.k:
-        notes += remark_on_k(k, count, job.num_classes, "--k")
+    notes = [note for k in config.k for note in remark_on_k(k, count, job.num_classes, "--k")]
     return job.report(
         "knn",
         "weighted-knn",

@@ -96,10 +96,12 @@ def knn_classify_each(
 
 
 def remark_on_k(k: int, num_train: int, num_classes: int, option: str) -> list[str]:
-    """A remark where more neighbours vote than a class has samples, else none."""
+    """A remark where more neighbours vote than there are samples, or than a class has."""
     each = num_train // max(1, num_classes)
-    if not each < k <= num_train:
+    if k <= each:
         return []
+    if k > num_train:
+        return [f"k {k} is more than the {num_train} training samples: all of them vote"]
     return [
         f"k {k} is more than the {each} training samples that a class has on average, so that most"
         f" votes are for other classes: compare {option} {max(1, min(20, each // 2))}"

@@ -88,8 +88,6 @@ class OnlineKnn:
         self._classes = read_labels(train, test, throughout=False).classes
         count, classes = train.info.num_samples, len(train.info.class_names)
         crowded = remark_on_k(config.k, count, classes, "--knn.k")
-        if config.k > count:
-            crowded = [f"--knn.k {config.k} is more than the {count} training samples: all vote"]
         for remark in (*self._classes.remarks, *crowded) if rank == 0 else ():
             log.warning("online kNN: %s", remark.removeprefix("warning: "))
 

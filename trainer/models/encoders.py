@@ -5,6 +5,7 @@ less the classifier's. Weights are random, made by torch's generator (seed it be
 downloaded; synchronised BatchNorm and channels_last are the trainer's business.
 """
 
+import copy
 import dataclasses
 import difflib
 import importlib
@@ -17,7 +18,6 @@ from typing import Any, Literal, cast
 import torch
 import torchvision
 from torch import nn
-from torch.func import functional_call
 
 from common.bounds import check_bounds
 from common.errors import ConfigError
@@ -263,22 +263,16 @@ def _feature_dim(model: nn.Module, config: EncoderConfig) -> int:
     declared = getattr(model, "feature_dim", None)
     if isinstance(declared, int):
         return declared
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    on_meta = {name: torch.empty_like(value, device="meta") for name, value in tensors.items()}
     image = torch.empty(2, 3, config.image_size, config.image_size, device="meta")
-    modes = [(module, module.training) for module in model.modules()]
     try:
         with torch.no_grad():
-            output = functional_call(model.eval(), on_meta, (image,))
+            output = copy.deepcopy(model).to("meta").eval()(image)
     except Exception as error:  # whatever the model's forward pass does
         raise ConfigError(
             f"--encoder.name: cannot tell the feature size of {config.name} at {config.image_size} "
             f"pixels ({type(error).__name__}: {_one_line(error)}); set --encoder.image-size, or "
             "give your module an int attribute feature_dim"
         ) from error
-    finally:
-        for module, training in modes:
-            module.training = training
     if not isinstance(output, torch.Tensor) or output.dim() != 2:
         shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
         raise ConfigError(f"--encoder.name: {config.name} returns {shape}, not (N, F) features")
