@@ -111,33 +111,29 @@ def _labels(data: OpenData) -> torch.Tensor:
 def _share_classes(
     train: DataInfo, test: DataInfo, labels_N: torch.Tensor, labels_M: torch.Tensor
 ) -> SharedClasses:
-    same = torch.arange(max(len(test.class_names), int(labels_M.max()) + 1, 1))
-    if train.identity == test.identity:
-        return SharedClasses(
-            same,
-            (
-                f"warning: {train.name} and {test.name} have the same content: this is the "
-                "accuracy on what was learnt from",
-            ),
-        )
-    if train.class_names and test.class_names:
-        return SharedClasses(_numbers_by_name(train, test))
+    numbers_C = torch.arange(max(len(test.class_names), int(labels_M.max()) + 1, 1))
     learnt, occurring = (labels[labels >= 0].unique() for labels in (labels_N, labels_M))
-    if not len(learnt) or not len(occurring):
-        return SharedClasses(same)
-    nameless = _nameless(train, test)
-    if torch.equal(learnt, occurring):
-        doubt = "the figures mean something only if both files number the same classes alike"
-        return SharedClasses(
-            same, (f"warning: {nameless}: classes are matched by their numbers, and {doubt}",)
+    remark = ""
+    if train.identity == test.identity:
+        remark = (
+            f"warning: {train.name} and {test.name} have the same content: this is the accuracy on "
+            "what was learnt from"
         )
-    return SharedClasses(
-        torch.full_like(same, -1),
-        (
-            f"{nameless}, and their class numbers differ, so nobody can tell which class is which; "
-            "bring the manifests (FILE.beton.json) along, or pack both again with 'widebatch pack'",
-        ),
-    )
+    elif train.class_names and test.class_names:
+        numbers_C = _numbers_by_name(train, test)
+    elif len(learnt) and torch.equal(learnt, occurring):
+        remark = (
+            f"warning: {_nameless(train, test)}: classes are matched by their numbers, and the "
+            "figures mean something only if both files number the same classes alike"
+        )
+    elif len(learnt) and len(occurring):
+        numbers_C = torch.full_like(numbers_C, -1)
+        remark = (
+            f"{_nameless(train, test)}, and their class numbers differ, so nobody can tell which "
+            "class is which; bring the manifests (FILE.beton.json) along, or pack both again with "
+            "'widebatch pack'"
+        )
+    return SharedClasses(numbers_C, (remark,) if remark else ())
 
 
 def _numbers_by_name(train: DataInfo, test: DataInfo) -> torch.Tensor:

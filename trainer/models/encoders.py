@@ -90,7 +90,7 @@ def fixed_image_size(config: EncoderConfig) -> int | None:
 
 def is_resnet(name: str) -> bool:
     """Whether the encoder has a ResNet's settings: ``stem`` and ``zero_init_residual``."""
-    if name in CIFAR_RESNETS or not is_torchvisions(name):
+    if not is_torchvisions(name):
         return name in CIFAR_RESNETS
     builder = torchvision.models.get_model_builder(name)
     return builder.__module__ == torchvision.models.resnet.__name__
@@ -108,13 +108,9 @@ def for_family(config: EncoderConfig, recipe: EncoderConfig, crop_size: int) -> 
     """
     if is_resnet(config.name):
         return config
-    plain = dict(_NOT_A_RESNETS)
-    if ":" in config.name:
-        plain["image_size"] = crop_size
-    for setting in list(plain):
-        if getattr(config, setting) != getattr(recipe, setting):
-            del plain[setting]
-    return dataclasses.replace(config, **plain)
+    plain = {**_NOT_A_RESNETS, **({"image_size": crop_size} if ":" in config.name else {})}
+    given = [name for name in plain if getattr(config, name) != getattr(recipe, name)]
+    return dataclasses.replace(config, **{name: plain[name] for name in plain if name not in given})
 
 
 def _refuse_a_resnets_settings(config: EncoderConfig) -> None:
