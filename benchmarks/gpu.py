@@ -20,9 +20,7 @@ import torch
 
 from data_pipeline.augment import Augment, simclr_views
 from kernels.dispatch import explain
-from kernels.ema import ema_update_
 from kernels.ntxent import nt_xent
-from trainer.optim.lars import LARS
 
 TEMPERATURE = 0.1
 
@@ -92,34 +90,6 @@ def augment_contenders(images: int, side: int, dtype: torch.dtype) -> list[Conte
     ]
 
 
-def resnet50_parameters() -> list[torch.nn.Parameter]:
-    import torchvision
-
-    model = torchvision.models.resnet50().cuda().to(memory_format=torch.channels_last)
-    parameters = list(model.parameters())
-    for parameter in parameters:
-        parameter.grad = torch.randn_like(parameter)
-    return parameters
-
-
-def update_contenders() -> list[Contender]:
-    optimizers = {
-        "LARS widebatch": LARS(resnet50_parameters(), lr=0.1, implementation="triton"),
-        "LARS foreach": LARS(resnet50_parameters(), lr=0.1, implementation="foreach"),
-        "SGD fused (torch)": torch.optim.SGD(
-            resnet50_parameters(), lr=0.1, momentum=0.9, fused=True
-        ),
-    }
-    found = [Contender(name, optimizer.step) for name, optimizer in optimizers.items()]
-    keys = [parameter.detach().clone() for parameter in resnet50_parameters()]
-    queries = [parameter.detach() for parameter in resnet50_parameters()]
-    return [
-        *found,
-        Contender("EMA widebatch", lambda: ema_update_(keys, queries, 0.99)),
-        Contender("EMA foreach", lambda: torch._foreach_lerp_(keys, queries, 0.01)),
-    ]
-
-
 def milliseconds(run: Callable[[], object]) -> float:
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
@@ -179,7 +149,6 @@ def main() -> None:
         compare(title, loss_contenders(rows, args.dim, dtype), args.rounds)
     title = f"augmentation, {args.images} views of {args.side} pixels"
     compare(title, augment_contenders(args.images, args.side, dtype), args.rounds)
-    compare("updates of ResNet-50", update_contenders(), args.rounds)
     print(f"\n{explain()}")
 
 

@@ -17,8 +17,6 @@ from kernels.augment.plan import FLOAT, bytes_moved, plan_launch
 OWN_BLOCK = 64
 BLOCK = 128
 GROUPS = 64
-RESNET50_PARAMETERS = 27_967_000
-"""ResNet-50 without its classifier and SimCLR's head 2048-2048-128, rounded."""
 
 
 class Gpu(NamedTuple):
@@ -153,7 +151,7 @@ def ntxent(rows: int, size_d: int = 128) -> NTXent:
 
 def tables() -> str:
     """Markdown."""
-    return "\n\n".join((_ntxent_table(), _augment_table(), _update_table()))
+    return "\n\n".join((_ntxent_table(), _augment_table()))
 
 
 def _ntxent_table() -> str:
@@ -193,18 +191,6 @@ def _augment_table() -> str:
             f"| {str(dtype)[6:]} | {traffic.floor / rows / side / side:.0f} |"
             f" {traffic.planned / traffic.floor:.4f} | {rates} |"
         )
-    return "\n".join(lines)
-
-
-def _update_table() -> str:
-    lines = [
-        "| kernel | bytes a parameter | " + " | ".join(gpu.name for gpu in GPUS) + " |",
-        "|---|---|" + "---|" * len(GPUS),
-    ]
-    # Norms read weight and gradient; the update reads both and the momentum, writes two of them.
-    for name, size in (("LARS, norms and update", 8 + 20), ("moving average of the keys", 12)):
-        times = [f"{1e3 * size * RESNET50_PARAMETERS / g.bandwidth:.2f} ms" for g in GPUS]
-        lines.append(f"| {name} | {size} | " + " | ".join(times) + " |")
     return "\n".join(lines)
 
 

@@ -23,7 +23,7 @@ class Choice(NamedTuple):
     """One line of :func:`explain`."""
 
     kernel: str
-    """What is computed: ``"ntxent"``, ``"augment"``, ``"lars"``, ``"ema"``."""
+    """What is computed: ``"ntxent"`` or ``"augment"``."""
     implementation: str
     """Which way: ``"triton"``, ``"blocked"``."""
     reason: str

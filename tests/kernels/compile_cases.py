@@ -9,13 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton.language as tl
 
 from kernels.augment import triton_draw
 from kernels.augment import triton_kernels as augment_kernels
 from kernels.augment.plan import plan_launch
-from kernels.ema import triton_kernels as ema_kernels
-from kernels.lars import triton_kernels as lars_kernels
 from kernels.ntxent import triton_kernels as ntxent_kernels
 from kernels.ntxent.triton import tile_config
 
@@ -128,77 +125,9 @@ def augment() -> Iterator[CompileCase]:
             )
 
 
-# --- LARS and the key encoder's moving average ----------------------------------------------------
-
-
-def lars() -> Iterator[CompileCase]:
-    """Norms, ratios and update as a guarded step with momentum launches them."""
-    pointers = {"partial": "*fp32", "first": "*i32", "ratios": "*fp32"}
-    numbers = dict.fromkeys(("weight_decay", "trust_coefficient", "eps"), "fp32")
-    yield CompileCase(
-        name="lars ratios",
-        kernel=lars_kernels.ratios_kernel,
-        signature={**pointers, "chunk_count": "i32", **numbers},
-        constants={"PAPER": True, "BLOCK": lars_kernels._BLOCK},
-        aligned=tuple(pointers),
-        warps=lars_kernels._WARPS,
-    )
-    for name, grad in (("fp32", tl.float32), ("bf16", tl.bfloat16)):
-        for aligned in (True, False):
-            shared = {"GRAD": grad, "ALIGNED": aligned, "BLOCK": lars_kernels._BLOCK}
-            suffix = f"grad={name}{'' if aligned else ' unaligned'}"
-            yield from (_lars_norms(suffix, shared), _lars_update(suffix, shared))
-
-
-def _lars_norms(suffix: str, shared: dict[str, Any]) -> CompileCase:
-    pointers = {"table": "*i64", "plan": "*i32", "partial": "*fp32"}
-    return CompileCase(
-        name=f"lars norms {suffix}",
-        kernel=lars_kernels.norms_kernel,
-        signature={**pointers, "tensors": "i32", "chunk_count": "i32", "weight_decay": "fp32"},
-        constants={**shared, "PAPER": False},
-        aligned=tuple(pointers),
-        warps=lars_kernels._WARPS,
-    )
-
-
-def _lars_update(suffix: str, shared: dict[str, Any]) -> CompileCase:
-    pointers = {"table": "*i64", "plan": "*i32", "ratios": "*fp32", "found_inf": "*fp32"}
-    numbers = dict.fromkeys(("lr", "momentum", "weight_decay"), "fp32")
-    switches = ("ADAPT", "LR_INSIDE", "MOMENTUM", "NESTEROV", "GUARDED")
-    return CompileCase(
-        name=f"lars update {suffix}",
-        kernel=lars_kernels.update_kernel,
-        signature={**pointers, "tensors": "i32", "chunk_count": "i32", **numbers},
-        constants={**shared, **dict.fromkeys(switches, True)},
-        aligned=tuple(pointers),
-        warps=lars_kernels._WARPS,
-    )
-
-
-def ema() -> Iterator[CompileCase]:
-    """float32 queries, aligned or not."""
-    for aligned in (True, False):
-        yield CompileCase(
-            name=f"ema{'' if aligned else ' unaligned'}",
-            kernel=ema_kernels.ema_kernel,
-            signature={
-                "table": "*i64",
-                "plan": "*i32",
-                **dict.fromkeys(("tensors", "chunk_count"), "i32"),
-                **dict.fromkeys(("momentum", "rest"), "fp32"),
-            },
-            constants={"QUERY": tl.float32, "ALIGNED": aligned, "BLOCK": ema_kernels._BLOCK},
-            aligned=("table", "plan"),
-            warps=ema_kernels._WARPS,
-        )
-
-
 KERNELS: dict[str, Callable[[], Iterator[CompileCase]]] = {
     "ntxent": ntxent,
     "augment": augment,
-    "lars": lars,
-    "ema": ema,
 }
 
 

@@ -21,13 +21,9 @@ is 1 where |w| or the denominator's gradient norm is 0, so that a zero-initialis
 zero; but 0 for "you" where |g| is 0: lightly and solo-learn do not decay a tensor without gradient.
 Tensors of one dimension or none (biases, BatchNorm) get neither the ratio nor weight decay.
 
-Two implementations: operations on lists of tensors ("foreach"), for every type and device, and the
-kernels of :mod:`kernels.lars` ("triton"), for float32 parameters on CUDA. They agree to the last
-digits of float32.
-
 The norms are those of whole layers, also where every process holds and moves a piece of each
-(:mod:`trainer.parallel.fsdp`, :mod:`trainer.parallel.zero`): by "foreach", with the squared norms
-of pieces added up over processes in one all-reduce.
+(:mod:`trainer.parallel.fsdp`, :mod:`trainer.parallel.zero`): the squared norms of pieces are added
+up over processes in one all-reduce.
 """
 
 from collections.abc import Callable, Iterable
@@ -37,12 +33,9 @@ import torch
 import torch.distributed as dist
 from torch.optim.sgd import sgd
 
-from kernels import dispatch
-from kernels.lars import Settings, Variant, lars_update_
-from kernels.multi_tensor import is_dense, obstacle
 from trainer.optim.sharded_norms import LayerNorms
 
-Implementation = Literal["auto", "foreach", "triton"]
+Variant = Literal["simclr", "mocov3", "you"]
 Tensors = list[torch.Tensor]
 
 
@@ -67,16 +60,14 @@ class LARS(torch.optim.Optimizer):
         variant: "simclr", "mocov3" or "you".
         nesterov: Nesterov momentum.
         eps: added to the denominator of "you" only.
-        implementation: "foreach", "triton", or "auto": the kernels where they run.
 
     Raises:
         ValueError: an argument is out of range, or a parameter is sparse or overlaps itself.
     """
 
     found_inf: torch.Tensor | None = None
-    implementation: Implementation = "auto"
     holders: dist.ProcessGroup | None = None
-    """Where parameters are pieces: the processes that hold all of them. Then "foreach" only."""
+    """Where parameters are pieces: the processes that hold all of them."""
 
     def __init__(
         self,
@@ -88,14 +79,7 @@ class LARS(torch.optim.Optimizer):
         variant: Variant = "simclr",
         nesterov: bool = False,
         eps: float = 1e-8,
-        implementation: Implementation = "auto",
     ) -> None:
-        if implementation not in get_args(Implementation):
-            raise ValueError(
-                f"LARS: unknown implementation {implementation!r}; "
-                f"use one of {', '.join(get_args(Implementation))}"
-            )
-        self.implementation = implementation
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -138,10 +122,6 @@ class LARS(torch.optim.Optimizer):
         """Update parameters of one device and dtype."""
         matrices = [p for p in params if p.ndim > 1]
         vectors = [p for p in params if p.ndim <= 1]
-        if self._runs_triton(params):
-            self._update_by_kernel(group, matrices, adapt=True)
-            self._update_by_kernel(group, vectors, adapt=False)
-            return
         for alike, adapt in ((matrices, True), (vectors, False)):
             if alike:
                 momenta = [self._momentum_buffer(p) for p in alike] if group["momentum"] else None
@@ -186,30 +166,6 @@ class LARS(torch.optim.Optimizer):
             dampening=0.0,
             nesterov=group["nesterov"],
             maximize=False,
-        )
-
-    def _runs_triton(self, params: Tensors) -> bool:
-        """Whether the kernels update these; says so in the log, and why not where they could."""
-        if self.holders is not None:
-            dispatch.record("lars", "foreach", "the kernels see no whole layer in a sharded one")
-            return False
-        found = next(filter(None, (obstacle(p, p.grad) for p in params if p.grad is not None)), "")
-        chosen = dispatch.choose("lars", self.implementation, params[0].device, found, "foreach")
-        dispatch.record(*chosen)
-        return chosen.implementation == "triton"
-
-    def _update_by_kernel(self, group: dict[str, Any], params: Tensors, adapt: bool) -> None:
-        names = ("lr", "momentum", "weight_decay", "trust_coefficient", "variant", "nesterov")
-        grads = [p.grad for p in params if p.grad is not None]
-        if len({grad.dtype for grad in grads}) > 1:
-            grads = _gradients(params)
-        lars_update_(
-            params,
-            [match_layout(grad, p) for grad, p in zip(grads, params)],
-            [self._momentum_buffer(p) for p in params] if group["momentum"] else None,
-            Settings(eps=group["eps"], **{name: group[name] for name in names}),
-            adapt=adapt,
-            found_inf=self.found_inf,
         )
 
     def _adapted_gradients(
@@ -260,7 +216,7 @@ def _check_group(group: dict[str, Any]) -> None:
     for param in group["params"]:
         if not param.is_floating_point():
             raise ValueError(f"LARS: a parameter has dtype {param.dtype}, not floating point")
-        if not is_dense(param):
+        if not _is_dense(param):
             raise ValueError(
                 f"LARS: a parameter of shape {tuple(param.shape)} is sparse or a strided view; "
                 "make it contiguous"
@@ -283,6 +239,19 @@ def _gradients(params: Tensors) -> Tensors:
             raise ValueError(f"LARS: a gradient of shape {tuple(param.shape)} is sparse")
         grads.append(param.grad.to(param.dtype))
     return grads
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    """Whether the tensor's elements fill one piece of memory, in any order of dimensions."""
+    if tensor.layout != torch.strided:
+        return False
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape)):
+        if size > 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
 
 
 def _memory(tensor: torch.Tensor) -> torch.Tensor:

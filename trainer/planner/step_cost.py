@@ -140,7 +140,7 @@ def count_step(
             last, saved = len(ledger.operations), ledger.live["activations"]
             _backward(config, ledger, outputs, images, world_size, device, num_samples)
             del inputs, outputs
-            ledger.hold("temporaries", _update_bytes(config, objective, device))
+            ledger.hold("temporaries", _update_bytes(config, objective))
     except ConfigError:
         raise
     except Exception as error:  # whatever a user's module does
@@ -259,11 +259,10 @@ def _inputs(
         return inputs._replace(views=tuple(each.to(dtype) for each in inputs.views))
 
 
-def _update_bytes(config: RunConfig, objective: nn.Module, device: str) -> int:
+def _update_bytes(config: RunConfig, objective: nn.Module) -> int:
     """What optimizer and moving averages copy while they work."""
     keys = sum(p.nbytes for p in objective.parameters() if not p.requires_grad)
-    # LARS on the CPU makes its updates beside the gradients; kernels on a GPU do not.
-    beside = config.optim.name == "lars" and device == "cpu"
+    beside = config.optim.name == "lars"  # which makes its updates beside the gradients
     return max(keys, _trainable_bytes(objective) if beside else 0)
 
 

@@ -23,8 +23,8 @@ from trainer.planner.rates import Calibration, Rates
 from trainer.planner.step_cost import StepCost
 from trainer.planner.traffic import Cluster, Flow
 
-_UPDATE_BYTES = {"lars": 28, "sgd": 24, "adamw": 32}  # a parameter, with the gradient's norm
-_AVERAGE_BYTES = 20  # a parameter of the key encoder: the average, and the copy for a skipped step
+_UPDATE_BYTES = {"lars": 48, "sgd": 24, "adamw": 32}  # a parameter, with the gradient's norm
+_AVERAGE_BYTES = 28  # a parameter of the key encoder: the average, and the copy for a skipped step
 _WIDTH = {"bf16": 1.0, "fp32": 0.5, "fp64": 1 / 16}  # of the bf16 peak; fp32 as TF32
 _POWERS = 16 * 1.8e9 * 130 / 989e12  # exponentials for each FLOP of the peak, as on an H100
 

@@ -1,13 +1,15 @@
-"""Means over all processes, rows by sample, and clusterings that processes share."""
+"""Means over all processes, rows by sample, clusterings that processes share, key encoders."""
 
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.functional import normalize
 
 from tests.dist import run_ranks
 from trainer.objectives.parts.global_mean import global_mean
+from trainer.objectives.parts.key_encoder import KeyEncoder
 from trainer.objectives.parts.per_sample import PerSample
 from trainer.objectives.parts.spherical_k_means import spherical_k_means
 
@@ -102,3 +104,15 @@ def test_a_cluster_without_rows_keeps_its_centre() -> None:
     found, assigned = spherical_k_means(normalize(rows, dim=1), torch.cat([rows[:2], lonely]), 5)
     assert torch.equal(found[2:], lonely)
     assert set(assigned.tolist()) == {0, 1}
+
+
+# --- key encoders ---
+
+
+def test_a_momentum_of_one_keeps_the_keys_whatever_the_queries_hold() -> None:
+    encoder, head = nn.Linear(2, 2), nn.Linear(2, 2)
+    keys = KeyEncoder(encoder, head)
+    before = [key.clone() for key in keys.parameters()]
+    nn.init.constant_(encoder.weight, torch.nan)
+    keys.follow(encoder, head, 1.0, TAKEN)
+    assert all(torch.equal(key, old) for key, old in zip(keys.parameters(), before))

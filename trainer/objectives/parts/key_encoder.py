@@ -12,7 +12,6 @@ from typing import Literal
 import torch
 from torch import nn
 
-from kernels.ema import ema_update_
 from trainer.optim.schedule import half_cosine
 from trainer.optim.sharded_norms import local
 
@@ -48,9 +47,12 @@ class KeyEncoder(nn.Module):
         device, which the host does not wait for.
         """
         keys = list(_parameters(self.encoder, self.head))
+        if momentum == 1:  # 0 times a query that is not finite would be NaN
+            return
         # Averaging with an unchanged q would move k. The old values are kept instead of asked for.
         before = [key.clone() for key in keys]
-        ema_update_(keys, list(_parameters(encoder, head)), momentum)
+        torch._foreach_mul_(keys, momentum)
+        torch._foreach_add_(keys, list(_parameters(encoder, head)), alpha=1.0 - momentum)
         left_out = skipped > 0
         for key, old in zip(keys, before):
             torch.where(left_out, old, key, out=key)
