@@ -1,4 +1,4 @@
-"""Every byte of a safetensors file belongs to its header or to one tensor, or it is refused."""
+"""A safetensors file whose bytes do not each belong to its header or one tensor is refused."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save
 
 from common.errors import DataError
-from common.files.safetensors_file import MAX_HEADER, load_safetensors, parse_safetensors
+from common.files.safetensors_file import load_safetensors, parse_safetensors
 
 pytestmark = pytest.mark.reliability(30)
 
@@ -30,36 +30,35 @@ def entry(first: int, last: int, **changes: Any) -> dict[str, Any]:
 SOUND = {"a": entry(0, 8), "b": entry(8, 24)}
 
 HOSTILE = {
-    "nothing": (b"", "ends inside its header"),
-    "header past the end": (assembled(SOUND, length=1 << 62), "ends inside its header"),
-    "header of 2**64 - 1": (b"\xff" * 8 + b"{}", "ends inside its header"),
-    "header too large": (assembled(b" " * (MAX_HEADER + 1)), "a header of 16777217 bytes"),
-    "overlap": (assembled({"a": entry(0, 12), "b": entry(8, 24)}), "starts at 8"),
-    "the same bytes": (assembled({"a": entry(0, 24), "b": entry(0, 24)}), "starts at 0"),
-    "gap": (assembled({"a": entry(0, 8), "b": entry(12, 24)}), "starts at 12"),
-    "bytes before": (assembled({"a": entry(4, 24)}), "starts at 4"),
-    "bytes after": (assembled({"a": entry(0, 20)}), "tensors of 20 bytes in 24"),
-    "past the end": (assembled({"a": entry(0, 28)}), "tensors of 28 bytes in 24"),
-    "wider type": (assembled({"a": entry(0, 24, dtype="F64")}), "24 bytes for F64"),
-    "unknown type": (assembled({"a": entry(0, 24, dtype="F128")}), "unknown type"),
-    "no type": (assembled({"a": entry(0, 24, dtype=[])}), "unknown type"),
-    "wrong shape": (assembled({"a": entry(0, 24, shape=[7])}), "24 bytes for F32"),
-    "shape that wraps": (assembled({"a": entry(0, 24, shape=[1 << 62, 1 << 62, 6])}), "bytes for"),
-    "negative shape": (assembled({"a": entry(0, 24, shape=[-6, -1])}), "impossible shape"),
-    "many dimensions": (assembled({"a": entry(0, 24, shape=[6, *[1] * 99])}), "impossible shape"),
-    "true for 1": (assembled({"a": entry(0, 24, shape=[6, True])}), "impossible shape"),
-    "one offset": (assembled({"a": entry(0, 24, data_offsets=[24])}), "impossible offsets"),
-    "backwards": (assembled({"a": entry(0, 24, data_offsets=[24, 0])}), "-24 bytes for"),
-    "other keys": (assembled({"a": entry(0, 24, path="/etc/passwd")}), "other keys"),
-    "no entry": (assembled({"a": 1}), "other keys"),
+    "nothing": (b"", "header too small"),
+    "header past the end": (assembled(SOUND, length=1 << 62), "header too large"),
+    "header of 2**64 - 1": (b"\xff" * 8 + b"{}", "header too large"),
+    "header of blanks": (assembled(b" " * (16 << 20)), "invalid JSON in header"),
+    "overlap": (assembled({"a": entry(0, 12), "b": entry(8, 24)}), "invalid offset"),
+    "the same bytes": (assembled({"a": entry(0, 24), "b": entry(0, 24)}), "invalid offset"),
+    "gap": (assembled({"a": entry(0, 8), "b": entry(12, 24)}), "invalid offset"),
+    "bytes before": (assembled({"a": entry(4, 24)}), "invalid offset"),
+    "bytes after": (assembled({"a": entry(0, 20)}), "not fully covered"),
+    "past the end": (assembled({"a": entry(0, 28)}), "not fully covered"),
+    "wider type": (assembled({"a": entry(0, 24, dtype="F64")}), "invalid shape"),
+    "unknown type": (assembled({"a": entry(0, 24, dtype="F128")}), "unknown variant"),
+    "no type": (assembled({"a": entry(0, 24, dtype=[])}), "invalid type"),
+    "wrong shape": (assembled({"a": entry(0, 24, shape=[7])}), "invalid shape"),
+    "shape that wraps": (assembled({"a": entry(0, 24, shape=[1 << 62, 1 << 62, 6])}), "overflow"),
+    "beyond torch": (assembled({"a": entry(0, 0, shape=[0, 1 << 63])}, 0), "Overflow"),
+    "negative shape": (assembled({"a": entry(0, 24, shape=[-6, -1])}), "expected usize"),
+    "true for 1": (assembled({"a": entry(0, 24, shape=[6, True])}), "expected usize"),
+    "one offset": (assembled({"a": entry(0, 24, data_offsets=[24])}), "invalid length"),
+    "backwards": (assembled({"a": entry(0, 24, data_offsets=[24, 0])}), "invalid offset"),
+    "no entry": (assembled({"a": 1}), "expected struct"),
     "a name twice": (
         assembled(b'{"a":' + json.dumps(entry(0, 24)).encode() + b',"a":1}'),
-        "'a' stands twice",
+        "expected struct",
     ),
-    "deep": (assembled(b'{"a":' * 100_000), "nested deeper"),
-    "metadata": (assembled({"__metadata__": {"a": 1}, "a": entry(0, 24)}), "metadata"),
-    "a list": (assembled([]), "no JSON object"),
-    "a pickle": (b"\x80\x04\x95" + bytes(200), "ends inside its header"),
+    "deep": (assembled(b'{"a":' * 100_000), "recursion limit"),
+    "metadata": (assembled({"__metadata__": {"a": 1}, "a": entry(0, 24)}), "expected a string"),
+    "a list": (assembled([]), "expected struct"),
+    "a pickle": (b"\x80\x04\x95" + bytes(200), "header"),
     "a zip": (b"PK\x03\x04" + bytes(200), "header"),
 }
 
@@ -73,9 +72,9 @@ def test_a_hostile_file_is_refused_by_name(tmp_path: Path, kind: str) -> None:
         parse_safetensors(data, path)
     with pytest.raises(DataError) as from_file:
         load_safetensors(path)
-    assert str(from_memory.value) == str(from_file.value)
-    assert str(from_file.value).startswith(f"{path}: no valid safetensors file (")
-    assert "\n" not in str(from_file.value)
+    for said in map(str, (from_memory.value, from_file.value)):
+        assert said.startswith(f"{path}: no valid safetensors file (")
+        assert "\n" not in said
 
 
 def test_a_sound_file_is_read(tmp_path: Path) -> None:
