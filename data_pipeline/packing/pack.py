@@ -33,6 +33,7 @@ from data_pipeline.reading.manifest import dump_manifest, load_manifest, manifes
 
 # Decoding and converting hold eight bytes a pixel: no more fit into this machine's memory.
 _MAX_PIXELS = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8
+_WORTH_A_PROCESS = 64  # images: it takes a third of a second to start
 _LISTED = 1000  # files named in the manifest for each kind of change
 _NAMED = 100_000  # samples of a set whose manifest names them all: it is read at every start
 
@@ -209,8 +210,7 @@ class _Packing:
         Raises:
             DataError, ChildProcessError: as :func:`pack`.
         """
-        # A process takes a third of a second to start: not for a handful of images.
-        workers = min(self._config.workers or cores_alone(), len(self._images) // CHUNK)
+        workers = min(self._config.workers or cores_alone(), len(self._images) // _WORTH_A_PROCESS)
         workers = max(1, workers)
         names = CodecConfig.__annotations__
         codec = CodecConfig(**{name: getattr(self._config, name) for name in names})
@@ -225,12 +225,10 @@ class _Packing:
                 self.class_counts[label] += 1
                 self._count(index, result)
         except WorkerDiedError as error:
-            where = "between images"
-            if error.index is not None:
-                where = f"at {self._images.name(error.index)}"
             raise ChildProcessError(
-                f"a packing process died {where} ({error.how}); out of memory? Use fewer "
-                "--workers, or less for --max-pixels; if it is always this image, move it away"
+                f"a packing process died at {self._images.name(error.index)} ({error.how}); out of "
+                "memory? Use fewer --workers, or less for --max-pixels; if it is always this "
+                "image, move it away"
             ) from error
 
     def _chunks(self, workers: int, bar: Progress) -> Iterator[Chunk]:

@@ -147,7 +147,7 @@ def test_a_quota_bounds_the_loader_and_packing(
 
     asked: list[int] = []
     monkeypatch.setattr(
-        "data_pipeline.packing.pack.CHUNK", 1
+        "data_pipeline.packing.pack._WORTH_A_PROCESS", 1
     )  # a process for an image, if cores allow
     monkeypatch.setattr(
         "data_pipeline.packing.pack.encode_in_order",
