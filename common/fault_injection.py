@@ -1,37 +1,26 @@
 """Fault points: places in the code where a test, or a user, can make something go wrong.
 
 A point is a line such as ``faults.at("checkpoint.rename")``. It costs one look at a global while
-nothing is armed. Faults are armed by the environment variable ``WIDEBATCH_FAULTS``, separated by
-``;``, each a point, conditions, and an action::
+nothing is armed. Faults are armed by the environment variable ``WIDEBATCH_FAULTS``, a JSON list of
+:class:`Fault`::
 
-    checkpoint.rename rank=0 pass=2 kill; step.backward rank=1 pass=3-5 nan; step.start sleep:1
-
-============== ==================================================================
-``rank=R``     on that rank only; by default on all
-``pass=N``     the N-th time that the process comes by, from 1: ``N``, ``N-M`` or ``N+``; default 1
-``attempt=A``  only after A restarts by torchrun or Slurm; by default always
-``kill``       SIGKILL to the own process
-``stop``       SIGSTOP to the own process: it hangs until SIGCONT
-``raise:NAME`` OSError with the errno of that name, such as ENOSPC
-``sleep:S``    wait S seconds
-``nan``        the tensor at a point that has one becomes NaN
-============== ==================================================================
+    [{"point": "checkpoint.rename", "rank": 0, "first": 2, "last": 2, "action": "kill"}]
 
 It stands here, below everything, because loader and trainer have points alike.
 """
 
 import errno
+import json
 import logging
 import math
 import os
-import re
 import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Literal, TypeVar, get_args
 
 from common.errors import DataError
 
@@ -58,10 +47,7 @@ TENSOR_POINTS: Mapping[str, str] = {
 }
 """The same for points at a tensor, where the action ``nan`` is possible."""
 
-_PLACE = re.compile(r"(rank|attempt)=(\d{1,9})")
-_PASS = re.compile(r"pass=([1-9]\d{0,8})(?:(\+)|-([1-9]\d{0,8}))?")
-_SECONDS = re.compile(r"\d{1,6}(\.\d{1,6})?")
-
+Action = Literal["kill", "stop", "raise", "sleep", "nan"]
 T = TypeVar("T")
 
 
@@ -70,16 +56,30 @@ class Fault:
     """What happens at a point, and when."""
 
     point: str
-    action: str
-    """kill, stop, raise, sleep or nan."""
+    action: Action
+    """SIGKILL or SIGSTOP to the own process; an OSError; a wait; NaN in a tensor."""
     first: int = 1
     """Passing of the point, from 1, at which it happens first."""
     last: float = 1
     """Passing at which it happens last; infinity: at all from the first on."""
     rank: int | None = None
+    """On that rank only; None: on all."""
     attempt: int | None = None
-    errno: int = 0
+    """Only after so many restarts by torchrun or Slurm; None: always."""
+    errno: str = "EIO"
+    """Of the OSError."""
     seconds: float = 0.0
+    """Of the wait."""
+
+    def __post_init__(self) -> None:
+        if self.point not in POINTS and self.point not in TENSOR_POINTS:
+            known = ", ".join(sorted({*POINTS, *TENSOR_POINTS}))
+            raise ValueError(f"{self.point!r} is no fault point; there are {known}")
+        needs_tensor = self.action == "nan" and self.point not in TENSOR_POINTS
+        if needs_tensor or self.action not in get_args(Action):
+            raise ValueError(f"{self.action!r} is no action at {self.point}")
+        if not hasattr(errno, self.errno):
+            raise ValueError(f"{self.errno!r} is no errno")
 
 
 _armed: tuple[Fault, ...] = ()
@@ -134,7 +134,7 @@ def arm_from(environ: Mapping[str, str] = os.environ, rank: int = 0) -> None:
         rank: of this process among all of the run.
 
     Raises:
-        DataError: the variable cannot be understood; says which word, and what is possible.
+        DataError: the variable cannot be understood.
     """
     restarts = sum(
         int(environ[name])
@@ -156,49 +156,10 @@ def parse(text: str) -> list[Fault]:
     Raises:
         DataError: see :func:`arm_from`.
     """
-    return [_parse_one(part) for part in text.split(";") if part.strip()]
-
-
-def _parse_one(text: str) -> Fault:
-    point, *words = text.split()
-    if point not in POINTS and point not in TENSOR_POINTS:
-        known = ", ".join(sorted({*POINTS, *TENSOR_POINTS}))
-        raise DataError(f"{VARIABLE}: {point!r} is no fault point; there are {known}")
-    found: dict[str, Any] = {}
-    for word in words:
-        values = _condition(word) if "=" in word else _action(word, point)
-        if found.keys() & values.keys():
-            raise DataError(f"{VARIABLE}: {word!r} says twice what {text.strip()!r} has said")
-        found |= values
-    if "action" not in found:
-        raise DataError(f"{VARIABLE}: {text.strip()!r} names no action, such as kill")
-    return Fault(point=point, **found)
-
-
-def _condition(word: str) -> dict[str, Any]:
-    if place := _PLACE.fullmatch(word):
-        return {place[1]: int(place[2])}
-    if passes := _PASS.fullmatch(word):
-        first = int(passes[1])
-        return {"first": first, "last": math.inf if passes[2] else int(passes[3] or first)}
-    raise DataError(
-        f"{VARIABLE}: {word!r} is no condition; there are rank=R, attempt=A, and pass=N,"
-        " pass=N-M or pass=N+ from 1"
-    )
-
-
-def _action(word: str, point: str) -> dict[str, Any]:
-    action, _, value = word.partition(":")
-    if word in ("kill", "stop") or (word == "nan" and point in TENSOR_POINTS):
-        return {"action": word}
-    if action == "raise" and re.fullmatch("E[A-Z0-9]+", value) and hasattr(errno, value):
-        return {"action": action, "errno": getattr(errno, value)}
-    if action == "sleep" and _SECONDS.fullmatch(value):
-        return {"action": action, "seconds": float(value)}
-    raise DataError(
-        f"{VARIABLE}: {word!r} is no action at {point}; there are kill, stop, raise:ENOSPC (any"
-        f" errno's name), sleep:SECONDS{', nan' if point in TENSOR_POINTS else ''}"
-    )
+    try:
+        return [Fault(**each) for each in json.loads(text or "[]")]
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{VARIABLE}: {error}; see common/fault_injection.py") from None
 
 
 def _act(fault: Fault) -> None:
@@ -210,5 +171,6 @@ def _act(fault: Fault) -> None:
     elif fault.action == "sleep":
         time.sleep(fault.seconds)
     elif fault.action == "raise":
-        reason = f"{os.strerror(fault.errno)} (fault injected at {fault.point})"
-        raise OSError(fault.errno, reason)
+        number = getattr(errno, fault.errno)
+        reason = f"{os.strerror(number)} (fault injected at {fault.point})"
+        raise OSError(number, reason)

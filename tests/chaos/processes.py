@@ -13,6 +13,7 @@ from pathlib import Path
 
 from launch.exit_codes import ExitCode
 from tests.chaos.disturbances import PAUSE, Disturbance
+from tests.faults import armed
 
 MARK = "WIDEBATCH_CHAOS"
 """In the environment of every process that chaos starts: by it they are found again."""
@@ -103,7 +104,7 @@ def _environment(
     return {
         **clean,
         "OMP_NUM_THREADS": "1",
-        "WIDEBATCH_FAULTS": disturbance.fault if disturbance is not None else "",
+        "WIDEBATCH_FAULTS": armed(disturbance.fault if disturbance is not None else ""),
         MARK: mark,
         "RANK": str(rank),
         "WORLD_SIZE": str(world_size),

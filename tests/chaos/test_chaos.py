@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from common import fault_injection
+from tests import faults
 from tests.chaos import run
 from tests.chaos.disturbances import draw
 from tests.chaos.processes import Ended
@@ -28,7 +28,7 @@ def test_every_drawn_fault_is_one_that_the_program_knows() -> None:
     for _ in range(500):
         disturbance = draw(generator, 4)
         assert all(rank < 4 for rank in disturbance.ranks)
-        assert len(fault_injection.parse(disturbance.fault)) == (1 if disturbance.fault else 0)
+        assert len(faults.parse(disturbance.fault)) == (1 if disturbance.fault else 0)
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ import torch
 
 from common import fault_injection
 from common.errors import DataError
-from common.fault_injection import Fault, parse
+from common.fault_injection import Fault
 from launch.exit_codes import ExitCode, exit_code_for
+from tests.faults import armed, parse
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -58,14 +59,15 @@ def test_a_point_does_nothing_unless_armed() -> None:
 
 
 def test_a_text_says_point_conditions_and_action() -> None:
-    assert parse("") == []
-    assert parse(
+    assert fault_injection.parse("") == []
+    text = armed(
         "checkpoint.rename rank=0 pass=2 kill; step.backward pass=3-5 nan;"
         "checkpoint.sync pass=2+ raise:ENOSPC; step.start attempt=1 sleep:0.5;"
-    ) == [
+    )
+    assert fault_injection.parse(text) == [
         Fault(point="checkpoint.rename", rank=0, first=2, last=2, action="kill"),
         Fault(point="step.backward", first=3, last=5, action="nan"),
-        Fault(point="checkpoint.sync", first=2, last=math.inf, action="raise", errno=errno.ENOSPC),
+        Fault(point="checkpoint.sync", first=2, last=math.inf, action="raise", errno="ENOSPC"),
         Fault(point="step.start", attempt=1, action="sleep", seconds=0.5),
     ]
 
@@ -73,25 +75,28 @@ def test_a_text_says_point_conditions_and_action() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("checkpoint.renam kill", "'checkpoint.renam' is no fault point; there are checkpoint."),
-        ("step.start", "names no action"),
-        ("step.start explode", "'explode' is no action at step.start; there are kill"),
-        ("step.start nan", "'nan' is no action at step.start"),
-        ("step.start raise:NONSENSE", "'raise:NONSENSE' is no action"),
-        ("step.start raise:errorcode", "'raise:errorcode' is no action"),
-        ("step.start sleep:inf", "'sleep:inf' is no action"),
-        ("step.start sleep:-1", "'sleep:-1' is no action"),
-        ("step.start rank=-1 kill", "'rank=-1' is no condition"),
-        ("step.start pass=0 kill", "'pass=0' is no condition"),
-        ("step.start pass=1-2- kill", "'pass=1-2-' is no condition"),
-        ("step.start when=now kill", "'when=now' is no condition"),
-        ("step.start kill stop", "'stop' says twice"),
-        ("step.start pass=1 pass=2 kill", "'pass=2' says twice"),
+        (
+            '[{"point": "checkpoint.renam", "action": "kill"}]',
+            "'checkpoint.renam' is no fault point; there are checkpoint.",
+        ),
+        ('[{"point": "step.start"}]', "missing 1 required keyword-only argument: 'action'"),
+        (
+            '[{"point": "step.start", "action": "explode"}]',
+            "'explode' is no action at step.start",
+        ),
+        ('[{"point": "step.start", "action": "nan"}]', "'nan' is no action at step.start"),
+        (
+            '[{"point": "step.start", "action": "raise", "errno": "NONSENSE"}]',
+            "'NONSENSE' is no errno",
+        ),
+        ('[{"point": "step.start", "action": "kill", "when": 1}]', "'when'"),
+        ("step.start kill", "Expecting value"),
+        ("1", "not iterable"),
     ],
 )
 def test_a_text_that_says_anything_else_is_refused_as_bad_input(text: str, message: str) -> None:
     with pytest.raises(DataError, match="WIDEBATCH_FAULTS: ") as caught:
-        parse(text)
+        fault_injection.parse(text)
     assert message in str(caught.value)
     assert exit_code_for(caught.value) == ExitCode.USAGE
 
@@ -109,7 +114,7 @@ def test_a_fault_happens_at_its_passings_only() -> None:
 
 
 def test_faults_of_other_ranks_and_attempts_are_not_armed() -> None:
-    environ = {fault_injection.VARIABLE: "step.start rank=1 attempt=1 raise:EIO"}
+    environ = {fault_injection.VARIABLE: armed("step.start rank=1 attempt=1 raise:EIO")}
     fault_injection.arm_from(environ, rank=1)
     fault_injection.at("step.start")
     fault_injection.arm_from(environ | {"SLURM_RESTART_COUNT": "1"}, rank=0)

@@ -16,6 +16,7 @@ from launch import devices
 from launch.__main__ import main
 from launch.exit_codes import ExitCode
 from tests.docs.pages import CHECKOUT
+from tests.faults import armed
 from tests.said import error_line
 from tests.trainer.runs import SMALL_ENCODER, assert_equal_runs, pack_images
 
@@ -297,7 +298,7 @@ def test_they_train_as_torchruns_do_and_go_on_after_ctrl_c(
     start(started, *torchrun, WIDEBATCH, *words, "--out", str(tmp_path / "torchruns"))
     said, _ = started[0].communicate(timeout=280)
     assert started[0].returncode == 0, said
-    start(started, *ours, WIDEBATCH_FAULTS="step.start rank=1 pass=4 sleep:10")
+    start(started, *ours, WIDEBATCH_FAULTS=armed("step.start rank=1 pass=4 sleep:10"))
     metrics, end = tmp_path / "ours" / "metrics.jsonl", time.monotonic() + 280
     while not (metrics.exists() and metrics.read_text()) and time.monotonic() < end:
         time.sleep(0.1)

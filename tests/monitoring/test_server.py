@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.dist import run_ranks
+from tests.faults import armed
 from tests.monitoring.dashboard import expressions
 from tests.monitoring.scrapes import (
     Server,
@@ -86,7 +87,7 @@ class _Training(threading.Thread):
             timeout=600,
             init_process_group=False,
             env={
-                "WIDEBATCH_FAULTS": self._faults,
+                "WIDEBATCH_FAULTS": armed(self._faults),
                 "LOCAL_RANK": "0",
                 "LOCAL_WORLD_SIZE": "1",
                 "GROUP_RANK": "{rank}",

@@ -9,6 +9,7 @@ from typing import Any
 from launch.exit_codes import exit_code_for
 from launch.preemption import StopSignal
 from tests.dist import run_ranks
+from tests.faults import armed
 from tests.trainer.runs import SMALL_ENCODER, tiny_config
 from trainer.config import RunConfig, from_json, to_json
 from trainer.health.watchdog import WatchdogConfig
@@ -37,7 +38,7 @@ def train_with_faults(
     Args:
         world_size: number of processes.
         config: the run.
-        faults: for WIDEBATCH_FAULTS.
+        faults: as :mod:`tests.faults` reads them.
         exits: how ranks are to end that do not end well.
         spoil: called in each rank, with its number, before it trains.
         timeout: seconds.
@@ -52,7 +53,7 @@ def train_with_faults(
         spoil,
         timeout=timeout,
         init_process_group=False,
-        env={"WIDEBATCH_FAULTS": faults},
+        env={"WIDEBATCH_FAULTS": armed(faults)},
         expected_exits=exits or {},
     )
     paths = [config.out.parent / f"said-{config.out.name}-{rank}" for rank in range(world_size)]

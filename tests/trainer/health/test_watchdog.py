@@ -18,6 +18,7 @@ import torch
 from common.collectives import AgreedFlags
 from common.errors import ConfigError
 from launch.exit_codes import ExitCode
+from tests.faults import armed
 from tests.trainer.faulty import RETRYABLE, WATCHED, small_config, train_with_faults
 from tests.trainer.runs import (
     assert_equal_runs,
@@ -166,7 +167,7 @@ def test_a_rank_that_is_stopped_for_ever_is_killed_and_the_run_restarted(
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         done = subprocess.run(
             [*torchrun, *_WORKERS, "-m", "launch", *_command(config, data)],
-            env={**os.environ, "WIDEBATCH_FAULTS": fault, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "WIDEBATCH_FAULTS": armed(fault), "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
             timeout=280,

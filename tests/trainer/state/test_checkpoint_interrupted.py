@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from common import fault_injection
-from common.fault_injection import Fault, parse
+from common.fault_injection import Fault
 from launch.exit_codes import ExitCode, exit_code_for
+from tests.faults import parse
 from tests.trainer.checkpoints import newest_step, parts, save, whole_steps
 from tests.trainer.disks import small_tmpfs
 from trainer.state.checkpoint import CheckpointConfig, CheckpointSaver, CheckpointStore

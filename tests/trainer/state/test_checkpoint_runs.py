@@ -17,6 +17,7 @@ import pytest
 from common import fault_injection
 from launch.exit_codes import ExitCode, exit_code_for
 from tests.dist import run_ranks
+from tests.faults import armed
 from tests.trainer.disks import small_tmpfs
 from tests.trainer.runs import (
     SMALL_ENCODER,
@@ -59,9 +60,9 @@ def _train_with(
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("trainer.state.checkpoint").addHandler(handler)
     ends = []
-    for values, armed in runs:
+    for values, faults in runs:
         said.clear()
-        os.environ[fault_injection.VARIABLE] = armed
+        os.environ[fault_injection.VARIABLE] = armed(faults)
         try:
             ends.append([fit(from_json(RunConfig, values)).value, "\n".join(said)])
         except OSError as error:

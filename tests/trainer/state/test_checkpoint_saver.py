@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from common import fault_injection
-from common.fault_injection import parse
 from launch.exit_codes import ExitCode, exit_code_for
 from tests.dist import run_ranks
+from tests.faults import parse
 from trainer.state.checkpoint import CheckpointConfig, CheckpointSaver, CheckpointStore, Tensors
 from trainer.state.checkpoint.saver import HostCopy
 
