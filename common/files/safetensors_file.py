@@ -3,6 +3,7 @@
 Every byte of the file belongs to the header or to exactly one tensor, and sizes follow from shapes.
 """
 
+import re
 from pathlib import Path
 
 import safetensors
@@ -54,5 +55,5 @@ def parse_safetensors(data: bytes, path: Path) -> Tensors:
 def _refusal(path: Path, error: Exception) -> DataError:
     if isinstance(error, DataError):
         return error
-    why = first_sentence(error)
+    why = re.sub("^Error while deserializing( header)?: ", "", first_sentence(error))
     return DataError(f"{path}: no valid safetensors file ({why}); restore it or export it again")
