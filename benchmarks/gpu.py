@@ -11,6 +11,7 @@ see a quarter of the pairs, and their times are no equal's.
 
 import argparse
 import importlib.util
+import logging
 import statistics
 from collections.abc import Callable
 from typing import NamedTuple
@@ -19,7 +20,6 @@ import numpy as np
 import torch
 
 from data_pipeline.augment import Augment, simclr_views
-from kernels.dispatch import explain
 from kernels.ntxent import nt_xent
 
 TEMPERATURE = 0.1
@@ -143,13 +143,14 @@ def main() -> None:
     if not torch.cuda.is_available():
         parser.error("this measures a GPU, and torch sees none; benchmarks/ntxent.py is for CPUs")
     dtype = getattr(torch, args.dtype)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("kernels").setLevel(logging.DEBUG)  # which implementations run
     print(torch.cuda.get_device_name(), args.dtype)
     for rows in args.rows:
         title = f"NT-Xent, {rows} rows, D = {args.dim}, forward + backward"
         compare(title, loss_contenders(rows, args.dim, dtype), args.rounds)
     title = f"augmentation, {args.images} views of {args.side} pixels"
     compare(title, augment_contenders(args.images, args.side, dtype), args.rounds)
-    print(f"\n{explain()}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,4 @@
-"""Which implementation of every kernel runs here, and why; and getting things to its device.
-
-What :func:`choose` chose is noted by :func:`record`: said once in the log, at DEBUG; a fall back to
-a slower way is said once at WARNING, so that no run is slow in silence. :func:`explain` tells all
-of it again.
-"""
+"""Which implementation of every kernel runs here, and why; and getting things to its device."""
 
 import logging
 import os
@@ -20,7 +15,7 @@ _log = logging.getLogger(__name__)
 
 
 class Choice(NamedTuple):
-    """One line of :func:`explain`."""
+    """What runs, and why."""
 
     kernel: str
     """What is computed: ``"ntxent"`` or ``"augment"``."""
@@ -69,38 +64,24 @@ def _has_triton() -> bool:
     return find_spec("triton") is not None
 
 
-_choices: dict[tuple[str, str, str], Choice] = {}
-
-
-def record(kernel: str, implementation: str, reason: str, fallback: bool = False) -> None:
-    """Note a :class:`Choice`; log it the first time it is noted.
+def record(choice: Choice) -> None:
+    """Say a choice in the log, once: at DEBUG, or at WARNING where it is a fallback.
 
     Cheap enough for every call. Inside ``torch.compile`` it does nothing: call it from the body of
     a custom operation, which is not traced.
     """
-    if torch.compiler.is_compiling() or (kernel, implementation, reason) in _choices:
-        return
-    _choices[kernel, implementation, reason] = Choice(kernel, implementation, reason, fallback)
-    if fallback:
-        _log.warning("%s: falling back to %s: %s", kernel, implementation, reason)
+    if not torch.compiler.is_compiling():
+        _say(choice)
+
+
+@cache
+def _say(choice: Choice) -> None:
+    if choice.fallback:
+        _log.warning(
+            "%s: falling back to %s: %s", choice.kernel, choice.implementation, choice.reason
+        )
     else:
-        _log.debug("%s: %s: %s", kernel, implementation, reason)
-
-
-def explain() -> str:
-    """All choices made so far by this process, one a line, in the order they were made."""
-    if not _choices:
-        return "no kernel has run yet"
-    return "\n".join(
-        f"{choice.kernel}: {choice.implementation}{' (fallback)' if choice.fallback else ''}"
-        f": {choice.reason}"
-        for choice in _choices.values()
-    )
-
-
-def forget() -> None:
-    """Start over, as a new process would; for tests."""
-    _choices.clear()
+        _log.debug("%s: %s: %s", choice.kernel, choice.implementation, choice.reason)
 
 
 def on_device_of(tensor: torch.Tensor) -> AbstractContextManager[object]:

@@ -74,7 +74,7 @@ def augment(
     if not all(math.isfinite(m) and 0 < s < math.inf for m, s in zip(mean, std)):
         raise ValueError(f"augment: cannot normalise by mean {mean} and deviation {std}")
     chosen = choose(crops_BVHWC.device, implementation, dtype)
-    dispatch.record(*chosen)
+    dispatch.record(chosen)
     if chosen.implementation == "triton":
         from kernels.augment.triton_kernels import augment_triton
 

@@ -71,7 +71,7 @@ def nt_xent(
         temperature: tau, a positive number; it has no gradient.
         implementation: ``"reference"`` holds the own rows of the N x N matrix; ``"blocked"`` holds
             one tile of it, on any device; ``"triton"`` holds it in registers, on CUDA; ``"auto"``
-            takes the fastest that runs here, and ``kernels.dispatch.explain()`` says which.
+            takes the fastest that runs here, and the log says which.
         block_size: rows and columns of a tile (for ``"triton"`` 16, 32, 64 or 128); ``None``
             chooses by device.
 
@@ -195,7 +195,7 @@ def _loss(
         unit_MD = unit_rows(z).flatten(0, -2)
         tensors = key_MD, queue_QD, positive_M
         if settings.implementation == "reference":
-            dispatch.record("ntxent", "reference", "as asked")
+            dispatch.record(dispatch.Choice("ntxent", "reference", "as asked"))
             found = reference_loss(unit_MD.to(z.dtype), *tensors, settings.inv_temperature)
             loss, accuracy = (value.to(unit_MD.dtype) for value in found)
         else:

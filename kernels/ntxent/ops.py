@@ -58,7 +58,7 @@ def choose(device: torch.device, dtype: torch.dtype, size_d: int, asked: str) ->
 def _kernels_for(rows_MD: torch.Tensor, asked: str) -> ModuleType:
     """The module that :func:`choose` chooses for these rows; notes the choice."""
     choice = choose(rows_MD.device, rows_MD.dtype, rows_MD.shape[1], asked)
-    dispatch.record(*choice)
+    dispatch.record(choice)
     if choice.implementation == "blocked":
         return cpu
     from kernels.ntxent import triton

@@ -1,6 +1,6 @@
 """The Triton augmentation against the reference in float64; run by ``test_augment_triton.py``."""
 
-from collections.abc import Iterator
+import logging
 from dataclasses import replace
 from itertools import cycle, permutations, product
 
@@ -191,17 +191,11 @@ def test_a_blur_too_narrow_to_see_is_left_out() -> None:
     assert torch.equal(run(images, table), run(images, identity_table(1)))
 
 
-@pytest.fixture
-def _forget() -> Iterator[None]:
-    dispatch.forget()
-    yield
-    dispatch.forget()
-
-
-@pytest.mark.usefixtures("_forget")
-def test_the_choice_is_recorded() -> None:
-    run(crops(1, 3, 3), identity_table(1))
-    assert "augment: triton: as asked" in dispatch.explain()
+def test_the_choice_is_recorded(caplog: pytest.LogCaptureFixture) -> None:
+    dispatch._say.cache_clear()
+    with caplog.at_level(logging.DEBUG, logger="kernels.dispatch"):
+        run(crops(1, 3, 3), identity_table(1))
+    assert "augment: triton: as asked" in caplog.messages
 
 
 # --- parameters drawn by the kernel -------------------------------------------------------------

@@ -4,6 +4,7 @@ The interpreter shows that the kernels compute the right thing. It does not roun
 do: bfloat16 factors are widened in it (it multiplies them wrongly), float32 ones are not split.
 """
 
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -320,7 +321,11 @@ def _value_and_gradient(z: torch.Tensor, loss: Any) -> tuple[float, torch.Tensor
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("temperature", [0.01, 0.1])
-def test_nt_xent_and_its_gradient(dtype: torch.dtype, temperature: float) -> None:
+def test_nt_xent_and_its_gradient(
+    dtype: torch.dtype, temperature: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    dispatch._say.cache_clear()
+    caplog.set_level(logging.DEBUG, logger="kernels.dispatch")
     # Unlike views: where all is learnt the gradient is the difference of equal numbers.
     z = torch.randn(2, 19, 20, generator=torch.Generator().manual_seed(0)).to(dtype)
     exact, exact_gradient = _value_and_gradient(
@@ -334,7 +339,7 @@ def test_nt_xent_and_its_gradient(dtype: torch.dtype, temperature: float) -> Non
     )
     assert abs(value - exact) <= 2 * abs(plain - exact) + 1e-5 * max(1, abs(exact))
     assert _error(gradient, exact_gradient) <= 2 * _error(plain_gradient, exact_gradient) + 1e-4
-    assert "ntxent: triton" in dispatch.explain()
+    assert "ntxent: triton: as asked" in caplog.messages
     near = torch.stack([z[0], z[1] + 0.7 * z[0]])
     _, hits = nt_xent(near.double(), temperature, implementation="reference")
     _, ours = nt_xent(near, temperature, implementation="triton", block_size=16)

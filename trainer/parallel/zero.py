@@ -28,7 +28,6 @@ from lightning_fabric.strategies import DeepSpeedStrategy
 from torch import nn
 
 from common.errors import ConfigError
-from kernels import dispatch
 from trainer.objectives.base import Objective
 from trainer.optim.lars import LARS
 from trainer.optim.optimizers import OptimConfig, ShardedOptimizer, build_optimizer
@@ -208,7 +207,6 @@ class ZeroLARS(LARS):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One update, of those groups that DeepSpeed shows: it steps group by group."""
-        dispatch.record("lars", "foreach", "the kernels see no whole layer in a sharded one")
         for group in self.param_groups:
             layout = self.layouts[group["group_name"]]
             (flat,) = group["params"]
