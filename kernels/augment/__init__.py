@@ -148,26 +148,3 @@ def _check_table(table_RP: FloatArray | torch.Tensor, device: torch.device) -> N
         raise ValueError(
             f"augment: the table must be float64 (R, P), got {table_RP.dtype} {table_RP.shape}"
         )
-    elif table_RP.shape[1] > Column.BLUR:
-        _check_values(table_RP)
-
-
-def _check_values(table_RP: FloatArray) -> None:
-    """Refuse what each implementation would take for something else.
-
-    A table on a device is trusted: to look at it the host would have to wait.
-    """
-    steps_RS = np.sort(table_RP[:, Column.JITTER : Column.BRIGHTNESS])
-    twice_R = ((np.diff(steps_RS) == 0) & (steps_RS[:, 1:] != Jitter.NONE)).any(1)
-    factors_RF = table_RP[:, Column.BRIGHTNESS : Column.HUE]
-    half_RK = table_RP[:, Column.BLUR :]
-    for what, fits_R in {
-        "operations of the jitter, each at most once": np.isin(steps_RS, list(Jitter)).all(1)
-        & ~twice_R,
-        "factors from 0 on": ((factors_RF >= 0) & (factors_RF < np.inf)).all(1),
-        "half a turn of hue at most": np.abs(table_RP[:, Column.HUE]) <= 0.5,
-        "weights of the blur that add up to 1": (half_RK >= 0).all(1)
-        & (np.abs(2 * half_RK.sum(1) - half_RK[:, 0] - 1) < 1e-6),
-    }.items():
-        if not fits_R.all():
-            raise ValueError(f"augment: row {int(fits_R.argmin())} of the table wants {what}")
