@@ -5,13 +5,14 @@ device owns a stream, so a run draws the same numbers on any number of processes
 resume. The hash is the finaliser of splitmix64 (Steele, Lea & Flood, OOPSLA 2014), applied once per
 coordinate and once per draw.
 
-Here NumPy draws whole batches; :mod:`kernels.augment.triton_draw` draws the same bits on a GPU.
+NumPy draws whole batches; torch draws the same bits where its tensors lie.
 """
 
 from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 U64Array = npt.NDArray[np.uint64]
 
@@ -88,3 +89,38 @@ def uniforms(keys: U64Array, k: npt.ArrayLike = 0) -> npt.NDArray[np.float64]:
     with np.errstate(over="ignore"):
         bits = mix(_u64(keys) + (_u64(k) + np.uint64(1)) * _GOLDEN)
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def uniforms_on_device(
+    seed: int, epoch: int, ids_B: torch.Tensor, views_V: torch.Tensor, streams_S: torch.Tensor
+) -> torch.Tensor:
+    """The first uniform of each of :func:`sample_keys`, for int64 tensors on one device.
+
+    Returns:
+        float64 ``(V, B, S)`` there, of the bits that NumPy draws.
+    """
+    key_B = _absorb_signed(_signed(int(run_key(seed, epoch))), ids_B)
+    key_VB = _absorb_signed(key_B, views_V[:, None])
+    key_VBS = _absorb_signed(key_VB[..., None], streams_S)
+    bits_VBS = _mix_signed(key_VBS + _signed(GOLDEN))
+    return _shifted(bits_VBS, 11).double() * 2.0**-53
+
+
+def _signed(number: int) -> int:
+    """The same 64 bits as torch has them, whose unsigned integers lack the operations."""
+    return number - (1 << 64) if number >> 63 else number
+
+
+def _shifted(x: torch.Tensor, places: int) -> torch.Tensor:
+    """Zeros come in from the left, not the sign."""
+    return (x >> places) & ((1 << (64 - places)) - 1)
+
+
+def _mix_signed(x: torch.Tensor) -> torch.Tensor:
+    x = (x ^ _shifted(x, 30)) * _signed(MULTIPLIER_1)
+    x = (x ^ _shifted(x, 27)) * _signed(MULTIPLIER_2)
+    return x ^ _shifted(x, 31)
+
+
+def _absorb_signed(state: torch.Tensor | int, coordinate: torch.Tensor) -> torch.Tensor:
+    return _mix_signed(_mix_signed(coordinate + _signed(GOLDEN)) ^ state)

@@ -1,8 +1,7 @@
 """Views for contrastive learning, made on the device that trains, a whole batch at a time.
 
 Every image gets its own parameters. They are a function of (seed, epoch, sample id, view) and
-nothing else, drawn from the counter generator on the host or, for the Triton kernel, on the GPU;
-:mod:`kernels.augment` does the pixels.
+nothing else, drawn from the counter generator; :mod:`kernels.augment` does the pixels.
 The pipeline is SimCLR's (arXiv 2002.05709, appendix A): colour jitter in random order, grayscale,
 Gaussian blur, then MoCo v3's solarise (arXiv 2104.02057), flip, and normalisation.
 
@@ -12,17 +11,18 @@ P parameters of an image.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import permutations
+from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from common.bounds import check_bounds
 from common.errors import ConfigError
-from common.randomness import Stream, run_key, sample_keys, uniforms
+from common.randomness import Stream, uniforms_on_device
 from kernels.augment import (
     Column,
+    FloatArray,
     Implementation,
     Jitter,
     augment,
@@ -35,11 +35,10 @@ from kernels.augment import (
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-FloatArray = npt.NDArray[np.float64]
-
 _JITTERS = (Jitter.BRIGHTNESS, Jitter.CONTRAST, Jitter.SATURATION, Jitter.HUE)
 # Lexicographic; a place in this list is part of the format of a run.
-_ORDERS = np.array(list(permutations(_JITTERS)), dtype=np.float64)
+_ORDERS = list(permutations(_JITTERS))
+_STREAMS = [stream for stream in Stream if Stream.FLIP <= stream <= Stream.SOLARIZE]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,29 +172,11 @@ class Augment:
         self.implementation = implementation
         self._mean = config.mean if config.normalize else (0.0, 0.0, 0.0)
         self._std = config.std if config.normalize else (1.0, 1.0, 1.0)
-        self._settings: dict[tuple[torch.device, int, tuple[ViewConfig, ...]], torch.Tensor] = {}
 
     def __call__(self, crops_BVHWC: torch.Tensor, ids_B: torch.Tensor, epoch: int) -> torch.Tensor:
-        """Augmented views.
-
-        Args:
-            crops_BVHWC: uint8 ``(B, V, H, W, 3)`` on the device that trains, V 1 or 2.
-            ids_B: int64 sample ids. Keep them on the host as the loader gives them: on a GPU they
-                would have to be waited for.
-            epoch: from 0.
-
-        Returns:
-            ``(V * B, 3, H, W)`` in ``dtype``, channels_last, all samples of the first view first.
-
-        Raises:
-            ValueError: shapes or dtypes are not as said.
-        """
-        described, views = self._looks[0], crops_BVHWC.shape[1]
-        if not 1 <= views <= len(described):
-            raise ValueError(
-                f"augment: settings describe {len(described)} views, crops have {views}"
-            )
-        return self._views(crops_BVHWC, described[:views], 0, ids_B, epoch)
+        """As :meth:`groups`, of the only one: ``(V * B, 3, H, W)``, view by view."""
+        (views_VBCHW,) = self.groups([crops_BVHWC], ids_B, epoch)
+        return views_VBCHW.flatten(0, 1)
 
     def groups(
         self, crops: Sequence[torch.Tensor], ids_B: torch.Tensor, epoch: int
@@ -203,67 +184,32 @@ class Augment:
         """Augmented views of all groups, whose views are numbered on.
 
         Args:
-            crops: a tensor for each group, as for a call.
-            ids_B: as there.
-            epoch: as there.
+            crops: of each group, uint8 ``(B, V, H, W, 3)`` on the device that trains.
+            ids_B: int64 sample ids. Keep them on the host as the loader gives them: on a GPU they
+                would have to be waited for.
+            epoch: from 0.
 
         Returns:
-            For each group ``(V, B, 3, H, W)``, every image channels_last.
+            For each group ``(V, B, 3, H, W)`` in ``dtype``, every image channels_last.
+
+        Raises:
+            ValueError: shapes or dtypes are not as said.
         """
-        views, first = [], 0
+        device, views, first = crops[0].device, [], 0
+        by_triton = choose(device, self.implementation, self.dtype).implementation == "triton"
+        drawn_by_B = to_device(ids_B, device) if by_triton else ids_B.cpu()
         for crops_BVHWC, looks in zip(crops, self._looks, strict=True):
-            of_group = self._views(crops_BVHWC, looks, first, ids_B, epoch)
-            views.append(of_group.unflatten(0, (len(looks), -1)))
+            if crops_BVHWC.shape[:2] != (len(ids_B), len(looks)):
+                raise ValueError(
+                    f"augment: {len(ids_B)} ids and {len(looks)} looks for crops of shape "
+                    f"{tuple(crops_BVHWC.shape)}"
+                )
+            side = min(crops_BVHWC.shape[2:4])
+            table_RP = draw_parameters(looks, self.seed, epoch, drawn_by_B, side=side, first=first)
+            of_group = self._run(crops_BVHWC, table_RP.float() if by_triton else table_RP.numpy())
+            views.append(of_group.unflatten(0, (len(looks), len(ids_B))))
             first += len(looks)
         return tuple(views)
-
-    def _views(
-        self,
-        crops_BVHWC: torch.Tensor,
-        looks: tuple[ViewConfig, ...],
-        first: int,
-        ids_B: torch.Tensor,
-        epoch: int,
-    ) -> torch.Tensor:
-        samples, views, *sides, _ = crops_BVHWC.shape
-        if ids_B.shape != (samples,):
-            raise ValueError(f"{samples} crops want {samples} ids, got {tuple(ids_B.shape)}")
-        if views != len(looks):
-            raise ValueError(f"crops of {views} views want as many looks, got {len(looks)}")
-        side, device = min(sides), crops_BVHWC.device
-        table_RP: FloatArray | torch.Tensor
-        if choose(device, self.implementation, self.dtype).implementation == "triton":
-            table_RP = self._draw_on(device, looks, first, ids_B, epoch, side)
-        else:
-            table_RP = draw_parameters(
-                looks, self.seed, epoch, ids_B.cpu().numpy(), side=side, first=first
-            )
-        return self._run(crops_BVHWC, table_RP)
-
-    def _draw_on(
-        self,
-        device: torch.device,
-        looks: tuple[ViewConfig, ...],
-        first: int,
-        ids_B: torch.Tensor,
-        epoch: int,
-        side: int,
-    ) -> torch.Tensor:
-        """:func:`draw_parameters`, drawn where it is used; only the ids are copied there."""
-        from kernels.augment.triton_draw import draw_table
-
-        known = (device, side, looks)
-        if known not in self._settings:  # its upload waits, once in a run
-            self._settings[known] = torch.tensor(
-                [_distributions(look, side) for look in looks], dtype=torch.float64, device=device
-            )
-        return draw_table(
-            int(run_key(self.seed, epoch)),
-            to_device(ids_B, device),
-            self._settings[known],
-            _widest_blur(looks, side),
-            first_view=first,
-        )
 
     def plain(self, crops_BVHWC: torch.Tensor) -> torch.Tensor:
         """The crops as they are, scaled to [0, 1] and normalised: for evaluation. As a call."""
@@ -281,85 +227,97 @@ class Augment:
 
 
 def draw_parameters(
-    looks: Sequence[ViewConfig],
+    looks: tuple[ViewConfig, ...],
     seed: int,
     epoch: int,
-    ids_B: npt.NDArray[np.int64],
+    ids_B: torch.Tensor,
     *,
     side: int,
     first: int = 0,
-) -> FloatArray:
+) -> torch.Tensor:
     """Parameters of every view of every sample, for crops of ``side`` pixels.
 
     Args:
         looks: how each view is altered.
         seed: the run's.
         epoch: from 0.
-        ids_B: sample ids.
+        ids_B: int64 sample ids, on the device that draws.
         side: of the crops, pixels.
         first: number of the first view.
 
     Returns:
-        float64 ``(V * B, P)``, view-major: a table as :mod:`kernels.augment.table` defines it.
+        float64 ``(V * B, P)`` on that device, view-major: a table as :mod:`kernels.augment.table`
+        defines it.
     """
-    radius = _widest_blur(looks, side)
-    tables = [
-        _draw_view(look, _Draw(seed, epoch, ids_B, view), side, radius)
-        for view, look in enumerate(looks, first)
-    ]
-    return np.concatenate(tables)
+    given = _laws(looks, ids_B.device)
+    views_V = torch.arange(first, first + len(looks), device=ids_B.device)
+    uniform_VBS = uniforms_on_device(seed, epoch, ids_B, views_V, given.streams)
+    drawn_VBS = given.low + given.span * uniform_VBS
+    drawn = dict(zip(_STREAMS, drawn_VBS.unbind(-1)))
+    happens = dict(zip(_STREAMS, (uniform_VBS < given.chance).unbind(-1)))
 
-
-def _widest_blur(looks: Sequence[ViewConfig], side: int) -> int:
-    """Of all views, pixels: the tables have room for it."""
-    return max(look.blur_radius(side) for look in looks)
-
-
-def _distributions(view: ViewConfig, side: int) -> list[float]:
-    """In the order of :class:`kernels.augment.triton_draw.Setting`, which only GPUs can import."""
-    jitters = view.jitter, view.brightness, view.contrast, view.saturation, view.hue
-    blur = view.blur, *view.blur_sigma, view.blur_radius(side)
-    return [view.flip, *jitters, view.grayscale, *blur, view.solarize, view.solarize_threshold]
-
-
-class _Draw:
-    """The draws of one view of a batch, one float64 per sample."""
-
-    def __init__(self, seed: int, epoch: int, ids_B: npt.NDArray[np.int64], view: int) -> None:
-        self.seed, self.epoch, self.ids_B, self.view = seed, epoch, ids_B, view
-
-    def uniform(self, stream: Stream, low: float = 0.0, high: float = 1.0) -> FloatArray:
-        keys = sample_keys(self.seed, self.epoch, self.ids_B, self.view, stream)
-        return low + (high - low) * uniforms(keys)
-
-    def factor(self, stream: Stream, spread: float) -> FloatArray:
-        return self.uniform(stream, max(0.0, 1.0 - spread), 1.0 + spread)
-
-    def chance(self, stream: Stream, probability: float) -> npt.NDArray[np.bool_]:
-        return self.uniform(stream) < probability
-
-
-def _draw_view(view: ViewConfig, draw: _Draw, side: int, radius: int) -> FloatArray:
-    table_BP = identity_table(draw.ids_B.size, radius)
-    table_BP[:, Column.FLIP] = draw.chance(Stream.FLIP, view.flip)
-
-    jittered_B = draw.chance(Stream.JITTER, view.jitter)
-    order_B4 = _ORDERS[(draw.uniform(Stream.JITTER_ORDER) * len(_ORDERS)).astype(np.int64)]
-    spreads = (view.brightness, view.contrast, view.saturation, view.hue)
-    idle = [code for code, spread in zip(_JITTERS, spreads) if spread == 0]
-    order_B4[np.isin(order_B4, idle) | ~jittered_B[:, None]] = Jitter.NONE
-    table_BP[:, Column.JITTER : Column.JITTER + len(_JITTERS)] = order_B4
-    table_BP[:, Column.BRIGHTNESS] = draw.factor(Stream.BRIGHTNESS, view.brightness)
-    table_BP[:, Column.CONTRAST] = draw.factor(Stream.CONTRAST, view.contrast)
-    table_BP[:, Column.SATURATION] = draw.factor(Stream.SATURATION, view.saturation)
-    table_BP[:, Column.HUE] = draw.uniform(Stream.HUE, -view.hue, view.hue)
-
-    table_BP[:, Column.GRAYSCALE] = draw.chance(Stream.GRAYSCALE, view.grayscale)
-    blurred_B = draw.chance(Stream.BLUR, view.blur)
-    own_radius = view.blur_radius(side)  # the other view's kernel may be wider
-    table_BP[blurred_B, Column.BLUR : Column.BLUR + own_radius + 1] = gaussian_half_kernels(
-        draw.uniform(Stream.BLUR_SIGMA, *view.blur_sigma)[blurred_B], own_radius
+    radii = [look.blur_radius(side) for look in looks]
+    size_p = Column.BLUR + max(radii) + 1
+    table_VBP = drawn_VBS.new_zeros((len(looks), len(ids_B), size_p))
+    table_VBP[..., Column.FLIP] = happens[Stream.FLIP]
+    order_VB4 = given.orders[(drawn[Stream.JITTER_ORDER] * len(given.orders)).long()]
+    busy_VB4 = torch.take_along_dim(given.busy, order_VB4 - Jitter.BRIGHTNESS, 2)
+    busy_VB4 = busy_VB4 & happens[Stream.JITTER][..., None]
+    table_VBP[..., Column.JITTER : Column.JITTER + len(_JITTERS)] = order_VB4 * busy_VB4
+    for jitter in _JITTERS:
+        table_VBP[..., Column[jitter.name]] = drawn[Stream[jitter.name]]
+    table_VBP[..., Column.GRAYSCALE] = happens[Stream.GRAYSCALE]
+    table_VBP[..., Column.SOLARIZE] = torch.where(
+        happens[Stream.SOLARIZE], given.threshold, torch.inf
     )
-    solarized_B = draw.chance(Stream.SOLARIZE, view.solarize)
-    table_BP[solarized_B, Column.SOLARIZE] = view.solarize_threshold
-    return table_BP
+    table_VBP[..., Column.BLUR] = 1.0
+    for view, radius in enumerate(radii):  # another view's kernel may be wider
+        half_BK = table_VBP[view, :, Column.BLUR : Column.BLUR + radius + 1]
+        drawn_BK = gaussian_half_kernels(drawn[Stream.BLUR_SIGMA][view], radius)
+        half_BK.copy_(torch.where(happens[Stream.BLUR][view, :, None], drawn_BK, half_BK))
+    return table_VBP.flatten(0, 1)
+
+
+class _Laws(NamedTuple):
+    """What is drawn for V views from S streams, on one device."""
+
+    streams: torch.Tensor  # (S,)
+    low: torch.Tensor  # (V, 1, S): a number is uniform from here
+    span: torch.Tensor  # (V, 1, S): over so much
+    chance: torch.Tensor  # (V, 1, S): and something happens with this probability
+    busy: torch.Tensor  # (V, 1, 4): whether each operation of the jitter does anything
+    threshold: torch.Tensor  # (V, 1): of solarisation
+    orders: torch.Tensor  # (24, 4)
+
+
+@lru_cache(maxsize=64)  # its upload to a GPU waits, once in a run
+def _laws(looks: tuple[ViewConfig, ...], device: torch.device) -> _Laws:
+    laws = [[[_law(look, stream) for stream in _STREAMS]] for look in looks]
+    low, span, chance = torch.tensor(laws, dtype=torch.float64, device=device).unbind(-1)
+    spreads_V14 = [[[getattr(look, code.name.lower()) for code in _JITTERS]] for look in looks]
+    thresholds_V1 = [[look.solarize_threshold] for look in looks]
+    return _Laws(
+        torch.tensor(_STREAMS, device=device),
+        low,
+        span,
+        chance,
+        torch.tensor(spreads_V14, dtype=torch.float64, device=device) != 0,
+        torch.tensor(thresholds_V1, dtype=torch.float64, device=device),
+        torch.tensor(_ORDERS, device=device),
+    )
+
+
+def _law(look: ViewConfig, stream: Stream) -> tuple[float, float, float]:
+    """Least number of a stream, how far they go, and the probability that something happens."""
+    if stream == Stream.JITTER_ORDER:
+        return 0.0, 1.0, 0.0
+    if stream == Stream.HUE:
+        return -look.hue, 2.0 * look.hue, 0.0
+    if stream == Stream.BLUR_SIGMA:
+        low, high = look.blur_sigma
+        return low, high - low, 0.0
+    setting = getattr(look, stream.name.lower())
+    if stream in (Stream.BRIGHTNESS, Stream.CONTRAST, Stream.SATURATION):
+        low = max(0.0, 1.0 - setting)
+        return low, 1.0 + setting - low, 0.0
+    return 0.0, 1.0, setting

@@ -10,8 +10,7 @@ cpu        ``cpu.py``, numba, CPU                    one pass per image, threads
 triton     ``triton_kernels.py``, CUDA, not float64  one launch; ``plan.py`` cuts the batch
 ========== ========================================= ===========================================
 
-A table is drawn on the host and copied, or, for "triton", on the GPU from sample ids:
-:func:`kernels.augment.triton_draw.draw_table`.
+A table lies on the host, or, for "triton", on the GPU.
 """
 
 import math
@@ -26,6 +25,7 @@ from kernels.dispatch import to_device
 
 __all__ = [
     "Column",
+    "FloatArray",
     "Implementation",
     "Jitter",
     "augment",

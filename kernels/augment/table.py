@@ -7,9 +7,11 @@ before: an implementation is a pure function of pixels and table.
 """
 
 from enum import IntEnum
+from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -53,18 +55,23 @@ def identity_table(rows: int, blur_radius: int = 0) -> FloatArray:
     return table_RP
 
 
-def gaussian_half_kernels(sigma_R: FloatArray, radius: int) -> FloatArray:
+def gaussian_half_kernels(sigma_R: torch.Tensor, radius: int) -> torch.Tensor:
     """Weights at distance 0..radius of normalised Gaussian kernels ``2 * radius + 1`` pixels wide.
 
     Args:
-        sigma_R: standard deviations in pixels, above 0.
+        sigma_R: standard deviations in pixels, above 0; float64.
         radius: pixels.
 
     Returns:
         float64 ``(R, radius + 1)``; ``w[0] + 2 * sum(w[1:]) == 1``.
     """
-    distance = np.arange(radius + 1)
-    weights = np.exp(-0.5 * (distance / sigma_R[:, None]) ** 2)
-    # cumsum adds in order; sum would choose an order by the number of rows beside this one.
-    half = weights.cumsum(axis=1)[:, -1:]
+    distance = torch.arange(radius + 1, device=sigma_R.device)
+    exponents = -0.5 * (distance / sigma_R[:, None]).square()
+    # On a CPU by NumPy, whose last digits are those that earlier runs have drawn.
+    if exponents.is_cuda:
+        weights = exponents.exp()
+    else:
+        weights = torch.from_numpy(np.exp(np.asarray(exponents)))
+    # One after the other: a sum would choose its order by the number of rows beside this one.
+    half = reduce(torch.add, weights.unbind(1))[:, None]
     return weights / (2.0 * half - weights[:, :1])

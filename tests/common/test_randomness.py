@@ -1,9 +1,10 @@
 """Draws are a pure function of their coordinates."""
 
 import numpy as np
+import torch
 
 from common import randomness
-from common.randomness import GOLDEN, Stream, sample_keys, uniforms
+from common.randomness import GOLDEN, Stream, sample_keys, uniforms, uniforms_on_device
 
 
 def test_the_hash_is_splitmix64() -> None:
@@ -50,3 +51,14 @@ def test_the_draws_of_old_runs_stay_what_they_were() -> None:
         "0x9a01a8ad8ed3bce6",
         "0x38939c8348244421",
     ]
+
+
+def test_torch_draws_the_bits_of_numpy() -> None:
+    ids = np.concatenate([np.arange(30), 7919 * np.arange(30) ** 3, [2**40, 2**62, -1]])
+    views, streams = torch.arange(2, 5), torch.tensor(list(Stream))
+    for seed, epoch in ((0, 0), (2**63 + 1, 299), (-5, 1)):
+        drawn = uniforms_on_device(seed, epoch, torch.from_numpy(ids), views, streams)
+        for v, view in enumerate(views.tolist()):
+            for s, stream in enumerate(Stream):
+                want = uniforms(sample_keys(seed, epoch, ids, view, stream))
+                np.testing.assert_array_equal(drawn[v, :, s], want)

@@ -32,7 +32,7 @@ CORRELATION_BOUND = 4.5 / N**0.5
 def draw(config: AugmentConfig, seed: int = 1, epoch: int = 0, side: int = 224) -> np.ndarray:
     """Columns of the table as ``(views, N, P)`` for ids 0 to N."""
     looks = config.view1, config.view2
-    table = draw_parameters(looks, seed, epoch, np.arange(N), side=side)
+    table = draw_parameters(looks, seed, epoch, torch.arange(N), side=side).numpy()
     return table.reshape(2, N, -1)
 
 
@@ -174,7 +174,7 @@ def test_parameters_are_independent_of_each_other_and_across_views_epochs_seeds_
 
 def test_drawn_numbers_of_a_run_never_change():
     # The format of a run: whoever changes these makes old runs impossible to resume or repeat.
-    ids = np.array([0, 453, 2**40 + 3])
+    ids = torch.tensor([0, 453, 2**40 + 3])
     views = mocov3_views()
     table = draw_parameters((views.view1, views.view2), 17, 3, ids, side=40)
     np.testing.assert_allclose(table, GOLDEN, rtol=1e-12, atol=0)
@@ -283,7 +283,7 @@ GOLDEN = [
 
 def test_a_sample_draws_the_same_in_every_batch():
     config = mocov3_views()
-    ids = np.random.default_rng(0).permutation(50_000)[:24]
+    ids = torch.from_numpy(np.random.default_rng(0).permutation(50_000)[:24])
     looks = config.view1, config.view2
     whole = draw_parameters(looks, 5, 2, ids, side=224).reshape(2, 24, -1)
     for size in (1, 2, 3, 6):
@@ -355,8 +355,8 @@ def torchvision_view(crop_HWC, view, u):
 def test_views_of_different_kernel_widths_keep_their_own():
     narrow = ViewConfig(blur=1.0, blur_kernel=0.1)
     wide = ViewConfig(blur=1.0, blur_kernel=0.5)
-    mixed = draw_parameters((narrow, wide), 1, 0, np.arange(5), side=40).reshape(2, 5, -1)
-    alone = draw_parameters((narrow, narrow), 1, 0, np.arange(5), side=40)
+    mixed = draw_parameters((narrow, wide), 1, 0, torch.arange(5), side=40).reshape(2, 5, -1)
+    alone = draw_parameters((narrow, narrow), 1, 0, torch.arange(5), side=40)
     width = alone.shape[1]
     np.testing.assert_array_equal(mixed[0, :, :width], alone[:5])
     assert (mixed[0, :, width:] == 0).all()
@@ -427,7 +427,7 @@ def test_impossible_normalisation_is_refused_by_name():
 
 def test_wrong_batches_are_refused():
     augment = Augment(simclr_views(), seed=1)
-    with pytest.raises(ValueError, match="4 crops want 4 ids"):
+    with pytest.raises(ValueError, match="3 ids and 2 looks for crops of shape"):
         augment(crops(4), torch.arange(3), 0)
-    with pytest.raises(ValueError, match="2 views, crops have 3"):
+    with pytest.raises(ValueError, match="4 ids and 2 looks for crops of shape"):
         augment(crops(4)[:, [0, 1, 0]], torch.arange(4), 0)

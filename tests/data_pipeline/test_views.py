@@ -80,5 +80,5 @@ def test_augmentation_of_a_view_is_that_of_its_number() -> None:
 
 def test_crops_that_the_looks_do_not_describe_are_refused() -> None:
     augment = Augment(AugmentConfig(), 0, looks=[(PLAIN,)])
-    with pytest.raises(ValueError, match="2 views want as many looks, got 1"):
+    with pytest.raises(ValueError, match="3 ids and 1 looks for crops of shape"):
         augment.groups([torch.zeros(3, 2, 8, 8, 3, dtype=torch.uint8)], torch.arange(3), 0)

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from kernels.augment import triton_draw
 from kernels.augment import triton_kernels as augment_kernels
 from kernels.augment.plan import plan_launch
 from kernels.ntxent import triton_kernels as ntxent_kernels
@@ -98,17 +97,7 @@ def _ntxent(kernel: str, dtype: torch.dtype, size_d: int, **switches: bool) -> C
 
 
 def augment() -> Iterator[CompileCase]:
-    """ImageNet's and CIFAR's crops, in every output type; and the draws of their parameters."""
-    for radius in (11, 1):
-        pointers = {"ids": "*i64", "settings": "*fp64", "table": "*fp32"}
-        yield CompileCase(
-            name=f"augment draw radius={radius}",
-            kernel=triton_draw.draw_kernel,
-            signature={**pointers, "run_key": "u64", "samples": "i32", "first_view": "i32"},
-            constants={"RADIUS": radius, "BLOCK": triton_draw._BLOCK},
-            aligned=tuple(pointers),
-            warps=2,
-        )
+    """ImageNet's and CIFAR's crops, in every output type."""
     for side, radius in ((224, 11), (32, 1)):
         launch = plan_launch(side, side, radius)
         for out in ("bf16", "fp16", "fp32"):

@@ -55,7 +55,7 @@ def random_table(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     table[:, Column.BRIGHTNESS : Column.SATURATION + 1] = rng.uniform(0.2, 1.8, (rows, 3))
     table[:, Column.HUE] = rng.uniform(-0.5, 0.5, rows)
     sigmas = rng.uniform(0.1, 2.0, rows)
-    table[:, Column.BLUR :] = gaussian_half_kernels(sigmas, RADIUS)
+    table[:, Column.BLUR :] = gaussian_half_kernels(torch.from_numpy(sigmas), RADIUS)
     # Where solarisation is continuous: elsewhere a last bit decides between x and 1 - x.
     table[:, Column.SOLARIZE] = 0.5
     table[:, Column.FLIP] = 1
@@ -166,7 +166,7 @@ def test_blur_equals_torchvision_up_to_the_widest_kernel_an_image_reflects(
 ):
     sigmas = np.array([0.05, 0.1, 0.3, 0.7, 1.3, 2.0, 9.0])
     table = identity_table(len(sigmas), radius)
-    table[:, Column.BLUR :] = gaussian_half_kernels(sigmas, radius)
+    table[:, Column.BLUR :] = gaussian_half_kernels(torch.from_numpy(sigmas), radius)
     images = crops(len(sigmas), height, width)
     ours = augment(images, table, dtype=dtype, implementation=implementation)
     for crop, sigma, blurred in zip(images[:, 0], sigmas, ours):
@@ -328,20 +328,11 @@ def test_an_empty_batch_gives_an_empty_batch():
 
 
 def test_half_kernels_are_normalised_and_do_not_depend_on_each_other():
-    sigmas = np.linspace(0.1, 2.0, 37)
+    sigmas = torch.linspace(0.1, 2.0, 37, dtype=torch.float64)
     together = gaussian_half_kernels(sigmas, 11)
     np.testing.assert_allclose(2 * together.sum(1) - together[:, 0], 1.0, rtol=1e-14)
     for number, sigma in enumerate(sigmas):
-        np.testing.assert_array_equal(
-            gaussian_half_kernels(np.array([sigma]), 11)[0], together[number]
-        )
-
-
-def with_values(column: int, *values: float) -> np.ndarray:
-    """A table of two rows, the second of which has these values from ``column`` on."""
-    table = identity_table(2, 2)
-    table[1, column : column + len(values)] = values
-    return table
+        np.testing.assert_array_equal(gaussian_half_kernels(sigma[None], 11)[0], together[number])
 
 
 @pytest.mark.parametrize(

@@ -194,8 +194,8 @@ class Job:
             world_size=world_size,
             order=order,
         )
-        how = self.preprocessing.augment(view1=views[0], view2=views[-1])
-        augment = Augment(how, self.config.seed, self.dtype)
+        how = self.preprocessing.augment()
+        augment = Augment(how, self.config.seed, self.dtype, looks=[views])
 
         def batches() -> Batches:
             for batch in loader.starting_at(Position(0, 0)):

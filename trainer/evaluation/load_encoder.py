@@ -25,7 +25,7 @@ from torch import nn
 from common.errors import CheckpointError, ConfigError, DataError
 from common.files.safetensors_file import parse_safetensors
 from common.files.strict_json import read_json_file
-from data_pipeline.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, ViewConfig
+from data_pipeline.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig
 from data_pipeline.crops import CropConfig
 from trainer.config import from_json
 from trainer.features.extraction import default_resize
@@ -55,9 +55,9 @@ class Preprocessing:
     """Of red, green, blue scaled to [0, 1]."""
     std: tuple[float, float, float] = IMAGENET_STD
 
-    def augment(self, **views: ViewConfig) -> AugmentConfig:
-        """This normalisation; of views, theirs is the rest."""
-        return AugmentConfig(normalize=self.normalize, mean=self.mean, std=self.std, **views)
+    def augment(self) -> AugmentConfig:
+        """This normalisation."""
+        return AugmentConfig(normalize=self.normalize, mean=self.mean, std=self.std)
 
     def resized(self, size: int | None, resize: int | None) -> "Preprocessing":
         """The same with another crop; without ``resize`` the default one of the new size."""
