@@ -13,7 +13,8 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from data_pipeline.reading.beton import JPEG_MODE, read_sample_table
+from data_pipeline.reading.beton import JPEG_MODE
+from data_pipeline.reading.open_beton import OpenBeton
 from trainer.models.cifar_resnet import CIFAR_RESNETS
 from trainer.models.encoders import Encoder, EncoderConfig, Stem, build_encoder
 
@@ -58,7 +59,7 @@ class Budget:
 @cache
 def read_images(path: Path) -> Images:
     """Decode a .beton of images of one size, once."""
-    table, data = read_sample_table(path), np.memmap(path, np.uint8, "r")
+    table, data = OpenBeton(path).table, np.memmap(path, np.uint8, "r")
     shape = (len(table.labels), int(table.heights[0]), int(table.widths[0]), 3)
     pixels = np.empty(shape, np.uint8)
     for number, (start, size) in enumerate(zip(table.offsets, table.sizes)):

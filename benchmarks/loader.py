@@ -40,8 +40,8 @@ from torchvision.transforms import v2
 from common.cores import cores_alone
 from data_pipeline.crops import CropConfig
 from data_pipeline.packing.pack import PackConfig, pack
-from data_pipeline.reading.beton import read_sample_table
 from data_pipeline.reading.loader import LoaderConfig, TrainLoader
+from data_pipeline.reading.open_beton import OpenBeton
 from data_pipeline.reading.open_data import OpenData
 from data_pipeline.reading.order import Position
 from data_pipeline.views import views_of_one_size
@@ -190,7 +190,7 @@ def generate(folder: Path, count: int) -> Path:
 
 def unpack(path: Path, folder: Path) -> Path:
     """The JPEGs of a .beton as files, for the peers."""
-    table, data = read_sample_table(path), np.memmap(path, np.uint8, "r")
+    table, data = OpenBeton(path).table, np.memmap(path, np.uint8, "r")
     target = folder / path.stem / "all"
     target.mkdir(parents=True, exist_ok=True)
     for number, (start, size) in enumerate(zip(table.offsets, table.sizes)):
@@ -276,7 +276,7 @@ def main() -> None:
             path = scratch / f"{folder.name}.beton"
             pack(str(folder), path, PackConfig(format="jpeg"), progress=False)
             report(f"{title}, full size, {options.workers} workers", contest(folder, path, options))
-            many.batch = min(MANY, len(read_sample_table(path).sizes))
+            many.batch = min(MANY, len(OpenBeton(path).table.sizes))
             report(
                 f"{title}, batches of {many.batch}, {many.workers} workers",
                 contest(folder, path, many, (OURS, IO_V2)),

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from common.errors import CheckpointError, ConfigError, DataError
-from data_pipeline.reading.beton import check_beton
 from data_pipeline.reading.manifest import manifest_path
+from tests.data_pipeline.betons import check_beton
 from tests.fuzz.targets import packed
 from trainer.evaluation.load_encoder import FILE_FORMAT, FILE_VERSION, Preprocessing, load_encoder
 from trainer.models.encoders import EncoderConfig

@@ -178,7 +178,7 @@ def _check_target(out: Path) -> None:
 def _publish(beton: AtomicFile, manifest: AtomicFile, out: Path) -> None:
     """Two renames cannot be one step. Between them, the new manifest stands beside the old file,
 
-    which check_beton finds out and says; the other order could lose class names unnoticed.
+    which whoever reads it finds out and says; the other order could lose class names unnoticed.
     """
     beton.stage()
     replaces = out.exists()

@@ -1,7 +1,7 @@
 """Is this .beton safe to map? Checks before FFCV sees it, and the format's layout.
 
 FFCV trusts every number in a file: a wrong pointer shows other samples' pixels, a wrong count asks
-for terabytes, an unfinished file aborts the process. :func:`check_beton` therefore proves the
+for terabytes, an unfinished file aborts the process. :func:`read_beton` therefore proves the
 tables of a file before anything maps it. It reads the tables only, never image data, and does not
 import FFCV.
 
@@ -33,7 +33,6 @@ import numpy.typing as npt
 from common.errors import DataError
 from common.files.regular_file import open_regular
 from data_pipeline.reading.damage import Damage
-from data_pipeline.reading.jpeg import JpegError, read_jpeg_header
 from data_pipeline.reading.manifest import ManifestHead, read_manifest
 
 VERSION = 2
@@ -66,7 +65,7 @@ _LONG_TO_READ = 1 << 30  # bytes: seconds, where the disk is slow
 _IDENTIFYING = 64  # images, evenly over a file
 _IDENTIFYING_BYTES = 1 << 16  # of each
 
-_REMEDY = "pack it again with 'widebatch pack'"
+REMEDY = "pack it again with 'widebatch pack'"
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,6 @@ class DataInfo:
     fingerprint: str  # SHA-256 of the content, hexadecimal; empty where no manifest says it
     identity: str  # see SampleTable
     identities: tuple[str, ...]  # of each file
-    num_bytes: int
     num_damaged: int = 0  # samples whose tables are; more may turn out not to decode
 
     @property
@@ -116,23 +114,6 @@ def name_of(paths: Sequence[Path]) -> str:
     return f"{paths[0]} and {more} more" if more else str(paths[0])
 
 
-def check_beton(path: Path | str, verify: bool = False, max_damaged: float = 0) -> DataInfo:
-    """Prove that every pointer and size in a .beton lies inside it and that its tables agree.
-
-    Args:
-        path: the file. The manifest beside it (``PATH.json``), where there is one, must be its own.
-        verify: also read all image data: its SHA-256 must be the manifest's, and the dimensions in
-            each JPEG's own header must be those in the table.
-        max_damaged: samples that may be damaged in the tables; below 1 a fraction of all.
-
-    Raises:
-        DataError: the file or its manifest cannot be used; names the sample where there is one.
-    """
-    path = Path(path)
-    with opened(path) as file:
-        return read_beton(path, file, verify, max_damaged)[0]
-
-
 def sample_count(path: Path | str) -> int:
     """Samples that the header of a .beton claims, in no time: for a first look at a command.
 
@@ -144,40 +125,29 @@ def sample_count(path: Path | str) -> int:
         return _read_layout(path, file).num_samples
 
 
-def read_sample_table(path: Path | str, max_damaged: float = 0) -> SampleTable:
-    """Where each sample lies, from a file checked as by :func:`check_beton` (manifest aside)."""
-    path = Path(path)
-    with opened(path) as file:
-        return _read_table(path, file, max_damaged)[0]
+def read_beton(path: Path, file: BinaryIO, max_damaged: float = 0) -> tuple[DataInfo, SampleTable]:
+    """Prove that every pointer and size in a .beton lies inside it and that its tables agree.
 
+    Args:
+        path: the file. The manifest beside it (``PATH.json``), where there is one, must be its own.
+        file: the same, open.
+        max_damaged: samples that may be damaged in the tables; below 1 a fraction of all.
 
-def read_beton(
-    path: Path, file: BinaryIO, verify: bool = False, max_damaged: float = 0
-) -> tuple[DataInfo, SampleTable]:
-    """As :func:`check_beton` and :func:`read_sample_table`, for a file that is open."""
+    Raises:
+        DataError: the file or its manifest cannot be used; names the sample where there is one.
+    """
     table, signature = _read_table(path, file, max_damaged)
     manifest = read_manifest(path)
     if manifest is not None:
         _check_manifest(path, file, manifest, table, signature)
-    fingerprint = manifest.sha256 if manifest else ""
-    if verify:
-        _check_jpeg_headers(path, file, table)
-        content = sha256_of(file)
-        if manifest and content != fingerprint:
-            raise DataError(
-                f"{path}: its content has changed since it was packed (SHA-256 differs from "
-                f"the manifest's); copy it again or {_REMEDY}"
-            )
-        fingerprint = content
     info = DataInfo(
         paths=(path,),
         num_samples=len(table.labels),
         num_labelled=int((table.labels >= 0).sum()),
         class_names=manifest.class_names if manifest else (),
-        fingerprint=fingerprint,
+        fingerprint=manifest.sha256 if manifest else "",
         identity=table.identity,
         identities=(table.identity,),
-        num_bytes=os.fstat(file.fileno()).st_size,
         num_damaged=len(table.damaged),
     )
     return info, table
@@ -225,7 +195,7 @@ def _read_array(path: Path, file: BinaryIO, offset: int, dtype: np.dtype, count:
     file.seek(offset)
     data = file.read(count * dtype.itemsize)
     if len(data) != count * dtype.itemsize:
-        raise DataError(f"{path}: ends early; copy it again or {_REMEDY}")
+        raise DataError(f"{path}: ends early; copy it again or {REMEDY}")
     return np.frombuffer(data, dtype)
 
 
@@ -247,15 +217,15 @@ def _read_layout(path: Path, file: BinaryIO) -> _Layout:
     """The header and what follows from it. Counts are compared with the file's size first."""
     size = os.fstat(file.fileno()).st_size
     if size < HEADER.itemsize:
-        raise DataError(f"{path}: {size} bytes are no .beton; {_REMEDY}")
+        raise DataError(f"{path}: {size} bytes are no .beton; {REMEDY}")
     header = _read_array(path, file, 0, HEADER, 1)[0]
     if header["version"] != VERSION:
-        raise DataError(f"{path}: not a .beton of version {VERSION}; {_REMEDY}")
+        raise DataError(f"{path}: not a .beton of version {VERSION}; {REMEDY}")
     num_fields, page_size = int(header["num_fields"]), int(header["page_size"])
     if not 1 <= num_fields <= MAX_FIELDS or HEADER.itemsize + num_fields * FIELD.itemsize > size:
-        raise DataError(f"{path}: the header claims {num_fields} fields; {_REMEDY}")
+        raise DataError(f"{path}: the header claims {num_fields} fields; {REMEDY}")
     if page_size < MIN_PAGE_SIZE or page_size & (page_size - 1):
-        raise DataError(f"{path}: the header claims pages of {page_size} bytes; {_REMEDY}")
+        raise DataError(f"{path}: the header claims pages of {page_size} bytes; {REMEDY}")
 
     fields = _read_array(path, file, HEADER.itemsize, FIELD, num_fields)
     columns = _column_of_field(path, fields)
@@ -266,19 +236,17 @@ def _read_layout(path: Path, file: BinaryIO) -> _Layout:
     metadata_start = HEADER.itemsize + num_fields * FIELD.itemsize
     data_start = metadata_start + num_samples * metadata_dtype.itemsize
     if num_samples == 0:
-        raise DataError(f"{path}: holds no samples; {_REMEDY}")
+        raise DataError(f"{path}: holds no samples; {REMEDY}")
     if data_start >= size or tail + num_samples * ALLOCATION.itemsize != size or tail < data_start:
         raise DataError(
             f"{path}: unfinished or cut short: {num_samples} samples do not fit its {size} bytes; "
-            f"copy it again or {_REMEDY}"
+            f"copy it again or {REMEDY}"
         )
     layout = (num_samples, page_size, fields, columns)
     return _Layout(*layout, metadata_dtype, metadata_start, data_start, tail)
 
 
-def _read_table(
-    path: Path, file: BinaryIO, max_damaged: float = 0
-) -> tuple[SampleTable, bytes | None]:
+def _read_table(path: Path, file: BinaryIO, max_damaged: float) -> tuple[SampleTable, bytes | None]:
     """The checked table, and the content digest of a file of ``widebatch pack``."""
     layout = _read_layout(path, file)
     count = layout.num_samples
@@ -296,7 +264,7 @@ def _read_table(
     _check_overlaps(offsets, sizes, damage)
     sound_N = damage.sound()
     if not sound_N.any():
-        raise DataError(f"{path}: all of its {count} samples are damaged; {_REMEDY}")
+        raise DataError(f"{path}: all of its {count} samples are damaged; {REMEDY}")
 
     def where_sound(column: np.ndarray, otherwise: int) -> npt.NDArray[np.int64]:
         return np.where(sound_N, column, column.dtype.type(otherwise)).astype(np.int64)
@@ -343,16 +311,15 @@ def _column_of_field(path: Path, fields: np.ndarray) -> dict[str, str]:
         if not usable or int(described["type_id"]) not in FIELD_TYPES:
             raise DataError(
                 f"{path}: field {number} ({name!r}) has a type or name that is not supported: an "
-                f"RGB image 'image' and an integer 'label' are; {_REMEDY}"
+                f"RGB image 'image' and an integer 'label' are; {REMEDY}"
             )
         columns[name] = f"f{number}"
     wanted = {"image": IMAGE_FIELD, "label": INT_FIELD}
     types = dict(zip(columns, fields["type_id"]))
     images = sum(int(t) == IMAGE_FIELD for t in types.values())
-    if images != 1 or any(types.get(name, kind) != kind for name, kind in wanted.items()):
-        raise DataError(f"{path}: needs exactly one image field, named 'image'; {_REMEDY}")
-    if "image" not in columns:
-        raise DataError(f"{path}: its image field is not named 'image'; {_REMEDY}")
+    wrong = any(types.get(name, kind) != kind for name, kind in wanted.items())
+    if images != 1 or wrong or "image" not in columns:
+        raise DataError(f"{path}: needs exactly one image field, named 'image'; {REMEDY}")
     return columns
 
 
@@ -431,24 +398,9 @@ def _check_manifest(
     if not same or content_digest is None or manifest.content != content_digest.hex():
         raise DataError(
             f"{manifest.path}: describes another file than {path.name} (an interrupted packing or "
-            f"copy?); {_REMEDY}, or delete the manifest to go on without class names"
+            f"copy?); {REMEDY}, or delete the manifest to go on without class names"
         )
     if manifest.class_names:
         unnamed = np.flatnonzero(table.labels >= len(manifest.class_names))
         if unnamed.size:
-            raise DataError(f"{path}: sample {unnamed[0]} has a label without a class; {_REMEDY}")
-
-
-def _check_jpeg_headers(path: Path, file: BinaryIO, table: SampleTable) -> None:
-    """A JPEG that declares other dimensions than the table would decode to stale pixels."""
-    for sample in np.flatnonzero((table.modes == JPEG_MODE) & (table.sizes > 0)):
-        file.seek(int(table.offsets[sample]))
-        try:
-            header = read_jpeg_header(file.read(int(table.sizes[sample])))
-        except JpegError as error:
-            raise DataError(f"{path}: sample {sample} is no JPEG: {error}; {_REMEDY}") from error
-        if (header.height, header.width) != (table.heights[sample], table.widths[sample]):
-            raise DataError(
-                f"{path}: sample {sample} is a JPEG of {header.width} x {header.height} pixels but "
-                f"listed as {table.widths[sample]} x {table.heights[sample]}; {_REMEDY}"
-            )
+            raise DataError(f"{path}: sample {unnamed[0]} has a label without a class; {REMEDY}")

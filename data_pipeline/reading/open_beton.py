@@ -14,7 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import DataError
-from data_pipeline.reading.beton import DataInfo, SampleTable, opened, read_beton
+from data_pipeline.reading.beton import (
+    JPEG_MODE,
+    REMEDY,
+    DataInfo,
+    SampleTable,
+    opened,
+    read_beton,
+    sha256_of,
+)
+from data_pipeline.reading.jpeg import JpegError, read_jpeg_header
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +33,7 @@ class OpenBeton:
 
     Args:
         path: the file.
-        max_damaged: as for :func:`data_pipeline.reading.beton.check_beton`.
+        max_damaged: as for :func:`data_pipeline.reading.beton.read_beton`.
 
     Attributes:
         info, table: what it holds.
@@ -59,6 +68,35 @@ class OpenBeton:
             done += count
         return data
 
+    def verify(self) -> str:
+        """Read all image data; returns the file's SHA-256, hexadecimal.
+
+        Raises:
+            DataError: it is not the manifest's, or a JPEG's own header is not as the table says.
+        """
+        # A JPEG that declares other dimensions than the table would decode to stale pixels.
+        jpegs = np.flatnonzero((self.table.modes == JPEG_MODE) & (self.table.sizes > 0))
+        for sample in jpegs.tolist():
+            size = self.table.widths[sample], self.table.heights[sample]
+            try:
+                header = read_jpeg_header(self.read(sample).tobytes())
+            except JpegError as error:
+                raise DataError(
+                    f"{self.path}: sample {sample} is no JPEG: {error}; {REMEDY}"
+                ) from error
+            if (header.width, header.height) != size:
+                raise DataError(
+                    f"{self.path}: sample {sample} is a JPEG of {header.width} x {header.height} "
+                    f"pixels but listed as {size[0]} x {size[1]}; {REMEDY}"
+                )
+        content = sha256_of(self._file)
+        if self.info.fingerprint not in ("", content):
+            raise DataError(
+                f"{self.path}: its content has changed since it was packed (SHA-256 differs from "
+                f"the manifest's); copy it again or {REMEDY}"
+            )
+        return content
+
     def check_unchanged(self) -> None:
         """Notice that somebody cut the file or wrote over it; costs microseconds where nobody did.
 
@@ -81,7 +119,7 @@ class OpenBeton:
     def _read_tables(self) -> tuple[DataInfo, SampleTable]:
         # A buffer of its own: another one's would show what it held before.
         with os.fdopen(os.dup(self.descriptor), "rb") as file:
-            return read_beton(self.path, file, max_damaged=self._max_damaged)
+            return read_beton(self.path, file, self._max_damaged)
 
     def _stamp_now(self) -> tuple[int, int]:
         with self._named_errors():

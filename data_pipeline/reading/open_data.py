@@ -134,7 +134,6 @@ def _joined(files: Sequence[tuple[DataInfo, SampleTable]]) -> tuple[DataInfo, Sa
         fingerprint=joint_digest([info.fingerprint for info in infos]),
         identity=identity,
         identities=tuple(identities),
-        num_bytes=sum(info.num_bytes for info in infos),
         num_damaged=len(damaged),
     )
     return info, table

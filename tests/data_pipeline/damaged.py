@@ -7,7 +7,7 @@ import numpy as np
 
 from data_pipeline.packing import beton_writer
 from data_pipeline.reading import beton
-from data_pipeline.reading.beton import read_sample_table
+from tests.data_pipeline.betons import read_sample_table
 
 TABLES = beton.HEADER.itemsize + 2 * beton.FIELD.itemsize  # bytes before the samples' metadata
 

@@ -16,9 +16,9 @@ from common.errors import DataError
 from data_pipeline.packing import beton_writer
 from data_pipeline.packing.pack import PackConfig, pack
 from data_pipeline.reading import beton
-from data_pipeline.reading.beton import check_beton, read_sample_table
 from data_pipeline.reading.manifest import manifest_path
 from tests.data_pipeline import images
+from tests.data_pipeline.betons import check_beton, read_sample_table
 from tests.fuzz.mutate import Span, mutate_bytes, mutate_json
 
 COUNT = 6

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from common.collectives import all_gather_json, rank_and_size
-from data_pipeline.reading.beton import check_beton
 from data_pipeline.reading.loader import TrainLoader
+from data_pipeline.reading.open_beton import OpenBeton
 from data_pipeline.reading.open_data import OpenData
 from data_pipeline.reading.order import Position
 from trainer.config import RunConfig
@@ -24,10 +24,12 @@ _IMAGES = 32  # of a process and batch
 
 def data_file(path: Path) -> Iterator[Finding]:
     """Every table, JPEG header and the checksum; the same file on all ranks. A collective."""
-    info = check_beton(path, verify=True)
-    same = len(set(all_gather_json(info.fingerprint))) == 1
+    beton = OpenBeton(path)
+    same = len(set(all_gather_json(beton.verify()))) == 1
     said = (
-        f"{info.num_samples} samples, checksum right" if same else "not the same file on all ranks"
+        f"{beton.info.num_samples} samples, checksum right"
+        if same
+        else "not the same file on all ranks"
     )
     yield judged(
         "data",

@@ -15,7 +15,7 @@ import pytest
 from common.errors import DataError
 from common.files import atomic_file
 from data_pipeline.packing import pack as pack_module
-from data_pipeline.reading.beton import check_beton
+from tests.data_pipeline.betons import check_beton
 from tests.data_pipeline.packed import children, left_in, packed, photographs
 
 

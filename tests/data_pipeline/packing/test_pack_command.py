@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from data_pipeline.packing.pack import PackConfig, pack
-from data_pipeline.reading.beton import check_beton
 from launch import __main__ as command_line
 from tests.data_pipeline import images
+from tests.data_pipeline.betons import check_beton
 from tests.data_pipeline.packed import left_in, photographs
 
 

@@ -15,8 +15,9 @@ from common.files.atomic_file import check_replaceable, write_atomically
 from data_pipeline.packing import pack as pack_module
 from data_pipeline.packing.pack import PackConfig
 from data_pipeline.packing.sources import ArraySource
-from data_pipeline.reading.beton import JPEG_MODE, check_beton, read_sample_table
+from data_pipeline.reading.beton import JPEG_MODE
 from tests.data_pipeline import images
+from tests.data_pipeline.betons import check_beton, read_sample_table
 from tests.data_pipeline.packed import left_in, packed, photographs
 
 

@@ -11,9 +11,9 @@ from data_pipeline.packing import beton_writer
 from data_pipeline.packing.beton_writer import BetonWriter
 from data_pipeline.packing.image_codec import CodecConfig, ImageCodec, Stored
 from data_pipeline.reading import beton
-from data_pipeline.reading.beton import check_beton
 from data_pipeline.reading.manifest import manifest_path
 from tests.data_pipeline import images
+from tests.data_pipeline.betons import check_beton
 from tests.data_pipeline.damaged import Change, changed
 from tests.data_pipeline.small_beton import COUNT, SIZE, pack_small_beton, with_manifest
 

@@ -14,9 +14,9 @@ from data_pipeline.packing import beton_writer
 from data_pipeline.packing.beton_writer import BetonWriter
 from data_pipeline.packing.image_codec import CodecConfig, ImageCodec, Stored
 from data_pipeline.reading import beton
-from data_pipeline.reading.beton import check_beton, read_sample_table
 from data_pipeline.reading.manifest import dump_manifest, manifest_path
 from tests.data_pipeline import images
+from tests.data_pipeline.betons import check_beton, read_sample_table
 from tests.data_pipeline.small_beton import COUNT, SIZE, pack_small_beton
 
 
@@ -135,7 +135,8 @@ def test_checking_reads_no_image_data_and_no_ffcv(packed: Path, tmp_path: Path) 
     import sys
 
     code = (
-        "import sys; from data_pipeline.reading.beton import check_beton; check_beton(sys.argv[1]);"
+        "import sys; from data_pipeline.reading.open_beton import OpenBeton;"
+        "OpenBeton(sys.argv[1]);"
         "assert not {'ffcv', 'torch', 'numba', 'cv2'} & set(sys.modules)"
     )
     path = tmp_path / "sparse.beton"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from common.errors import DataError
 from data_pipeline.packing import beton_writer
 from data_pipeline.reading import beton
-from data_pipeline.reading.beton import check_beton
+from tests.data_pipeline.betons import check_beton
 from tests.data_pipeline.damaged import TABLES
 from tests.data_pipeline.small_beton import COUNT, pack_small_beton
 

@@ -7,9 +7,9 @@ import pytest
 
 from common.errors import DataError
 from data_pipeline.packing.pack import PackConfig, pack
-from data_pipeline.reading.beton import check_beton, read_sample_table
 from data_pipeline.reading.manifest import load_manifest, manifest_path
 from tests.data_pipeline import images
+from tests.data_pipeline.betons import check_beton, read_sample_table
 from tests.data_pipeline.small_beton import COUNT, pack_small_beton, with_manifest
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_pipeline.reading.beton import read_sample_table
 from data_pipeline.reading.order import Position, global_batch_ids
 from tests.data_pipeline.batches import (
     BATCH,
@@ -19,6 +18,7 @@ from tests.data_pipeline.batches import (
     pack_raw,
     take,
 )
+from tests.data_pipeline.betons import read_sample_table
 
 
 @pytest.fixture(scope="module")

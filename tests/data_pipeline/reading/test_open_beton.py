@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from common.errors import DataError
+from data_pipeline.reading import open_beton
 from data_pipeline.reading.open_beton import OpenBeton
 from data_pipeline.reading.order import Position
 from tests.data_pipeline.batches import open_train
@@ -108,11 +109,9 @@ def test_a_disk_that_fails_is_named_with_its_error(
 def test_a_file_without_a_manifest_is_known_without_reading_it_all(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from data_pipeline.reading import beton
-
-    monkeypatch.setattr(beton, "sha256_of", None)
-    identity = beton.check_beton(copy).identity
+    monkeypatch.setattr(open_beton, "sha256_of", None)
+    identity = OpenBeton(copy).info.identity
     data, table = copy.read_bytes(), OpenBeton(copy).table
     end = int(table.offsets[-1] + table.sizes[-1])
     overwrite(copy, data[: end - 1] + bytes([data[end - 1] ^ 255]) + data[end:])
-    assert beton.check_beton(copy).identity != identity
+    assert OpenBeton(copy).info.identity != identity

@@ -11,7 +11,6 @@ from common.errors import DataError
 from data_pipeline.crops import CropConfig
 from data_pipeline.packing.pack import PackConfig, pack
 from data_pipeline.reading.batch import Batch
-from data_pipeline.reading.beton import check_beton, read_sample_table
 from data_pipeline.reading.damage import Damage, allowance, check_limit
 from data_pipeline.reading.loader import EvalLoader, LoaderConfig, TrainLoader
 from data_pipeline.reading.open_data import OpenData
@@ -19,6 +18,7 @@ from data_pipeline.reading.order import Position
 from data_pipeline.reading.substitutes import candidates
 from data_pipeline.views import views_of_one_size
 from tests.data_pipeline import damaged, images
+from tests.data_pipeline.betons import check_beton, read_sample_table
 from tests.data_pipeline.damaged import NOISE, ZEROS, empty, far_away, together
 
 pytestmark = pytest.mark.reliability(19)
