@@ -164,16 +164,6 @@ def _feistel(x: IdArray, rounds: list[IdArray], half_bits: int) -> IdArray:
     return (left << half_bits) | right
 
 
-def global_batch_ids(seed: int, position: Position, batch_size: int, num_samples: int) -> IdArray:
-    """Sample ids of one global batch, in the order of a one-process run.
-
-    The incomplete batch at an epoch's end is left out, so ``position.step`` is below
-    ``num_samples // batch_size``.
-    """
-    first = position.step * batch_size
-    return permute(seed, position.epoch, np.arange(first, first + batch_size), num_samples)
-
-
 def rank_slice(batch_size: int, rank: int, world_size: int) -> slice:
     """The part of a global batch that ``rank`` carries; the world size divides the batch."""
     if batch_size % world_size:

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from common.errors import ConfigError
 from common.rendezvous import release
-from data_pipeline.reading.order import Position, global_batch_ids
+from data_pipeline.reading.order import permute
 from trainer.features.extraction import Features, reduced_precision
 from trainer.features.labels import Accuracy, accuracy_of, class_count
 from trainer.optim.schedule import half_cosine
@@ -116,8 +116,8 @@ def cached_batches(train: Features, recipe: Recipe, device: torch.device) -> Bat
     num_train, size = len(labels_N), recipe.batch_size
     for epoch in range(recipe.epochs):
         for step in range(num_train // size):
-            ids = global_batch_ids(recipe.seed, Position(epoch, step), size, num_train)
-            ids_B = torch.from_numpy(ids.astype(np.int64))
+            places = np.arange(step * size, (step + 1) * size)
+            ids_B = torch.from_numpy(permute(recipe.seed, epoch, places, num_train))
             features_BF = features_NF[ids_B.to(features_NF.device)]
             yield features_BF.to(device), labels_N[ids_B].to(device)
 

@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from common.errors import ConfigError, DataError
-from data_pipeline.reading.order import Position, global_batch_ids, rank_slice
+from data_pipeline.reading.order import permute, rank_slice
 from tests.dist import run_ranks
 from trainer.evaluation import logistic, sweep
 from trainer.evaluation.linear import ProbeConfig, preset_config
@@ -130,9 +130,8 @@ def straightforward_probe(train: Features, config: Recipe, batch: int) -> torch.
     x = torch.cat([train.features_NF, torch.ones(len(train.labels_N), 1)], dim=1).double()
     per_epoch = len(train.labels_N) // batch
     for step in range(config.epochs * per_epoch):
-        ids = global_batch_ids(
-            config.seed, Position(*divmod(step, per_epoch)), batch, len(train.labels_N)
-        )
+        places = step % per_epoch * batch + np.arange(batch)
+        ids = permute(config.seed, step // per_epoch, places, len(train.labels_N))
         p = torch.softmax(x[ids] @ weight.T, dim=1)
         p[torch.arange(batch), train.labels_N[ids]] -= 1
         gradient = p.T @ x[ids] / batch + config.weight_decay * weight
@@ -177,7 +176,8 @@ def probe_on_crops(rank: int, world_size: int) -> list[torch.Tensor]:
 
     def batches() -> Batches:
         for step in range(3 * (500 // 128)):
-            ids = global_batch_ids(4, Position(*divmod(step, 500 // 128)), 128, 500)
+            epoch, in_epoch = divmod(step, 500 // 128)
+            ids = permute(4, epoch, in_epoch * 128 + np.arange(128), 500)
             ids_B = torch.from_numpy(ids[rank_slice(128, rank, world_size)])
             yield train.features_NF[ids_B], train.labels_N[ids_B]
 
