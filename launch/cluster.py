@@ -6,6 +6,7 @@ Whatever started this process, the rest of the program reads torch's own variabl
 Slurm's.
 """
 
+import logging
 import os
 import re
 from collections.abc import Mapping, MutableMapping
@@ -59,10 +60,18 @@ def discover(environ: Mapping[str, str]) -> Cluster:
     return Cluster("single")
 
 
-def export(cluster: Cluster, environ: MutableMapping[str, str] = os.environ) -> None:
-    """Write torch's variables for ``cluster``; a single process needs none."""
-    if cluster.launcher != "single":
-        environ.update(cluster.variables())
+def take_place(environ: MutableMapping[str, str] = os.environ) -> Cluster:
+    """Find this process's place and write torch's variables for it; rank 0 speaks for all.
+
+    Raises:
+        ConfigError: as :func:`discover`.
+    """
+    place = discover(environ)
+    if place.launcher != "single":
+        environ.update(place.variables())
+    if place.rank:
+        logging.getLogger().setLevel(logging.WARNING)
+    return place
 
 
 def _integer(environ: Mapping[str, str], name: str, default: int | None = None) -> int:

@@ -1,8 +1,6 @@
 """``widebatch doctor``: what would go wrong in a run, found out in a minute or two."""
 
 import argparse
-import logging
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -64,10 +62,7 @@ def run(args: argparse.Namespace) -> int:
     """Examine, print what is found as it is, and say by the exit code whether anything is bad."""
     if args.json is not None:
         check_replaceable(args.json, ".json")
-    place = cluster.discover(os.environ)
-    cluster.export(place)
-    if place.rank:
-        logging.getLogger().setLevel(logging.WARNING)
+    place = cluster.take_place()
     from trainer.doctor.examine import examine
     from trainer.doctor.finding import table
 

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import importlib
 import inspect
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -106,7 +105,7 @@ def run(name: str, words: Sequence[str]) -> ExitCode:
         text=f"{inspect.getdoc(type(default))}\n\n{_SOURCES}",
         other_options=["--devices"],
     )
-    cluster.export(cluster.discover(os.environ))
+    cluster.take_place()
     config = _completed(name, default, given)
     report = evaluation_by(name)(config)
     if report is None:

@@ -57,10 +57,7 @@ def main(arguments: Sequence[str]) -> ExitCode:
 
 
 def _run(recipe: str, overrides: list[str], stop: StopSignal) -> ExitCode:
-    place = cluster.discover(os.environ)
-    cluster.export(place)
-    if place.rank:
-        logging.getLogger().setLevel(logging.WARNING)  # rank 0 speaks for all
+    cluster.take_place()
     hopeless = restarts.refuse_hopeless()
     if hopeless is not None:
         log.warning("the attempt before ended with %d: not trying again", hopeless)

@@ -1,9 +1,11 @@
 """Every launcher leads to the same variables."""
 
+import logging
+
 import pytest
 
 from common.errors import ConfigError
-from launch.cluster import Cluster, discover, export
+from launch.cluster import Cluster, discover, take_place
 
 SLURM_TASK = {
     "SLURM_JOB_ID": "1234",
@@ -46,11 +48,13 @@ def test_torchrun_inside_srun_wins() -> None:
     assert discover({**SLURM_TASK, "RANK": "0", "WORLD_SIZE": "8"}).world_size == 8
 
 
-def test_a_task_of_srun_becomes_torch_variables() -> None:
-    environment: dict[str, str] = {}
-    export(discover(SLURM_TASK), environment)
+def test_a_task_of_srun_becomes_torch_variables(caplog: pytest.LogCaptureFixture) -> None:
+    environment = dict(SLURM_TASK)
+    with caplog.at_level(logging.INFO):
+        take_place(environment)
+        assert logging.getLogger().level == logging.WARNING  # rank 0 speaks for all
     port = environment.pop("MASTER_PORT")
-    assert environment == {
+    assert environment == SLURM_TASK | {
         "RANK": "5",
         "WORLD_SIZE": "6",
         "LOCAL_RANK": "1",

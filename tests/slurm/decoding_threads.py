@@ -25,7 +25,7 @@ from trainer.parallel.machine import settle_threads
 
 
 def main(data: Path, folder: Path) -> None:
-    cluster.export(cluster.discover(os.environ))
+    cluster.take_place()
     if "RANK" in os.environ:
         dist.init_process_group("gloo")
     config = settle_threads(LoaderConfig(backend="torchvision"), torch.device("cpu"))
