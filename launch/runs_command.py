@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,12 +25,9 @@ List the runs in folders, the newest first:
   damaged    a file of it cannot be read; the reason is named
 
 Step, loss and images/s are those of the last record, age is the time since it was written; kNN is
-the last one and the best one. A terminal gets the columns that it has room for, anything else all.
+the last one and the best one.
 """
 _LEFT = ("run", "recipe", "state", "why")  # aligned so; numbers to the right
-_DISPENSABLE = ("recipe", "img/s", "ranks", "epoch", "best", "loss", "age", "kNN", "why", "step")
-_NARROWEST = 12  # letters of a name or a reason that are worth showing
-_GAP = 2
 
 
 def add_parser(subparsers: Any) -> None:
@@ -61,49 +57,20 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(dump_json([dataclasses.asdict(facts) for facts in found], indent=1))
     elif found:
-        print("\n".join(table([_row(facts) for facts in found], _width())))
+        print("\n".join(table([_row(facts) for facts in found])))
     else:
         print(f"no runs in {', '.join(map(str, args.folders))}", file=sys.stderr)
     return ExitCode.DONE
 
 
-def table(rows: Sequence[dict[str, str]], width: int | None) -> list[str]:
-    """Lines of a table with a heading.
-
-    Args:
-        rows: texts by column, the same columns in all.
-        width: letters of a line; columns are cut or left out to fit it. None: no limit.
-    """
+def table(rows: Sequence[dict[str, str]]) -> list[str]:
+    """Lines of a table with a heading, of texts by column; columns without any text go."""
     columns = [name for name in rows[0] if any(row[name] for row in rows)]
-    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in columns}
-    if width is not None:
-        widths = _fitted(widths, width)
-    lines = []
-    for row in ({name: name for name in widths}, *rows):
-        cells = [_cell(row[name], name, letters) for name, letters in widths.items()]
-        lines.append((" " * _GAP).join(cells).rstrip())
-    return lines
-
-
-def _fitted(widths: dict[str, int], width: int) -> dict[str, int]:
-    def excess() -> int:
-        return sum(widths.values()) + _GAP * (len(widths) - 1) - width
-
-    for name in ("why", "run"):
-        if name in widths and excess() > 0:
-            widths[name] = max(min(widths[name], _NARROWEST), widths[name] - excess())
-    for name in _DISPENSABLE:
-        if excess() > 0:
-            widths.pop(name, None)
-    if excess() > 0:
-        widths["run"] = max(len("run"), widths["run"] - excess())
-    return widths
-
-
-def _cell(text: str, name: str, letters: int) -> str:
-    if len(text) > letters:
-        text = text[: letters - 1] + "…"
-    return text.ljust(letters) if name in _LEFT else text.rjust(letters)
+    lines = {name: [name, *(row[name] for row in rows)] for name in columns}
+    for name, cells in lines.items():
+        width = max(map(len, cells))
+        lines[name] = [c.ljust(width) if name in _LEFT else c.rjust(width) for c in cells]
+    return ["  ".join(cells).rstrip() for cells in zip(*lines.values())]
 
 
 def _row(facts: "RunFacts") -> dict[str, str]:
@@ -133,7 +100,3 @@ def _age(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
     return f"{seconds:.0f} s"
-
-
-def _width() -> int | None:
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None

@@ -260,15 +260,13 @@ def test_a_folder_that_is_not_there_and_one_without_runs(
     assert "no runs in" in capsys.readouterr().err
 
 
-def test_a_table_fits_the_terminal_or_is_whole() -> None:
-    row = {"run": "a-long-name-of-a-run-here", "recipe": "simclr-r50", "state": "failed"}
-    row |= {"step": "100/200", "loss": "1.234", "img/s": "512", "why": "NumericalError " * 5}
-    whole = table([row, row], None)
-    assert row["why"].strip() in whole[1]
-    for width in (200, 100, 60, 40, 25, 10):
-        lines = table([row, row], width)
-        assert max(map(len, lines)) <= max(width, 16), width  # run and state always stay
-        assert lines[0].startswith("run"[:width]) and "failed" in lines[1]
+def test_a_table_has_the_columns_that_say_something() -> None:
+    row = {"run": "a-run", "recipe": "", "state": "failed", "step": "100/200", "why": "an error"}
+    assert table([row, row | {"run": "b", "step": "1/200"}]) == [
+        "run    state      step  why",
+        "a-run  failed  100/200  an error",
+        "b      failed    1/200  an error",
+    ]
 
 
 def test_names_cannot_move_the_cursor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
