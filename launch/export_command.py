@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from common.errors import ConfigError
 from launch.exit_codes import ExitCode
 
 # Names and what they are, so that --help imports no torch; a test holds them to trainer.export.
@@ -40,16 +39,9 @@ def add_parser(subparsers: Any) -> None:
         "export",
         help="write an encoder for torchvision, timm, Hugging Face, detectron2, ONNX, torch.export",
         description=_DESCRIPTION.format(formats=formats),
-        usage="widebatch export RUN [--format FORMAT] (OUT | --out OUT) [--which {last,best}] "
-        "[--card CARD.md] [--force]",
     )
     parser.add_argument("source", type=Path, metavar="RUN", help="folder of a pretraining run")
-    # Not nargs="?": argparse would take it as absent before it sees a word that follows an option.
-    out = parser.add_argument(
-        "out_file", type=Path, metavar="OUT", help="the file or folder to write"
-    )
-    out.required = False
-    parser.add_argument("--out", type=Path, help="the same, as an option")
+    parser.add_argument("--out", type=Path, required=True, help="the file or folder to write")
     parser.add_argument(
         "--format",
         choices=tuple(FORMATS),
@@ -73,13 +65,9 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export and say what was written and how it was proven."""
-    named = {path for path in (args.out_file, args.out) if path is not None}
-    if len(named) != 1:
-        problem = "two different outputs are named" if named else "no output is named"
-        raise ConfigError(f"{problem}: widebatch export RUN --out OUT.safetensors")
     from trainer.export import export
 
-    done = export(args.source, named.pop(), args.format, args.which, args.force, args.card)
+    done = export(args.source, args.out, args.format, args.which, args.force, args.card)
     facts, proof = done.facts, done.proof
     print(
         f"encoder   {args.source}, step {facts['step']}: {facts['architecture']}, "

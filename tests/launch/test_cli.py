@@ -133,7 +133,7 @@ def test_help_of_a_recipe_explains_settings_with_defaults(
         (["pretrain", "simclr-r50", "--data.train", __file__], "test_cli.py"),
         (["evaluate", "knn", "nowhere"], "nowhere: no such run folder or weights file"),
         (["evaluate", "knn", __file__], "torch-export and onnx cannot be evaluated: name the run"),
-        (["export", "nowhere", "--format", "torchvision", "out.safetensors"], "nowhere"),
+        (["export", "nowhere", "--out", "out.safetensors"], "nowhere"),
         (["report", "nowhere"], "nowhere"),
         (["pack", "nowhere", "out.beton"], "nowhere"),
     ],
