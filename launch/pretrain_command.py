@@ -109,14 +109,10 @@ def _conclusion(config: "RunConfig") -> list[str]:
 
 
 def _program() -> str:
-    """What a shell in this folder calls this program by."""
-    ours, found = Path(sys.executable).with_name("widebatch"), shutil.which("widebatch")
-    if found is not None and ours.exists() and Path(found).samefile(ours):
+    """What a shell calls this program by."""
+    if shutil.which("widebatch"):
         return "widebatch"
-    if not ours.exists():
-        return f"{shlex.quote(sys.executable)} -m launch"
-    below = ours.relative_to(Path.cwd()) if ours.is_relative_to(Path.cwd()) else ours
-    return shlex.quote(str(below))
+    return shlex.quote(str(Path(sys.executable).with_name("widebatch")))
 
 
 def _settings(recipe: str, overrides: list[str]) -> "RunConfig":

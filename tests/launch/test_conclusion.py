@@ -70,10 +70,7 @@ def test_the_program_is_called_as_this_shell_finds_it(
     program.parent.mkdir(parents=True)
     monkeypatch.setattr(sys, "executable", str(program.with_name("python")))
     monkeypatch.setenv("PATH", "/usr/bin")
-    assert pretrain_command._program() == f"'{program.parent}/python' -m launch"
-    program.touch(mode=0o700)
     assert pretrain_command._program() == f"'{program}'"
-    monkeypatch.chdir(tmp_path)
-    assert pretrain_command._program() == "'my venv/bin/widebatch'"
+    program.touch(mode=0o700)
     monkeypatch.setenv("PATH", str(program.parent))
     assert pretrain_command._program() == "widebatch"
