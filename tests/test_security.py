@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.dist import run_ranks
-from tests.monitoring.scrapes import RUN_FACTS
+from tests.monitoring.scrapes import NODES, RUN_FACTS
 from tests.test_architecture import FILES, ROOT
 from tests.trainer.runs import SMALL_ENCODER, pack_images, tiny_config
 from trainer.config import RunConfig, from_json, to_json
@@ -140,7 +140,7 @@ def test_nothing_saves_the_environment_or_the_command_line() -> None:
 
 @pytest.fixture(scope="module")
 def endpoint() -> Prometheus:
-    server = Prometheus(TelemetryConfig().prometheus_host, 0, RUN_FACTS)
+    server = Prometheus(TelemetryConfig().prometheus_host, 0, RUN_FACTS, NODES)
     server.read([{"step": 1, "loss": 1.0, "lr": 0.1, "substitutes": 2}])
     yield server  # type: ignore[misc]
     server.close()

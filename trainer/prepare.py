@@ -260,6 +260,7 @@ def _watch(run: Run, endpoint: Prometheus | None, stack: contextlib.ExitStack) -
         shown = ProgressBar(total, done) if os.isatty(2) else LogLines(total, seconds, done)
         readers += [*_writers(config, done), shown]
     if endpoint is not None:
+        endpoint.clock = run.phases.clock
         endpoint.collapsed = lambda: run.collapse.alarm
         stragglers.show = endpoint.show_ranks
         readers.append(endpoint)

@@ -44,8 +44,9 @@ def test_what_a_run_does_not_obey_is_left_out_and_said_once(
 def test_the_endpoint_serves_its_own_process_alone(tmp_path: Path) -> None:
     code = (
         "from launch.surroundings import leave_out; leave_out();"
+        "from tests.monitoring.scrapes import NODES, RUN_FACTS;"
         "from trainer.telemetry.prometheus import Prometheus;"
-        " Prometheus('127.0.0.1', 0, None).close()"
+        " Prometheus('127.0.0.1', 0, RUN_FACTS, NODES).close()"
     )
     done = python(code, PROMETHEUS_MULTIPROC_DIR=str(tmp_path))
     assert done.returncode == 0, done.stderr

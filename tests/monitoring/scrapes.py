@@ -22,6 +22,7 @@ MONITORING = Path(__file__).resolve().parents[2] / "launch" / "monitoring"
 RUN_FACTS = RunFacts(
     name="run", recipe="simclr-r50", total_steps=30, global_batch=16, world_size=2, steps_done=0
 )
+NODES = ["n0", "n1"]
 
 needs_prometheus = pytest.mark.skipif(
     not (shutil.which("prometheus") and shutil.which("promtool")),
@@ -43,10 +44,11 @@ def get(url: str) -> str:
 
 def metrics_text() -> str:
     """The text of an endpoint that has something to say of everything."""
-    endpoint = Prometheus("127.0.0.1", 0, RUN_FACTS)
+    endpoint = Prometheus("127.0.0.1", 0, RUN_FACTS, NODES)
     try:
         endpoint.show_ranks({phase: [0.5, 0.25] for phase in (*PHASES, WAITS)}, {1})
-        endpoint.show_steps([0.1, 0.2])
+        for _ in range(3):
+            endpoint.count()
         endpoint.read([{"step": 1, "loss": 2.0, "skipped": 1.0, "loader_wait_seconds": 0.01}])
         return get(f"http://127.0.0.1:{endpoint.port}/metrics")
     finally:

@@ -1,7 +1,6 @@
-"""Every node of a run serves, and a file says where, for as long as it is true."""
+"""A run serves its metrics, and a file says where, for as long as it is true."""
 
 import json
-import logging
 import socket
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,21 +11,15 @@ import torch
 
 from common.errors import ConfigError
 from tests.dist import run_ranks
-from tests.monitoring.scrapes import RUN_FACTS, free_port, get
+from tests.monitoring.scrapes import NODES, RUN_FACTS, free_port, get
 from trainer.telemetry import TelemetryConfig
 from trainer.telemetry.prometheus import Prometheus
-from trainer.telemetry.scrape_targets import FILE, address, scraped, target_groups, targets_path
+from trainer.telemetry.scrape_targets import FILE, address, scraped, targets_path
 
 
-def fabric(rank: int = 0, ranks_per_node: int = 1) -> Any:
+def fabric(rank: int = 0) -> Any:
     """What :func:`scraped` asks of one."""
-    return SimpleNamespace(
-        global_rank=rank,
-        local_rank=rank % ranks_per_node,
-        node_rank=rank // ranks_per_node,
-        is_global_zero=rank == 0,
-        device=torch.device("cpu"),
-    )
+    return SimpleNamespace(is_global_zero=rank == 0)
 
 
 def read(path: Path) -> Any:
@@ -43,7 +36,7 @@ def test_a_run_that_ends_as_planned_takes_its_targets_away(tmp_path: Path) -> No
         (group,) = read(tmp_path / FILE)
         assert group == {
             "targets": [f"127.0.0.1:{config.prometheus_port}"],
-            "labels": {"run": "run", "node": socket.gethostname()},
+            "labels": {"run": "run"},
         }
         text = get(f"http://{group['targets'][0]}/metrics")
         assert 'widebatch_run_info{name="run",recipe="simclr-r50"} 1.0' in text
@@ -83,7 +76,7 @@ def test_a_folder_that_cannot_be_written_stops_no_run(
     with scraped(config, RUN_FACTS, tmp_path, fabric()) as endpoint:
         assert endpoint is not None
     (warning,) = caplog.messages
-    assert warning.endswith("name the run's targets to Prometheus by hand")
+    assert warning.endswith(f"name 127.0.0.1:{config.prometheus_port} to Prometheus by hand")
 
 
 def test_addresses_are_what_others_connect_to() -> None:
@@ -94,48 +87,34 @@ def test_addresses_are_what_others_connect_to() -> None:
     assert address("gpu-17.cluster", 9100) == "gpu-17.cluster:9100"
 
 
-def test_nodes_that_only_answer_themselves_are_not_mixed_up(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    caplog.set_level(logging.WARNING)
-    row = {"node": 0, "host": "n0", "target": "127.0.0.1:9100"}
-    groups = target_groups([row, {"node": 0}, {**row, "node": 1, "host": "n1"}], "a")
-    assert [group["labels"]["node"] for group in groups] == ["n0"]
-    assert "--telemetry.prometheus-host 0.0.0.0" in caplog.text
-
-
 # --- several ------------------------------------------------------------------------------------
 
 
-def _two_nodes(rank: int, world_size: int, out: str, port: int) -> list[str]:
-    """Four ranks on two nodes, which are two addresses of this machine."""
-    config = TelemetryConfig(prometheus_port=port, prometheus_host=f"127.0.0.{1 + rank // 2}")
-    shown = []
-    with scraped(config, RUN_FACTS, Path(out), fabric(rank, ranks_per_node=2)) as endpoint:
-        if endpoint is not None:
-            endpoint.show_ranks({"forward": [1.0, 2.0, 3.0, 4.0]}, {3})
-            lines = get(f"http://{config.prometheus_host}:{port}/metrics").splitlines()
-            names = ("widebatch_phase_seconds_total{", "widebatch_step ")
-            shown = [line for line in lines if line.startswith(names)]
-        torch.distributed.barrier()
-        assert len(read(Path(out) / FILE)) == 2
-        torch.distributed.barrier()
-    return shown
+def _two_ranks(rank: int, world_size: int, out: str, port: int) -> list[str]:
+    config = TelemetryConfig(prometheus_port=port)
+    with scraped(config, RUN_FACTS, Path(out), fabric(rank)) as endpoint:
+        if endpoint is None:
+            return []
+        endpoint.show_ranks({"forward": [1.0, 2.0]}, {1})
+        lines = get(f"http://127.0.0.1:{port}/metrics").splitlines()
+    return [line for line in lines if line.startswith("widebatch_phase_seconds_total{")]
 
 
-def test_each_node_serves_its_own_ranks_and_the_first_one_the_run(tmp_path: Path) -> None:
-    shown = run_ranks(_two_nodes, 4, str(tmp_path), free_port(), timeout=120)
-    seconds = 'widebatch_phase_seconds_total{{phase="forward",rank="{0}"}} {1}'
-    assert sorted(shown[0]) == sorted(
-        [seconds.format(0, 1.0), seconds.format(1, 2.0), "widebatch_step 0.0"]
-    )
-    assert shown[2] == [seconds.format(2, 3.0), seconds.format(3, 4.0)]
-    assert shown[1] == shown[3] == []
+def test_rank_0_serves_the_numbers_of_all_ranks_with_their_nodes(tmp_path: Path) -> None:
+    node = socket.gethostname()
+    assert run_ranks(_two_ranks, 2, str(tmp_path), free_port(), timeout=120) == [
+        [
+            f'widebatch_phase_seconds_total{{node="{node}",phase="forward",rank="0"}} 1.0',
+            f'widebatch_phase_seconds_total{{node="{node}",phase="forward",rank="1"}} 2.0',
+        ],
+        [],
+    ]
 
 
 def _taken_port(rank: int, world_size: int, out: str, port: int) -> str:
-    config = TelemetryConfig(prometheus_port=port, prometheus_host=f"127.0.0.{1 + rank}")
-    taken = Prometheus("127.0.0.2", port, None) if rank == 1 else None
+    config = TelemetryConfig(prometheus_port=port)
+    taken = Prometheus("127.0.0.1", port, RUN_FACTS, NODES) if rank == 1 else None
+    torch.distributed.barrier()
     try:
         with scraped(config, RUN_FACTS, Path(out), fabric(rank)):
             return "went on"
@@ -150,5 +129,5 @@ def test_a_taken_port_is_told_by_all_ranks(tmp_path: Path) -> None:
     port = free_port()
     said = run_ranks(_taken_port, 2, str(tmp_path), port, timeout=120)
     assert said[0] == said[1]
-    assert f"cannot listen on 127.0.0.2:{port}" in said[0]
+    assert f"cannot listen on 127.0.0.1:{port}" in said[0]
     assert not any(tmp_path.iterdir())

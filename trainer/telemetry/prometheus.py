@@ -1,9 +1,8 @@
-"""The scrape endpoint of a node, for Prometheus: what its processes know of the run.
+"""The scrape endpoint of a run, for Prometheus: what rank 0 knows of it.
 
-Names follow Prometheus' conventions: base units, ``_total``, ``_ratio``. Which run and node a
-series is of, the target's labels say (:mod:`trainer.telemetry.scrape_targets`). The series
-themselves have no labels but ``rank`` and ``phase``, 8 series a rank, each on the endpoint of the
-rank's node.
+Names follow Prometheus' conventions: base units, ``_total``, ``_ratio``. Which run a series is of,
+the target's labels say (:mod:`trainer.telemetry.scrape_targets`); those of a rank, 8 each, have
+``rank`` and ``node`` too.
 """
 
 import math
@@ -64,17 +63,14 @@ _WAIT_BOUNDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 1
 
 @dataclass(frozen=True, kw_only=True)
 class RunFacts:
-    """What does not change while the run goes on."""
+    """What does not change while the run goes on, and the steps that an earlier part of it did."""
 
     name: str
-    """Of its folder, without the path."""
     recipe: str
     total_steps: int
     global_batch: int
-    """Images of a step."""
     world_size: int
     steps_done: int = 0
-    """By an earlier part of the run."""
 
 
 class Prometheus(Reader):
@@ -83,7 +79,8 @@ class Prometheus(Reader):
     Args:
         host: address to bind.
         port: 0 chooses one.
-        run: on rank 0, which has the numbers of the whole run; ``None`` elsewhere.
+        run: what does not change.
+        nodes: name of each rank's machine.
 
     Raises:
         ConfigError: the port is taken, or the address is not this machine's.
@@ -91,10 +88,8 @@ class Prometheus(Reader):
 
     collapsed: Callable[[], bool] | None = None
     """Asked at every reading whether the collapse alarm is on."""
-    ranks: Container[int] | None = None
-    """Whose seconds are shown, those of the node; ``None``: all."""
 
-    def __init__(self, host: str, port: int, run: RunFacts | None) -> None:
+    def __init__(self, host: str, port: int, run: RunFacts, nodes: Sequence[str]) -> None:
         disable_created_metrics()  # a second series for each counter, which no query here uses
         self._registry = CollectorRegistry()
         self._info(
@@ -107,18 +102,20 @@ class Prometheus(Reader):
         self._phase_seconds = Counter(
             "widebatch_phase_seconds_total",
             "Time of a rank's own work by part of a step; collectives: its waits for others",
-            ["rank", "phase"],
+            ["rank", "node", "phase"],
             registry=self._registry,
         )
         self._straggling = Gauge(
             "widebatch_rank_straggling",
             "1 for a rank that is slower than the others",
-            ["rank"],
+            ["rank", "node"],
             registry=self._registry,
         )
-        self._run = run
-        if run is not None:
-            self._add_run(run)
+        self.clock: Callable[[], float] = time.perf_counter
+        """Seconds; those that belong to no step do not count in it."""
+        self._global_batch, self._nodes = run.global_batch, nodes
+        self._step_began: float | None = None
+        self._add_run(run)
         try:
             self._server, self._thread = start_wsgi_server(port, addr=host, registry=self._registry)
         except OSError as error:
@@ -128,7 +125,7 @@ class Prometheus(Reader):
             ) from None
 
     def _add_run(self, run: RunFacts) -> None:
-        """The numbers of the whole run, which rank 0 has."""
+        """The numbers of the whole run."""
         self._info("widebatch_run", "Which run this is", name=run.name, recipe=run.recipe)
         self._gauge("widebatch_planned_steps", "Optimizer steps that the run has", run.total_steps)
         self._gauge("widebatch_ranks", "Processes of the run", run.world_size)
@@ -175,13 +172,18 @@ class Prometheus(Reader):
         """The port that it listens on."""
         return int(self._server.server_port)
 
+    def count(self) -> None:
+        """Add the time since the step before to the histogram of steps."""
+        now = self.clock()
+        if self._step_began is not None:
+            self._steps.observe(now - self._step_began)
+        self._step_began = now
+
     def read(self, records: list[Record]) -> None:
-        """Show the newest record; add up the counters. On rank 0."""
-        if self._run is None:
-            return
+        """Show the newest record; add up the counters."""
         for record in records:
             self._step.set(record["step"])
-            self._images.inc(self._run.global_batch)
+            self._images.inc(self._global_batch)
             if "loader_wait_seconds" in record:
                 self._waits.observe(record["loader_wait_seconds"])
             for name, counter in self._counters.items():
@@ -196,18 +198,13 @@ class Prometheus(Reader):
         self._collapsed.set(self.collapsed is not None and self.collapsed())
         self._read_at.set(time.time())
 
-    def show_steps(self, seconds: Sequence[float]) -> None:
-        """Add to the histogram of steps. On rank 0."""
-        for value in seconds if self._run is not None else ():
-            self._steps.observe(value)
-
     def show_ranks(self, seconds: Mapping[str, Sequence[float]], slow: Container[int]) -> None:
         """Seconds since the last reading, by phase and rank, and the ranks that are slow."""
         for phase, values in seconds.items():
             for rank, value in enumerate(values):
-                if self.ranks is None or rank in self.ranks:
-                    self._phase_seconds.labels(str(rank), phase).inc(value)
-                    self._straggling.labels(str(rank)).set(rank in slow)
+                self._phase_seconds.labels(rank, self._nodes[rank], phase).inc(value)
+        for rank, node in enumerate(self._nodes):
+            self._straggling.labels(rank, node).set(rank in slow)
 
     def close(self) -> None:
         """Stop serving. May be called again."""

@@ -1,24 +1,21 @@
-"""A scrape endpoint on every node of a run, and the file by which a Prometheus server finds them.
+"""The scrape endpoint of a run, and the file by which a Prometheus server finds it.
 
-The file is of Prometheus' ``file_sd`` format: one entry for each node, labelled with run and node.
-It is there while the run goes on and gone when it ends as planned. Of a run that fails it stays:
-its targets are down then, which is what the alert on lost runs looks at. The next attempt at the
-run replaces it.
+The file is of Prometheus' ``file_sd`` format. It is there while the run goes on and gone when it
+ends as planned. Of a run that fails it stays: its target is down then, which is what the alert on
+lost runs looks at. The next attempt at the run replaces it.
 """
 
 import contextlib
 import hashlib
-import ipaddress
 import logging
 import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from lightning_fabric import Fabric
 
-from common.collectives import all_gather_json, waiting
+from common.collectives import all_gather_json, broadcast_json, waiting
 from common.errors import ConfigError
 from common.files.atomic_file import write_atomically
 from common.files.strict_json import dump_json
@@ -35,19 +32,13 @@ FILE = "prometheus-targets.json"
 def scraped(
     config: TelemetryConfig, run: RunFacts, out: Path, fabric: Fabric
 ) -> Iterator[Prometheus | None]:
-    """Serve metrics on the first rank of each node, and name all endpoints in a file. A collective.
-
-    Args:
-        config: the same port on all ranks.
-        run: what rank 0's endpoint says of the run.
-        out: the run's folder, there on rank 0.
-        fabric: knows ranks and nodes.
+    """Serve metrics on rank 0, and name the endpoint in a file. A collective.
 
     Yields:
-        This process's endpoint; ``None`` where it has none.
+        The endpoint, on rank 0 alone, if the settings have one.
 
     Raises:
-        ConfigError: on all ranks: an endpoint cannot listen.
+        ConfigError: on all ranks: it cannot listen.
     """
     path = targets_path(config, out)
     if not config.prometheus_port:
@@ -55,28 +46,25 @@ def scraped(
             _withdraw(path)  # an earlier attempt's, which failed
         yield None
         return
+    host, port = config.prometheus_host, config.prometheus_port
+    endpoint, refused = None, ""
     with contextlib.ExitStack() as stack:
-        endpoint = None
-        mine: dict[str, Any] = {"node": fabric.node_rank}
-        if not fabric.local_rank:
-            host, port = config.prometheus_host, config.prometheus_port
-            try:
-                endpoint = Prometheus(host, port, run if fabric.is_global_zero else None)
-                stack.callback(endpoint.close)
-                mine |= {"target": address(host, port), "host": socket.gethostname()}
-            except ConfigError as error:  # which all ranks are to raise
-                mine["error"] = str(error)
-        with waiting("scrape targets: all-gather"):
-            rows = all_gather_json(mine)
-        errors = [row["error"] for row in rows if "error" in row]
-        if errors:
-            raise ConfigError(errors[0])
-        if endpoint is not None:
-            endpoint.ranks = {r for r, row in enumerate(rows) if row["node"] == mine["node"]}
+        with waiting("names of nodes: all-gather"):
+            nodes = all_gather_json(socket.gethostname())
         if fabric.is_global_zero:
-            _publish(path, target_groups(rows, run.name))
+            try:
+                endpoint = Prometheus(host, port, run, nodes)
+                stack.callback(endpoint.close)
+            except ConfigError as error:  # which all ranks are to raise
+                refused = str(error)
+        with waiting("scrape endpoint: broadcast"):
+            refused = broadcast_json(refused)
+        if refused:
+            raise ConfigError(refused)
+        if endpoint is not None:
+            _publish(path, address(host, port), run.name)
         yield endpoint
-        if fabric.is_global_zero:  # not in a `finally`: see the module's docstring
+        if endpoint is not None:  # not in a `finally`: see the module's docstring
             _withdraw(path)
 
 
@@ -90,44 +78,20 @@ def targets_path(config: TelemetryConfig, out: Path) -> Path:
     return config.prometheus_targets / f"widebatch-{name}-{digest}.json"
 
 
-def target_groups(rows: list[dict[str, Any]], run: str) -> list[dict[str, Any]]:
-    """Entries for ``file_sd``, one for each endpoint that can be told apart by its address.
-
-    Args:
-        rows: of all ranks: ``node``, and where a rank serves ``target`` and ``host``.
-        run: its name.
-    """
-    groups: dict[str, dict[str, Any]] = {}
-    served = [row for row in rows if "target" in row]
-    for row in served:
-        labels = {"run": run, "node": row["host"]}
-        groups.setdefault(row["target"], {"targets": [row["target"]], "labels": labels})
-    if len(groups) < len(served):
-        log.warning(
-            "metrics of %d nodes can be read on these nodes only, and the targets file names rank"
-            " 0's: set --telemetry.prometheus-host 0.0.0.0 on a network that you trust",
-            len(served),
-        )
-    return list(groups.values())
-
-
 def address(host: str, port: int) -> str:
     """What others connect to where ``host`` was bound: this machine's name for any address."""
-    try:
-        bound = ipaddress.ip_address(host)
-    except ValueError:
-        return f"{host}:{port}"
-    if bound.is_unspecified:
-        return f"{socket.gethostname()}:{port}"
-    return f"[{bound}]:{port}" if bound.version == 6 else f"{bound}:{port}"
+    if host in ("0.0.0.0", "::"):  # noqa: S104
+        host = socket.gethostname()
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _publish(path: Path, groups: list[dict[str, Any]]) -> None:
+def _publish(path: Path, target: str, run: str) -> None:
+    groups = [{"targets": [target], "labels": {"run": run}}]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, (dump_json(groups, indent=1) + "\n").encode())
     except OSError as error:  # nobody stops a run of days for this
-        log.warning("%s: %s; name the run's targets to Prometheus by hand", path, error.strerror)
+        log.warning("%s: %s; name %s to Prometheus by hand", path, error.strerror, target)
 
 
 def _withdraw(path: Path) -> None:
@@ -135,4 +99,4 @@ def _withdraw(path: Path) -> None:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # never written
             path.unlink()
     except OSError as error:
-        log.warning("%s: %s; delete it, its targets are gone", path, error.strerror)
+        log.warning("%s: %s; delete it, its target is gone", path, error.strerror)

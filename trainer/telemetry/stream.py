@@ -5,7 +5,7 @@ they are read in one transfer and become one record a step.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,12 @@ class TelemetryConfig:
     """Project, or ENTITY/PROJECT, of Weights & Biases that gets the run's records; the library must
     be installed. none: not used."""
     prometheus_port: int = 0
-    """Port of a Prometheus endpoint on each node; 0: none."""
+    """Port of a Prometheus endpoint on rank 0; 0: none."""
     prometheus_host: str = "127.0.0.1"
-    """Address the endpoints bind; 0.0.0.0 shows them to the network."""
+    """Address that it binds; 0.0.0.0 shows it to the network."""
     prometheus_targets: Path | None = None
-    """Folder for the file by which Prometheus finds the endpoints, one folder for many runs; none:
-    the run's own."""
+    """Folder for the file by which Prometheus finds it, one folder for many runs; none: the run's
+    own."""
 
     def __post_init__(self) -> None:
         check_bounds(self, "--telemetry.", log_every="[1, 1e9]", log_seconds="[0, inf)")
@@ -51,9 +51,6 @@ class Reader:
 
     def complete(self, records: list[Record]) -> None:
         """Add to the records what takes all ranks to say, before they are read. A collective."""
-
-    def show_steps(self, seconds: Sequence[float]) -> None:
-        """How long the steps since the last call took, without pauses and the first step of all."""
 
     def read(self, records: list[Record]) -> None:
         """Records since the last call, one per step."""
@@ -77,16 +74,10 @@ class Telemetry:
 
     def __post_init__(self) -> None:
         self._pending: list[tuple[Record, dict[str, torch.Tensor]]] = []
-        self._seconds: list[float] = []  # of steps on the host, at most one ahead of the device
         self._flushed = self.clock()
-        self._step_began: float | None = None
 
     def step(self, record: Record, **tensors: torch.Tensor) -> None:
         """Note one step: host values in ``record``, scalars that live on the device by keyword."""
-        now = self.clock()
-        if self._step_began is not None:
-            self._seconds.append(now - self._step_began)
-        self._step_began = now
         self._pending.append((record, tensors))
         for reader in self.readers:
             reader.count()
@@ -108,7 +99,6 @@ class Telemetry:
             together: all ranks call, a collective; else the records are not completed.
         """
         pending, self._pending = self._pending, []
-        seconds, self._seconds = self._seconds, []
         if not pending:
             return
         names = list(pending[0][1])
@@ -120,13 +110,9 @@ class Telemetry:
         speed = round(self.images_per_step * len(pending) / elapsed, 2)
         records = [record for record, _ in pending]
         for record, numbers in zip(records, values):
-            record.update(zip(names, numbers))
-        for record in records:
-            record["images_per_second"] = speed
+            record |= dict(zip(names, numbers), images_per_second=speed)
         for reader in self.readers if together else ():
             reader.complete(records)
-        for reader in self.readers:
-            reader.show_steps(seconds)
         for reader in self.readers:
             reader.read(records)
 

@@ -12,6 +12,7 @@ import torch
 
 from common.collectives import observe, waiting
 from common.errors import ConfigError
+from tests.monitoring.scrapes import NODES, RUN_FACTS
 from tests.trainer.faulty import small_config, train_with_faults
 from tests.trainer.runs import pack_images
 from trainer.health import phases as phases_module
@@ -196,7 +197,7 @@ def test_nobody_is_told_of_waits_after_a_run() -> None:
 
 
 def test_prometheus_shows_seconds_by_rank_and_phase() -> None:
-    endpoint = Prometheus("127.0.0.1", 0, None)
+    endpoint = Prometheus("127.0.0.1", 0, RUN_FACTS, NODES)
     try:
         for _ in range(2):
             endpoint.show_ranks(seconds([5.0, 2.5]), {0})
@@ -204,10 +205,10 @@ def test_prometheus_shows_seconds_by_rank_and_phase() -> None:
         text = urllib.request.urlopen(url, timeout=20).read().decode()
     finally:
         endpoint.close()
-    assert 'widebatch_phase_seconds_total{phase="forward",rank="0"} 10.0' in text
-    assert 'widebatch_phase_seconds_total{phase="collectives",rank="1"} 5.0' in text
-    assert 'widebatch_rank_straggling{rank="0"} 1.0' in text
-    assert 'widebatch_rank_straggling{rank="1"} 0.0' in text
+    assert 'widebatch_phase_seconds_total{node="n0",phase="forward",rank="0"} 10.0' in text
+    assert 'widebatch_phase_seconds_total{node="n1",phase="collectives",rank="1"} 5.0' in text
+    assert 'widebatch_rank_straggling{node="n0",rank="0"} 1.0' in text
+    assert 'widebatch_rank_straggling{node="n1",rank="1"} 0.0' in text
 
 
 def test_a_record_holds_median_and_most_whatever_the_number_of_ranks() -> None:

@@ -5,14 +5,13 @@ import logging
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
 from common.errors import ConfigError, NumericalError
-from tests.monitoring.scrapes import RUN_FACTS
+from tests.monitoring.scrapes import NODES, RUN_FACTS, get
 from trainer.health.non_finite import NumericalGuard
 from trainer.telemetry import (
     JsonLines,
@@ -32,10 +31,6 @@ class Collect(Reader):
     def __init__(self) -> None:
         self.records: list[Record] = []
         self.calls = 0
-        self.seconds: list[float] = []
-
-    def show_steps(self, seconds: Sequence[float]) -> None:
-        self.seconds += seconds
 
     def read(self, records: list[Record]) -> None:
         self.calls += 1
@@ -61,14 +56,13 @@ def test_every_step_has_a_record_though_the_device_is_read_rarely() -> None:
 
 
 def test_the_time_of_a_step_is_that_of_the_clock_and_the_first_has_none() -> None:
-    times = iter([0, 1, 3, 4, 5])
-    collect = Collect()
-    telemetry = Telemetry(TelemetryConfig(), 1, [collect], clock=lambda: float(next(times)))
-    telemetry.step({"step": 1})  # at 1, after what came before the first one
-    telemetry.step({"step": 2})  # at 3
-    telemetry.step({"step": 3})  # at 4
-    telemetry.flush()
-    assert collect.seconds == [2, 1]
+    endpoint = Prometheus("127.0.0.1", 0, RUN_FACTS, NODES)
+    endpoint.clock = iter([1.0, 3.0, 4.0]).__next__
+    for _ in range(3):
+        endpoint.count()
+    text = get(f"http://127.0.0.1:{endpoint.port}/metrics")
+    endpoint.close()
+    assert "widebatch_step_seconds_sum 3.0" in text and "widebatch_step_seconds_count 2.0" in text
 
 
 def test_a_loss_is_recorded_to_the_last_bit() -> None:
@@ -183,7 +177,7 @@ def test_tensorboard_events_can_be_read_back(tmp_path: Path) -> None:
 
 
 def test_prometheus_shows_the_newest_values_on_loopback_only_by_get() -> None:
-    endpoint = Prometheus("127.0.0.1", 0, RUN_FACTS)
+    endpoint = Prometheus("127.0.0.1", 0, RUN_FACTS, NODES)
     try:
         port = endpoint.port
         endpoint.read([record(1, loader_wait_seconds=0.5), record(2, loader_wait_seconds=0.25)])
@@ -195,7 +189,7 @@ def test_prometheus_shows_the_newest_values_on_loopback_only_by_get() -> None:
         with pytest.raises(urllib.error.HTTPError, match="405"):
             urllib.request.urlopen(url, data=b"x", timeout=5)
         with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"):
-            Prometheus("127.0.0.1", port, None)
+            Prometheus("127.0.0.1", port, RUN_FACTS, NODES)
     finally:
         endpoint.close()
 
