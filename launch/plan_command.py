@@ -1,12 +1,13 @@
 """``widebatch plan RECIPE``: whether a run fits a cluster, and what it costs, before it queues."""
 
 import argparse
-import dataclasses
 import logging
 from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from common.bounds import check_bounds
 from common.errors import ConfigError
 from common.files.strict_json import dump_json
 from launch.arguments import Parser, unknown
@@ -30,6 +31,22 @@ examples:
   widebatch plan digits-demo --data.train digits.beton --calibrate
 """
 _UNNAMED = (Path("its data set"),)
+# Options: a field of Rates or of Gpu, the unit that it is given in, what it may be, and what it is.
+_ANY = "(0, inf)"
+_RATES = {
+    "loader_rate": ("loader_rate", 1, _ANY, "images that a core decodes and crops in a second"),
+    "cores": ("cores", 1, _ANY, "cores for the loader of each GPU (default 12)"),
+    "link_gbps": ("link_bytes", 1e9 / 8, _ANY, "a node's network, Gb/s each way (default 400)"),
+    "nvlink_gbs": ("nvlink", 1e9, _ANY, "a GPU to the others of its node, GB/s each way"),
+    "gpu_memory_gib": ("memory", 2**30, _ANY, "memory of a GPU"),
+    "flops_fraction": ("flops_fraction", 1, "(0, 1]", "of the peak that convolutions attain"),
+    "bandwidth_fraction": (
+        "bandwidth_fraction",
+        1,
+        "(0, 1]",
+        "of the memory bandwidth that the rest attains",
+    ),
+}
 _OTHER_GPU = "for another, the nearest with its --gpu-memory-gib"
 
 
@@ -80,21 +97,10 @@ def command_parser() -> argparse.ArgumentParser:
         help="train a few steps on this machine and use what they took in place of stated rates",
     )
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
-    _add_rates(parser.add_argument_group("rates, in place of the stated ones"))
+    group = parser.add_argument_group("rates, in place of the stated ones")
+    for name, (_, _, _, text) in _RATES.items():
+        group.add_argument(f"--{name.replace('_', '-')}", type=float, metavar="X", help=text)
     return parser
-
-
-def _add_rates(group: argparse._ArgumentGroup) -> None:
-    for name, metavar, text in (
-        ("loader-rate", "X", "images that a core decodes and crops in a second"),
-        ("cores", "X", "cores for the loader of each GPU (default 12)"),
-        ("link-gbps", "X", "network of a node, all adapters, Gb/s each way (default 400)"),
-        ("nvlink-gbs", "X", "a GPU to the others of its node, GB/s each way"),
-        ("gpu-memory-gib", "X", "memory of a GPU"),
-        ("flops-fraction", "X", "of the peak that convolutions attain, 0 to 1"),
-        ("bandwidth-fraction", "X", "of the memory bandwidth that the rest attains, 0 to 1"),
-    ):
-        group.add_argument(f"--{name}", type=float, metavar=metavar, help=text)
 
 
 def _gpu(name: str) -> str:
@@ -114,12 +120,8 @@ def _check(args: argparse.Namespace) -> None:
         if args.calibrate and getattr(args, name) is not None:
             flag = name.replace("_", "-")
             raise ConfigError(f"--{flag}: --calibrate measures that; leave one of them out")
-    for name, value in vars(args).items():
-        if isinstance(value, int | float) and not isinstance(value, bool) and not value > 0:
-            raise ConfigError(f"--{name.replace('_', '-')} must be above 0, got {value}")
-    for name in ("flops_fraction", "bandwidth_fraction"):
-        if (getattr(args, name) or 0) > 1:
-            raise ConfigError(f"--{name.replace('_', '-')} is a share, at most 1")
+    bounds = {name: interval for name, (_, _, interval, _) in _RATES.items()}
+    check_bounds(args, "--", nodes="[1, inf)", gpus="[1, inf)", images="[1, inf)", **bounds)
 
 
 def _plan(args: argparse.Namespace, config: "RunConfig", known: bool) -> ExitCode:
@@ -135,24 +137,15 @@ def _plan(args: argparse.Namespace, config: "RunConfig", known: bool) -> ExitCod
 
 
 def _rates(args: argparse.Namespace, config: "RunConfig", known: bool) -> Rates:
-    gpu = _changed(GPUS[args.gpu or "a100-80g"], args)
-    given = {"loader_rate": args.loader_rate, "cores": args.cores}
-    if args.link_gbps:
-        given["link_bytes"] = args.link_gbps * 1e9 / 8
-    rates = Rates(gpu=gpu, **{name: value for name, value in given.items() if value})
+    given: dict[str, Any] = {}
+    for name, (field, unit, _, _) in _RATES.items():
+        if getattr(args, name) is not None:
+            given[field] = getattr(args, name) * unit
+    of_gpu = {field.name: given.pop(field.name) for field in fields(Gpu) if field.name in given}
+    rates = Rates(gpu=replace(GPUS[args.gpu or "a100-80g"], **of_gpu), **given)
     if not args.calibrate:
         return rates
     from trainer.planner.calibrate import calibrate
 
     logging.getLogger(__name__).info("measuring: a few steps at two small batches")
     return calibrate(config, known, rates)
-
-
-def _changed(gpu: Gpu, args: argparse.Namespace) -> Gpu:
-    given = {
-        "nvlink": args.nvlink_gbs and args.nvlink_gbs * 1e9,
-        "memory": args.gpu_memory_gib and args.gpu_memory_gib * 2**30,
-        "flops_fraction": args.flops_fraction,
-        "bandwidth_fraction": args.bandwidth_fraction,
-    }
-    return dataclasses.replace(gpu, **{name: value for name, value in given.items() if value})

@@ -26,9 +26,12 @@ from trainer.recipes import RECIPES
         (["simclr-r50", "--gpu", "h100"], "did you mean h100-80g?"),
         (["simclr-r50", "--gpu", "h100-80g", "--calibrate"], "--gpu and --calibrate"),
         (["simclr-r50", "--calibrate", "--flops-fraction", "0.5"], "--calibrate measures that"),
-        (["simclr-r50", "--gpu", "h100-80g", "--nodes", "0"], "--nodes must be above 0"),
-        (["simclr-r50", "--gpu", "h100-80g", "--link-gbps", "-1"], "--link-gbps must be above 0"),
-        (["simclr-r50", "--gpu", "h100-80g", "--flops-fraction", "2"], "at most 1"),
+        (["simclr-r50", "--gpu", "h100-80g", "--nodes", "0"], "--nodes 0: must be a number from 1"),
+        (
+            ["simclr-r50", "--gpu", "h100-80g", "--link-gbps", "-1"],
+            "--link-gbps -1.0: must be a number above 0",
+        ),
+        (["simclr-r50", "--gpu", "h100-80g", "--flops-fraction", "2"], "above 0 to 1"),
         (["simclr-r50", "--gpu", "h100-80g", "--gpus", "3"], "does not divide by 3"),
         (
             ["simclr-r50", "--gpu", "h100-80g", "--images", "9"],
