@@ -1,12 +1,12 @@
 """Whether a step fits a device, and if not, what would.
 
 A :class:`~trainer.planner.step_cost.StepCost` says what is in use at the peak; the device must also
-hold its context and the allocator's waste. Memory grows linearly with the images in memory at a
-time, so two counts give the largest number that fits; that number is then counted itself.
+hold its context and the allocator's waste. Memory grows with the images in memory at a time: the
+largest number that fits is found by halving.
 """
 
+import bisect
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from common.errors import ConfigError
@@ -89,62 +89,37 @@ def remedy(config: RunConfig, step_cost: StepCost, cluster: Cluster) -> Remedy:
     )
 
 
-def _needed(config: RunConfig, world_size: int, cluster: Cluster) -> DeviceMemory:
-    """On so many GPUs of ``cluster``'s kind."""
-    step_cost = count_step(config, world_size, cluster.rates.device)
-    return memory(step_cost, cluster.rates, min(cluster.gpus, world_size))
-
-
-def _largest_micro_batch(config: RunConfig, cluster: Cluster) -> int:
-    def at(images: int) -> DeviceMemory:
-        split = dataclasses.replace(config, activation_checkpointing=False, micro_batch=images)
-        return _needed(split, cluster.world_size, cluster)
-
-    guess = _rounded(_meets_limit(at, config.batch // cluster.world_size))
-    while guess >= 1:
-        if at(guess).fits:
-            return guess
-        guess = _rounded(min(guess - 1, int(guess * 0.97)))
-    return 0
+def _fits(config: RunConfig, world_size: int, cluster: Cluster) -> bool:
+    """Whether a step fits so many GPUs of ``cluster``'s kind; one that cannot be made does not."""
+    try:
+        step_cost = count_step(config, world_size, cluster.rates.device)
+    except ConfigError:  # an encoder without blocks to recompute, a BatchNorm of one value
+        return False
+    return memory(step_cost, cluster.rates, min(cluster.gpus, world_size)).fits
 
 
 def _fits_recomputed(config: RunConfig, cluster: Cluster) -> bool:
     if config.activation_checkpointing:
         return False
     recomputed = dataclasses.replace(config, micro_batch=0, activation_checkpointing=True)
-    try:
-        return _needed(recomputed, cluster.world_size, cluster).fits
-    except ConfigError:  # an encoder without blocks
-        return False
+    return _fits(recomputed, cluster.world_size, cluster)
+
+
+def _largest_micro_batch(config: RunConfig, cluster: Cluster) -> int:
+    def is_too_much(images: int) -> bool:
+        split = dataclasses.replace(config, activation_checkpointing=False, micro_batch=images)
+        return not _fits(split, cluster.world_size, cluster)
+
+    local_batch = config.batch // cluster.world_size
+    pieces = [*range(1, _STEP), *range(_STEP, local_batch + 1, _STEP)]
+    fitting = bisect.bisect_left(pieces, True, key=is_too_much)
+    return pieces[fitting - 1] if fitting else 0
 
 
 def _least_gpus(config: RunConfig, cluster: Cluster) -> int:
     """Whole nodes, or a part of one."""
     gpus, whole = cluster.gpus, dataclasses.replace(config, micro_batch=0)
-
-    def at(images: int) -> DeviceMemory:
-        return _needed(dataclasses.replace(whole, batch=images * gpus), gpus, cluster)
-
-    most = 1.05 * _meets_limit(at, config.batch)  # the loss bends the line a little
-    for world_size in (*range(1, gpus), *range(gpus, config.batch + 1, gpus)):
-        if config.batch % world_size or config.batch // world_size > most:
-            continue
-        if _needed(whole, world_size, cluster).fits:
-            return world_size
-    return 0
-
-
-def _meets_limit(at: Callable[[int], DeviceMemory], most: int) -> int:
-    """Images at which the straight line through two counts meets the limit, at most ``most``."""
-    low, high = min(_STEP, most), min(8 * _STEP, most)
-    if high == low:
-        return most
-    first, second = at(low), at(high)
-    slope = (second.total - first.total) / (high - low)
-    if slope <= 0:
-        return most
-    return min(most, int(low + (first.limit - first.total) / slope))
-
-
-def _rounded(images: int) -> int:
-    return images - images % _STEP if images > _STEP else max(0, images)
+    whole_nodes = range(gpus, config.batch + 1, gpus)
+    sizes = [size for size in (*range(1, gpus), *whole_nodes) if config.batch % size == 0]
+    found = bisect.bisect_left(sizes, True, key=lambda size: _fits(whole, size, cluster))
+    return sizes[found] if found < len(sizes) else 0
