@@ -73,13 +73,13 @@ def calibrate(config: RunConfig, known: bool, rates: Rates) -> Rates:
             )
             readings.append(_probe(tried))
             counts.append(count_step(tried, 1, device, samples))
-    measured = calibration(config, readings, counts)
-    gpu = dataclasses.replace(rates.gpu, name=readings[0].name, memory=measured.memory)
-    return dataclasses.replace(rates, gpu=gpu, calibration=measured)
+    return calibrated(rates, config, readings, counts)
 
 
-def calibration(config: RunConfig, readings: list[Reading], counts: list[StepCost]) -> Calibration:
-    """Rates from two readings, the smaller batch first, and what was counted for each."""
+def calibrated(
+    rates: Rates, config: RunConfig, readings: list[Reading], counts: list[StepCost]
+) -> Rates:
+    """``rates`` with those of two readings, the smaller batch first, and what each was counted."""
     low, high = readings
     counted = counts[1].peak - counts[0].peak
     factor = (high.peak_bytes - low.peak_bytes) / counted if counted else 1.0
@@ -87,19 +87,22 @@ def calibration(config: RunConfig, readings: list[Reading], counts: list[StepCos
     low_rest, high_rest = _rest(low), _rest(high)
     slope = max(0.0, (high_rest - low_rest) / (high.batch - low.batch))
     slope = min(slope, high_rest / high.batch)  # a step without images takes no less than nothing
-    return Calibration(
-        device=high.device,
-        batches=(low.batch, high.batch),
-        base_bytes=max(0.0, high.peak_bytes - factor * counts[1].peak),
+    loss = loss_cost(config, high.batch, 1, counts[1].num_samples)
+    return dataclasses.replace(
+        rates,
+        gpu=dataclasses.replace(rates.gpu, name=high.name, memory=high.memory),
+        context_bytes=max(0.0, high.peak_bytes - factor * counts[1].peak),
         memory_factor=factor,
-        base_seconds=high_rest - slope * high.batch,
-        image_seconds=slope,
-        augment_seconds=high.augment_seconds / high.batch,
-        loss_seconds=high.loss_seconds
-        / loss_cost(config, high.batch, 1, counts[1].num_samples).flops,
-        update_seconds=high.update_seconds,
-        core_seconds=high.core_seconds,
-        memory=high.memory,
+        loader_rate=rates.loader_rate or 1 / high.core_seconds,
+        calibration=Calibration(
+            device=high.device,
+            batches=(low.batch, high.batch),
+            base_seconds=high_rest - slope * high.batch,
+            image_seconds=slope,
+            augment_seconds=high.augment_seconds / high.batch,
+            loss_seconds=high.loss_seconds / loss.flops,
+            update_seconds=high.update_seconds,
+        ),
     )
 
 

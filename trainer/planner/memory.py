@@ -62,16 +62,13 @@ class Remedy:
 
 def memory(step_cost: StepCost, rates: Rates, processes: int) -> DeviceMemory:
     """Memory of a step; where the device is the CPU, ``processes`` of a node share its memory."""
-    measured = rates.calibration
-    factor = measured.memory_factor if measured else rates.memory_factor
-    base = measured.base_bytes if measured else rates.context_bytes
     parts = [Part(name=name, bytes=float(step_cost.bytes[name])) for name in PARTS]
     parts += [
-        Part(name="allocator", bytes=(factor - 1) * step_cost.peak),
-        Part(name="context", bytes=base),
+        Part(name="allocator", bytes=(rates.memory_factor - 1) * step_cost.peak),
+        Part(name="context", bytes=rates.context_bytes),
     ]
     shared = processes if rates.device == "cpu" else 1
-    return DeviceMemory(parts=tuple(parts), limit=rates.memory / shared)
+    return DeviceMemory(parts=tuple(parts), limit=rates.gpu.memory / shared)
 
 
 def can_be_split(config: RunConfig, step_cost: StepCost) -> bool:

@@ -108,12 +108,7 @@ class Plan:
 
 
 def images_of(config: RunConfig, count: int | None = None, known: bool = True) -> Images:
-    """What ``config`` trains on.
-
-    Args:
-        config: its .beton is read where ``known``.
-        count: images, if the user says so.
-        known: whether ``config.data.train`` names files.
+    """What ``config`` trains on: ``count`` images if the user says so; files where it is ``known``.
 
     Raises:
         ConfigError: neither file nor number, and a recipe that is for no data set in particular.
@@ -157,7 +152,8 @@ def make_plan(config: RunConfig, cluster: Cluster, images: Images) -> Plan:
         )
     needed = memory(step_cost, rates, cluster.gpus)
     found = flows(config, step_cost, cluster)
-    core_rate = _core_rate(config, rates, images)
+    view_pixels = sum(group.pixels for group in config.view_plan())
+    core_rate = rates.loader_rate or stated_loader_rate(images.pixels, view_pixels)
     time = step_time(config, step_cost, cluster, found, core_rate)
     node_rate = run.local_batch * cluster.gpus / time.device
     return Plan(
@@ -185,14 +181,6 @@ def make_plan(config: RunConfig, cluster: Cluster, images: Images) -> Plan:
         ),
         rates=rates,
     )
-
-
-def _core_rate(config: RunConfig, rates: Rates, images: Images) -> float:
-    if rates.loader_rate:
-        return rates.loader_rate
-    if rates.calibration is not None:
-        return 1 / rates.calibration.core_seconds
-    return stated_loader_rate(images.pixels, sum(group.pixels for group in config.view_plan()))
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:

@@ -54,10 +54,6 @@ class Calibration:
     """"cpu" or "cuda"."""
     batches: tuple[int, ...]
     """Batches that were run."""
-    base_bytes: float
-    """Taken before a tensor is: interpreter, libraries, threads, the device's context."""
-    memory_factor: float
-    """Bytes taken for each byte counted."""
     base_seconds: float
     """Of a step, whatever the batch."""
     image_seconds: float
@@ -68,10 +64,6 @@ class Calibration:
     """Per FLOP of the loss's products."""
     update_seconds: float
     """Of optimizer and moving averages."""
-    core_seconds: float
-    """Of a core, to decode an image and cut its views."""
-    memory: float
-    """Bytes of the device, or of the machine where it is the CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +78,10 @@ class Rates:
     launch_seconds: float = 8e-6
     """Of the host, to start an operation: a step is never shorter than all its operations'."""
     context_bytes: float = 2.0 * GIB
-    """CUDA's context, workspaces of cuDNN and cuBLAS, NCCL's buffers."""
+    """CUDA's context, workspaces of cuDNN and cuBLAS, NCCL's buffers; measured, all that is taken
+    before a tensor is."""
     memory_factor: float = 1.06
-    """Bytes the allocator takes for each byte in use: rounding and fragments."""
+    """Bytes taken for each byte in use: the allocator's rounding and fragments."""
     nvlink_fraction: float = 0.75
     """Of NVLink's rate that collectives attain."""
     link_bytes: float = 50e9
@@ -104,17 +97,12 @@ class Rates:
     cores: float = 12.0
     """Cores for each GPU's loader."""
     calibration: Calibration | None = None
-    """Measured rates that come before the stated ones."""
+    """Measured times, in place of those that follow from the GPU's rates."""
 
     @property
     def device(self) -> str:
         """ "cuda" or "cpu"."""
         return self.calibration.device if self.calibration else "cuda"
-
-    @property
-    def memory(self) -> float:
-        """Bytes of a process's device, all that is there."""
-        return self.calibration.memory if self.calibration else self.gpu.memory
 
 
 # Nanoseconds of a core for each pixel decoded and for each pixel of a crop, and for an image's

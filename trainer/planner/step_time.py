@@ -10,7 +10,6 @@ train: it is in the measured step, and not beside it.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 
@@ -91,20 +90,17 @@ def step_time(
     rates, local_batch = cluster.rates, config.batch // cluster.world_size
     loss = loss_cost(config, local_batch, cluster.world_size, step_cost.num_samples)
     if rates.calibration is not None:
-        device = _measured(rates.calibration, local_batch, loss)
+        parts = _measured(rates.calibration, local_batch, loss)
     else:
-        device = _stated(config, step_cost, local_batch, loss, rates)
+        parts = _stated(config, step_cost, local_batch, loss, rates)
     sweeps, passes = _in_pieces(config, step_cost, local_batch)
+    parts["augment"] *= sweeps
     crowd, loader = 1, local_batch / (rates.cores * core_rate)
     if rates.device == "cpu":
         crowd, loader = cluster.gpus, 0.0  # in the measured step
     return StepTime(
+        **{name: crowd * seconds for name, seconds in parts.items()},
         loader=loader,
-        augment=crowd * sweeps * device.augment,
-        forward=crowd * device.forward,
-        backward=crowd * device.backward,
-        loss=crowd * device.loss,
-        update=crowd * device.update,
         network=sum(flow.seconds for flow in found if not flow.overlapped),
         hidden=sum(flow.seconds for flow in found if flow.overlapped),
         passes=passes,
@@ -120,30 +116,22 @@ def _in_pieces(config: RunConfig, step_cost: StepCost, local_batch: int) -> tupl
     return 2.0 * len(step_cost.norms) + 2, step_cost.exact_passes
 
 
-class _Device(NamedTuple):
-    """Seconds of a whole local batch on one device that nothing else uses."""
-
-    augment: float
-    forward: float
-    backward: float
-    loss: float
-    update: float
-
-
-def _measured(found: Calibration, local_batch: int, loss: LossCost) -> _Device:
+def _measured(found: Calibration, local_batch: int, loss: LossCost) -> dict[str, float]:
+    """Seconds of a whole local batch by part, on one device that nothing else uses."""
     networks = found.base_seconds + found.image_seconds * local_batch
-    return _Device(
-        augment=found.augment_seconds * local_batch,
-        forward=networks / 3,
-        backward=2 * networks / 3,
-        loss=found.loss_seconds * loss.flops,
-        update=found.update_seconds,
-    )
+    return {
+        "augment": found.augment_seconds * local_batch,
+        "forward": networks / 3,
+        "backward": 2 * networks / 3,
+        "loss": found.loss_seconds * loss.flops,
+        "update": found.update_seconds,
+    }
 
 
 def _stated(
     config: RunConfig, step_cost: StepCost, local_batch: int, loss: LossCost, rates: Rates
-) -> _Device:
+) -> dict[str, float]:
+    """The same by stated rates."""
     pieces, peak = local_batch / step_cost.images, rates.gpu.flops
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     width = _WIDTH[config.precision]
@@ -152,13 +140,14 @@ def _stated(
     products = loss.flops / (peak * width)
     update = step_cost.trainable * _UPDATE_BYTES[config.optim.name]
     update += (step_cost.parameters - step_cost.trainable) * _AVERAGE_BYTES
-    return _Device(
-        augment=views / (rates.gpu.bandwidth * rates.augment_fraction),
-        forward=pieces * _operations(step_cost.forward, rates, width),
-        backward=pieces * _operations(step_cost.backward, rates, width),
-        loss=(products + loss.times * loss.exponentials / (peak * _POWERS)) / rates.loss_fraction,
-        update=update / (rates.gpu.bandwidth * rates.gpu.bandwidth_fraction),
-    )
+    return {
+        "augment": views / (rates.gpu.bandwidth * rates.augment_fraction),
+        "forward": pieces * _operations(step_cost.forward, rates, width),
+        "backward": pieces * _operations(step_cost.backward, rates, width),
+        "loss": (products + loss.times * loss.exponentials / (peak * _POWERS))
+        / rates.loss_fraction,
+        "update": update / (rates.gpu.bandwidth * rates.gpu.bandwidth_fraction),
+    }
 
 
 def _operations(work: Iterable[Operation], rates: Rates, width: float) -> float:

@@ -10,7 +10,7 @@ from launch.__main__ import main
 from tests.trainer.plans import plan, small
 from tests.trainer.runs import pack_images
 from trainer.config import RunConfig
-from trainer.planner.calibrate import calibration
+from trainer.planner.calibrate import calibrated
 from trainer.planner.memory import memory
 from trainer.planner.probe import Reading
 from trainer.planner.rates import GPUS, Gpu, Rates
@@ -45,13 +45,13 @@ def test_calibration_finds_the_line_that_readings_lie_on() -> None:
         reading(b, peak, 0.2 + 0.02 * b + 0.001 * b + 1e-6 * b**2 + 0.01)
         for b, peak in zip((32, 64), peaks)
     ]
-    found = calibration(config, readings, counts)
-    assert found.memory_factor == pytest.approx(1.5)
-    assert found.base_bytes == pytest.approx(5e8)
-    assert found.image_seconds == pytest.approx(0.02)
-    assert found.base_seconds == pytest.approx(0.2)
+    measured = calibrated(Rates(gpu=GPUS["a100-80g"]), config, readings, counts)
+    assert measured.memory_factor == pytest.approx(1.5)
+    assert measured.context_bytes == pytest.approx(5e8)
+    assert measured.calibration is not None
+    assert measured.calibration.image_seconds == pytest.approx(0.02)
+    assert measured.calibration.base_seconds == pytest.approx(0.2)
 
-    measured = Rates(gpu=GPUS["a100-80g"], calibration=found)
     large = dataclasses.replace(config, batch=256)
     planned = plan(large, gpus=1, rates=measured)
     expected = 0.2 + 0.021 * 256 + 1e-6 * 256**2 + 0.01
@@ -64,8 +64,8 @@ def test_calibration_finds_the_line_that_readings_lie_on() -> None:
 def test_processes_on_a_cpu_share_its_memory() -> None:
     config = small()
     readings = [reading(32, 6e8, 1.0), reading(64, 7e8, 2.0)]
-    found = calibration(config, readings, counts_of(config))
-    shared = memory(count_step(config, 2), Rates(gpu=_any_gpu(), calibration=found), processes=4)
+    rates = calibrated(Rates(gpu=_any_gpu()), config, readings, counts_of(config))
+    shared = memory(count_step(config, 2), rates, processes=4)
     assert shared.limit == 2e9
 
 
@@ -81,6 +81,6 @@ def test_calibrate_measures_this_machine(
     settings = ["--data.train", str(data), "--batch", "40", "--calibrate", "--json"]
     assert main(["plan", "digits-demo", *settings, "--out", str(tmp_path / "run")]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert 2e8 < found["rates"]["calibration"]["base_bytes"] < 4e9
+    assert 2e8 < found["rates"]["context_bytes"] < 4e9
     assert 0 < found["summary"]["step_seconds"] < 60
     assert not (tmp_path / "run").exists()
