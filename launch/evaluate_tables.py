@@ -5,6 +5,15 @@ from typing import Any
 
 Report = dict[str, Any]
 Rows = list[tuple[str, str]]
+_COMPARED = {
+    "k": "k",
+    "temperature": "temperature",
+    "c": "C",
+    "epochs": "epochs",
+    "batch_size": "batch",
+    "peak_lr": "learning rate",
+    "head_layers": "layers of its head",
+}
 _QUERIES, _NEAREST, _PAIRS = 5, 5, 3  # of each list; the JSON has all
 
 
@@ -32,23 +41,10 @@ def labelled(report: Report) -> Rows:
 
 
 def _protocol_line(report: Report) -> str:
-    settings, protocol = report["settings"], report["protocol"]
-    if protocol == "weighted-knn":
-        return f"weighted kNN, k {settings['k']}, temperature {settings['temperature']:g}"
-    if protocol == "logistic":
-        return f"logistic regression, C {settings['c']:g}"
-    if protocol == "finetune":
-        kept = settings["head_layers"]
-        with_head = f" with {kept} layer{'s' * (kept > 1)} of its head" if kept else ""
-        return (
-            f"fine-tuned{with_head}: SGD, {settings['epochs']} epochs, "
-            f"batch {settings['batch_size']}, learning rate {settings['peak_lr']:g}"
-        )
-    best = f"best of {len(report['trials'])}, " if protocol == "sweep" else ""
-    return (
-        f"linear probe ({protocol}): {best}SGD, {settings['epochs']} epochs, "
-        f"batch {settings['batch_size']}, learning rate {settings['peak_lr']:g}"
-    )
+    """The protocol, and those of its settings that a result is compared by."""
+    settings = report["settings"]
+    shown = [f"{called} {settings[key]:g}" for key, called in _COMPARED.items() if key in settings]
+    return ", ".join([report["protocol"], *shown])
 
 
 def _searched(report: Report) -> Rows:

@@ -204,7 +204,7 @@ def test_fine_tuning_lists_the_labels_it_used(
     assert result["protocol"] == "finetune"
     assert result["n_train"] == len(result["labelled_ids"]) == 4 * CLASSES
     assert result["settings"]["steps"] == 2
-    assert "fine-tuned: SGD, 1 epochs, batch 6" in capsys.readouterr().out
+    assert "finetune, epochs 1, batch 6" in capsys.readouterr().out
     listed = tmp_path / "ids.txt"
     listed.write_text("".join(f"{sample}\n" for sample in result["labelled_ids"]))
     words = ["--label-list", str(listed), "--epochs", "1", "--tuning-batch", "6"]
