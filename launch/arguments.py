@@ -82,9 +82,7 @@ def unknown(what: str, word: str, names: Iterable[str], otherwise: str = "") -> 
 class Parser(argparse.ArgumentParser):
     """Like argparse's, with descriptions as they are written; sub-commands are of the same kind.
 
-    Args:
-        passes_on: words that it does not know are for another parser, as ``parse_known_args`` has
-            it; else they are errors, told by the command that they belong to.
+    Unknown words are errors, told by the command that they belong to, unless it ``passes_on`` them.
     """
 
     def __init__(self, *args: Any, passes_on: bool = False, **kwargs: Any) -> None:
@@ -96,11 +94,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parse.
-
-        Raises:
-            ConfigError: in place of argparse's usage text and SystemExit.
-        """
+        """Parse; ConfigError takes the place of argparse's usage text and SystemExit."""
         self._words = list(args or ())
         found, rest = super().parse_known_args(args, namespace)
         if rest and not self._passes_on:

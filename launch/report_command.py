@@ -79,11 +79,9 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError("--figures draws one run: name one")
     if args.out:
         check_replaceable(args.out, ".html")
-    if not 0 <= args.port <= 65535:
-        raise ConfigError(f"--port {args.port}: choose 1 to 65535, or 0 for one that is free")
     if args.port and not args.live:
         raise ConfigError("--port is of a live page: add --live")
-    check_bounds(args, "--", max_images="[1, 1e9]")
+    check_bounds(args, "--", max_images="[1, 1e9]", port="[0, 65535]")
 
 
 def _write(args: argparse.Namespace) -> int:

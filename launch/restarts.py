@@ -1,18 +1,10 @@
-"""Which endings of a run are followed by another start, and how often: all of it stands here.
+"""Whether a run whose processes have all ended is started again, and how often.
 
-==================  ====  ==========================================================================
-a process ended     code  then the run is started again
-==================  ====  ==========================================================================
-done                   0  no
-preempted             75  by Slurm always: it was asked to stop, and a checkpoint is written
-retryable             74  yes, ``BUDGET`` times without a newer checkpoint
-failed, or misused  1, 2  no: it would fail again
-killed                 -  as retryable: whoever killed it left no time to say why
-==================  ====  ==========================================================================
-
-Of several processes the worst decides: one that failed ends the run, though the others only lost
-it. A process says how it ended in a file of its own (:func:`record`), because the launchers do not:
-``srun -K`` hides the tasks' exit codes, and torchrun starts its workers again whatever they were.
+docs/resume.md has the table of exit codes. Of several processes the worst decides: one that failed
+ends the run, though the others only lost it; one that was killed could not say why, and counts as
+retryable. A process says how it ended in a file of its own (:func:`record`), because the launchers
+do not: ``srun -K`` hides the tasks' exit codes, and torchrun starts its workers again whatever they
+were.
 
 Slurm: the job script gives the folder (``WIDEBATCH_ENDINGS``), asks this module, and requeues.
 torchrun (``--max-restarts``): its own folder serves; a worker that is started again finds out how
@@ -52,9 +44,7 @@ def record(code: int, environ: Mapping[str, str] = os.environ) -> None:
         return
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = folder / f"rank-{environ.get('RANK', '0')}"
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(f"{int(code)}\n")
+    write_atomically(path, f"{int(code)}\n".encode(), private=True)
 
 
 def script_decides(environ: Mapping[str, str] = os.environ) -> bool:
@@ -63,11 +53,7 @@ def script_decides(environ: Mapping[str, str] = os.environ) -> bool:
 
 
 def refuse_hopeless(environ: Mapping[str, str] = os.environ) -> ExitCode | None:
-    """What a worker that torchrun started again should end with at once, if anything.
-
-    Returns:
-        The code with which the attempt before ended, where that is not to be tried again.
-    """
+    """What a worker that torchrun started again should end with at once: as the attempt before."""
     if script_decides(environ) or environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
         return None
     folder = _folder(environ)
@@ -104,31 +90,29 @@ def decide(
 
 
 def _spend(run: Path, budget: int) -> Decision:
-    step = _integers(run / "checkpoints" / "latest.json", ("step",))["step"]
-    spent = _integers(run / "restarts.json", ("step", "failures"))
-    failures = spent["failures"] + 1 if spent["step"] == step else 1
+    starts = run / "restarts.json"
+    step = _integer(run / "checkpoints" / "latest.json", "step")
+    failures = 1 + (_integer(starts, "failures") if _integer(starts, "step") == step else 0)
     if failures > budget:
         return Decision(
             False,
             f"it failed {failures} times without a newer checkpoint than step {step}'s; mend the"
-            f" cause, delete {run / 'restarts.json'}, and submit it again",
+            f" cause, delete {starts}, and submit it again",
         )
     run.mkdir(mode=0o700, parents=True, exist_ok=True)
-    text = dump_json({"step": step, "failures": failures}) + "\n"
-    write_atomically(run / "restarts.json", text.encode())
+    write_atomically(starts, (dump_json({"step": step, "failures": failures}) + "\n").encode())
     return Decision(
         True, f"failed; start {failures} of {budget} from the checkpoint of step {step}"
     )
 
 
-def _integers(path: Path, names: Sequence[str]) -> dict[str, int]:
-    """Numbers of a small JSON file, 0 where there is none to read."""
+def _integer(path: Path, name: str) -> int:
+    """A number of a small JSON file, 0 where there is none to read."""
     try:
-        values = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
-        values = {}
-    found = values if isinstance(values, dict) else {}
-    return {name: found[name] if isinstance(found.get(name), int) else 0 for name in names}
+        value = json.loads(path.read_bytes())[name]
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return 0
+    return value if isinstance(value, int) else 0
 
 
 def _folder(environ: Mapping[str, str]) -> Path | None:

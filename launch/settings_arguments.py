@@ -40,11 +40,7 @@ def recipes() -> Mapping[str, str]:
 
 
 def check_recipe(name: str) -> None:
-    """Refuse a recipe that there is not.
-
-    Raises:
-        ConfigError: names the nearest.
-    """
+    """Refuse a recipe that there is not, by the nearest that there is."""
     if name not in recipes():
         raise ConfigError(unknown("recipe", name, recipes()))
 
@@ -64,14 +60,9 @@ def parse_settings(
 
     Args:
         command: that they are given to, "pretrain" or "plan".
-        recipe: its name.
-        words: of the command line.
+        recipe, words, other_options: see :func:`parse`.
         train: the data where the words name none; None: they must.
-        other_options: as :func:`parse`.
         text: about the command, for ``--help``.
-
-    Raises:
-        ConfigError, SystemExit: as :func:`parse`.
     """
     from trainer.config import DataConfig
     from trainer.models.encoders import for_family
@@ -96,8 +87,6 @@ def parse(
     Args:
         prog: the words that stand before them.
         default: the configuration that they change, a dataclass.
-        words: of the command line.
-        text: for ``--help``.
         other_options: that there are besides, which a mistyped word may mean.
 
     Raises:

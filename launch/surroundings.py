@@ -66,11 +66,7 @@ def printable(text: str) -> str:
 
 
 class Harmless:
-    """A stream to a terminal that names of files and the like, whatever is in them, do not steer.
-
-    Args:
-        stream: lines and tqdm's bars are written to it as they are.
-    """
+    """A stream to a terminal that no name of a file steers; tqdm's bars are written as they are."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream

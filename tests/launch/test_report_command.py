@@ -64,7 +64,7 @@ def test_figures_are_drawn_beside_the_page(run, tmp_path, capsys):
         (["--out", "."], ".: is a folder; choose another name"),
         (["--out", "run/metrics.jsonl"], "run/metrics.jsonl: exists and is no .html file"),
         (["--port", "80"], "add --live"),
-        (["--live", "--port", "65536"], "choose 1 to 65535"),
+        (["--live", "--port", "65536"], "--port 65536: must be a number from 0 to 65535"),
         (["elsewhere", "--figures", "x"], "name one"),
         (["elsewhere"], "elsewhere: holds no config.json"),
         (["--device", "tpu"], "choose auto, cpu"),

@@ -32,13 +32,9 @@ class SubstituteLog(Reader):
         writes: bool,
         steps_done: int,
     ) -> None:
-        """A collective: rank 0 tells the others what an earlier part of the run has met.
+        """A collective: rank 0, which alone ``writes``, tells what an earlier part of the run met.
 
-        Args:
-            data: to train on, and how many of its samples may be damaged.
-            folder: the run's.
-            writes: whether this rank writes the file; true on rank 0 alone.
-            steps_done: of an earlier part of the run; the file's later lines are dropped.
+        The file's lines after ``steps_done`` are dropped.
 
         Raises:
             DataError: the earlier part met more than are allowed now.

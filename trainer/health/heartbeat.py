@@ -74,11 +74,7 @@ def path_of(folder: Path, rank: int) -> Path:
 
 
 def write(folder: Path, heartbeat: Heartbeat) -> None:
-    """Replace the rank's file.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
+    """Replace the rank's file."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = path_of(folder, heartbeat.rank)
     temporary = path.with_name(f".writing-{path.name}")
@@ -95,10 +91,9 @@ def read(folder: Path, ranks: Iterable[int]) -> dict[int, Heartbeat]:
 
 
 def ranks_in(folder: Path) -> list[int]:
-    """Ranks that have a file there, in order; none where there is no folder.
+    """Ranks that have a file there, in order, for a look from outside.
 
-    For a look from outside. A shared file system may be late with such a list: ranks that wait for
-    each other ask for the files by name.
+    A shared file system may be late with it: ranks that wait for each other ask for files by name.
     """
     try:
         names = [_NAME.fullmatch(entry.name) for entry in os.scandir(folder)]
@@ -179,10 +174,6 @@ def verdict(looks: Looks, world_size: int) -> str:
     All ranks enter the collectives of a group in one order, so the rank with the smaller count has
     not come to the one that the others are in; with the same count and another name, it has left
     one out.
-
-    Args:
-        looks: at the heartbeats.
-        world_size: number of ranks.
     """
     # Those that ended for the loss of a rank are its victims, like those that wait.
     victims = {r for r, found in looks.now.items() if found.ended == RankLostError.__name__}

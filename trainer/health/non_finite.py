@@ -46,10 +46,10 @@ class NumericalGuard(Reader):
     """A reader of the step records, on every rank: all of them see the same numbers and agree.
 
     Args:
-        max_skipped: steps in a row to endure.
+        max_skipped: steps in a row that end the run.
         sample_ids: of the global batch of a step, from 1.
         folder: of the run, on the rank that writes; ``None`` elsewhere.
-        steps_done: of an earlier part of the run; the file's later lines are dropped.
+        steps_done: by an earlier part of the run; the file's later lines are dropped.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """Where a rank is in its step, and how long it has been in each part of it.
 
-One object serves two readers: the watchdog's thread looks at :attr:`Phases.place`, and every few
-steps the ranks compare the seconds of :meth:`Phases.harvest`. On a GPU the times are those of CUDA
-events, which are read when the telemetry waits for the device anyway.
+The watchdog's thread looks at :attr:`Phases.place`, and every few steps the ranks compare the
+seconds of :meth:`Phases.harvest`: on a GPU those of CUDA events, which are read when the telemetry
+waits for the device anyway.
 
 A rank's own work is what is left of a phase without its waits for other ranks
 (:mod:`common.collectives`): without that, one slow rank makes all ranks look slow. What is inside a
@@ -41,14 +41,10 @@ class Place(NamedTuple):
 
 
 class Phases:
-    """Time by phase of this rank, and its present place.
+    """Time by phase of this rank, and its present place; an :class:`common.collectives.Observer`.
 
-    An :class:`common.collectives.Observer` too. All methods but :attr:`place` belong to the main
-    thread; on a GPU waits of the backward pass come from autograd's, while the main one is blocked.
-
-    Args:
-        device: whose time is taken.
-        timed: whether somebody harvests; else moments would pile up, and none is taken.
+    All methods but :attr:`place` belong to the main thread; on a GPU waits of the backward pass
+    come from autograd's, while the main one is blocked. Nothing is ``timed`` if nobody harvests.
     """
 
     def __init__(self, device: torch.device, timed: bool = True) -> None:

@@ -41,14 +41,7 @@ class StragglerConfig:
 
 
 class Stragglers(Reader):
-    """Compares the ranks' phases and remembers who was slow.
-
-    Args:
-        config: its settings, the same on all ranks.
-        phases: of this rank.
-        device: where the numbers are exchanged.
-        speaks: whether this process warns.
-    """
+    """Compares the ranks' phases and remembers who was slow; the rank that ``speaks`` warns."""
 
     show: Callable[[Mapping[str, Sequence[float]], Container[int]], None] | None = None
     """Is told of every reading: seconds since the last one by phase and rank, and who is slow."""
@@ -81,7 +74,7 @@ class Stragglers(Reader):
             self.show({name: [steps * s for s in values] for name, values in seconds.items()}, slow)
 
     def judge(self, seconds: dict[str, list[float]]) -> dict[int, str]:
-        """Ranks that have been slow for long enough, with a reason. Remembers.
+        """Ranks that have been slow for long enough, with a reason.
 
         Args:
             seconds: mean seconds of a step by phase and rank; waits are not judged.

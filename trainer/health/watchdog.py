@@ -73,8 +73,6 @@ class Watchdog:
         config: its settings.
         phases: what the main thread does.
         run: the run's folder, the same for all ranks.
-        rank: of this process.
-        world_size: number of processes.
         speaks: whether this rank reports on a run of very many processes: one of each node.
     """
 
@@ -135,8 +133,6 @@ class Watchdog:
             f"{where(self._phases.place)}: {found} ({first_sentence(error)}); the same"
             " command starts the run again, unless another rank says what to mend"
         )
-
-    # --- the thread ---------------------------------------------------------------------------
 
     def _watch(self) -> None:
         try:
@@ -223,8 +219,6 @@ class Watchdog:
                 if not self._write_failed:
                     log.warning("%s: cannot be written (%s)", self._folder, error)
                 self._write_failed = True
-
-    # --- the end ------------------------------------------------------------------------------
 
     @property
     def _stack_path(self) -> Path:

@@ -63,13 +63,7 @@ class ProgressBar(Reader):
 
 
 class LogLines(Reader):
-    """One line per interval where there is no terminal.
-
-    Args:
-        total: steps of the run.
-        seconds: between two lines.
-        done: steps of it that earlier starts have made.
-    """
+    """A line every so many ``seconds`` where there is no terminal; ``done`` are earlier steps."""
 
     def __init__(self, total: int, seconds: float, done: int = 0) -> None:
         self._total, self._seconds, self._done = total, seconds, done
