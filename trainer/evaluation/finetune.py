@@ -211,7 +211,7 @@ def _tune(job: LabelledJob, model: nn.Module, ids: IdArray, recipe: Recipe) -> t
                 yield batch
 
         (loss,) = fit(
-            [model],
+            model,
             [recipe],
             seeded(),
             steps,

@@ -38,8 +38,8 @@ class ProbeConfig(EvaluateConfig):
                  training images
       cached     SimCLR's recipe on features of centre crops: SGD with Nesterov momentum, learning
                  rate 0.1 x batch / 256, cosine to 0, batch 4096, 90 epochs, weight decay 1e-6
-      sweep      the same for every --base-lr with every --weight-decay, on the same batches; the
-                 best on held-out training images is trained again on all of them
+      sweep      the same for every --base-lr with every --weight-decay at once, one matrix product
+                 for all; the best on held-out training images is trained again on all of them
       canonical  as cached with new random crops and flips of each image in every epoch, through the
                  encoder: what published figures use
       auto       logistic where images x features x classes is up to 5e8, else cached; the output

@@ -1,4 +1,4 @@
-"""The loop that learns from labels: a linear classifier, several on the same batches, a network.
+"""The loop that learns from labels: a linear classifier, many at once, or a whole network.
 
 SimCLR's recipes for linear evaluation and fine-tuning (Chen et al. 2020, arXiv 2002.05709, appendix
 B, and google-research/simclr) are of one form: SGD with Nesterov momentum, a learning rate in
@@ -149,14 +149,28 @@ def train_linear(
     device = torch.device(device)
     classifier = zero_linear(test.features_NF.shape[1], num_classes).to(device)
     (final_loss,) = fit(
-        [classifier], [recipe], batches, steps_per_epoch, together=together, progress=progress
+        classifier, [recipe], batches, steps_per_epoch, together=together, progress=progress
     )
     reached = accuracy_of(classifier, test, device)
     return LinearResult(reached, recipe, recipe.epochs * steps_per_epoch, final_loss, classifier)
 
 
+class Heads(nn.Module):
+    """Linear classifiers side by side, (B, F) -> (B, H, C): one matrix product for all."""
+
+    def __init__(self, heads: Sequence[nn.Linear]) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(heads)
+
+    def forward(self, features_BF: torch.Tensor) -> torch.Tensor:
+        """Logits of each."""
+        weight, bias = (torch.cat(part) for part in zip(*(h.parameters() for h in self.heads)))
+        logits = nn.functional.linear(features_BF, weight, bias)
+        return logits.view(len(features_BF), len(self.heads), -1)
+
+
 def fit(
-    models: Sequence[nn.Module],
+    model: nn.Module,
     recipes: Sequence[Recipe],
     batches: Batches,
     steps_per_epoch: int,
@@ -165,14 +179,14 @@ def fit(
     together: bool = False,
     progress: bool = False,
 ) -> list[float]:
-    """Train each model on the same batches, in place. A collective if ``together``.
+    """Train ``model``, or each of :class:`Heads`, in place. A collective if ``together``.
 
     Args:
-        models: inputs to logits (B, C), equal on all processes; left in evaluation mode.
-        recipes: of each; they differ in rate and decay only.
+        model: inputs to logits (B, C), equal on all processes; left in evaluation mode.
+        recipes: one, or one of each head; they differ in rate and decay only.
         batches: at least as many as there are steps.
         steps_per_epoch: global batches in an epoch.
-        autocast_dtype: compute dtype; ``None``: the models' own.
+        autocast_dtype: compute dtype; ``None``: the model's own.
         together: average over the processes, each of which has a share of every batch.
         progress: show a bar on a terminal.
 
@@ -180,32 +194,38 @@ def fit(
         Mean cross-entropy of the last epoch, nats; not finite where training diverged.
 
     Raises:
-        ConfigError: training diverged, of several that of all.
+        ConfigError: training diverged, of several heads that of all.
     """
-    shared, device = recipes[0], next(models[0].parameters()).device
+    shared, device = recipes[0], next(model.parameters()).device
     total = shared.epochs * steps_per_epoch
-    loss_H, means = torch.zeros(len(models), device=device), [math.nan] * len(models)
-    with contextlib.ExitStack() as stack:
-        wrapped = [stack.enter_context(_training(model, together)) for model in models]
-        optimizers = [_sgd(model, recipe) for model, recipe in zip(models, recipes)]
-        # disable=None: no bar where stderr is not a terminal.
-        bar = tqdm(total=total, desc=shared.name, leave=False, disable=None if progress else True)
-        stack.enter_context(bar)
+    sums_H, means = torch.zeros(len(recipes), device=device), [math.nan] * len(recipes)
+    parts = model.heads if isinstance(model, Heads) else [model]
+    optimizer = torch.optim.SGD(
+        [
+            {"params": list(part.parameters()), "weight_decay": recipe.weight_decay}
+            for part, recipe in zip(parts, recipes)
+        ],
+        lr=shared.peak_lr,
+        momentum=shared.momentum,
+        nesterov=shared.momentum > 0,
+    )
+    # disable=None: no bar where stderr is not a terminal.
+    bar = tqdm(total=total, desc=shared.name, leave=False, disable=None if progress else True)
+    with _training(model, together) as wrapped, bar:
         for step, (inputs, labels_B) in zip(range(total), batches):
-            factor = half_cosine(step / total)
-            for n, (model, recipe, optimizer) in enumerate(zip(wrapped, recipes, optimizers)):
-                optimizer.param_groups[0]["lr"] = recipe.peak_lr * factor
-                with reduced_precision(device, autocast_dtype):
-                    logits_BC = model(inputs)
-                loss = nn.functional.cross_entropy(_at_least_float32(logits_BC), labels_B)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                loss_H[n] += loss.detach().float()
+            for group, recipe in zip(optimizer.param_groups, recipes):
+                group["lr"] = recipe.peak_lr * half_cosine(step / total)
+            with reduced_precision(device, autocast_dtype):
+                logits = wrapped(inputs)
+            loss_H = _losses(logits, labels_B)
+            optimizer.zero_grad()
+            loss_H.sum().backward()
+            optimizer.step()
+            sums_H += loss_H.detach().float()
             bar.update()
             if (step + 1) % steps_per_epoch == 0:
-                means_H = loss_H / steps_per_epoch
-                loss_H.zero_()
+                means_H = sums_H / steps_per_epoch
+                sums_H.zero_()
                 if together:
                     dist.all_reduce(means_H)
                     means_H /= dist.get_world_size()
@@ -218,14 +238,16 @@ def fit(
     return means
 
 
-def _sgd(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
-    return torch.optim.SGD(
-        model.parameters(),
-        lr=recipe.peak_lr,
-        momentum=recipe.momentum,
-        nesterov=recipe.momentum > 0,
-        weight_decay=recipe.weight_decay,
+def _losses(logits: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of each head (H,), of one without heads (1,), in float32 or better."""
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    if logits.dim() == 2:
+        return nn.functional.cross_entropy(logits, labels_B)[None]
+    labels_BH = labels_B[:, None].expand(logits.shape[:2])
+    losses = nn.functional.cross_entropy(
+        logits.flatten(0, 1), labels_BH.reshape(-1), reduction="none"
     )
+    return losses.view(logits.shape[:2]).mean(dim=0)
 
 
 def zero_linear(width: int, num_classes: int) -> nn.Linear:
@@ -247,7 +269,3 @@ def _training(model: nn.Module, together: bool) -> Iterator[nn.Module]:
     finally:
         release(wrapped)
         model.eval()
-
-
-def _at_least_float32(logits_BC: torch.Tensor) -> torch.Tensor:
-    return logits_BC if logits_BC.dtype == torch.float64 else logits_BC.float()

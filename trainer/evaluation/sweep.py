@@ -1,4 +1,4 @@
-"""Many linear probes: every learning rate with every weight decay, on the same cached batches.
+"""Many linear probes at once: every learning rate with every weight decay, on cached features.
 
 The best one is chosen on held-out training samples, never on the test set, and then trained again
 on all of them.
@@ -13,6 +13,7 @@ from torch import nn
 
 from common.errors import ConfigError
 from trainer.evaluation.supervised import (
+    Heads,
     LinearResult,
     Recipe,
     cached_batches,
@@ -81,7 +82,7 @@ def sweep_probe(
     fewer = [each.for_samples(len(kept.ids_N)) for each in recipes]
     heads = [zero_linear(train.features_NF.shape[1], num_classes).to(device) for _ in fewer]
     steps = len(kept.ids_N) // fewer[0].batch_size
-    fit(heads, fewer, cached_batches(kept, fewer[0], device), steps, progress=True)
+    fit(Heads(heads), fewer, cached_batches(kept, fewer[0], device), steps, progress=True)
     trials = [_judge(head, held, each, device) for head, each in zip(heads, recipes)]
     best = max(range(len(trials)), key=lambda i: trials[i].merit)
     if trials[best].loss is None:
