@@ -80,7 +80,7 @@ def embedded_images(
         ``n`` shows digit ``n % D`` of the split's D.
 
     Raises:
-        DataError: scikit-learn, which brings the digits, is not installed.
+        DataError: there is no such split.
     """
     if split not in RENDERINGS:
         raise DataError(f"embedded:{NAME}:{split}: the splits are {' and '.join(RENDERINGS)}")
@@ -100,13 +100,8 @@ def embedded_images(
 
 def _handwritten_digits() -> tuple[FloatArray, npt.NDArray[np.int64]]:
     """All digits, (1797, 8, 8) with ink from 0 to 1, and their labels."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise DataError(
-            f"embedded:{NAME}: scikit-learn, which brings the digits, is not installed; run "
-            "`pip install scikit-learn`"
-        ) from None
+    from sklearn.datasets import load_digits  # seconds
+
     source = load_digits()
     return source.images.astype(np.float64) / 16.0, source.target.astype(np.int64)
 
