@@ -21,7 +21,7 @@ from trainer.state.run_data import section
 Metrics = Mapping[str, npt.NDArray[np.float64]]
 """Columns of ``metrics.jsonl``, NaN where a step has no value."""
 _CURVES = (  # column of metrics.jsonl, what it is, factor
-    ("loss", "Loss (nats)", 1.0),
+    ("loss", "Loss", 1.0),
     ("knn_top1", "Online kNN, top-1 (%)", 100.0),
     ("lr", "Learning rate", 1.0),
     ("images_per_second", "Throughput (images/s)", 1.0),
@@ -30,6 +30,7 @@ _CURVES = (  # column of metrics.jsonl, what it is, factor
     ("feature_std", "Spread of projections", 1.0),
     ("effective_rank", "Effective rank", 1.0),
 )
+_NO_CURVES = {"step", "epoch", "skipped", "substitutes", "knn_top5", "knn_best_top1"}
 
 
 def accuracies(metrics: Metrics) -> list[tuple[str, str]]:
@@ -39,10 +40,16 @@ def accuracies(metrics: Metrics) -> list[tuple[str, str]]:
 
 
 def curves(*runs: Metrics) -> list[tuple[str, str, float]]:
-    """Of the columns that any of the runs has: name, heading, and the factor of its unit."""
+    """Of the columns that any of the runs has: name, heading, and the factor of its unit.
+
+    Those that the program does not know are an objective's own, and come after its loss.
+    """
     found = dict(told for metrics in runs for told in accuracies(metrics))
-    solved = [(name, f"{words.capitalize()} (%)", 100.0) for name, words in found.items()]
-    every = (_CURVES[0], *solved, *_CURVES[1:])
+    own = [(name, f"{words.capitalize()} (%)", 100.0) for name, words in found.items()]
+    known = _NO_CURVES | {name for name, *_ in (*_CURVES, *own)}
+    others = dict.fromkeys(name for metrics in runs for name in metrics if name not in known)
+    own += [(name, name.replace("_", " ").capitalize(), 1.0) for name in others]
+    every = (_CURVES[0], *own, *_CURVES[1:])
     return [curve for curve in every if any(curve[0] in metrics for metrics in runs)]
 
 

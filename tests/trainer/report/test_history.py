@@ -14,7 +14,7 @@ from trainer.config import to_json
 from trainer.recipes import RECIPES
 from trainer.report.contents import differing, names, read_contents
 from trainer.report.evaluations import names_of, read_measured
-from trainer.report.history import columns, read_history, read_records
+from trainer.report.history import columns, curves, read_history, read_records
 from trainer.report.pictures import Pictures
 from trainer.state.settings import changed, flat
 
@@ -46,6 +46,18 @@ def test_numbers_beyond_all_bounds_are_no_numbers(tmp_path):
     lines = [f'{{"step": {huge}}}', f'{{"step": 1, "loss": {huge}, "lr": Infinity, "ok": 1}}']
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     assert columns(read_records(tmp_path)).keys() == {"step", "ok"}
+
+
+def test_an_objectives_own_numbers_have_curves_after_its_loss():
+    record = {"step": 1, "epoch": 0, "loss": 3.0, "lr": 0.1, "skipped": 0, "substitutes": 0}
+    own = {"jigsaw_top1": 0.5, "psnr": 20.0, "knn_top1": 0.4, "knn_top5": 0.9, "knn_best_top1": 0.4}
+    assert curves(columns([record | own])) == [
+        ("loss", "Loss", 1.0),
+        ("jigsaw_top1", "Jigsaw top-1 (%)", 100.0),
+        ("psnr", "Psnr", 1.0),
+        ("knn_top1", "Online kNN, top-1 (%)", 100.0),
+        ("lr", "Learning rate", 1.0),
+    ]
 
 
 def test_events_are_found_at_their_steps(tmp_path):

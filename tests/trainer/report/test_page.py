@@ -74,7 +74,7 @@ def test_a_run_in_progress_has_a_page(tmp_path):
     parsed = Parsed(made(run))
     assert parsed.open == []
     assert "step 30 of 40" in parsed.text
-    for heading in ("Loss (nats)", "Learning rate", "Online kNN, top-1 (%)", "Gradient norm"):
+    for heading in ("Loss", "Learning rate", "Online kNN, top-1 (%)", "Gradient norm"):
         assert heading in parsed.text
     assert "no evaluations" in parsed.text  # and so it is said
 
