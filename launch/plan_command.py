@@ -12,7 +12,7 @@ from common.errors import ConfigError
 from common.files.strict_json import dump_json
 from launch.arguments import Parser, unknown
 from launch.exit_codes import ExitCode
-from launch.settings_arguments import check_recipe, parse_settings
+from launch.settings_arguments import check_recipe, parse_settings, refuse_unknown
 from trainer.planner.rates import GPUS, Gpu, Rates
 
 if TYPE_CHECKING:
@@ -60,10 +60,12 @@ def main(arguments: Sequence[str]) -> ExitCode:
     check_recipe(recipe)
     args, overrides = parser.parse_known_args(arguments[1:])
     own = [option for action in parser._actions for option in action.option_strings]
+    refuse_unknown(f"widebatch plan {recipe}", overrides, own)
+    if not {"-h", "--help"} & set(overrides):
+        _check(args)
     config = parse_settings(
         "plan", recipe, overrides, train=_UNNAMED, other_options=own, text=_DESCRIPTION
     )
-    _check(args)
     return _plan(args, config, known=config.data.train != _UNNAMED)
 
 

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.errors import ConfigError
 from launch import cluster, devices, restarts
+from launch.arguments import Parser
 from launch.exit_codes import ExitCode, exit_code_for
 from launch.preemption import EndAtOnce, StopSignal
-from launch.settings_arguments import check_recipe, parse_settings, recipes
+from launch.settings_arguments import check_recipe, parse_settings, recipes, refuse_unknown
 
 if TYPE_CHECKING:
     from trainer.config import RunConfig
@@ -116,5 +118,40 @@ def _program() -> str:
 
 
 def _settings(recipe: str, overrides: list[str]) -> "RunConfig":
+    prog = f"widebatch pretrain {recipe}"
+    refuse_unknown(prog, overrides, ["--devices"])
+    _refuse_files(prog, overrides)
     text = f"--devices N: {devices.HELP}"
     return parse_settings("pretrain", recipe, overrides, other_options=["--devices"], text=text)
+
+
+def _refuse_files(prog: str, words: Sequence[str]) -> None:
+    """Before torch is imported, which takes seconds: data files that are none, an impossible RUN.
+
+    Raises:
+        ConfigError, DataError: names the file and what to do.
+    """
+    if {"-h", "--help"} & set(words):
+        return
+    parser = Parser(prog=prog, passes_on=True, add_help=False, allow_abbrev=False)
+    parser.add_argument("--data.train", metavar="FILE", dest="train", nargs="+")
+    parser.add_argument("--data.test", metavar="FILE", dest="test", nargs="*", default=[])
+    parser.add_argument("--out", metavar="RUN", type=Path)
+    args, _ = parser.parse_known_args(words)
+    if args.train is None:
+        raise ConfigError(f"--data.train FILE is required; see '{prog} --help'")
+    from data_pipeline.reading.beton import sample_count
+
+    for file in (*args.train, *args.test):
+        sample_count(file)
+    if args.out is None:
+        return
+    place = args.out.absolute()
+    while not place.exists() and not place.is_symlink():
+        place = place.parent
+    if not place.is_dir():
+        raise ConfigError(f"--out {args.out}: {place} exists and is no folder; choose another name")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"--out {args.out}: {place} cannot be written by this user; choose another folder"
+        )

@@ -1,7 +1,8 @@
 """Recipes and their settings: which there are, without importing torch, and tyro, which reads them.
 
 tyro makes settings from the dataclasses, and tells errors in boxes of many lines; here they become
-one line, as everywhere else.
+one line, as everywhere else. Names that there are not are found out before: a configuration's class
+imports torch, which takes seconds, but its source can be read.
 """
 
 import ast
@@ -10,7 +11,7 @@ import dataclasses
 import functools
 import inspect
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,15 +26,18 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_OURS = ("trainer", "data_pipeline", "kernels", "common")
+
 
 @functools.cache
 def recipes() -> Mapping[str, str]:
     """Names, SimCLR's first, with the first line that each recipe says of itself."""
     found = {}
-    families = Path(trainer.__path__[0], "recipes").glob("*.py")
-    for family in sorted(families, key=lambda file: (file.stem != "simclr", file.stem)):
-        for node in ast.parse(family.read_text()).body:
-            if isinstance(node, ast.FunctionDef) and not node.name.startswith(("_", "named")):
+    families = [file.stem for file in Path(trainer.__path__[0], "recipes").glob("*.py")]
+    for family in sorted(families, key=lambda name: (name != "simclr", name)):
+        for node in _source(f"trainer.recipes.{family}").body:
+            shared = isinstance(node, ast.FunctionDef) and node.name.startswith(("_", "named"))
+            if isinstance(node, ast.FunctionDef) and not shared:
                 first = (ast.get_docstring(node) or "").partition("\n")[0]
                 found[node.name.replace("_", "-")] = first.rstrip(".")
     return found
@@ -43,6 +47,80 @@ def check_recipe(name: str) -> None:
     """Refuse a recipe that there is not, by the nearest that there is."""
     if name not in recipes():
         raise ConfigError(unknown("recipe", name, recipes()))
+
+
+@functools.cache
+def run_options() -> Sequence[str]:
+    """The flags of all settings of a run; those of every objective, whichever a recipe has."""
+    ((module, config),) = _configs("trainer.config", ast.Name("RunConfig"))
+    return list(_flags(module, config, ""))
+
+
+def _flags(module: str, config: ast.ClassDef, group: str) -> Iterator[str]:
+    """Of a configuration that stands in ``module``, below ``group``, which ends in a dot."""
+    for field in config.body:
+        if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
+            continue
+        hint = ast.unparse(field.annotation)
+        if "Suppress" in hint:
+            continue
+        _, renamed, rest = hint.partition("arg(name='")
+        flag = rest.partition("'")[0] if renamed else field.target.id.replace("_", "-")
+        parts = list(_configs(module, field.annotation))
+        for home, part in parts:
+            yield from _flags(home, part, f"{group}{flag}." if flag else group)
+        if not parts:
+            yield f"--{group}{flag}"
+        if hint == "bool":
+            yield f"--{group}no-{flag}"
+
+
+def _configs(module: str, hint: ast.expr) -> Iterator[tuple[str, ast.ClassDef]]:
+    """The dataclasses that a type names, or that stand behind a name in it, with their modules."""
+    for leaf in ast.walk(hint):
+        found = _definition(module, leaf.id) if isinstance(leaf, ast.Name) else None
+        if found is None:
+            continue
+        home, node = found
+        if isinstance(node, ast.Assign):
+            yield from _configs(home, node.value)
+        elif any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
+            yield home, node
+
+
+def _definition(module: str, name: str) -> tuple[str, ast.ClassDef | ast.Assign] | None:
+    """A class or another name for a type, and the module of ours that it is defined in."""
+    for node in _source(module).body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return module, node
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
+            return module, node
+        if not isinstance(node, ast.ImportFrom) or str(node.module).split(".")[0] not in _OURS:
+            continue
+        if name in (alias.name for alias in node.names):
+            return _definition(str(node.module), name)
+    return None
+
+
+@functools.cache
+def _source(module: str) -> ast.Module:
+    path = Path(trainer.__path__[0]).parent.joinpath(*module.split("."))
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return ast.parse(file.read_text())
+
+
+def refuse_unknown(prog: str, words: Sequence[str], other_options: Sequence[str] = ()) -> None:
+    """Refuse an option that is neither a setting of a run nor one of the command's others.
+
+    Raises:
+        ConfigError: names the nearest.
+    """
+    if {"-h", "--help"} & set(words):
+        return
+    known = [*run_options(), *other_options]
+    for flag in (word.partition("=")[0] for word in words):
+        if flag.startswith("--") and flag.replace("_", "-") not in known:
+            raise ConfigError(unknown("option", flag, known, f"see '{prog} --help'"))
 
 
 def parse_settings(

@@ -46,27 +46,34 @@ def test_help_answers_without_loading_torch(arguments: list[str]) -> None:
     ("arguments", "message"),
     [
         (["--data.train", "x.beton"], "x.beton: no such file"),
-        ([], "--data.train [PATH [PATH ...]] is required; see"),
-        (["--data.train", "{folder}"], "pack it first: widebatch pack "),
+        ([], "--data.train FILE is required"),
+        (["--data.train", "{data}", "--data.test", "{folder}"], "pack it first: widebatch pack "),
         (["--data.train", __file__], "test_cli.py: not a .beton"),
+        (["--data.train", "{data}", "--out", "{data}/run"], "exists and is no folder"),
     ],
-    ids=["no file", "nothing", "folder", "no .beton"],
+    ids=["no file", "nothing", "folder", "no .beton", "out"],
 )
-def test_wrong_files_are_told_in_one_line(
-    data: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+def test_wrong_files_are_told_without_loading_torch(
+    data: Path, arguments: list[str], message: str
 ) -> None:
     filled = [word.format(data=data, folder=data.parent) for word in arguments]
-    assert main(["pretrain", "simclr-r50", *filled]) == 2
-    said = capsys.readouterr().err
-    assert message in error_line(said)
-    assert said.count("\n") == 1
+    result = _without_torch(["pretrain", "simclr-r50", *filled])
+    assert result.returncode == 2
+    assert message in error_line(result.stderr)
+    assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["plan", "simclr-r5"], "did you mean simclr-r50?"),
-        (["plan", "simclr-r50", "--gpu", "v100"], "nearest with its --gpu-memory-gib)"),
+        (["plan", "simclr-r50", "--bacth", "8"], "did you mean --batch?"),
+        (["plan", "simclr-r50", "--gpus", "8"], "nearest with its --gpu-memory-gib)"),
+        (
+            ["plan", "simclr-r50", "--gpu", "v100"],
+            "nearest with its --gpu-memory-gib)",
+        ),
+        (["pretrain", "simclr-r50", "--data.trian", "a.beton"], "did you mean --data.train?"),
         (["pack", "photos", "out.beton", "--qualty", "3"], "did you mean --quality?"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -128,7 +135,6 @@ def test_help_of_a_recipe_explains_settings_with_defaults(
         (["pertain"], "pertain"),
         (["pretrain", "simclr-r5"], "did you mean simclr-r50?"),
         (["pretrain", "nonsense"], "choose from simclr-r50"),
-        (["plan", "simclr-r50", "--gpus", "8"], "nearest with its --gpu-memory-gib)"),
         (["pretrain", "simclr-r50", "--data.train", "none.beton"], "none.beton"),
         (["pretrain", "simclr-r50", "--data.train", __file__], "test_cli.py"),
         (["evaluate", "knn", "nowhere"], "nowhere: no such run folder or weights file"),
@@ -262,7 +268,7 @@ def test_lines_stand_above_a_progress_bar_and_not_in_it() -> None:
     ("where", "name", "words"),
     [
         ("argparse", "ArgumentParser.print_help", ["--help"]),
-        ("launch.pretrain_command", "_settings", ["pretrain", "simclr-r50", "--help"]),
+        ("launch.pretrain_command", "_refuse_files", ["pretrain", "simclr-r50", "--help"]),
     ],
 )
 def test_ctrl_c_during_help_is_one_word(where: str, name: str, words: list[str]) -> None:

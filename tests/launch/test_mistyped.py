@@ -9,10 +9,12 @@ import pytest
 from common.errors import ConfigError
 from launch.__main__ import main
 from launch.arguments import nearest
-from launch.settings_arguments import parse_settings
+from launch.settings_arguments import parse_settings, run_options
 from tests.trainer.runs import pack_images, tiny_config
 from trainer.config import to_json
+from trainer.recipes import RECIPES
 from trainer.state.run_folder import _check_same_run
+from trainer.state.settings import settings
 
 R50 = ["simclr-r50", "--data.train", "{data}"]
 H100 = ["simclr-r50", "--gpu", "h100-80g"]
@@ -64,7 +66,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ["pretrain", *R50, "--seed", "1", "more"],
             "unexpected 'more'; see 'widebatch pretrain simclr-r50",
         ),
-        (["pretrain", "simclr-r50"], "--data.train [PATH [PATH ...]] is required; see"),
+        (["pretrain", "simclr-r50"], "--data.train FILE is required"),
         (["plan", *H100, "--optim.base_lrr", "1"], "did you mean --optim.base-lr?"),
         (["plan", "simclr-r50", "--gpuu", "b200-180g"], "did you mean --gpu?"),
         (["plan", "simclr-r5", "--gpu", "b200-180g"], "did you mean simclr-r50?"),
@@ -116,6 +118,11 @@ def test_a_wrong_key_in_the_folders_configuration_is_named(
 def test_a_flag_without_its_group_is_meant_before_one_that_looks_alike() -> None:
     assert nearest("--k", ["--kk", "--collapse.k"]) == "--collapse.k"
     assert nearest("--zzz", ["--batch"]) is None
+
+
+def test_the_options_that_the_source_names_are_those_of_the_classes() -> None:
+    every = {flag for build in RECIPES.values() for s in settings(build()) for flag in s.flags}
+    assert set(run_options()) == every
 
 
 def test_options_may_be_shortened_and_have_either_dash() -> None:
