@@ -164,7 +164,9 @@ def count_step(
 
 def _hold_state(config: RunConfig, objective: Objective, ledger: Ledger, world_size: int) -> None:
     """Weights, gradients and optimizer state, as much of them as the strategy leaves a process."""
-    _give_storage(objective, ledger)
+    objective.to_empty(device="cpu")  # from meta tensors to fake ones
+    for buffer in objective.buffers():
+        ledger.move(buffer, "buffers")
     size = _trainable_bytes(objective)
     strategy = config.strategy.name if world_size > 1 else "ddp"
     part = size // world_size
@@ -221,27 +223,6 @@ def _backward(
     with ledger.phase("temporaries"):
         torch.autograd.backward(rows, [torch.empty_like(each) for each in rows])
     ledger.hold("loss", -loss)
-
-
-def _give_storage(objective: nn.Module, ledger: Ledger) -> None:
-    """Replace meta tensors by fake ones, in place; ``Module.to`` cannot."""
-    made: dict[int, Any] = {}
-    for module in objective.modules():
-        with ledger.phase("parameters"):
-            for name, param in module._parameters.items():
-                if param is not None:
-                    if id(param) not in made:
-                        fake = _like(param)
-                        made[id(param)] = nn.Parameter(fake, requires_grad=param.requires_grad)
-                    module._parameters[name] = made[id(param)]
-        with ledger.phase("buffers"):
-            for name, buffer in module._buffers.items():
-                if buffer is not None:
-                    module._buffers[name] = _like(buffer)
-
-
-def _like(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
 
 
 def _inputs(
