@@ -51,6 +51,11 @@ class Stream(IntEnum):
     NEGATIVE = 16
     CLUSTER = 17
     WEIGHTED = 18
+    TILE = 19
+    TILE_ORDER = 20
+    TILE_COLOUR = 21
+    NOISE = 22
+    MASK = 23
 
 
 def mix(x: U64Array) -> U64Array:

@@ -174,6 +174,7 @@ def _build(
         fabric.world_size,
         config.init_from if checkpoint is None else None,
         plan.num_samples,
+        loader.data.num_classes,
     )
     if config.precision == "fp64":
         objective.double()  # before it takes a checkpoint's values, which float32 would round

@@ -200,6 +200,7 @@ def make_inputs(augment: Augment, batch: Batch, step: int, rows: slice = slice(N
         to_device(ids_N, device),
         to_device(~torch.isin(ids_N, replaced), device),
         step,
+        to_device(batch.labels_B[rows], device),
     )
 
 

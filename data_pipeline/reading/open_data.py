@@ -56,6 +56,11 @@ class OpenData:
             np.array([file.descriptor for file in files], np.int32), counts
         )
 
+    @property
+    def num_classes(self) -> int:
+        """By name, or else by the greatest label; 0 where there is no label."""
+        return len(self.info.class_names) or int(self.table.labels.max(initial=-1)) + 1
+
     def place(self, sample: int) -> str:
         """A sample for messages: its file, and its number there."""
         file, number = self._find(sample)

@@ -20,12 +20,17 @@ from tests.dist import run_ranks
 from trainer.config import DataConfig, RunConfig, from_json, to_json
 from trainer.models.encoders import EncoderConfig, remove_classifier
 from trainer.models.heads import HeadConfig
+from trainer.objectives.autoencoder import AutoencoderConfig
 from trainer.objectives.barlowtwins import BarlowTwinsConfig
 from trainer.objectives.base import Inputs
 from trainer.objectives.deepclusterv2 import DeepClusterV2Config
+from trainer.objectives.inpainting import InpaintingConfig
+from trainer.objectives.jigsaw import JigsawConfig
 from trainer.objectives.moco import MoCoConfig
 from trainer.objectives.mocov3 import MoCoV3Config
 from trainer.objectives.npid import NPIDConfig
+from trainer.objectives.relativepatch import RelativePatchConfig
+from trainer.optim.optimizers import OptimConfig
 from trainer.optim.schedule import ScheduleConfig
 from trainer.recipes import RECIPES
 from trainer.state.checkpoint import CheckpointConfig
@@ -131,6 +136,43 @@ def tiny_mocov3_config(data: Path, out: Path, **changes: Any) -> RunConfig:
 def tiny_rotation_config(data: Path, out: Path, **changes: Any) -> RunConfig:
     """Rotation with SGD on a few convolutions."""
     return _tiny("rotation-cifar10-r18", data, out, **{"encoder": SMALL_ENCODER, **changes})
+
+
+def tiny_autoencoder_config(data: Path, out: Path, **changes: Any) -> RunConfig:
+    """A denoising one, with SGD."""
+    optim = OptimConfig(name="sgd", base_lr=0.1)
+    objective = AutoencoderConfig(given="noisy")
+    encoder = EncoderConfig(name="resnet8", stem="cifar-stride2")
+    settings = {"encoder": encoder, "objective": objective, "optim": optim}
+    return _tiny("autoencoder-cifar10-r18", data, out, **{**settings, **changes})
+
+
+def tiny_inpainting_config(data: Path, out: Path, **changes: Any) -> RunConfig:
+    """Patches, with SGD."""
+    optim = OptimConfig(name="sgd", base_lr=0.1)
+    encoder = EncoderConfig(name="resnet8", stem="cifar-stride2")
+    objective = InpaintingConfig(patch=8, power=2)
+    settings = {"encoder": encoder, "optim": optim, "objective": objective}
+    return _tiny("inpainting-cifar10-r18", data, out, **{**settings, **changes})
+
+
+def tiny_supervised_config(data: Path, out: Path, **changes: Any) -> RunConfig:
+    """Three classes."""
+    return _tiny("supervised-cifar10-r18", data, out, **{"encoder": SMALL_ENCODER, **changes})
+
+
+def tiny_jigsaw_config(data: Path, out: Path, **changes: Any) -> RunConfig:
+    """Two orders an image, of 20."""
+    objective = JigsawConfig(permutations=20, orders=2, tile=7, width=16)
+    settings = {"encoder": SMALL_ENCODER, "objective": objective, "crop": CropConfig(size=30)}
+    return _tiny("jigsaw-stl10-r18", data, out, **{**settings, **changes})
+
+
+def tiny_relativepatch_config(data: Path, out: Path, **changes: Any) -> RunConfig:
+    """With a colour of each tile alone."""
+    objective = RelativePatchConfig(tile=7, width=16, colours="drop")
+    settings = {"encoder": SMALL_ENCODER, "objective": objective, "crop": CropConfig(size=30)}
+    return _tiny("relativepatch-stl10-r18", data, out, **{**settings, **changes})
 
 
 def tiny_npid_config(data: Path, out: Path, negatives: int = 0, **changes: Any) -> RunConfig:

@@ -17,7 +17,7 @@ from common.collectives import rank_and_size
 from kernels.ntxent.reference import statistics_dtype
 from trainer.models.encoders import Encoder
 from trainer.models.heads import HeadConfig, ProjectionHead
-from trainer.objectives.base import Inputs, Loss, Objective, ObjectiveConfig, Outputs
+from trainer.objectives.base import Given, Inputs, Loss, Objective, ObjectiveConfig, Outputs
 from trainer.objectives.cost import LossCost, StepSizes, correlation_cost
 from trainer.objectives.parts.global_sum import global_sum
 
@@ -39,9 +39,7 @@ class BarlowTwinsConfig(ObjectiveConfig):
     def __post_init__(self) -> None:
         check_bounds(self, "--objective.", redundancy_weight="[0, inf)", scale="(0, inf)")
 
-    def build(
-        self, encoder: Encoder, head: HeadConfig, seed: int, num_samples: int
-    ) -> "BarlowTwins":
+    def build(self, encoder: Encoder, head: HeadConfig, given: Given) -> "BarlowTwins":
         """Encoder and projector."""
         return BarlowTwins(encoder, ProjectionHead(encoder.feature_dim, head), self)
 

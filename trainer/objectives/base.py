@@ -20,7 +20,7 @@ import torch
 import tyro
 from torch import nn
 
-from data_pipeline.augment import AugmentConfig
+from data_pipeline.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig
 from data_pipeline.crops import CropConfig
 from data_pipeline.reading.order import EpochOrder
 from data_pipeline.views import ViewGroup, ViewPlan
@@ -30,6 +30,23 @@ from trainer.objectives.cost import LossCost, StepSizes
 
 IMAGENET_SAMPLES = 1_281_167
 """Of the data set that plans take where none is named."""
+
+
+class Given(NamedTuple):
+    """What a run tells an objective that is built for it."""
+
+    seed: int = 0
+    """Of what the objective draws by itself."""
+    num_samples: int = IMAGENET_SAMPLES
+    """Of the data set."""
+    num_classes: int = 1000
+    """Of the data set's labels; 0: it has none."""
+    side: int = 224
+    """Of the main views, pixels."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Taken from each channel of a view, as a share of white."""
+    std: tuple[float, float, float] = IMAGENET_STD
+    """What each channel is divided by after that."""
 
 
 class Inputs(NamedTuple):
@@ -43,6 +60,8 @@ class Inputs(NamedTuple):
     """False where another image is shown in the place of a damaged one."""
     step: int = 0
     """Optimizer steps done before this one: what randomness of a step is keyed by."""
+    labels_N: torch.Tensor = torch.empty(0, dtype=torch.int64)  # noqa: N815
+    """int64; -1: none. For objectives that are no pretraining."""
 
 
 def blank_inputs(
@@ -59,7 +78,8 @@ def blank_inputs(
         blank = blank.to(memory_format=torch.channels_last)
         views.append(blank.unflatten(0, (count, images)))
     ids_N = torch.arange(images, device=device)
-    return Inputs(tuple(views), ids_N, torch.ones_like(ids_N, dtype=torch.bool))
+    is_genuine = torch.ones_like(ids_N, dtype=torch.bool)
+    return Inputs(tuple(views), ids_N, is_genuine, labels_N=torch.zeros_like(ids_N))
 
 
 class Outputs(NamedTuple):
@@ -193,14 +213,13 @@ class ObjectiveConfig:
         """Samples that an epoch must show, and the setting that asks for them."""
         return 1, ""
 
-    def build(self, encoder: Encoder, head: HeadConfig, seed: int, num_samples: int) -> Objective:
+    def build(self, encoder: Encoder, head: HeadConfig, given: Given) -> Objective:
         """The objective; what it adds to the encoder draws from torch's generator.
 
         Args:
             encoder: what is pretrained.
             head: from its features to projections, for objectives that have any.
-            seed: of what the objective draws by itself.
-            num_samples: of the data set.
+            given: of the run.
 
         Raises:
             ConfigError: settings do not go together.

@@ -26,7 +26,7 @@ from data_pipeline.views import ViewGroup, ViewPlan
 from kernels.ntxent.reference import unit_rows
 from trainer.models.encoders import Encoder
 from trainer.models.heads import HeadConfig, ProjectionHead
-from trainer.objectives.base import Inputs, Loss, Objective, ObjectiveConfig, Outputs
+from trainer.objectives.base import Given, Inputs, Loss, Objective, ObjectiveConfig, Outputs
 from trainer.objectives.cost import LossCost, StepSizes, softmax_cost
 from trainer.objectives.parts.global_mean import global_mean
 from trainer.objectives.parts.per_sample import PerSample
@@ -77,20 +77,19 @@ class DeepClusterV2Config(ObjectiveConfig):
             return (large,)
         return large, ViewGroup(self.small_crop, (augment.view1,) * self.small_views)
 
-    def build(
-        self, encoder: Encoder, head: HeadConfig, seed: int, num_samples: int
-    ) -> "DeepClusterV2":
+    def build(self, encoder: Encoder, head: HeadConfig, given: Given) -> "DeepClusterV2":
         """Encoder, head, and empty tables.
 
         Raises:
             ConfigError: more clusters than samples.
         """
-        if self.prototypes > num_samples:
+        if self.prototypes > given.num_samples:
             raise ConfigError(
-                f"--objective.prototypes {self.prototypes} is more than the {num_samples} samples"
+                f"--objective.prototypes {self.prototypes} is more than the {given.num_samples}"
+                " samples"
             )
         built = ProjectionHead(encoder.feature_dim, head)
-        return DeepClusterV2(encoder, built, self, seed, num_samples)
+        return DeepClusterV2(encoder, built, self, given.seed, given.num_samples)
 
     def cost(self, step: StepSizes) -> LossCost:
         """Cross-entropy of every view, once for each head."""

@@ -20,7 +20,7 @@ from kernels.ntxent import Implementation, info_nce
 from kernels.ntxent.reference import unit_rows
 from trainer.models.encoders import Encoder
 from trainer.models.heads import HeadConfig, ProjectionHead
-from trainer.objectives.base import Inputs, Loss, Objective, ObjectiveConfig, Outputs
+from trainer.objectives.base import Given, Inputs, Loss, Objective, ObjectiveConfig, Outputs
 from trainer.objectives.cost import LossCost, StepSizes, info_nce_cost
 from trainer.objectives.parts.key_encoder import KeyEncoder, MomentumSchedule, momentum_at
 from trainer.objectives.parts.key_queue import KeyQueue
@@ -52,9 +52,9 @@ class MoCoConfig(ObjectiveConfig):
         bounds = {"temperature": "(0, inf)", "queue": "[1, 1e9]", "momentum": "[0, 1]"}
         check_bounds(self, "--objective.", **bounds)
 
-    def build(self, encoder: Encoder, head: HeadConfig, seed: int, num_samples: int) -> "MoCo":
+    def build(self, encoder: Encoder, head: HeadConfig, given: Given) -> "MoCo":
         """Encoder and head, their averages and the queue."""
-        return MoCo(encoder, ProjectionHead(encoder.feature_dim, head), self, seed)
+        return MoCo(encoder, ProjectionHead(encoder.feature_dim, head), self, given.seed)
 
     def cost(self, step: StepSizes) -> LossCost:
         """InfoNCE with the queue, and shuffled images."""

@@ -16,7 +16,7 @@ from common.errors import ConfigError
 from kernels.ntxent import Implementation, info_nce
 from trainer.models.encoders import Encoder
 from trainer.models.heads import HeadConfig, ProjectionHead
-from trainer.objectives.base import Inputs, Loss, Objective, ObjectiveConfig, Outputs
+from trainer.objectives.base import Given, Inputs, Loss, Objective, ObjectiveConfig, Outputs
 from trainer.objectives.cost import LossCost, StepSizes, info_nce_cost
 from trainer.objectives.parts.key_encoder import KeyEncoder, MomentumSchedule, momentum_at
 
@@ -45,7 +45,7 @@ class MoCoV3Config(ObjectiveConfig):
     def __post_init__(self) -> None:
         check_bounds(self, "--objective.", temperature="(0, inf)", momentum="[0, 1]")
 
-    def build(self, encoder: Encoder, head: HeadConfig, seed: int, num_samples: int) -> "MoCoV3":
+    def build(self, encoder: Encoder, head: HeadConfig, given: Given) -> "MoCoV3":
         """Encoder, projector and predictor, and averages of the first two."""
         return MoCoV3(encoder, ProjectionHead(encoder.feature_dim, head), self)
 

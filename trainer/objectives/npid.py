@@ -24,7 +24,7 @@ from kernels.ntxent import Implementation, info_nce
 from kernels.ntxent.reference import unit_rows
 from trainer.models.encoders import Encoder
 from trainer.models.heads import HeadConfig, ProjectionHead
-from trainer.objectives.base import Inputs, Loss, Objective, ObjectiveConfig, Outputs
+from trainer.objectives.base import Given, Inputs, Loss, Objective, ObjectiveConfig, Outputs
 from trainer.objectives.cost import LossCost, StepSizes, info_nce_cost
 from trainer.objectives.parts.per_sample import PerSample
 
@@ -53,10 +53,10 @@ class NPIDConfig(ObjectiveConfig):
         """One view of each image."""
         return (ViewGroup(crop, (augment.view1,)),)
 
-    def build(self, encoder: Encoder, head: HeadConfig, seed: int, num_samples: int) -> "NPID":
+    def build(self, encoder: Encoder, head: HeadConfig, given: Given) -> "NPID":
         """Encoder, head, and a bank of random directions."""
         built = ProjectionHead(encoder.feature_dim, head)
-        return NPID(encoder, built, self, seed, num_samples)
+        return NPID(encoder, built, self, given.seed, given.num_samples)
 
     def cost(self, step: StepSizes) -> LossCost:
         """InfoNCE with rows of the bank."""

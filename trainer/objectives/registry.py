@@ -1,12 +1,17 @@
 """Every objective's configuration. What stands here can be trained; nothing else names one."""
 
+from trainer.objectives.autoencoder import AutoencoderConfig
 from trainer.objectives.barlowtwins import BarlowTwinsConfig
 from trainer.objectives.deepclusterv2 import DeepClusterV2Config
+from trainer.objectives.inpainting import InpaintingConfig
+from trainer.objectives.jigsaw import JigsawConfig
 from trainer.objectives.moco import MoCoConfig
 from trainer.objectives.mocov3 import MoCoV3Config
 from trainer.objectives.npid import NPIDConfig
+from trainer.objectives.relativepatch import RelativePatchConfig
 from trainer.objectives.rotation import RotationConfig
 from trainer.objectives.simclr import SimCLRConfig
+from trainer.objectives.supervised import SupervisedConfig
 
 DefaultObjectiveConfig = SimCLRConfig
 """Of a run that names none."""
@@ -20,4 +25,9 @@ AnyObjectiveConfig = (
     | NPIDConfig
     | DeepClusterV2Config
     | BarlowTwinsConfig
+    | JigsawConfig
+    | RelativePatchConfig
+    | AutoencoderConfig
+    | InpaintingConfig
+    | SupervisedConfig
 )

@@ -13,16 +13,15 @@ from typing import Literal
 import torch
 import tyro
 from torch import nn
-from torch.nn.functional import cross_entropy
 
 from data_pipeline.augment import AugmentConfig
 from data_pipeline.crops import CropConfig
 from data_pipeline.views import ViewGroup, ViewPlan
 from trainer.models.encoders import Encoder
 from trainer.models.heads import HeadConfig
-from trainer.objectives.base import Inputs, Loss, Objective, ObjectiveConfig, Outputs
+from trainer.objectives.base import Given, Inputs, Loss, Objective, ObjectiveConfig, Outputs
 from trainer.objectives.cost import LossCost, StepSizes, softmax_cost
-from trainer.objectives.parts.global_mean import global_mean
+from trainer.objectives.parts.classification import classification
 
 _TURNS = 4  # of 0, 90, 180 and 270 degrees, anticlockwise
 
@@ -38,7 +37,7 @@ class RotationConfig(ObjectiveConfig):
         """One view of each image."""
         return (ViewGroup(crop, (augment.view1,)),)
 
-    def build(self, encoder: Encoder, head: HeadConfig, seed: int, num_samples: int) -> "Rotation":
+    def build(self, encoder: Encoder, head: HeadConfig, given: Given) -> "Rotation":
         """The encoder and a linear classifier; there is no projection head."""
         return Rotation(encoder, self)
 
@@ -69,9 +68,6 @@ class Rotation(Objective):
     def loss(self, outputs: Outputs, step: int) -> Loss:
         """Mean cross-entropy over all turns of all images; ln 4 by chance."""
         logits_NT4 = outputs.rows["logits"]
-        logits_NT4 = logits_NT4.to(torch.promote_types(logits_NT4.dtype, torch.float32))
         turns_NT = torch.arange(_TURNS, device=logits_NT4.device).expand(logits_NT4.shape[:2])
-        losses_NT = cross_entropy(logits_NT4.transpose(1, 2), turns_NT, reduction="none")
-        hits_NT = (logits_NT4.detach().argmax(2) == turns_NT).to(losses_NT.dtype)
-        value, top1 = global_mean(torch.stack([losses_NT.mean(1), hits_NT.mean(1)], 1))
-        return Loss(value, {"rotation_top1": top1.detach()})
+        value, top1 = classification(logits_NT4, turns_NT)
+        return Loss(value, {"rotation_top1": top1})

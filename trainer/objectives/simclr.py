@@ -14,7 +14,7 @@ from common.bounds import check_bounds
 from kernels.ntxent import Implementation, nt_xent
 from trainer.models.encoders import Encoder
 from trainer.models.heads import HeadConfig, ProjectionHead
-from trainer.objectives.base import Inputs, Loss, Objective, ObjectiveConfig, Outputs
+from trainer.objectives.base import Given, Inputs, Loss, Objective, ObjectiveConfig, Outputs
 from trainer.objectives.cost import LossCost, StepSizes, nt_xent_cost
 
 
@@ -32,7 +32,7 @@ class SimCLRConfig(ObjectiveConfig):
     def __post_init__(self) -> None:
         check_bounds(self, "--objective.", temperature="(0, inf)")
 
-    def build(self, encoder: Encoder, head: HeadConfig, seed: int, num_samples: int) -> "SimCLR":
+    def build(self, encoder: Encoder, head: HeadConfig, given: Given) -> "SimCLR":
         """Encoder and projection head."""
         return SimCLR(encoder, ProjectionHead(encoder.feature_dim, head), self)
 

@@ -12,7 +12,7 @@ from common.errors import ConfigError
 from trainer.config import RunConfig
 from trainer.models.encoders import Encoder, build_encoder
 from trainer.models.init_from import start_from
-from trainer.objectives.base import IMAGENET_SAMPLES, Objective
+from trainer.objectives.base import IMAGENET_SAMPLES, Given, Objective
 from trainer.parallel.activation_checkpoint import checkpoint_blocks
 from trainer.parallel.sync_batch_norm import SyncBatchNorm, convert_sync_batch_norm
 
@@ -20,14 +20,18 @@ _SHOWN = 4  # names in a message
 
 
 def training_objective(
-    config: RunConfig, world_size: int, init_from: Path | None, num_samples: int
+    config: RunConfig,
+    world_size: int,
+    init_from: Path | None,
+    num_samples: int,
+    num_classes: int = 1000,
 ) -> Objective:
     """Networks as they train on ``world_size`` processes; see :func:`build_objective`.
 
     Raises:
         ConfigError: settings contradict each other or the networks.
     """
-    objective = build_objective(config, init_from, num_samples)
+    objective = build_objective(config, init_from, num_samples, num_classes)
     if ":" in config.encoder.name:
         _refuse_idle_weights(objective.encoder, config)
     # On one process too, for the same rounding; bf16's own is coarser than what that would save.
@@ -44,18 +48,25 @@ def training_objective(
 
 
 def build_objective(
-    config: RunConfig, init_from: Path | None = None, num_samples: int = IMAGENET_SAMPLES
+    config: RunConfig,
+    init_from: Path | None = None,
+    num_samples: int = IMAGENET_SAMPLES,
+    num_classes: int = 1000,
 ) -> Objective:
     """Networks with the initial weights that the seed decides, on any world size.
 
     The encoder has those of the file ``init_from`` instead, if there is one; key encoders with it.
-    ``num_samples``, of the data set, is for objectives that keep something of every sample.
+    ``num_samples`` and ``num_classes``, of the data set, are for objectives that keep something of
+    every sample, or learn from labels.
     """
     torch.manual_seed(config.seed)
     encoder = build_encoder(config.encoder)
     if init_from is not None:
         start_from(encoder, init_from)
-    return config.objective.build(encoder, config.head, config.seed, num_samples)
+    augment = config.augment
+    side = config.crop.size
+    given = Given(config.seed, num_samples, num_classes, side, augment.mean, augment.std)
+    return config.objective.build(encoder, config.head, given)
 
 
 def synchronise_batch_norm(

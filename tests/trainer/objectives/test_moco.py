@@ -19,7 +19,7 @@ from tests.dist import run_ranks
 from tests.trainer.runs import inputs_of
 from trainer.models.encoders import Encoder
 from trainer.models.heads import HeadConfig
-from trainer.objectives.base import Objective, ObjectiveConfig
+from trainer.objectives.base import Given, Objective, ObjectiveConfig
 from trainer.objectives.moco import MoCo, MoCoConfig
 from trainer.objectives.mocov3 import MoCoV3, MoCoV3Config
 from trainer.objectives.parts.key_encoder import momentum_at
@@ -61,7 +61,7 @@ def objective_of(config: ObjectiveConfig, seed: int = 0) -> Objective:
     encoder.feature_dim = 10
     network: Encoder = encoder
     head = V3_HEAD if isinstance(config, MoCoV3Config) else V2_HEAD
-    return config.build(network, head, seed, num_samples=BATCH).double()
+    return config.build(network, head, Given(seed, BATCH)).double()
 
 
 def views(step: int) -> torch.Tensor:

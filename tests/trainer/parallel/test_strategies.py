@@ -33,7 +33,7 @@ from trainer.features.online_knn import OnlineKnnConfig
 from trainer.loop import fit
 from trainer.models.encoders import build_encoder
 from trainer.models.heads import HeadConfig
-from trainer.objectives.base import Inputs, Objective
+from trainer.objectives.base import Given, Inputs, Objective
 from trainer.objectives.simclr import SimCLRConfig
 from trainer.optim.optimizers import OptimConfig, apply_update, gradient_norm
 from trainer.parallel.networks import synchronise_batch_norm
@@ -67,7 +67,7 @@ def _objective() -> Objective:
     torch.manual_seed(0)
     encoder = build_encoder(SMALL_ENCODER)
     head = HeadConfig(layers=2, hidden_dim=24, out_dim=12)
-    objective = SimCLRConfig().build(encoder, head, seed=0, num_samples=BATCH)
+    objective = SimCLRConfig().build(encoder, head, Given(num_samples=BATCH))
     first: Any = objective.get_submodule("head.layers.0")
     first.relu = nn.SiLU()  # with it the whole network is smooth: see `runs.smooth`
     synchronise_batch_norm(objective, True)

@@ -1,0 +1,114 @@
+"""Inpainting: what stands where an image was hidden?
+
+A square in the middle (context encoder, Pathak et al. 2016, arXiv 1604.07379, whose features too
+are learnt without the adversarial term), or most of an image's patches (SimMIM, Xie et al. 2022,
+arXiv 2111.09886). What can be seen is no part of the loss.
+
+Shapes: N images of this process, C = 3 channels, S pixels of a side.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import tyro
+
+from common.bounds import check_bounds
+from common.errors import ConfigError
+from common.randomness import Stream
+from data_pipeline.augment import AugmentConfig
+from data_pipeline.crops import CropConfig
+from data_pipeline.views import ViewGroup, ViewPlan
+from kernels.ntxent.reference import statistics_dtype
+from trainer.models.encoders import Encoder
+from trainer.models.heads import HeadConfig
+from trainer.objectives.base import Given, Inputs, Loss, Objective, ObjectiveConfig, Outputs
+from trainer.objectives.cost import LossCost, StepSizes, softmax_cost
+from trainer.objectives.parts.decoder import Decoder, LastMaps
+from trainer.objectives.parts.draws import uniform_draws
+from trainer.objectives.parts.global_mean import global_mean
+from trainer.objectives.parts.masks import centre_mask, patch_mask
+
+
+@dataclass(frozen=True, kw_only=True)
+class InpaintingConfig(ObjectiveConfig):
+    """Error of decoded pixels that were hidden; the defaults are SimMIM's."""
+
+    name: tyro.conf.Suppress[Literal["inpainting"]] = "inpainting"
+    """Which objective a saved configuration describes."""
+    hidden: Literal["patches", "centre"] = "patches"
+    """patches: some of a grid's, drawn for each image and step; centre: a square, half as wide."""
+    patch: int = 32
+    """For patches: their side in pixels; an encoder's stride, or a multiple of it."""
+    ratio: float = 0.6
+    """For patches: the share that is hidden."""
+    power: Literal[1, 2] = 1
+    """Of a pixel's error: 1 as in SimMIM, 2 as in the context encoder."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self, "--objective.", patch="[1, 65535]", ratio="(0, 1)")
+
+    def views(self, crop: CropConfig, augment: AugmentConfig) -> ViewPlan:
+        """One view of each image.
+
+        Raises:
+            ConfigError: its size does not divide into two patches or more.
+        """
+        if self.hidden == "patches" and (crop.size % self.patch or crop.size < 2 * self.patch):
+            raise ConfigError(
+                f"--crop.size {crop.size} does not divide into patches of --objective.patch"
+                f" {self.patch}"
+            )
+        return (ViewGroup(crop, (augment.view1,)),)
+
+    def build(self, encoder: Encoder, head: HeadConfig, given: Given) -> "Inpainting":
+        """The encoder and a decoder of its last maps; there is no projection head."""
+        return Inpainting(encoder, self, given)
+
+    def cost(self, step: StepSizes) -> LossCost:
+        """A difference for each pixel, beside the networks."""
+        return softmax_cost(step.local_batch, 3 * step.side**2, 1)
+
+    def compares(self, batch: int, num_samples: int) -> str:
+        """Hidden pixels."""
+        share = self.ratio if self.hidden == "patches" else 0.25
+        return f"{100 * share:.0f} % of an image's pixels with those decoded"
+
+
+class Inpainting(Objective):
+    """An encoder of what can be seen and a decoder of what can not."""
+
+    config: InpaintingConfig
+
+    def __init__(self, encoder: Encoder, config: InpaintingConfig, given: Given) -> None:
+        super().__init__(encoder, None, config)
+        self.given = given
+        self.maps = LastMaps(encoder, given.side)
+        self.decoder = Decoder(self.maps.channels, given.side // self.maps.side)
+
+    def forward(self, inputs: Inputs) -> Outputs:
+        """``images`` as decoded, ``(N, C, S, S)``, as they are, and what was hidden of them."""
+        images_NCHW = inputs.views[0][0]
+        hidden_N1HW = self._hidden(images_NCHW, inputs)[:, None]
+        # 0 is the data's mean, for views are normalised.
+        seen_NCHW = images_NCHW.masked_fill(hidden_N1HW, 0)
+        decoded_NCHW = self.decoder(self.maps(self.encoder, seen_NCHW))
+        return Outputs({"images": decoded_NCHW}, {"images": images_NCHW, "hidden": hidden_N1HW})
+
+    def _hidden(self, images_NCHW: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+        images, _, side, _ = images_NCHW.shape
+        if self.config.hidden == "centre":
+            return centre_mask(images, side, images_NCHW.device)
+        patches = (side // self.config.patch) ** 2
+        draws_NK = uniform_draws(self.given.seed, inputs.step, inputs.ids_N, Stream.MASK, patches)
+        return patch_mask(draws_NK, side, self.config.ratio)
+
+    def loss(self, outputs: Outputs, step: int) -> Loss:
+        """Mean error over the hidden pixels of all images, of channels as they are normalised."""
+        decoded, images = outputs.rows["images"], outputs.fixed["images"]
+        dtype = statistics_dtype(decoded.dtype)
+        hidden_N1HW = outputs.fixed["hidden"].to(dtype)
+        errors = (decoded.to(dtype) - images.to(dtype)).abs().pow(self.config.power)
+        numbers_N = 3 * hidden_N1HW.sum((1, 2, 3))
+        (value,) = global_mean(((errors * hidden_N1HW).sum((1, 2, 3)) / numbers_N)[:, None])
+        return Loss(value, {})

@@ -1,0 +1,24 @@
+"""Cross-entropy of images that do not meet: the mean over all processes, and the share of hits."""
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from kernels.ntxent.reference import statistics_dtype
+from trainer.objectives.parts.global_mean import global_mean
+
+
+def classification(
+    logits_NLK: torch.Tensor, targets_NL: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean cross-entropy, and the share of right answers without gradient. A collective.
+
+    Args:
+        logits_NLK: of L questions about each of this process's N images, K answers to each; reduced
+            in float32 or better.
+        targets_NL: int64, the right ones.
+    """
+    logits_NLK = logits_NLK.to(statistics_dtype(logits_NLK.dtype))
+    losses_NL = cross_entropy(logits_NLK.transpose(1, 2), targets_NL, reduction="none")
+    hits_NL = (logits_NLK.detach().argmax(2) == targets_NL).to(losses_NL.dtype)
+    value, top1 = global_mean(torch.stack([losses_NL.mean(1), hits_NL.mean(1)], 1))
+    return value, top1.detach()

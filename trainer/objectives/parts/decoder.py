@@ -1,0 +1,105 @@
+"""From an encoder's last maps back to images.
+
+Shapes: N images, C channels of the maps, h pixels of their side, S of the images'.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from common.errors import ConfigError
+from trainer.models.encoders import Encoder
+
+_NARROWEST = 32  # channels before the last layer, at the least
+
+
+class LastMaps:
+    """The last maps that an encoder makes before it pools them, and their shape.
+
+    Found by a pass without data: the last of its modules to return ``(N, C, h, h)`` with h above 1.
+
+    Args:
+        encoder: a convolutional one.
+        side: S, of the images that it will see.
+
+    Raises:
+        ConfigError: the encoder has no maps, as transformers have none.
+    """
+
+    def __init__(self, encoder: Encoder, side: int) -> None:
+        self.module: nn.Module = encoder
+        self.channels = self.side = 0
+
+        def look(module: nn.Module, _: Any, output: Any) -> None:
+            if isinstance(output, torch.Tensor) and output.ndim == 4 and output.shape[-1] > 1:
+                self.module, (self.channels, self.side) = module, output.shape[1:3]
+            elif isinstance(output, torch.Tensor) and output.ndim == 3:
+                self.side = 0  # what comes after tokens is made of tokens
+
+        hooks = [module.register_forward_hook(look) for module in encoder.modules()]
+        modes = {module: module.training for module in encoder.modules()}
+        try:
+            with torch.no_grad():
+                encoder.eval()(torch.zeros(1, 3, side, side))
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for module, training in modes.items():
+                module.training = training
+        if not self.side or side % self.side:
+            raise ConfigError(
+                "--encoder.name: this objective decodes images from an encoder's maps, and this"
+                f" one has none that {side} pixels divide by; take a ResNet or a ConvNeXt"
+            )
+
+    def __call__(self, encoder: Encoder, images_NCHW: torch.Tensor) -> torch.Tensor:
+        """``(N, C, h, h)``; the encoder's own features are a part of their graph."""
+        kept: list[torch.Tensor] = []
+        hook = self.module.register_forward_hook(lambda _, __, output: kept.append(output))
+        try:
+            features_NF = encoder(images_NCHW)
+        finally:
+            hook.remove()
+        # What follows the maps has a gradient of zero, for DDP waits for all.
+        return kept[-1] + 0 * features_NF.sum()
+
+
+class Decoder(nn.Module):
+    """Maps ``(N, C, h, h)`` to ``(N, outputs, h f, h f)``: doubled and convolved, again and again.
+
+    Pixels are doubled and not convolved apart, which would leave a checkerboard (Odena et al. 2016,
+    distill.pub/2016/deconv-checkerboard).
+
+    Args:
+        channels: C.
+        factor: f, a power of two.
+        outputs: channels of what is decoded.
+
+    Raises:
+        ConfigError: the factor is no power of two.
+    """
+
+    def __init__(self, channels: int, factor: int, outputs: int = 3) -> None:
+        super().__init__()
+        if factor & (factor - 1):
+            raise ConfigError(
+                f"--crop.size: the encoder's maps are {factor} times smaller than its images, which"
+                " is no power of two; take a size that 32 divides"
+            )
+        layers: list[nn.Module] = []
+        for _ in range(factor.bit_length() - 1):
+            width = max(_NARROWEST, min(channels // 2, 256))
+            layers += [
+                nn.Upsample(scale_factor=2, mode="nearest"),
+                nn.Conv2d(channels, width, 3, padding=1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(),
+            ]
+            channels = width
+        self.layers = nn.Sequential(*layers, nn.Conv2d(channels, outputs, 3, padding=1))
+
+    def forward(self, maps_NChw: torch.Tensor) -> torch.Tensor:
+        """What is decoded."""
+        decoded: torch.Tensor = self.layers(maps_NChw)
+        return decoded
