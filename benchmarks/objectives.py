@@ -28,6 +28,11 @@ RUNS = {
     "rotation": ("rotation-cifar10-r18",),
     "npid": ("npid-cifar10-r18",),
     "deepclusterv2": ("deepclusterv2-cifar10-r18", "--optim.base-lr", "4"),
+    "inpainting": ("inpainting-cifar10-r18",),
+    "autoencoder": ("autoencoder-cifar10-r18",),
+    "denoising": ("autoencoder-cifar10-r18", "--objective.given", "noisy"),
+    "superresolution": ("autoencoder-cifar10-r18", "--objective.given", "small"),
+    "supervised": ("supervised-cifar10-r18",),
 }
 
 
