@@ -245,7 +245,8 @@ def test_verbose_says_how_kernels_are_computed(capfd: pytest.CaptureFixture[str]
     code = (
         "import sys; from launch.command_line import _configure_logging;"
         "_configure_logging(verbose='--verbose' in sys.argv);"
-        "from kernels.dispatch import record; record('ntxent', 'blocked', 'no GPU here')"
+        "from kernels.dispatch import Choice, record;"
+        "record(Choice('ntxent', 'blocked', 'no GPU here'))"
     )
     for flag, said in ((["--verbose"], True), ([], False)):
         subprocess.run([sys.executable, "-c", code, *flag], check=True)
