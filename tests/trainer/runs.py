@@ -30,6 +30,7 @@ from trainer.objectives.moco import MoCoConfig
 from trainer.objectives.mocov3 import MoCoV3Config
 from trainer.objectives.npid import NPIDConfig
 from trainer.objectives.relativepatch import RelativePatchConfig
+from trainer.objectives.vae import VAEConfig
 from trainer.optim.optimizers import OptimConfig
 from trainer.optim.schedule import ScheduleConfig
 from trainer.recipes import RECIPES
@@ -145,6 +146,14 @@ def tiny_autoencoder_config(data: Path, out: Path, **changes: Any) -> RunConfig:
     encoder = EncoderConfig(name="resnet8", stem="cifar-stride2")
     settings = {"encoder": encoder, "objective": objective, "optim": optim}
     return _tiny("autoencoder-cifar10-r18", data, out, **{**settings, **changes})
+
+
+def tiny_vae_config(data: Path, out: Path, **changes: Any) -> RunConfig:
+    """A small code, with SGD."""
+    optim = OptimConfig(name="sgd", base_lr=0.1)
+    encoder = EncoderConfig(name="resnet8", stem="cifar-stride2")
+    settings = {"encoder": encoder, "optim": optim, "objective": VAEConfig(code=8)}
+    return _tiny("vae-cifar10-r18", data, out, **{**settings, **changes})
 
 
 def tiny_inpainting_config(data: Path, out: Path, **changes: Any) -> RunConfig:

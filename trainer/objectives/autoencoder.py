@@ -20,12 +20,11 @@ from common.randomness import Stream
 from data_pipeline.augment import AugmentConfig
 from data_pipeline.crops import CropConfig
 from data_pipeline.views import ViewGroup, ViewPlan
-from kernels.ntxent.reference import statistics_dtype
 from trainer.models.encoders import Encoder
 from trainer.models.heads import HeadConfig
 from trainer.objectives.base import Given, Inputs, Loss, Objective, ObjectiveConfig, Outputs
 from trainer.objectives.cost import LossCost, StepSizes, softmax_cost
-from trainer.objectives.parts.decoder import Decoder, LastMaps
+from trainer.objectives.parts.decoder import Decoder, LastMaps, psnr, squared_errors
 from trainer.objectives.parts.draws import normal_draws
 from trainer.objectives.parts.global_mean import global_mean
 
@@ -106,10 +105,7 @@ class Autoencoder(Objective):
     def loss(self, outputs: Outputs, step: int) -> Loss:
         """Mean squared error over all pixels, of channels as they are normalised; 1 or so for a
         decoder that knows the data's mean alone."""
-        decoded, images = outputs.rows["images"], outputs.fixed["images"]
-        dtype = statistics_dtype(decoded.dtype)
-        squares_NC = (decoded.to(dtype) - images.to(dtype)).square().mean((2, 3))
-        scale_C = squares_NC.new_tensor(self.given.std)
-        of_white_N = (squares_NC.detach() * scale_C.square()).mean(1)
+        squares_NC = squared_errors(outputs.rows["images"], outputs.fixed["images"])
+        of_white_N = (squares_NC.detach() * squares_NC.new_tensor(self.given.std).square()).mean(1)
         value, error = global_mean(torch.stack([squares_NC.mean(1), of_white_N], 1))
-        return Loss(value, {"psnr": -10 * error.detach().log10()})
+        return Loss(value, {"psnr": psnr(error)})

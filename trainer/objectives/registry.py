@@ -12,6 +12,7 @@ from trainer.objectives.relativepatch import RelativePatchConfig
 from trainer.objectives.rotation import RotationConfig
 from trainer.objectives.simclr import SimCLRConfig
 from trainer.objectives.supervised import SupervisedConfig
+from trainer.objectives.vae import VAEConfig
 
 DefaultObjectiveConfig = SimCLRConfig
 """Of a run that names none."""
@@ -29,5 +30,6 @@ AnyObjectiveConfig = (
     | RelativePatchConfig
     | AutoencoderConfig
     | InpaintingConfig
+    | VAEConfig
     | SupervisedConfig
 )

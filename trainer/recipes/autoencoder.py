@@ -8,6 +8,7 @@ from trainer.config import RunConfig
 from trainer.models.encoders import EncoderConfig
 from trainer.objectives.autoencoder import AutoencoderConfig
 from trainer.objectives.inpainting import InpaintingConfig
+from trainer.objectives.vae import VAEConfig
 from trainer.optim.optimizers import OptimConfig
 from trainer.optim.schedule import ScheduleConfig
 from trainer.recipes.named import named
@@ -44,6 +45,21 @@ def autoencoder_cifar10_r18() -> RunConfig:
         **named("autoencoder-cifar10-r18"),
         crop=CropConfig(size=32, scale=(0.5, 1.0)),
         encoder=EncoderConfig(name="resnet18", stem="cifar"),
+    )
+
+
+def vae_r50() -> RunConfig:
+    """A variational autoencoder on ImageNet-1k: ResNet-50, 256 numbers of code; a baseline.
+
+    No figure for a ResNet-50 is published. No GPU has run it with this code yet.
+    """
+    return dataclasses.replace(autoencoder_r50(), **named("vae-r50"), objective=VAEConfig())
+
+
+def vae_cifar10_r18() -> RunConfig:
+    """A variational autoencoder on CIFAR-10 or -100: ResNet-18 with the CIFAR stem; a baseline."""
+    return dataclasses.replace(
+        autoencoder_cifar10_r18(), **named("vae-cifar10-r18"), objective=VAEConfig(code=128)
     )
 
 

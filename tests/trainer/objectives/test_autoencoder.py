@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.distributions import Normal, kl_divergence
 
 from common.errors import ConfigError
 from common.randomness import Stream
@@ -14,6 +15,7 @@ from trainer.objectives.autoencoder import Autoencoder, AutoencoderConfig
 from trainer.objectives.base import Given, Inputs, Outputs
 from trainer.objectives.parts.decoder import Decoder, LastMaps
 from trainer.objectives.parts.draws import normal_draws
+from trainer.objectives.vae import VAE, VAEConfig
 
 SIDE = 32
 
@@ -75,6 +77,28 @@ def test_the_loss_is_the_mean_square_and_psnr_is_of_pixels() -> None:
     assert float(loss.value) == pytest.approx(0.01)
     of_pixels = 0.01 * sum(std**2 for std in IMAGENET_STD) / 3
     assert float(loss.metrics["psnr"]) == pytest.approx(-10 * math.log10(of_pixels))
+
+
+def test_a_vaes_loss_is_the_bound_and_its_code_the_samples_own() -> None:
+    encoder = build_encoder(EncoderConfig(name="resnet8", stem="cifar"))
+    objective = VAE(encoder, VAEConfig(code=5, beta=0.7), Given(side=SIDE)).double()
+    images = torch.randn(3, 3, SIDE, SIDE, dtype=torch.float64)
+    outputs = objective(_inputs(images))
+    loss = objective.loss(outputs, 0)
+    mean, variance = outputs.rows["mean"], outputs.rows["log_variance"].exp()
+    code, plain = Normal(mean, variance.sqrt()), Normal(0.0, 1.0)
+    kl = kl_divergence(code, Normal(torch.zeros_like(mean), 1.0)).sum(1)
+    pixels = images[0].numel()
+    missed = plain.log_prob(torch.zeros(())) - plain.log_prob(outputs.rows["images"] - images)
+    expected = (missed.sum((1, 2, 3)) + 0.7 * kl).mean() / pixels
+    assert float(loss.value.detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
+    assert float(loss.metrics["kl"]) == pytest.approx(float(kl.mean().detach()))
+    again = objective.eval()(_inputs(images[1:]))._replace(fixed={})
+    shifted = Inputs((images[None, 1:],), torch.arange(2) + 6, torch.ones(2) > 0, 3)
+    same = objective(shifted).rows["images"]
+    assert not torch.equal(again.rows["images"], same)
+    whole = objective(_inputs(images)).rows["images"]
+    assert torch.allclose(whole[1:], same)
 
 
 def test_noise_is_normal_and_the_samples_own() -> None:

@@ -32,6 +32,7 @@ from tests.trainer.runs import (
     tiny_relativepatch_config,
     tiny_rotation_config,
     tiny_supervised_config,
+    tiny_vae_config,
     train,
     train_all,
 )
@@ -49,6 +50,7 @@ EVERY: dict[str, Callable[..., RunConfig]] = {
     "autoencoder": tiny_autoencoder_config,
     "inpainting": tiny_inpainting_config,
     "supervised": tiny_supervised_config,
+    "vae": tiny_vae_config,
 }
 # OBJECTIVES="barlowtwins" in the environment: these alone, while one is written.
 WANTED = os.environ.get("OBJECTIVES", " ".join(EVERY)).split()

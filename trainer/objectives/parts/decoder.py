@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from common.errors import ConfigError
+from kernels.ntxent.reference import statistics_dtype
 from trainer.models.encoders import Encoder
 
 _NARROWEST = 32  # channels before the last layer, at the least
@@ -103,3 +104,14 @@ class Decoder(nn.Module):
         """What is decoded."""
         decoded: torch.Tensor = self.layers(maps_NChw)
         return decoded
+
+
+def squared_errors(decoded_NCHW: torch.Tensor, images_NCHW: torch.Tensor) -> torch.Tensor:
+    """Mean over pixels of every channel's squared error, ``(N, C)``, in float32 or better."""
+    dtype = statistics_dtype(decoded_NCHW.dtype)
+    return (decoded_NCHW.to(dtype) - images_NCHW.to(dtype)).square().mean((2, 3))
+
+
+def psnr(error: torch.Tensor) -> torch.Tensor:
+    """Of a mean squared error of pixels from 0 to 1, in dB; without gradient."""
+    return -10 * error.detach().log10()
