@@ -8,7 +8,7 @@ Shapes: N images of this process, C = 3 channels, S pixels of a side.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import tyro
@@ -19,7 +19,7 @@ from common.errors import ConfigError
 from common.randomness import Stream
 from data_pipeline.augment import AugmentConfig
 from data_pipeline.crops import CropConfig
-from data_pipeline.views import ViewGroup, ViewPlan
+from data_pipeline.views import ViewPlan
 from trainer.models.encoders import Encoder
 from trainer.models.heads import HeadConfig
 from trainer.objectives.base import Given, Inputs, Loss, Objective, ObjectiveConfig, Outputs
@@ -32,6 +32,8 @@ from trainer.objectives.parts.global_mean import global_mean
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderConfig(ObjectiveConfig):
     """Squared error of a decoded image."""
+
+    looks: ClassVar[int] = 1
 
     name: tyro.conf.Suppress[Literal["autoencoder"]] = "autoencoder"
     """Which objective a saved configuration describes."""
@@ -56,7 +58,7 @@ class AutoencoderConfig(ObjectiveConfig):
             raise ConfigError(
                 f"--crop.size {crop.size} does not divide by --objective.factor {self.factor}"
             )
-        return (ViewGroup(crop, (augment.view1,)),)
+        return super().views(crop, augment)
 
     def build(self, encoder: Encoder, head: HeadConfig, given: Given) -> "Autoencoder":
         """The encoder and a decoder of its last maps; there is no projection head."""

@@ -14,7 +14,7 @@ Shapes: N images of this process, V views of a group, D dimensions.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import tyro
@@ -197,17 +197,20 @@ class Objective(nn.Module):
 class ObjectiveConfig:
     """Settings of an objective, and what a run is to know before it builds one."""
 
+    looks: ClassVar[int] = 2
+    """Views of an image, where they are of one size."""
+
     name: tyro.conf.Suppress[str]
     """Which objective a saved configuration describes."""
 
     def views(self, crop: CropConfig, augment: AugmentConfig) -> ViewPlan:
-        """Views of each image that a step takes, of the run's settings; two of one size.
+        """Views of each image that a step takes, of the run's settings.
 
         Args:
             crop: of the main views.
             augment: of one view or two.
         """
-        return (ViewGroup(crop, (augment.view1, augment.view2)),)
+        return (ViewGroup(crop, (augment.view1, augment.view2)[: self.looks]),)
 
     def least_samples(self) -> tuple[int, str]:
         """Samples that an epoch must show, and the setting that asks for them."""

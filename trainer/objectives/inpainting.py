@@ -8,7 +8,7 @@ Shapes: N images of this process, C = 3 channels, S pixels of a side.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import tyro
@@ -18,7 +18,7 @@ from common.errors import ConfigError
 from common.randomness import Stream
 from data_pipeline.augment import AugmentConfig
 from data_pipeline.crops import CropConfig
-from data_pipeline.views import ViewGroup, ViewPlan
+from data_pipeline.views import ViewPlan
 from kernels.ntxent.reference import statistics_dtype
 from trainer.models.encoders import Encoder
 from trainer.models.heads import HeadConfig
@@ -33,6 +33,8 @@ from trainer.objectives.parts.masks import centre_mask, patch_mask
 @dataclass(frozen=True, kw_only=True)
 class InpaintingConfig(ObjectiveConfig):
     """Error of decoded pixels that were hidden; the defaults are SimMIM's."""
+
+    looks: ClassVar[int] = 1
 
     name: tyro.conf.Suppress[Literal["inpainting"]] = "inpainting"
     """Which objective a saved configuration describes."""
@@ -59,7 +61,7 @@ class InpaintingConfig(ObjectiveConfig):
                 f"--crop.size {crop.size} does not divide into patches of --objective.patch"
                 f" {self.patch}"
             )
-        return (ViewGroup(crop, (augment.view1,)),)
+        return super().views(crop, augment)
 
     def build(self, encoder: Encoder, head: HeadConfig, given: Given) -> "Inpainting":
         """The encoder and a decoder of its last maps; there is no projection head."""

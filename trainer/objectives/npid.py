@@ -8,7 +8,7 @@ Shapes: N images of this process, S samples of the data set, K negatives, D dime
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -16,9 +16,6 @@ import tyro
 
 from common.bounds import check_bounds
 from common.randomness import Stream, sample_keys, uniforms
-from data_pipeline.augment import AugmentConfig
-from data_pipeline.crops import CropConfig
-from data_pipeline.views import ViewGroup, ViewPlan
 from kernels.augment import to_device
 from kernels.ntxent import Implementation, info_nce
 from kernels.ntxent.reference import unit_rows
@@ -32,6 +29,8 @@ from trainer.objectives.parts.per_sample import PerSample
 @dataclass(frozen=True, kw_only=True)
 class NPIDConfig(ObjectiveConfig):
     """Softmax over a memory bank; the defaults are the paper's for ImageNet."""
+
+    looks: ClassVar[int] = 1
 
     name: tyro.conf.Suppress[Literal["npid"]] = "npid"
     """Which objective a saved configuration describes."""
@@ -48,10 +47,6 @@ class NPIDConfig(ObjectiveConfig):
     def __post_init__(self) -> None:
         bounds = {"temperature": "(0, inf)", "negatives": "[0, 1e9]", "momentum": "[0, 1)"}
         check_bounds(self, "--objective.", **bounds)
-
-    def views(self, crop: CropConfig, augment: AugmentConfig) -> ViewPlan:
-        """One view of each image."""
-        return (ViewGroup(crop, (augment.view1,)),)
 
     def build(self, encoder: Encoder, head: HeadConfig, given: Given) -> "NPID":
         """Encoder, head, and a bank of random directions."""

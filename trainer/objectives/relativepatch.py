@@ -8,7 +8,7 @@ Shapes: N images of this process, T = 9 tiles, S = 8 sides, W width.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import tyro
@@ -18,7 +18,7 @@ from common.bounds import check_bounds
 from common.randomness import Stream
 from data_pipeline.augment import AugmentConfig
 from data_pipeline.crops import CropConfig
-from data_pipeline.views import ViewGroup, ViewPlan
+from data_pipeline.views import ViewPlan
 from trainer.models.encoders import Encoder
 from trainer.models.heads import HeadConfig
 from trainer.objectives.base import Given, Inputs, Loss, Objective, ObjectiveConfig, Outputs
@@ -34,6 +34,8 @@ _SIDES, _CENTRE = 8, 4
 @dataclass(frozen=True, kw_only=True)
 class RelativePatchConfig(ObjectiveConfig):
     """Cross-entropy over eight sides; the defaults are those for a crop of 255 pixels."""
+
+    looks: ClassVar[int] = 1
 
     name: tyro.conf.Suppress[Literal["relativepatch"]] = "relativepatch"
     """Which objective a saved configuration describes."""
@@ -56,7 +58,7 @@ class RelativePatchConfig(ObjectiveConfig):
             ConfigError: its size does not go with the tiles'.
         """
         check_tiles(crop.size, self.tile)
-        return (ViewGroup(crop, (augment.view1,)),)
+        return super().views(crop, augment)
 
     def build(self, encoder: Encoder, head: HeadConfig, given: Given) -> "RelativePatch":
         """The encoder and a classifier of pairs; there is no projection head."""

@@ -8,15 +8,12 @@ Shapes: N images of this process, T = 4 turns, R = T * N rows, turn-major.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import tyro
 from torch import nn
 
-from data_pipeline.augment import AugmentConfig
-from data_pipeline.crops import CropConfig
-from data_pipeline.views import ViewGroup, ViewPlan
 from trainer.models.encoders import Encoder
 from trainer.models.heads import HeadConfig
 from trainer.objectives.base import Given, Inputs, Loss, Objective, ObjectiveConfig, Outputs
@@ -30,12 +27,10 @@ _TURNS = 4  # of 0, 90, 180 and 270 degrees, anticlockwise
 class RotationConfig(ObjectiveConfig):
     """Cross-entropy over the four turns; there is nothing to set."""
 
+    looks: ClassVar[int] = 1
+
     name: tyro.conf.Suppress[Literal["rotation"]] = "rotation"
     """Which objective a saved configuration describes."""
-
-    def views(self, crop: CropConfig, augment: AugmentConfig) -> ViewPlan:
-        """One view of each image."""
-        return (ViewGroup(crop, (augment.view1,)),)
 
     def build(self, encoder: Encoder, head: HeadConfig, given: Given) -> "Rotation":
         """The encoder and a linear classifier; there is no projection head."""

@@ -4,7 +4,7 @@ Shapes: N images of this process, K classes.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import tyro
@@ -12,9 +12,6 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from common.errors import ConfigError
-from data_pipeline.augment import AugmentConfig
-from data_pipeline.crops import CropConfig
-from data_pipeline.views import ViewGroup, ViewPlan
 from kernels.ntxent.reference import statistics_dtype
 from trainer.models.encoders import Encoder
 from trainer.models.heads import HeadConfig
@@ -29,12 +26,10 @@ _NONE = -1  # the label of an image without one
 class SupervisedConfig(ObjectiveConfig):
     """Cross-entropy with the training file's labels; there is nothing to set."""
 
+    looks: ClassVar[int] = 1
+
     name: tyro.conf.Suppress[Literal["supervised"]] = "supervised"
     """Which objective a saved configuration describes."""
-
-    def views(self, crop: CropConfig, augment: AugmentConfig) -> ViewPlan:
-        """One view of each image."""
-        return (ViewGroup(crop, (augment.view1,)),)
 
     def build(self, encoder: Encoder, head: HeadConfig, given: Given) -> "Supervised":
         """The encoder and a linear classifier; there is no projection head.

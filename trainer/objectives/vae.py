@@ -7,7 +7,7 @@ Shapes: N images of this process, C = 3 channels, S pixels of a side, Z dimensio
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import tyro
@@ -15,9 +15,6 @@ from torch import nn
 
 from common.bounds import check_bounds
 from common.randomness import Stream
-from data_pipeline.augment import AugmentConfig
-from data_pipeline.crops import CropConfig
-from data_pipeline.views import ViewGroup, ViewPlan
 from kernels.ntxent.reference import statistics_dtype
 from trainer.models.encoders import Encoder
 from trainer.models.heads import HeadConfig
@@ -32,6 +29,8 @@ from trainer.objectives.parts.global_mean import global_mean
 class VAEConfig(ObjectiveConfig):
     """The evidence's lower bound, of Gaussian pixels of deviation 1 after normalisation."""
 
+    looks: ClassVar[int] = 1
+
     name: tyro.conf.Suppress[Literal["vae"]] = "vae"
     """Which objective a saved configuration describes."""
     code: int = 256
@@ -41,10 +40,6 @@ class VAEConfig(ObjectiveConfig):
 
     def __post_init__(self) -> None:
         check_bounds(self, "--objective.", code="[1, 1e9]", beta="[0, inf)")
-
-    def views(self, crop: CropConfig, augment: AugmentConfig) -> ViewPlan:
-        """One view of each image."""
-        return (ViewGroup(crop, (augment.view1,)),)
 
     def build(self, encoder: Encoder, head: HeadConfig, given: Given) -> "VAE":
         """The encoder, a layer for the code's distribution, and a decoder."""
