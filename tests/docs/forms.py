@@ -40,6 +40,12 @@ FORMS = (
         "each process",
     ),
     Form(
+        r"(\bpretrain jigsaw-\S+ .*)--crop.size 32",
+        r"\1--crop.size 96",
+        "its tiles are of this size",
+        "objectives.md",
+    ),
+    Form(
         r"(slurm/\w+\.sh --.*)",
         r"\1" + _SMALL,
         "the same, in a job",
