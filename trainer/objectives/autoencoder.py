@@ -22,9 +22,9 @@ from data_pipeline.crops import CropConfig
 from data_pipeline.views import ViewPlan
 from trainer.models.encoders import Encoder
 from trainer.models.heads import HeadConfig
-from trainer.objectives.base import Given, Inputs, Loss, Objective, ObjectiveConfig, Outputs
+from trainer.objectives.base import Given, Inputs, Loss, ObjectiveConfig, Outputs
 from trainer.objectives.cost import LossCost, StepSizes, softmax_cost
-from trainer.objectives.parts.decoder import Decoder, LastMaps, psnr, squared_errors
+from trainer.objectives.parts.decoder import DecodingObjective, psnr, squared_errors
 from trainer.objectives.parts.draws import normal_draws
 from trainer.objectives.parts.global_mean import global_mean
 
@@ -73,21 +73,15 @@ class AutoencoderConfig(ObjectiveConfig):
         return "an image's pixels with those decoded"
 
 
-class Autoencoder(Objective):
+class Autoencoder(DecodingObjective):
     """An encoder and a decoder."""
 
     config: AutoencoderConfig
 
-    def __init__(self, encoder: Encoder, config: AutoencoderConfig, given: Given) -> None:
-        super().__init__(encoder, None, config)
-        self.given = given
-        self.maps = LastMaps(encoder, given.side)
-        self.decoder = Decoder(self.maps.channels, given.side // self.maps.side)
-
     def forward(self, inputs: Inputs) -> Outputs:
         """``images`` as decoded, ``(N, C, S, S)``, and as they are."""
         images_NCHW = inputs.views[0][0]
-        decoded_NCHW = self.decoder(self.maps(self.encoder, self._shown(images_NCHW, inputs)))
+        decoded_NCHW = self.decode(self._shown(images_NCHW, inputs))
         return Outputs({"images": decoded_NCHW}, {"images": images_NCHW})
 
     def _shown(self, images_NCHW: torch.Tensor, inputs: Inputs) -> torch.Tensor:

@@ -22,9 +22,9 @@ from data_pipeline.views import ViewPlan
 from kernels.ntxent.reference import statistics_dtype
 from trainer.models.encoders import Encoder
 from trainer.models.heads import HeadConfig
-from trainer.objectives.base import Given, Inputs, Loss, Objective, ObjectiveConfig, Outputs
+from trainer.objectives.base import Given, Inputs, Loss, ObjectiveConfig, Outputs
 from trainer.objectives.cost import LossCost, StepSizes, softmax_cost
-from trainer.objectives.parts.decoder import Decoder, LastMaps
+from trainer.objectives.parts.decoder import DecodingObjective
 from trainer.objectives.parts.draws import uniform_draws
 from trainer.objectives.parts.global_mean import global_mean
 from trainer.objectives.parts.masks import centre_mask, patch_mask
@@ -77,16 +77,10 @@ class InpaintingConfig(ObjectiveConfig):
         return f"{100 * share:.0f} % of an image's pixels with those decoded"
 
 
-class Inpainting(Objective):
+class Inpainting(DecodingObjective):
     """An encoder of what can be seen and a decoder of what can not."""
 
     config: InpaintingConfig
-
-    def __init__(self, encoder: Encoder, config: InpaintingConfig, given: Given) -> None:
-        super().__init__(encoder, None, config)
-        self.given = given
-        self.maps = LastMaps(encoder, given.side)
-        self.decoder = Decoder(self.maps.channels, given.side // self.maps.side)
 
     def forward(self, inputs: Inputs) -> Outputs:
         """``images`` as decoded, ``(N, C, S, S)``, as they are, and what was hidden of them."""
@@ -94,7 +88,7 @@ class Inpainting(Objective):
         hidden_N1HW = self._hidden(images_NCHW, inputs)[:, None]
         # 0 is the data's mean, for views are normalised.
         seen_NCHW = images_NCHW.masked_fill(hidden_N1HW, 0)
-        decoded_NCHW = self.decoder(self.maps(self.encoder, seen_NCHW))
+        decoded_NCHW = self.decode(seen_NCHW)
         return Outputs({"images": decoded_NCHW}, {"images": images_NCHW, "hidden": hidden_N1HW})
 
     def _hidden(self, images_NCHW: torch.Tensor, inputs: Inputs) -> torch.Tensor:

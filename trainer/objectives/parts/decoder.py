@@ -11,6 +11,7 @@ from torch import nn
 from common.errors import ConfigError
 from kernels.ntxent.reference import statistics_dtype
 from trainer.models.encoders import Encoder
+from trainer.objectives.base import Given, Objective, ObjectiveConfig
 
 _NARROWEST = 32  # channels before the last layer, at the least
 
@@ -103,6 +104,21 @@ class Decoder(nn.Module):
     def forward(self, maps_NChw: torch.Tensor) -> torch.Tensor:
         """What is decoded."""
         decoded: torch.Tensor = self.layers(maps_NChw)
+        return decoded
+
+
+class DecodingObjective(Objective):
+    """An encoder, and a decoder of its last maps."""
+
+    def __init__(self, encoder: Encoder, config: ObjectiveConfig, given: Given) -> None:
+        super().__init__(encoder, None, config)
+        self.given = given
+        self.maps = LastMaps(encoder, given.side)
+        self.decoder = Decoder(self.maps.channels, given.side // self.maps.side)
+
+    def decode(self, shown_NCHW: torch.Tensor) -> torch.Tensor:
+        """Images ``(N, 3, S, S)`` from what the encoder is shown."""
+        decoded: torch.Tensor = self.decoder(self.maps(self.encoder, shown_NCHW))
         return decoded
 
 
