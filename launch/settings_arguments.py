@@ -62,7 +62,7 @@ def _flags(module: str, config: ast.ClassDef, group: str) -> Iterator[str]:
         if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
             continue
         hint = ast.unparse(field.annotation)
-        if "Suppress" in hint:
+        if "Suppress" in hint or "ClassVar" in hint:
             continue
         _, renamed, rest = hint.partition("arg(name='")
         flag = rest.partition("'")[0] if renamed else field.target.id.replace("_", "-")
