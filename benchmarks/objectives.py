@@ -32,6 +32,7 @@ RUNS = {
     "autoencoder": ("autoencoder-cifar10-r18",),
     "denoising": ("autoencoder-cifar10-r18", "--objective.given", "noisy"),
     "superresolution": ("autoencoder-cifar10-r18", "--objective.given", "small"),
+    "colourisation": ("colourisation-cifar10-r18", "--encoder.sees", "grey"),
     "supervised": ("supervised-cifar10-r18",),
 }
 

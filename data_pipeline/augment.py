@@ -34,6 +34,7 @@ from kernels.augment import (
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+Rgb = tuple[float, float, float]
 
 _JITTERS = (Jitter.BRIGHTNESS, Jitter.CONTRAST, Jitter.SATURATION, Jitter.HUE)
 # Lexicographic; a place in this list is part of the format of a run.
@@ -113,6 +114,10 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self, "--augment.", mean="[0, 1]", std="(0, inf)")
+
+    def normalisation(self) -> tuple[Rgb, Rgb]:
+        """What is subtracted of a view's channels, and what they are divided by then."""
+        return (self.mean, self.std) if self.normalize else ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 def simclr_views(strength: float = 1.0, blur: bool = True) -> AugmentConfig:

@@ -26,6 +26,7 @@ from trainer.models.init_from import start_from
 RESNET18 = EncoderConfig(name="resnet18")
 RESNET50 = EncoderConfig(name="resnet50")
 VIT = EncoderConfig(name="vit_b_32", image_size=64)
+SMALL_VIT = EncoderConfig(name="vit_ti_4", image_size=32)
 SUFFIX = {"timm": ".safetensors", "onnx": ".onnx", "huggingface": ""}
 
 
@@ -73,6 +74,8 @@ def by_its_own_instructions(done: Exported, encoder: EncoderConfig, count: int =
         ("timm", RESNET18),
         ("timm", RESNET18_CIFAR),
         ("timm", VIT),
+        ("timm", SMALL_VIT),
+        ("timm", EncoderConfig(name="vit_s_16", image_size=32, sees="grey")),
         ("timm", EncoderConfig(name="resnext50_32x4d")),
         ("timm", EncoderConfig(name="wide_resnet50_2")),
         ("onnx", RESNET18),
@@ -95,7 +98,9 @@ def test_the_librarys_own_model_has_our_features(
     assert done.proof.versions[{"timm": "timm", "onnx": "onnxruntime"}[file_format]]
 
 
-@pytest.mark.parametrize("encoder", [RESNET18, RESNET50, VIT], ids=lambda value: value.name)
+@pytest.mark.parametrize(
+    "encoder", [RESNET18, RESNET50, VIT, SMALL_VIT], ids=lambda value: value.name
+)
 def test_transformers_loads_the_folder_with_every_key_and_our_features(
     folder: Path, tmp_path: Path, encoder: EncoderConfig
 ) -> None:
@@ -108,7 +113,7 @@ def test_transformers_loads_the_folder_with_every_key_and_our_features(
     with torch.no_grad():
         output = model.eval()(pixel_values=images(encoder))
         ours = load_encoder(str(run_of(folder, encoder))).encoder(images(encoder))
-    is_vit = encoder is VIT
+    is_vit = encoder.name.startswith("vit_")
     theirs = output.last_hidden_state[:, 0] if is_vit else output.pooler_output.flatten(1)
     torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
 

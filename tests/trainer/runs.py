@@ -23,9 +23,11 @@ from trainer.models.heads import HeadConfig
 from trainer.objectives.autoencoder import AutoencoderConfig
 from trainer.objectives.barlowtwins import BarlowTwinsConfig
 from trainer.objectives.base import Inputs
+from trainer.objectives.colourisation import ColourisationConfig
 from trainer.objectives.deepclusterv2 import DeepClusterV2Config
 from trainer.objectives.inpainting import InpaintingConfig
 from trainer.objectives.jigsaw import JigsawConfig
+from trainer.objectives.mae import MAEConfig
 from trainer.objectives.moco import MoCoConfig
 from trainer.objectives.mocov3 import MoCoV3Config
 from trainer.objectives.npid import NPIDConfig
@@ -163,6 +165,27 @@ def tiny_inpainting_config(data: Path, out: Path, **changes: Any) -> RunConfig:
     objective = InpaintingConfig(patch=8, power=2)
     settings = {"encoder": encoder, "optim": optim, "objective": objective}
     return _tiny("inpainting-cifar10-r18", data, out, **{**settings, **changes})
+
+
+def tiny_colourisation_config(data: Path, out: Path, **changes: Any) -> RunConfig:
+    """Cells, with all of their weights from the counts."""
+    encoder = EncoderConfig(name="resnet8", stem="cifar-stride2", sees="grey")
+    settings = {"encoder": encoder, "objective": ColourisationConfig(uniform=0.1)}
+    return _tiny("colourisation-cifar10-r18", data, out, **{**settings, **changes})
+
+
+def small_vit() -> nn.Module:
+    """torchvision's transformer with 16 patches and two blocks, for images of 32 pixels."""
+    vit = torchvision.models.VisionTransformer(32, 8, 2, 2, 32, 64)
+    remove_classifier(vit)
+    return vit
+
+
+def tiny_mae_config(data: Path, out: Path, **changes: Any) -> RunConfig:
+    """One block of a decoder."""
+    encoder = EncoderConfig(name=f"{__name__}:small_vit", image_size=32)
+    settings = {"encoder": encoder, "objective": MAEConfig(width=32, depth=1)}
+    return _tiny("mae-cifar10-vitti4", data, out, **{**settings, **changes})
 
 
 def tiny_supervised_config(data: Path, out: Path, **changes: Any) -> RunConfig:

@@ -29,8 +29,9 @@ from data_pipeline.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig
 from data_pipeline.crops import CropConfig
 from trainer.config import from_json
 from trainer.features.extraction import default_resize
+from trainer.features.layer import LayerFeatures
 from trainer.features.online_knn import OnlineKnnConfig
-from trainer.models.encoders import EncoderConfig, build_encoder, is_resnet
+from trainer.models.encoders import EncoderConfig, build_encoder, is_resnet, see_colours
 from trainer.state.checkpoint import load_encoder_state
 from trainer.state.run_data import read_settings, section
 
@@ -104,6 +105,20 @@ def load_encoder(source: str, which: Which = "last") -> LoadedEncoder:
     return load_run(path, which) if path.is_dir() else _from_file(path)
 
 
+def at_layer(loaded: LoadedEncoder, layer: str) -> LoadedEncoder:
+    """The same with the features of a layer in its middle.
+
+    Raises:
+        ConfigError: as :class:`trainer.features.layer.LayerFeatures`.
+    """
+    encoder = LayerFeatures(loaded.encoder, layer).eval()
+    side = loaded.preprocessing.size
+    with torch.no_grad():
+        width = encoder(torch.zeros(1, 3, side, side)).shape[1]
+    described = {**loaded.description, "layer": layer, "feature_dim": width}
+    return dataclasses.replace(loaded, encoder=encoder, description=described)
+
+
 def run_of(source: str) -> Path | None:
     """The folder of the run that ``source`` names, trained or untrained; None: it names none.
 
@@ -169,10 +184,14 @@ def load_run(run: Path, which: Which = "last") -> LoadedEncoder:
     weights = run / "checkpoints" / f"step-{saved['step']:08d}" / "model.safetensors"
     with weights.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    known = settings, run_encoder_config(settings, where), run_preprocessing(settings, where)
+    config = run_encoder_config(settings, where)
+    known = settings, config, run_preprocessing(settings, where)
     loaded = _built(str(run.absolute()), "run", *known)
     fill(loaded.encoder, tensors, f"{run}: its checkpoint")
     loaded.description.update(_origin(weights, digest, {**saved, **settings, "which": which}))
+    if config.sees == "grey" and ":" not in config.name:
+        see_colours(loaded.encoder)
+        return dataclasses.replace(loaded, config=dataclasses.replace(config, sees="colours"))
     return loaded
 
 
@@ -283,7 +302,7 @@ def _read_settings(path: Path) -> tuple[dict[str, Any], EncoderConfig, Preproces
 
 
 def fill(encoder: nn.Module, tensors: dict[str, torch.Tensor], where: str) -> None:
-    """Load all tensors, exactly: no key more or less, no other shape."""
+    """Load all tensors, exactly: no key more or less, no other shape. Of an objective too."""
     try:
         encoder.load_state_dict(tensors)
     except RuntimeError as error:

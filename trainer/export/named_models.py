@@ -24,6 +24,8 @@ _TIMM_VITS = {
     "vit_l_16": "vit_large_patch16_224",
     "vit_l_32": "vit_large_patch32_224",
     "vit_h_14": "vit_huge_patch14_224",
+    "vit_s": "vit_small_patch16_224",
+    "vit_ti": "vit_tiny_patch16_224",
 }
 
 
@@ -111,14 +113,19 @@ class ToTimm(_NamedModel):
     packages = ("timm", "safetensors")
 
     def __init__(self, encoder: EncoderConfig, preprocessing: Preprocessing) -> None:
-        self._is_vit = encoder.name in _TIMM_VITS
+        size, _, patch = encoder.name.rpartition("_")
+        is_small = size in _TIMM_VITS
+        vit = size if is_small else encoder.name
+        self._is_vit = vit in _TIMM_VITS
         if not self._is_vit and encoder.name not in RESNETS:
             raise self.refused(
                 f"no counterpart of {encoder.name} is known, only of {', '.join(RESNETS)} "
                 f"and {', '.join(_TIMM_VITS)}"
             )
-        architecture = _TIMM_VITS.get(encoder.name, encoder.name)
+        architecture = _TIMM_VITS.get(vit, encoder.name)
         options = {"img_size": encoder.image_size} if self._is_vit else {}
+        if is_small:
+            options["patch_size"] = int(patch)
         super().__init__(encoder, preprocessing, architecture, options)
 
     def renamed(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -5,18 +5,16 @@ from typing import Any
 
 import safetensors.torch
 import torch
-import torchvision
 from torch import nn
 
 from common.errors import NumericalError
 from common.files.strict_json import dump_json
 from trainer.evaluation.load_encoder import Preprocessing
 from trainer.export.target import RESNETS, Features, Target, Tensors, resnet_shape
-from trainer.models.encoders import EncoderConfig
+from trainer.models.encoders import EncoderConfig, build_encoder
 from trainer.models.tensor_names import huggingface_resnet, huggingface_vit
 
 _RESNETS = tuple(name for name in RESNETS if name.startswith("resnet"))  # not wide, no groups
-_VITS = ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14")
 _BILINEAR = 2  # PIL's number
 
 
@@ -30,17 +28,17 @@ class ToHuggingFace(Target):
 
     def __init__(self, encoder: EncoderConfig, preprocessing: Preprocessing) -> None:
         super().__init__(encoder, preprocessing)
-        if encoder.name not in _RESNETS and encoder.name not in _VITS:
+        self._is_vit = encoder.name.startswith("vit_")
+        if encoder.name not in _RESNETS and not self._is_vit:
             raise self.refused(
                 f"no configuration of transformers' ResNet or ViT is {encoder.name}, only "
-                f"{', '.join((*_RESNETS, *_VITS))}"
+                f"{', '.join(_RESNETS)} and all that begin with vit_"
             )
         if encoder.stem != "imagenet":
             raise self.refused(
                 "transformers' ResNet has a 7x7 stem with stride 2 and max-pool, which no setting "
                 "turns into the CIFAR stem"
             )
-        self._is_vit = encoder.name in _VITS
         self._config = _vit_config(encoder) if self._is_vit else _resnet_config(encoder.name)
         self._class_name: str = self._config["architectures"][0]
 
@@ -123,9 +121,7 @@ def _resnet_config(name: str) -> dict[str, Any]:
 
 def _vit_config(encoder: EncoderConfig) -> dict[str, Any]:
     with torch.device("meta"):
-        vit = torchvision.models.get_model(
-            encoder.name, weights=None, image_size=encoder.image_size
-        )
+        vit: Any = build_encoder(encoder)
     return {
         "architectures": ["ViTModel"],
         "model_type": "vit",

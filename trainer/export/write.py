@@ -245,6 +245,7 @@ def _json(facts: dict[str, Any]) -> bytes:
 def _facts(source: LoadedEncoder, target: str) -> dict[str, Any]:
     assert source.config is not None  # noqa: S101  (a run's encoder has one)
     encoder = dataclasses.asdict(source.config)
+    del encoder["sees"]  # every export takes coloured images
     if fixed_image_size(source.config) is None:
         del encoder["image_size"]  # it takes any: those of its run have the preprocessing's size
     settings, known = source.settings, source.description

@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import difflib
 import importlib
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from typing import Any, Literal, cast
 import torch
 import torchvision
 from torch import nn
+from torch.nn.functional import conv2d
+from torchvision.models.vision_transformer import VisionTransformer
 
 from common.bounds import check_bounds
 from common.errors import ConfigError
@@ -27,6 +30,11 @@ _CLASSES = 1000  # of torchvision's classifiers, by which they are recognised
 
 STRIDES = {"cifar": 1, "cifar-stride2": 2}
 """Of the first convolution, by those stems that have 3x3 and no max-pool."""
+
+_SMALL_VIT = re.compile(r"vit_(ti|s)_([1-9][0-9]?)")
+_HEADS_AND_WIDTH = {"ti": (3, 192), "s": (6, 384)}  # of DeiT's, with 12 blocks
+
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 _NOT_A_RESNETS: dict[str, Any] = {"stem": "imagenet", "zero_init_residual": False}
 
@@ -39,7 +47,8 @@ class EncoderConfig:
 
     name: str = "resnet50"
     """A torchvision classification model (resnet18 to resnet152, wide_resnet50_2, convnext_tiny,
-    vit_b_16...); a small ResNet for images of 32 pixels (resnet8, 14, 20, 32, 44, 56 or 110 as
+    vit_b_16...); its transformer as small as DeiT's (vit_s_16, vit_ti_16) and with patches of any
+    size (vit_ti_4); a small ResNet for images of 32 pixels (resnet8, 14, 20, 32, 44, 56 or 110 as
     published for CIFAR, resnet8x2 with twice the channels, x4 with four times); or
     package.module:callable for your own, from PYTHONPATH or the working folder: called without
     arguments, it returns an nn.Module from (N, 3, H, W) to (N, F)."""
@@ -51,6 +60,9 @@ class EncoderConfig:
     image_size: int = 224
     """Side of the images in pixels, for models built for one size (ViT, MaxViT); others take any.
     Of your own the features are counted at this size: where it is not set, the crop's."""
+    sees: Literal["colours", "grey"] = "colours"
+    """grey: a grey image in all three channels, made of a coloured one; for colourisation. Exports
+    and evaluations have it in the first convolution's weights, and take coloured images."""
 
     def __post_init__(self) -> None:
         check_bounds(self, "--encoder.", image_size="[1, 65535]")
@@ -59,10 +71,11 @@ class EncoderConfig:
 class Encoder(nn.Module):
     """For type checkers: any ``nn.Module`` from ``(N, 3, H, W)`` to ``(N, feature_dim)``.
 
-    :func:`build_encoder` returns the model itself with this attribute set, not an instance.
+    :func:`build_encoder` returns the model itself with these attributes set, not an instance.
     """
 
     feature_dim: int
+    sees: Literal["colours", "grey"]
 
 
 def build_encoder(config: EncoderConfig) -> Encoder:
@@ -80,7 +93,34 @@ def build_encoder(config: EncoderConfig) -> Encoder:
         model = _build_torchvision_model(config)
     encoder = cast(Encoder, model)
     encoder.feature_dim = _feature_dim(model, config)
+    encoder.sees = config.sees
+    if config.sees == "grey":
+        encoder.register_forward_pre_hook(_see_grey)
     return encoder
+
+
+def _see_grey(encoder: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor | None:
+    if encoder.sees == "colours":
+        return None
+    (images_NCHW,) = inputs
+    return conv2d(images_NCHW, images_NCHW.new_tensor(_LUMA).expand(3, 3)[..., None, None])
+
+
+def see_colours(encoder: nn.Module) -> None:
+    """Turn an encoder that sees grey to one that takes colours and is the same function, in place.
+
+    Grey is a mix of channels, and so is what a convolution begins with: its weights take it in.
+    """
+    cast(Encoder, encoder).sees = "colours"
+    first = next(
+        layer
+        for layer in encoder.modules()
+        if isinstance(layer, nn.Conv2d) and layer.in_channels == 3
+    )
+    with torch.no_grad():
+        first.weight.copy_(
+            first.weight.sum(1, keepdim=True) * first.weight.new_tensor(_LUMA)[:, None, None]
+        )
 
 
 def fixed_image_size(config: EncoderConfig) -> int | None:
@@ -138,15 +178,22 @@ def _build_cifar_resnet(config: EncoderConfig) -> nn.Module:
 
 
 def _build_torchvision_model(config: EncoderConfig) -> nn.Module:
-    if not is_torchvisions(config.name):
-        known = [*CIFAR_RESNETS, *torchvision.models.list_models(module=torchvision.models)]
+    small_vit = _SMALL_VIT.fullmatch(config.name)
+    if not is_torchvisions(config.name) and small_vit is None:
+        small = ("vit_s_16", "vit_ti_16")
+        known = [*CIFAR_RESNETS, *small, *torchvision.models.list_models(module=torchvision.models)]
         raise ConfigError(f"--encoder.name: there is no model {_unknown(config.name, known)}")
     _refuse_a_resnets_settings(config)
     options = torchvision_options(config)
     if config.zero_init_residual:
         options["zero_init_residual"] = True
     try:
-        model: nn.Module = torchvision.models.get_model(config.name, weights=None, **options)
+        if small_vit is not None:
+            heads, width = _HEADS_AND_WIDTH[small_vit[1]]
+            patch = int(small_vit[2])
+            model = VisionTransformer(config.image_size, patch, 12, heads, width, 4 * width)
+        else:
+            model = torchvision.models.get_model(config.name, weights=None, **options)
     except (AssertionError, ValueError) as error:  # a size that a transformer cannot divide
         raise ConfigError(f"--encoder.image-size {config.image_size}: {error}") from error
     remove_classifier(model)

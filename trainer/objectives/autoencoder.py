@@ -98,6 +98,12 @@ class Autoencoder(DecodingObjective):
             return interpolate(small, side, mode="bicubic").to(images_NCHW.dtype)
         return images_NCHW
 
+    def pictures(self, inputs: Inputs) -> dict[str, torch.Tensor]:
+        """What the encoder is given, and what is made of it."""
+        images_NCHW = inputs.views[0][0]
+        shown_NCHW = self._shown(images_NCHW, inputs)
+        return {"given": shown_NCHW, "decoded": self.decode(shown_NCHW), "image": images_NCHW}
+
     def loss(self, outputs: Outputs, step: int) -> Loss:
         """Mean squared error over all pixels, of channels as they are normalised; 1 or so for a
         decoder that knows the data's mean alone."""

@@ -48,6 +48,21 @@ class Given(NamedTuple):
     std: tuple[float, float, float] = IMAGENET_STD
     """What each channel is divided by after that."""
 
+    def normalised(self, colours_NCHW: torch.Tensor) -> torch.Tensor:
+        """Views of colours from 0 to 1."""
+        return (colours_NCHW - _of_channels(self.mean, colours_NCHW)) / _of_channels(
+            self.std, colours_NCHW
+        )
+
+    def colours(self, views_NCHW: torch.Tensor) -> torch.Tensor:
+        """From 0 to 1, of normalised views."""
+        colours = views_NCHW * _of_channels(self.std, views_NCHW)
+        return (colours + _of_channels(self.mean, views_NCHW)).clamp(0, 1)
+
+
+def _of_channels(values: tuple[float, ...], like: torch.Tensor) -> torch.Tensor:
+    return like.new_tensor(values)[:, None, None]
+
 
 class Inputs(NamedTuple):
     """What an objective sees of a batch, or of a piece of one; on the device."""
@@ -178,6 +193,11 @@ class Objective(nn.Module):
             num_samples: of the data set, and places of an epoch.
         """
         return None
+
+    def pictures(self, inputs: Inputs) -> dict[str, torch.Tensor]:
+        """What the task makes of images, for people: by what they are, ``(N, 3, H, W)`` each,
+        normalised as views are. Called in evaluation mode. Without it a task has none."""
+        raise NotImplementedError
 
     def synchronised_parts(self, sync_batch_norm: bool) -> list[nn.Module]:
         """Parts whose BatchNorm takes its statistics from the global batch, by that setting."""

@@ -99,6 +99,14 @@ class Inpainting(DecodingObjective):
         draws_NK = uniform_draws(self.given.seed, inputs.step, inputs.ids_N, Stream.MASK, patches)
         return patch_mask(draws_NK, side, self.config.ratio)
 
+    def pictures(self, inputs: Inputs) -> dict[str, torch.Tensor]:
+        """What can be seen, and what is decoded where nothing can."""
+        outputs = self(inputs)
+        images_NCHW, hidden_N1HW = outputs.fixed["images"], outputs.fixed["hidden"]
+        filled_NCHW = torch.where(hidden_N1HW, outputs.rows["images"], images_NCHW)
+        seen_NCHW = images_NCHW.masked_fill(hidden_N1HW, 0)
+        return {"seen": seen_NCHW, "filled in": filled_NCHW, "image": images_NCHW}
+
     def loss(self, outputs: Outputs, step: int) -> Loss:
         """Mean error over the hidden pixels of all images, of channels as they are normalised."""
         decoded, images = outputs.rows["images"], outputs.fixed["images"]

@@ -26,7 +26,14 @@ from trainer.objectives.cost import LossCost, StepSizes, softmax_cost
 from trainer.objectives.parts.classification import classification
 from trainer.objectives.parts.draws import uniform_draws
 from trainer.objectives.parts.permutations import MOST, permutations_of_nine
-from trainer.objectives.parts.tiles import TILES, TileEncoder, check_tiles, cut_tiles, standardised
+from trainer.objectives.parts.tiles import (
+    TILES,
+    TileEncoder,
+    check_tiles,
+    cut_tiles,
+    joined,
+    standardised,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +106,18 @@ class Jigsaw(Objective):
             self.permutations[orders_NL][..., None], 2
         )
         return Outputs({"logits": self.classifier(ordered_NLTW.flatten(2))}, {"orders": orders_NL})
+
+    def pictures(self, inputs: Inputs) -> dict[str, torch.Tensor]:
+        """Tiles in the first of the orders shown, and put back as the classifier says."""
+        outputs = self(inputs)
+        shown_NT = self.permutations[outputs.fixed["orders"][:, 0]]
+        told_NT = self.permutations[outputs.rows["logits"][:, 0].argmax(1)]
+        places = uniform_draws(self.seed, inputs.step, inputs.ids_N, Stream.TILE, 2 * TILES)
+        tiles_NTCHW = cut_tiles(inputs.views[0][0], self.config.tile, places)
+        # Tile told[k] is said to be at place k, so each goes back to where it is said to come from.
+        shown_NTCHW = tiles_NTCHW.take_along_dim(shown_NT[..., None, None, None], 1)
+        back_NTCHW = shown_NTCHW.take_along_dim(told_NT.argsort(1)[..., None, None, None], 1)
+        return {"shuffled": joined(shown_NTCHW), "put back": joined(back_NTCHW)}
 
     def loss(self, outputs: Outputs, step: int) -> Loss:
         """Mean cross-entropy over all orders of all images; ln P by chance."""

@@ -2,9 +2,11 @@
 
 from trainer.objectives.autoencoder import AutoencoderConfig
 from trainer.objectives.barlowtwins import BarlowTwinsConfig
+from trainer.objectives.colourisation import ColourisationConfig
 from trainer.objectives.deepclusterv2 import DeepClusterV2Config
 from trainer.objectives.inpainting import InpaintingConfig
 from trainer.objectives.jigsaw import JigsawConfig
+from trainer.objectives.mae import MAEConfig
 from trainer.objectives.moco import MoCoConfig
 from trainer.objectives.mocov3 import MoCoV3Config
 from trainer.objectives.npid import NPIDConfig
@@ -30,6 +32,8 @@ AnyObjectiveConfig = (
     | RelativePatchConfig
     | AutoencoderConfig
     | InpaintingConfig
+    | ColourisationConfig
+    | MAEConfig
     | VAEConfig
     | SupervisedConfig
 )

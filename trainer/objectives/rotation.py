@@ -60,6 +60,15 @@ class Rotation(Objective):
         logits_R4 = self.classifier(self.encoder(turned_RCHW))
         return Outputs({"logits": logits_R4.unflatten(0, (_TURNS, -1)).transpose(0, 1)})
 
+    def pictures(self, inputs: Inputs) -> dict[str, torch.Tensor]:
+        """Each image in another turn, and turned back as far as the classifier says."""
+        images_NCHW = inputs.views[0][0]
+        turns = [number % _TURNS for number in range(len(images_NCHW))]
+        told_NT = self(inputs).rows["logits"].argmax(2)
+        turned = [image.rot90(turn, (1, 2)) for image, turn in zip(images_NCHW, turns)]
+        back = [image.rot90(-int(told_NT[n, turns[n]]), (1, 2)) for n, image in enumerate(turned)]
+        return {"turned": torch.stack(turned), "turned back": torch.stack(back)}
+
     def loss(self, outputs: Outputs, step: int) -> Loss:
         """Mean cross-entropy over all turns of all images; ln 4 by chance."""
         logits_NT4 = outputs.rows["logits"]

@@ -80,6 +80,11 @@ class VAE(Objective):
         rows = {"images": decoded_NCHW, "mean": mean_NZ, "log_variance": log_variance_NZ}
         return Outputs(rows, {"images": images_NCHW})
 
+    def pictures(self, inputs: Inputs) -> dict[str, torch.Tensor]:
+        """What the code says of an image."""
+        outputs = self(inputs)
+        return {"decoded": outputs.rows["images"], "image": outputs.fixed["images"]}
+
     def loss(self, outputs: Outputs, step: int) -> Loss:
         """``(|x - d|^2 / 2 + beta KL) / pixels``: divided, a rate goes with images of any size.
 

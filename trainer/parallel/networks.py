@@ -63,9 +63,8 @@ def build_objective(
     encoder = build_encoder(config.encoder)
     if init_from is not None:
         start_from(encoder, init_from)
-    augment = config.augment
-    side = config.crop.size
-    given = Given(config.seed, num_samples, num_classes, side, augment.mean, augment.std)
+    normalisation = config.augment.normalisation()
+    given = Given(config.seed, num_samples, num_classes, config.crop.size, *normalisation)
     return config.objective.build(encoder, config.head, given)
 
 

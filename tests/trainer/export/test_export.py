@@ -165,6 +165,19 @@ def test_other_architectures_of_torchvision_are_proven_too(
     assert features_of(loaded.encoder, 64).shape == (3, done.facts["feature_dim"])
 
 
+@pytest.mark.parametrize("name", ["resnet18", "shufflenet_v2_x0_5"])
+def test_an_encoder_that_sees_grey_is_exported_as_one_of_coloured_images(
+    tmp_path: Path, data: Path, name: str
+) -> None:
+    trained = save_run(tmp_path / "run", data, EncoderConfig(name=name, sees="grey"))
+    done = export(tmp_path / "run", tmp_path / "out.safetensors")
+    assert done.proof.relative_difference <= 1e-9
+    for source in (tmp_path / "run", done.weights):
+        theirs = features_of(load_encoder(str(source)).encoder)
+        # Float32 sums of other order, through a network's depth; grey itself moves them far more.
+        torch.testing.assert_close(theirs, features_of(trained), rtol=1e-3, atol=1e-4)
+
+
 # --- what is refused, and what is left behind then ---
 
 

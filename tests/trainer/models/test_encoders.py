@@ -143,6 +143,18 @@ def test_small_resnets_are_those_of_the_paper(name: str, published: int) -> None
     assert len(convolutions) + 1 == int(name.removeprefix("resnet"))
 
 
+@pytest.mark.parametrize(
+    ("name", "side", "published"), [("vit_s_16", 224, 22_050_664), ("vit_ti_16", 224, 5_717_416)]
+)
+def test_small_transformers_are_those_of_deit(name: str, side: int, published: int) -> None:
+    """22 and 5 million (arXiv 2012.12877, table 1); to the digit as timm counts them, less the
+    classifier of 1,000."""
+    encoder = build_encoder(EncoderConfig(name=name, image_size=side))
+    assert parameter_count(encoder) == published - 1000 * (encoder.feature_dim + 1)
+    small = build_encoder(EncoderConfig(name=name.replace("16", "4"), image_size=32)).eval()
+    assert small(torch.randn(2, 3, 32, 32)).shape == (2, encoder.feature_dim)
+
+
 def test_a_small_resnets_settings_are_a_resnets() -> None:
     settings: dict[str, Any] = {"name": "resnet8x2", "zero_init_residual": True}
     seen: list[tuple[int, ...]] = []

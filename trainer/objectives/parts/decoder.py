@@ -3,6 +3,7 @@
 Shapes: N images, C channels of the maps, h pixels of their side, S of the images'.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -19,14 +20,15 @@ _NARROWEST = 32  # channels before the last layer, at the least
 class LastMaps:
     """The last maps that an encoder makes before it pools them, and their shape.
 
-    Found by a pass without data: the last of its modules to return ``(N, C, h, h)`` with h above 1.
+    Found by a pass without data: the last of its modules to return ``(N, C, h, h)`` with h above 1,
+    or a transformer's tokens ``(N, 1 + h h, C)``, the first of which is the class's.
 
     Args:
-        encoder: a convolutional one.
+        encoder: a convolutional one, or a vision transformer.
         side: S, of the images that it will see.
 
     Raises:
-        ConfigError: the encoder has no maps, as transformers have none.
+        ConfigError: the encoder has no maps.
     """
 
     def __init__(self, encoder: Encoder, side: int) -> None:
@@ -34,10 +36,15 @@ class LastMaps:
         self.channels = self.side = 0
 
         def look(module: nn.Module, _: Any, output: Any) -> None:
-            if isinstance(output, torch.Tensor) and output.ndim == 4 and output.shape[-1] > 1:
+            if not isinstance(output, torch.Tensor):
+                return
+            if output.ndim == 4 and output.shape[-1] > 1:
                 self.module, (self.channels, self.side) = module, output.shape[1:3]
-            elif isinstance(output, torch.Tensor) and output.ndim == 3:
-                self.side = 0  # what comes after tokens is made of tokens
+            elif output.ndim == 3:
+                tokens, self.channels = output.shape[1:]
+                self.module, self.side = module, math.isqrt(tokens - 1)
+                if self.side < 2 or self.side**2 + 1 != tokens:
+                    self.side = 0  # what comes after tokens is made of tokens
 
         hooks = [module.register_forward_hook(look) for module in encoder.modules()]
         modes = {module: module.training for module in encoder.modules()}
@@ -52,7 +59,7 @@ class LastMaps:
         if not self.side or side % self.side:
             raise ConfigError(
                 "--encoder.name: this objective decodes images from an encoder's maps, and this"
-                f" one has none that {side} pixels divide by; take a ResNet or a ConvNeXt"
+                f" one has none that {side} pixels divide by; take a ResNet, a ConvNeXt or a ViT"
             )
 
     def __call__(self, encoder: Encoder, images_NCHW: torch.Tensor) -> torch.Tensor:
@@ -63,8 +70,11 @@ class LastMaps:
             features_NF = encoder(images_NCHW)
         finally:
             hook.remove()
+        maps = kept[-1]
+        if maps.ndim == 3:
+            maps = maps[:, 1:].transpose(1, 2).unflatten(2, (self.side, self.side))
         # What follows the maps has a gradient of zero, for DDP waits for all.
-        return kept[-1] + 0 * features_NF.sum()
+        return maps + 0 * features_NF.sum()
 
 
 class Decoder(nn.Module):
@@ -108,16 +118,29 @@ class Decoder(nn.Module):
 
 
 class DecodingObjective(Objective):
-    """An encoder, and a decoder of its last maps."""
+    """An encoder, and a decoder of its last maps.
 
-    def __init__(self, encoder: Encoder, config: ObjectiveConfig, given: Given) -> None:
+    Args:
+        outputs: channels of what is decoded.
+        smaller: how many times fewer pixels its sides have than images, as far as maps have fewer.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        config: ObjectiveConfig,
+        given: Given,
+        outputs: int = 3,
+        smaller: int = 1,
+    ) -> None:
         super().__init__(encoder, None, config)
         self.given = given
         self.maps = LastMaps(encoder, given.side)
-        self.decoder = Decoder(self.maps.channels, given.side // self.maps.side)
+        factor = max(given.side // self.maps.side // smaller, 1)
+        self.decoder = Decoder(self.maps.channels, factor, outputs)
 
     def decode(self, shown_NCHW: torch.Tensor) -> torch.Tensor:
-        """Images ``(N, 3, S, S)`` from what the encoder is shown."""
+        """``(N, outputs, h, h)`` from the images that the encoder is shown."""
         decoded: torch.Tensor = self.decoder(self.maps(self.encoder, shown_NCHW))
         return decoded
 

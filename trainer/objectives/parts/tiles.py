@@ -58,6 +58,12 @@ def cut_tiles(images_NCHW: torch.Tensor, tile: int, draws_ND: torch.Tensor) -> t
     return rows.take_along_dim(across[:, :, None, None, :], 4)
 
 
+def joined(tiles_NTCHW: torch.Tensor) -> torch.Tensor:
+    """Tiles side by side, ``(N, C, 3 t, 3 t)``."""
+    rows = tiles_NTCHW.unflatten(1, (GRID, GRID)).permute(0, 3, 1, 4, 2, 5)
+    return rows.flatten(4, 5).flatten(2, 3)
+
+
 def standardised(tiles_NTCHW: torch.Tensor) -> torch.Tensor:
     """Every tile with mean 0 and deviation 1, for neighbours are alike in brightness and contrast.
 

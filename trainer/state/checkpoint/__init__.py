@@ -21,6 +21,7 @@ ranks, nor on the strategy that shares tensors out between them.
 
 from trainer.state.checkpoint.contents import (
     load_encoder_state,
+    load_model_state,
     optimizer_tensors,
     restore_optimizer,
     split_key,
@@ -36,6 +37,7 @@ __all__ = [
     "CheckpointStore",
     "Tensors",
     "load_encoder_state",
+    "load_model_state",
     "optimizer_tensors",
     "restore_optimizer",
     "split_key",

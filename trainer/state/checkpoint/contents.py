@@ -37,14 +37,9 @@ def load_encoder_state(run: Path, best: bool = False) -> tuple[Tensors, dict[str
             raise CheckpointError(
                 f"{run}: no best checkpoint; the online kNN never ran (--data.test)"
             )
-        checkpoint: Checkpoint | None = store.read(step)
+        checkpoint = store.read(step)
     else:
-        checkpoint = store.newest()
-    if checkpoint is None:
-        raise CheckpointError(
-            f"{run}: no checkpoint yet; the first comes at an epoch's end, or where the run is"
-            " stopped after a step"
-        )
+        checkpoint = _newest(store, run)
     prefix = "encoder."
     tensors = {
         name.removeprefix(prefix): value
@@ -52,6 +47,25 @@ def load_encoder_state(run: Path, best: bool = False) -> tuple[Tensors, dict[str
         if name.startswith(prefix)
     }
     return tensors, {**config, "checkpoint": checkpoint.state}
+
+
+def load_model_state(run: Path) -> Tensors:
+    """All tensors of a run's networks, by their names in its objective, of the newest checkpoint.
+
+    Raises:
+        CheckpointError: as :func:`load_encoder_state`.
+    """
+    return _newest(CheckpointStore(run / "checkpoints"), run).tensors("model")
+
+
+def _newest(store: CheckpointStore, run: Path) -> Checkpoint:
+    checkpoint = store.newest()
+    if checkpoint is None:
+        raise CheckpointError(
+            f"{run}: no checkpoint yet; the first comes at an epoch's end, or where the run is"
+            " stopped after a step"
+        )
+    return checkpoint
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:

@@ -1,0 +1,71 @@
+"""CIE Lab of sRGB colours (IEC 61966-2-1, white D65, 2 degrees), and its plane of hues in cells.
+
+Shapes: N images, h and w pixels, Q cells.
+"""
+
+import torch
+
+_FROM_LINEAR_RGB = (
+    (0.412453, 0.357580, 0.180423),
+    (0.212671, 0.715160, 0.072169),
+    (0.019334, 0.119193, 0.950227),
+)
+_WHITE = (0.95047, 1.0, 1.08883)
+_STEP = 10  # of a cell's side, as in Zhang et al. 2016
+_LOWEST, _CELLS = -110, 22  # of the square that holds all colours of sRGB: -110 to 100
+
+
+def rgb_to_lab(images_N3hw: torch.Tensor) -> torch.Tensor:
+    """L from 0 to 100, a and b, ``(N, 3, h, w)``, of values from 0 to 1; float32 or better."""
+    linear = torch.where(
+        images_N3hw > 0.04045, ((images_N3hw + 0.055) / 1.055) ** 2.4, images_N3hw / 12.92
+    )
+    matrix = linear.new_tensor(_FROM_LINEAR_RGB) / linear.new_tensor(_WHITE)[:, None]
+    xyz = torch.einsum("oc,nchw->nohw", matrix, linear)
+    f = torch.where(xyz > 0.008856, xyz.clamp_min(0.008856) ** (1 / 3), 7.787 * xyz + 16 / 116)
+    x, y, z = f.unbind(1)
+    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], 1)
+
+
+def lab_to_rgb(lab_N3hw: torch.Tensor) -> torch.Tensor:
+    """Values from 0 to 1, ``(N, 3, h, w)``; colours that sRGB does not have are cut to it."""
+    lightness, a, b = lab_N3hw.unbind(1)
+    y = (lightness + 16) / 116
+    f = torch.stack([y + a / 500, y, y - b / 200], 1)
+    xyz = torch.where(f**3 > 0.008856, f**3, (f - 16 / 116) / 7.787)
+    matrix = xyz.new_tensor(_FROM_LINEAR_RGB) / xyz.new_tensor(_WHITE)[:, None]
+    linear = torch.einsum("oc,nchw->nohw", matrix.inverse(), xyz).clamp(0, 1)
+    return torch.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear)
+
+
+class HueCells:
+    """Cells of 10 x 10 in the plane of a and b, those alone that a colour of sRGB falls in: 261.
+
+    Zhang et al. 2016 (arXiv 1603.08511) have 313, with some that no colour reaches; their list is
+    no formula's.
+    """
+
+    def __init__(self) -> None:
+        lattice = torch.linspace(0, 1, 86)  # every third of 256 levels hits all that 256 do
+        colours_3R11 = torch.cartesian_prod(lattice, lattice, lattice).T[..., None, None]
+        hues_R2 = rgb_to_lab(colours_3R11.transpose(0, 1))[:, 1:, 0, 0]
+        hit = _square(hues_R2.T[None, ..., None]).unique()
+        self.centres_Q2 = _centres()[hit]
+        self._cell_of_square = torch.cdist(_centres(), self.centres_Q2).argmin(1)
+
+    def __len__(self) -> int:
+        return len(self.centres_Q2)
+
+    def of(self, hues_N2hw: torch.Tensor) -> torch.Tensor:
+        """The nearest cell's number, int64 ``(N, h, w)``."""
+        return self._cell_of_square.to(hues_N2hw.device)[_square(hues_N2hw)]
+
+
+def _square(hues_N2hw: torch.Tensor) -> torch.Tensor:
+    places = ((hues_N2hw - _LOWEST) / _STEP).round().long().clamp(0, _CELLS - 1)
+    return places[:, 0] * _CELLS + places[:, 1]
+
+
+def _centres() -> torch.Tensor:
+    side = torch.arange(_CELLS, dtype=torch.float32) * _STEP + _LOWEST
+    return torch.cartesian_prod(side, side)
