@@ -35,6 +35,7 @@ from trainer.report.samples import (
     read_spread,
     view_pairs,
 )
+from trainer.report.task import TaskPictures, task_pictures
 from trainer.state.run_data import run_data, section
 
 log = logging.getLogger(__name__)
@@ -91,6 +92,7 @@ class Pictures:
     """All of it; what could not be made is ``None``, and ``missing`` says why."""
 
     views: Views | None = None
+    task: TaskPictures | None = None
     queries: Queries | None = None
     map: EmbeddingMap | None = None
     similarities: dict[str, npt.NDArray[np.float32]] | None = None
@@ -127,7 +129,13 @@ def make_pictures(
     def views() -> Views:
         return first_views(OpenData(run_data(run, settings, "train")), settings, _VIEW_ROWS)
 
-    found: dict[str, Any] = {"views": attempt(missing, "views", views)}
+    def task() -> TaskPictures | None:
+        return task_pictures(run, settings, OpenData(run_data(run, settings, "train")), where)
+
+    found: dict[str, Any] = {
+        "views": attempt(missing, "views", views),
+        "task": attempt(missing, "the task's pictures", task),
+    }
     seen = attempt(
         missing,
         "neighbours, map and similarities",

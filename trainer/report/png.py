@@ -21,6 +21,7 @@ from trainer.report.evaluations import Bar, names_of
 from trainer.report.history import Metrics, curves, running_mean
 from trainer.report.pictures import EmbeddingMap, Queries
 from trainer.report.samples import Images, Views
+from trainer.report.task import TaskPictures
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +33,8 @@ Part = Any
 def write_figures(contents: Contents, out: Path) -> list[Path]:
     """Draw what there is of a run.
 
-    ``curves.png``, ``accuracy.png``, ``views.png``, ``neighbours.png``, ``map.png``, and
-    ``overview.png`` with the best of them. Neighbours need labels.
+    ``curves.png``, ``accuracy.png``, ``views.png``, ``task.png``, ``neighbours.png``, ``map.png``,
+    and ``overview.png`` with the best of them. Neighbours need labels; not every task has pictures.
 
     Returns:
         The files written, in ``out``, which is made if need be.
@@ -47,6 +48,7 @@ def write_figures(contents: Contents, out: Path) -> list[Path]:
         "curves": (_curves, contents.history.metrics, 9.0, 11.0),
         "accuracy": (_accuracy, contents.bars, max(5.0, 1.5 + 3.0 * groups), 3.6),
         "views": (_views, pictures.views, 4.0, 8.0),
+        "task": (_task, pictures.task, 4.0, 16.0),
         "neighbours": (_neighbours, queries if queries and queries.labelled else None, 10.0, 6.5),
         "map": (_maps, pictures.map, 10.1, 4.9),
         "overview": (_overview, contents, 10.0, 7.2),
@@ -118,6 +120,11 @@ def _views(figure: Part, views: Views, rows: int | None = None) -> None:
     """A row per sample: the image, and the views that one step made of it."""
     images = np.concatenate([views.originals_RSS3[:, None], views.views_RVSS3], axis=1)
     _grid(figure.add_subplot(), images[:rows], "image, and its views")
+
+
+def _task(figure: Part, task: TaskPictures) -> None:
+    """A row per image: what the run's task makes of it."""
+    _grid(figure.add_subplot(), task.images_NKSS3, ", ".join(task.titles))
 
 
 def _grid(axes: Any, images_RKSS3: Images, heading: str) -> int:

@@ -87,7 +87,7 @@ def first_views(train: OpenData, settings: dict[str, Any], rows: int) -> Views:
     saved = {name: value for name, value in settings.items() if name != "run"}
     plan = from_json(RunConfig, saved, "config.json").view_plan()
     # Without normalisation, views are colours.
-    ids_R, groups = _views(train, settings, plan, rows, normalized=False)
+    ids_R, groups = drawn_views(train, settings, plan, rows, normalized=False)
     side = plan[0].crop.size
     # Smaller ones are enlarged, each pixel to a square.
     views_VR3SS = torch.cat(
@@ -104,10 +104,10 @@ def view_pairs(train: OpenData, settings: dict[str, Any], count: int) -> torch.T
     crop = from_json(CropConfig, settings.get("crop"), "config.json: crop")
     augment = from_json(AugmentConfig, settings.get("augment"), "config.json: augment")
     plan = (ViewGroup(crop, (augment.view1, augment.view2)),)
-    return _views(train, settings, plan, count, normalized=True)[1][0]
+    return drawn_views(train, settings, plan, count, normalized=True)[1][0]
 
 
-def _views(
+def drawn_views(
     train: OpenData, settings: dict[str, Any], plan: ViewPlan, count: int, *, normalized: bool
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
     """Ids (N,) of the first ``count`` samples of a run, and their views in the first epoch.

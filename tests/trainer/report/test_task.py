@@ -1,0 +1,127 @@
+"""Pictures of a run's own task: what it saw, and what it says."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from data_pipeline.crops import CropConfig
+from data_pipeline.reading.open_data import OpenData
+from tests.trainer.runs import (
+    inputs_of,
+    pack_images,
+    tiny_autoencoder_config,
+    tiny_colourisation_config,
+    tiny_inpainting_config,
+    tiny_jigsaw_config,
+    tiny_mae_config,
+    tiny_rotation_config,
+    tiny_vae_config,
+    train,
+)
+from tests.trainer.saved_runs import save_run
+from trainer.objectives.base import Outputs
+from trainer.objectives.parts.lab import lab_to_rgb, rgb_to_lab
+from trainer.objectives.parts.tiles import TILES, cut_tiles, joined
+from trainer.parallel.networks import build_objective
+from trainer.report.contents import read_contents
+from trainer.report.page import page
+from trainer.report.pictures import Pictures, make_pictures
+from trainer.report.png import write_figures
+from trainer.report.task import task_pictures
+from trainer.state.run_data import read_settings
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return pack_images(tmp_path_factory.mktemp("data"), count=40, side=32)
+
+
+@pytest.mark.parametrize(
+    ("tiny", "titles"),
+    [
+        (tiny_rotation_config, ("turned", "turned back")),
+        (tiny_jigsaw_config, ("shuffled", "put back")),
+        (tiny_autoencoder_config, ("given", "decoded", "image")),
+        (tiny_vae_config, ("decoded", "image")),
+        (tiny_inpainting_config, ("seen", "filled in", "image")),
+        (tiny_mae_config, ("seen", "filled in", "image")),
+        (tiny_colourisation_config, ("grey", "coloured", "image")),
+    ],
+)
+def test_a_run_shows_what_its_task_makes_of_its_images(data, tmp_path, tiny, titles):
+    config = tiny(data, tmp_path / "run", steps=1)
+    assert train(1, config) == "done"
+    settings = read_settings(config.out)
+    found = task_pictures(config.out, settings, OpenData(data), CPU)
+    assert found.titles == titles
+    assert found.images_NKSS3.shape[:2] == (16, len(titles))
+    assert found.images_NKSS3.dtype == np.uint8
+    for image in found.images_NKSS3[:, -1]:
+        assert image.std() > 4
+    again = task_pictures(config.out, settings, OpenData(data), CPU)
+    assert np.array_equal(again.images_NKSS3, found.images_NKSS3)
+    (contents,) = read_contents([config.out], Pictures(task=found))
+    text = page([contents])
+    assert "What the task makes of images" in text
+    assert f"image 3, {titles[0]}" in text
+    assert "task" in [path.stem for path in write_figures(contents, tmp_path / "out")]
+
+
+def test_a_task_without_pictures_has_no_part_in_the_page(data, tmp_path):
+    save_run(tmp_path / "run", data)
+    made = make_pictures(tmp_path / "run", read_settings(tmp_path / "run"), max_images=40)
+    assert made.task is None
+    assert "task" not in " ".join(part for part, _ in made.missing)
+
+
+def _told(objective, right):
+    """The objective, whose logits name ``right``, a place for each row."""
+    whole = objective.forward
+
+    def forward(inputs):
+        outputs = whole(inputs)
+        logits = torch.zeros_like(outputs.rows["logits"])
+        return Outputs(
+            {"logits": logits.scatter(-1, right(outputs)[..., None], 1.0)}, outputs.fixed
+        )
+
+    objective.forward = forward
+    return objective.eval()
+
+
+def test_right_turns_bring_the_image_back_and_wrong_ones_do_not(data, tmp_path):
+    objective = build_objective(tiny_rotation_config(data, tmp_path))
+    images = torch.rand(6, 3, 32, 32)
+    turns = torch.arange(4).expand(6, 4)
+    shown = _told(objective, lambda _: turns).pictures(inputs_of(images[None]))
+    assert torch.equal(shown["turned back"], images)
+    assert torch.equal(shown["turned"][1], images[1].rot90(1, (1, 2)))
+    shown = _told(objective, lambda _: (turns + 1) % 4).pictures(inputs_of(images[None]))
+    assert torch.equal(shown["turned back"][2], images[2].rot90(-1, (1, 2)))
+
+
+def test_the_right_order_puts_tiles_back_in_their_places(data, tmp_path):
+    config = tiny_jigsaw_config(data, tmp_path, crop=CropConfig(size=30))
+    config = dataclasses.replace(
+        config, objective=dataclasses.replace(config.objective, tile=10)
+    )  # tiles that fill their cells
+    objective = build_objective(config)
+    images = torch.rand(6, 3, 30, 30)
+    shown = _told(objective, lambda outputs: outputs.fixed["orders"]).pictures(
+        inputs_of(images[None])
+    )
+    assert torch.equal(shown["put back"], images)
+    assert not torch.equal(shown["shuffled"], images)
+    tiles = cut_tiles(images, 10, torch.zeros(6, 2 * TILES, dtype=torch.float64))
+    assert torch.equal(joined(tiles), images)
+
+
+def test_lab_and_back_is_the_colour():
+    colours = torch.rand(4, 3, 16, 16, dtype=torch.float64)
+    colours[0] *= 0.03
+    # The white point and the matrix have six digits.
+    assert torch.allclose(lab_to_rgb(rgb_to_lab(colours)), colours, atol=1e-4)
