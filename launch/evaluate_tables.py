@@ -148,11 +148,12 @@ def _head(report: Report) -> Rows:
     """The first lines of every table: which encoder."""
     encoder = report["encoder"]
     stem = f" ({encoder['stem']} stem)" if "stem" in encoder else ""
+    layer = f", {encoder['layer']}" if "layer" in encoder else ""
     where = ", ".join(
         f"{name} {encoder[name]:g}" for name in ("step", "epoch") if encoder.get(name) is not None
     )
     crop = f"{report['preprocessing']['size']}-pixel crops"
     return [
         ("encoder", f"{_shown(encoder['source'])}{f', {where}' if where else ''}"),
-        ("", f"{encoder['architecture']}{stem}, {encoder['feature_dim']} features, {crop}"),
+        ("", f"{encoder['architecture']}{stem}{layer}, {encoder['feature_dim']} features, {crop}"),
     ]

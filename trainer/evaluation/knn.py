@@ -43,7 +43,7 @@ def knn(config: KnnConfig) -> dict[str, Any] | None:
         DataError, CheckpointError: a file is missing, damaged or not labelled.
         NumericalError: the encoder's features are not finite.
     """
-    job = LabelledJob(config)
+    job = LabelledJob(config, config.layer)
     few_N = config.few(job.labels.train_N)
     with job:
         test = job.test_features()

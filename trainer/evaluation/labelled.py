@@ -13,6 +13,7 @@ from torch import nn
 from common.bounds import check_bounds
 from data_pipeline.reading.open_data import OpenData
 from trainer.evaluation.job import Job, JobConfig, TestFiles, TrainFiles
+from trainer.evaluation.load_encoder import at_layer, load_encoder
 from trainer.features.extraction import Features
 from trainer.features.labelled_files import read_labels
 from trainer.features.labels import Accuracy, class_count, few_per_class
@@ -34,6 +35,8 @@ class EvaluateConfig(LabelledConfig):
 
     labels_per_class: int | None = None
     """Labelled training images of each class to use, chosen by the seed. None: all."""
+    layer: str = ""
+    """Part of the encoder whose features are taken, such as layer3; empty: its last."""
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself."""
@@ -65,8 +68,9 @@ class LabelledJob(Job):
             labelled, or has a class that the other lacks.
     """
 
-    def __init__(self, config: LabelledConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: LabelledConfig, layer: str = "") -> None:
+        loaded = load_encoder(config.source, config.which)
+        super().__init__(config, at_layer(loaded, layer) if layer else loaded)
         self.train, self.test = OpenData(config.train), OpenData(config.test)
         self.labels = read_labels(self.train, self.test)
         self.num_classes = class_count(self.labels.train_N, self.labels.test_M)

@@ -148,7 +148,7 @@ def linear(config: ProbeConfig) -> dict[str, Any] | None:
         NumericalError: the encoder's features are not finite.
     """
     config = preset_config(config)
-    job = LabelledJob(config)
+    job = LabelledJob(config, config.layer)
     notes: list[str] = []
     few_N = config.few(job.labels.train_N)
     with job:

@@ -90,7 +90,7 @@ def _evaluations(run: Path, step: Any) -> Iterator[str]:
     for path, report in read_reports(run):
         encoder = section(report, "encoder")
         same = encoder.get("kind") in ("run", "exported") and encoder.get("step") == step
-        if same and number_in(report.get("top1")) > 0:
+        if same and "layer" not in encoder and number_in(report.get("top1")) > 0:
             yield (
                 f"{report.get('method')} ({report.get('protocol')}): {report['top1']:.2%} top-1 "
                 f"of {report.get('n_test')} test images, {report.get('n_train')} labels, "

@@ -113,6 +113,8 @@ def _protocol(report: Mapping[str, Any]) -> str:
     """How an accuracy was measured, in words for an axis."""
     protocol = report["protocol"]
     name = "kNN" if protocol == "weighted-knn" else f"{report.get('method', 'linear')} ({protocol})"
+    layer = section(report, "encoder").get("layer")
+    name = f"{name}, {layer}" if layer else name
     few = report["settings"].get("labels_per_class")
     labels = f"{few} labels\nper class" if few else f"{report['n_train']:,}\nlabels"
     return f"{name}\n{labels}"
