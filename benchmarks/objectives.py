@@ -33,6 +33,7 @@ RUNS = {
     "denoising": ("autoencoder-cifar10-r18", "--objective.given", "noisy"),
     "superresolution": ("autoencoder-cifar10-r18", "--objective.given", "small"),
     "colourisation": ("colourisation-cifar10-r18", "--encoder.sees", "grey"),
+    "supcon": ("supcon-cifar10-r18", "--batch", "256"),
     "supervised": ("supervised-cifar10-r18",),
 }
 

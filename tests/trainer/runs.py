@@ -193,6 +193,13 @@ def tiny_supervised_config(data: Path, out: Path, **changes: Any) -> RunConfig:
     return _tiny("supervised-cifar10-r18", data, out, **{"encoder": SMALL_ENCODER, **changes})
 
 
+def tiny_supcon_config(data: Path, out: Path, **changes: Any) -> RunConfig:
+    """SimCLR's head on a few convolutions."""
+    head = HeadConfig(hidden_dim=64, out_dim=32)
+    settings = {"encoder": SMALL_ENCODER, "head": head}
+    return _tiny("supcon-cifar10-r18", data, out, **{**settings, **changes})
+
+
 def tiny_jigsaw_config(data: Path, out: Path, **changes: Any) -> RunConfig:
     """Two orders an image, of 20."""
     objective = JigsawConfig(permutations=20, orders=2, tile=7, width=16)

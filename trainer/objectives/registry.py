@@ -13,6 +13,7 @@ from trainer.objectives.npid import NPIDConfig
 from trainer.objectives.relativepatch import RelativePatchConfig
 from trainer.objectives.rotation import RotationConfig
 from trainer.objectives.simclr import SimCLRConfig
+from trainer.objectives.supcon import SupConConfig
 from trainer.objectives.supervised import SupervisedConfig
 from trainer.objectives.vae import VAEConfig
 
@@ -36,4 +37,5 @@ AnyObjectiveConfig = (
     | MAEConfig
     | VAEConfig
     | SupervisedConfig
+    | SupConConfig
 )

@@ -11,12 +11,12 @@ import tyro
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from common.errors import ConfigError
 from kernels.ntxent.reference import statistics_dtype
 from trainer.models.encoders import Encoder
 from trainer.models.heads import HeadConfig
 from trainer.objectives.base import Given, Inputs, Loss, Objective, ObjectiveConfig, Outputs
 from trainer.objectives.cost import LossCost, StepSizes, softmax_cost
+from trainer.objectives.parts.classification import check_labels
 from trainer.objectives.parts.global_mean import global_mean
 
 _NONE = -1  # the label of an image without one
@@ -37,11 +37,7 @@ class SupervisedConfig(ObjectiveConfig):
         Raises:
             ConfigError: the data has no labels.
         """
-        if given.num_classes < 2:
-            raise ConfigError(
-                "--data.train: a supervised run needs labels of two classes or more; pack a folder"
-                " with one sub-folder per class"
-            )
+        check_labels(given.num_classes)
         return Supervised(encoder, self, given.num_classes)
 
     def cost(self, step: StepSizes) -> LossCost:

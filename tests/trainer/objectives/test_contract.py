@@ -33,6 +33,7 @@ from tests.trainer.runs import (
     tiny_npid_config,
     tiny_relativepatch_config,
     tiny_rotation_config,
+    tiny_supcon_config,
     tiny_supervised_config,
     tiny_vae_config,
     train,
@@ -53,6 +54,7 @@ EVERY: dict[str, Callable[..., RunConfig]] = {
     "inpainting": tiny_inpainting_config,
     "mae": tiny_mae_config,
     "colourisation": tiny_colourisation_config,
+    "supcon": tiny_supcon_config,
     "supervised": tiny_supervised_config,
     "vae": tiny_vae_config,
 }
@@ -204,7 +206,7 @@ def test_first_losses_are_those_of_chance(data: Path, tmp_path: Path) -> None:
     """ln 4, ln N, ln (K + 1), ln K: what a network that knows nothing pays."""
     runs = {name: config_of(name, data, tmp_path / name, steps=1) for name in EVERY}
     # A high temperature makes all of similar rows alike: what is left is the count.
-    similarities = ("npid", "npid-sampled", "deepclusterv2")
+    similarities = ("npid", "npid-sampled", "deepclusterv2", "supcon")
     for name in similarities:
         objective = dataclasses.replace(runs[name].objective, temperature=100.0)
         runs[name] = dataclasses.replace(runs[name], objective=objective)
@@ -215,6 +217,7 @@ def test_first_losses_are_those_of_chance(data: Path, tmp_path: Path) -> None:
         "relativepatch": math.log(8),
         "colourisation": math.log(261),
         "supervised": math.log(3),
+        "supcon": math.log(2 * 24 - 1),
         "npid": math.log(120),
         "npid-sampled": math.log(41),
         "deepclusterv2": math.log(runs["deepclusterv2"].objective.prototypes),  # type: ignore[union-attr]

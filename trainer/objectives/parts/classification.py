@@ -3,8 +3,22 @@
 import torch
 from torch.nn.functional import cross_entropy
 
+from common.errors import ConfigError
 from kernels.ntxent.reference import statistics_dtype
 from trainer.objectives.parts.global_mean import global_mean
+
+
+def check_labels(num_classes: int) -> None:
+    """Refuse data that has nothing to learn from.
+
+    Raises:
+        ConfigError: it has no labels, or all are the same.
+    """
+    if num_classes < 2:
+        raise ConfigError(
+            "--data.train: a supervised run needs labels of two classes or more; pack a folder with"
+            " one sub-folder per class"
+        )
 
 
 def classification(
