@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _OURS = ("trainer", "data_pipeline", "kernels", "common")
+_NUMBER = re.compile(r"\.\d+\.")
 
 
 @functools.cache
@@ -119,7 +121,8 @@ def refuse_unknown(prog: str, words: Sequence[str], other_options: Sequence[str]
         return
     known = [*run_options(), *other_options]
     for flag in (word.partition("=")[0] for word in words):
-        if flag.startswith("--") and flag.replace("_", "-") not in known:
+        # Of one of several tasks: its number is no part of a name.
+        if flag.startswith("--") and _NUMBER.sub(".", flag.replace("_", "-")) not in known:
             raise ConfigError(unknown("option", flag, known, f"see '{prog} --help'"))
 
 

@@ -87,7 +87,7 @@ COLLECTIVES = {
 
 # Of trainer/objectives, what others may import, and ask of an objective's settings.
 CONTRACT = {"base", "cost", "registry", "parts"}
-ASKED_OF_CONFIGS = {"views", "build", "cost", "compares", "least_samples"}
+ASKED_OF_CONFIGS = {"views", "build", "costs", "compares", "least_samples"}
 
 Rule = Callable[[ast.AST], Iterator[tuple[int, str]]]
 
@@ -273,7 +273,7 @@ ALLOWED: list[tuple[Rule, str]] = [
     (no_collective_on_some_ranks, "if size > 1:\n dist.barrier()"),
     (no_collective_on_some_ranks, "if rank == 0:\n write()\ndist.barrier()"),
     (no_objective_in_particular, "from trainer.objectives.base import Objective"),
-    (no_objective_in_particular, "config.objective.cost(8, 1, 128, crop)"),
+    (no_objective_in_particular, "config.objective.costs(8, 1, 128, crop)"),
 ]
 
 

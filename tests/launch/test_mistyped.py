@@ -122,7 +122,12 @@ def test_a_flag_without_its_group_is_meant_before_one_that_looks_alike() -> None
 
 def test_the_options_that_the_source_names_are_those_of_the_classes() -> None:
     every = {flag for build in RECIPES.values() for s in settings(build()) for flag in s.flags}
-    assert set(run_options()) == every
+    tasks = "--objective.tasks."  # of all kinds, where no recipe has every one
+    named = {re.sub(r"(?<=tasks)\.\d+\.", ".", flag) for flag in every}
+    assert {flag for flag in run_options() if not flag.startswith(tasks)} == {
+        flag for flag in every if not flag.startswith(tasks)
+    }
+    assert named <= set(run_options())
 
 
 def test_options_may_be_shortened_and_have_either_dash() -> None:

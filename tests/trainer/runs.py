@@ -27,11 +27,14 @@ from trainer.objectives.colourisation import ColourisationConfig
 from trainer.objectives.deepclusterv2 import DeepClusterV2Config
 from trainer.objectives.inpainting import InpaintingConfig
 from trainer.objectives.jigsaw import JigsawConfig
+from trainer.objectives.joint import JointConfig, TaskConfig
 from trainer.objectives.mae import MAEConfig
 from trainer.objectives.moco import MoCoConfig
 from trainer.objectives.mocov3 import MoCoV3Config
 from trainer.objectives.npid import NPIDConfig
 from trainer.objectives.relativepatch import RelativePatchConfig
+from trainer.objectives.rotation import RotationConfig
+from trainer.objectives.simclr import SimCLRConfig
 from trainer.objectives.vae import VAEConfig
 from trainer.optim.optimizers import OptimConfig
 from trainer.optim.schedule import ScheduleConfig
@@ -198,6 +201,21 @@ def tiny_supcon_config(data: Path, out: Path, **changes: Any) -> RunConfig:
     head = HeadConfig(hidden_dim=64, out_dim=32)
     settings = {"encoder": SMALL_ENCODER, "head": head}
     return _tiny("supcon-cifar10-r18", data, out, **{**settings, **changes})
+
+
+def tiny_joint_config(data: Path, out: Path, **changes: Any) -> RunConfig:
+    """SimCLR, rotation of a small view, and a memory bank."""
+    tasks = (
+        TaskConfig(task=SimCLRConfig(temperature=0.5)),
+        TaskConfig(task=RotationConfig(), weight=0.4, side=16, scale=(0.3, 0.9)),
+        TaskConfig(task=NPIDConfig(), weight=0.1),
+    )
+    settings = {
+        "encoder": SMALL_ENCODER,
+        "head": HeadConfig(hidden_dim=64, out_dim=32),
+        "objective": JointConfig(tasks=tasks),
+    }
+    return _tiny("essl-cifar10-r18", data, out, **{**settings, **changes})
 
 
 def tiny_jigsaw_config(data: Path, out: Path, **changes: Any) -> RunConfig:

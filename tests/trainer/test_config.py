@@ -171,7 +171,7 @@ def test_every_number_of_every_part_is_bounded_and_named_as_an_option(recipe: st
             values = part = to_json(whole)
             *path, name = setting.key.split(".")
             for key in path:
-                part = part[key]
+                part = part[int(key) if key.isdigit() else key]
             part[name] = [bad] * len(setting.value) if several else bad
             option = setting.flag.rpartition(".")[2].removeprefix("--")
             with pytest.raises(ConfigError, match=rf"[.-]{option} .*({bad}|1e.25)"):

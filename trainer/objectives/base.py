@@ -196,8 +196,8 @@ class Objective(nn.Module):
 
     def pictures(self, inputs: Inputs) -> dict[str, torch.Tensor]:
         """What the task makes of images, for people: by what they are, ``(N, 3, H, W)`` each,
-        normalised as views are. Called in evaluation mode. Without it a task has none."""
-        raise NotImplementedError
+        normalised as views are. Called in evaluation mode. Empty: there is nothing to look at."""
+        return {}
 
     def synchronised_parts(self, sync_batch_norm: bool) -> list[nn.Module]:
         """Parts whose BatchNorm takes its statistics from the global batch, by that setting."""
@@ -252,6 +252,10 @@ class ObjectiveConfig:
     def cost(self, step: StepSizes) -> LossCost:
         """What the loss of a step takes of one process."""
         raise NotImplementedError
+
+    def costs(self, step: StepSizes) -> tuple[LossCost, ...]:
+        """The same, of each of several losses."""
+        return (self.cost(step),)
 
     def compares(self, batch: int, num_samples: int) -> str:
         """What an image's loss is made of, in a few words for plans; empty: nothing to be said.

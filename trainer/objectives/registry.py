@@ -1,41 +1,10 @@
-"""Every objective's configuration. What stands here can be trained; nothing else names one."""
+"""What a run can be told to learn by."""
 
-from trainer.objectives.autoencoder import AutoencoderConfig
-from trainer.objectives.barlowtwins import BarlowTwinsConfig
-from trainer.objectives.colourisation import ColourisationConfig
-from trainer.objectives.deepclusterv2 import DeepClusterV2Config
-from trainer.objectives.inpainting import InpaintingConfig
-from trainer.objectives.jigsaw import JigsawConfig
-from trainer.objectives.mae import MAEConfig
-from trainer.objectives.moco import MoCoConfig
-from trainer.objectives.mocov3 import MoCoV3Config
-from trainer.objectives.npid import NPIDConfig
-from trainer.objectives.relativepatch import RelativePatchConfig
-from trainer.objectives.rotation import RotationConfig
+from trainer.objectives.joint import JointConfig
 from trainer.objectives.simclr import SimCLRConfig
-from trainer.objectives.supcon import SupConConfig
-from trainer.objectives.supervised import SupervisedConfig
-from trainer.objectives.vae import VAEConfig
+from trainer.objectives.tasks import AnyTaskConfig
 
 DefaultObjectiveConfig = SimCLRConfig
 """Of a run that names none."""
 
-# The first one is what a configuration without a name means: those of before there were others.
-AnyObjectiveConfig = (
-    SimCLRConfig
-    | MoCoConfig
-    | MoCoV3Config
-    | RotationConfig
-    | NPIDConfig
-    | DeepClusterV2Config
-    | BarlowTwinsConfig
-    | JigsawConfig
-    | RelativePatchConfig
-    | AutoencoderConfig
-    | InpaintingConfig
-    | ColourisationConfig
-    | MAEConfig
-    | VAEConfig
-    | SupervisedConfig
-    | SupConConfig
-)
+AnyObjectiveConfig = AnyTaskConfig | JointConfig

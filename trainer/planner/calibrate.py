@@ -24,7 +24,7 @@ from data_pipeline.packing.pack import PackConfig, pack
 from data_pipeline.reading.beton import name_of, sample_count
 from trainer.config import DataConfig, RunConfig, to_json
 from trainer.parallel.machine import with_precision
-from trainer.planner.loss_cost import loss_cost
+from trainer.planner.loss_cost import loss_costs
 from trainer.planner.probe import Reading
 from trainer.planner.rates import Calibration, Rates
 from trainer.planner.step_cost import StepCost, count_step
@@ -87,7 +87,7 @@ def calibrated(
     low_rest, high_rest = _rest(low), _rest(high)
     slope = max(0.0, (high_rest - low_rest) / (high.batch - low.batch))
     slope = min(slope, high_rest / high.batch)  # a step without images takes no less than nothing
-    loss = loss_cost(config, high.batch, 1, counts[1].num_samples)
+    costs = loss_costs(config, high.batch, 1, counts[1].num_samples)
     return dataclasses.replace(
         rates,
         gpu=dataclasses.replace(rates.gpu, name=high.name, memory=high.memory),
@@ -100,7 +100,7 @@ def calibrated(
             base_seconds=high_rest - slope * high.batch,
             image_seconds=slope,
             augment_seconds=high.augment_seconds / high.batch,
-            loss_seconds=high.loss_seconds / loss.flops,
+            loss_seconds=high.loss_seconds / sum(cost.flops for cost in costs),
             update_seconds=high.update_seconds,
         ),
     )

@@ -10,13 +10,13 @@ _TILE = {"cpu": 512, "cuda": 4096}  # sides of the blocked implementation's tile
 _GROUPS = 64  # partial sums of a row that the Triton kernels keep, at most
 
 
-def loss_cost(
+def loss_costs(
     config: RunConfig, local_batch: int, world_size: int, num_samples: int = IMAGENET_SAMPLES
-) -> LossCost:
-    """The loss of ``config`` for ``local_batch`` images on each of ``world_size`` processes, of a
-    data set of ``num_samples``."""
+) -> tuple[LossCost, ...]:
+    """The losses of ``config``, one or several, for ``local_batch`` images on each of
+    ``world_size`` processes, of a data set of ``num_samples``."""
     dim, side = config.head.out_dim, config.crop.size
-    return config.objective.cost(StepSizes(local_batch, world_size, num_samples, dim, side))
+    return config.objective.costs(StepSizes(local_batch, world_size, num_samples, dim, side))
 
 
 def loss_bytes(config: RunConfig, cost: LossCost, device: str) -> int:

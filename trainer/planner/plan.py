@@ -24,6 +24,7 @@ _JPEG_BYTES = 0.59  # a pixel: ImageNet-1k's files, 110 kB of 500 x 375 on avera
 # Data sets that recipes are for: images to train on, pixels of one.
 _STATED = {
     "r50": ("ImageNet-1k", 1_281_167, 500 * 375),
+    "vitb16": ("ImageNet-1k", 1_281_167, 500 * 375),
     "cifar10": ("CIFAR-10", 50_000, 32 * 32),
     "stl10": ("STL-10, unlabelled", 100_000, 96 * 96),
     "digits": ("the embedded digits", 1_437, 64 * 64),

@@ -29,7 +29,7 @@ from trainer.parallel.activation_checkpoint import checkpoint_blocks
 from trainer.parallel.networks import build_objective
 from trainer.parallel.sync_batch_norm import SyncBatchNorm
 from trainer.planner.ledger import Ledger, Operation
-from trainer.planner.loss_cost import loss_bytes, loss_cost
+from trainer.planner.loss_cost import loss_bytes, loss_costs
 from trainer.run import COMPUTE_DTYPE
 
 _ZERO_BUCKETS = 2 * 2**25  # two of 32 MiB, in which gradients travel
@@ -214,7 +214,8 @@ def _backward(
 ) -> None:
     """The backward pass from the outputs' rows, beside what the loss keeps."""
     local_batch = config.batch // world_size
-    loss = loss_bytes(config, loss_cost(config, local_batch, world_size, num_samples), device)
+    costs = loss_costs(config, local_batch, world_size, num_samples)
+    loss = sum(loss_bytes(config, cost, device) for cost in costs)
     rows = list(outputs.rows.values())
     if images < local_batch:  # all pieces' outputs, joined, and the derivative by them
         kept = sum(each.nbytes for each in (*rows, *outputs.fixed.values()))

@@ -17,7 +17,7 @@ from kernels.augment.plan import bytes_moved
 from trainer.config import RunConfig
 from trainer.objectives.cost import LossCost
 from trainer.planner.ledger import Operation
-from trainer.planner.loss_cost import loss_cost
+from trainer.planner.loss_cost import loss_costs
 from trainer.planner.rates import Calibration, Rates
 from trainer.planner.step_cost import StepCost
 from trainer.planner.traffic import Cluster, Flow
@@ -88,11 +88,11 @@ def step_time(
 ) -> StepTime:
     """Predict a step in which ``found`` travels; a core reads ``core_rate`` images a second."""
     rates, local_batch = cluster.rates, config.batch // cluster.world_size
-    loss = loss_cost(config, local_batch, cluster.world_size, step_cost.num_samples)
+    losses = loss_costs(config, local_batch, cluster.world_size, step_cost.num_samples)
     if rates.calibration is not None:
-        parts = _measured(rates.calibration, local_batch, loss)
+        parts = _measured(rates.calibration, local_batch, losses)
     else:
-        parts = _stated(config, step_cost, local_batch, loss, rates)
+        parts = _stated(config, step_cost, local_batch, losses, rates)
     sweeps, passes = _in_pieces(config, step_cost, local_batch)
     parts["augment"] *= sweeps
     crowd, loader = 1, local_batch / (rates.cores * core_rate)
@@ -116,20 +116,26 @@ def _in_pieces(config: RunConfig, step_cost: StepCost, local_batch: int) -> tupl
     return 2.0 * len(step_cost.norms) + 2, step_cost.exact_passes
 
 
-def _measured(found: Calibration, local_batch: int, loss: LossCost) -> dict[str, float]:
+def _measured(
+    found: Calibration, local_batch: int, losses: tuple[LossCost, ...]
+) -> dict[str, float]:
     """Seconds of a whole local batch by part, on one device that nothing else uses."""
     networks = found.base_seconds + found.image_seconds * local_batch
     return {
         "augment": found.augment_seconds * local_batch,
         "forward": networks / 3,
         "backward": 2 * networks / 3,
-        "loss": found.loss_seconds * loss.flops,
+        "loss": found.loss_seconds * sum(loss.flops for loss in losses),
         "update": found.update_seconds,
     }
 
 
 def _stated(
-    config: RunConfig, step_cost: StepCost, local_batch: int, loss: LossCost, rates: Rates
+    config: RunConfig,
+    step_cost: StepCost,
+    local_batch: int,
+    losses: tuple[LossCost, ...],
+    rates: Rates,
 ) -> dict[str, float]:
     """The same by stated rates."""
     pieces, peak = local_batch / step_cost.images, rates.gpu.flops
@@ -137,15 +143,15 @@ def _stated(
     width = _WIDTH[config.precision]
     groups = [(len(group.looks), group.crop.size) for group in config.view_plan()]
     views = sum(bytes_moved(count * local_batch, side, side, dtype) for count, side in groups)
-    products = loss.flops / (peak * width)
+    products = sum(loss.flops for loss in losses) / (peak * width)
+    exponentials = sum(loss.times * loss.exponentials for loss in losses) / (peak * _POWERS)
     update = step_cost.trainable * _UPDATE_BYTES[config.optim.name]
     update += (step_cost.parameters - step_cost.trainable) * _AVERAGE_BYTES
     return {
         "augment": views / (rates.gpu.bandwidth * rates.augment_fraction),
         "forward": pieces * _operations(step_cost.forward, rates, width),
         "backward": pieces * _operations(step_cost.backward, rates, width),
-        "loss": (products + loss.times * loss.exponentials / (peak * _POWERS))
-        / rates.loss_fraction,
+        "loss": (products + exponentials) / rates.loss_fraction,
         "update": update / (rates.gpu.bandwidth * rates.gpu.bandwidth_fraction),
     }
 

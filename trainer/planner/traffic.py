@@ -7,10 +7,12 @@ ring: a node sends what all its processes have for other nodes. Time is that of 
 and the latency of each collective.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from trainer.config import RunConfig
-from trainer.planner.loss_cost import loss_cost
+from trainer.objectives.cost import LossCost
+from trainer.planner.loss_cost import loss_costs
 from trainer.planner.rates import Rates
 from trainer.planner.step_cost import StepCost
 
@@ -94,25 +96,29 @@ def flows(config: RunConfig, step_cost: StepCost, cluster: Cluster) -> tuple[Flo
     if cluster.world_size == 1:
         return ()
     local_batch = config.batch // cluster.world_size
-    loss = loss_cost(config, local_batch, cluster.world_size, step_cost.num_samples)
-    rows, item = loss.times * loss.rows, 2 if config.precision == "bf16" else _FLOAT
     found = [
         *_gradient_flows(config, step_cost, cluster),
         *_norm_flows(config, step_cost, cluster),
     ]
-    if loss.gathers:
-        found += [
-            cluster.all_gather("embeddings", rows * loss.dim * item, loss.times),
-            cluster.all_gather("log-sum-exps", rows * loss.statistics * _FLOAT, loss.times),
-        ]
-    if loss.reduced:
-        size = float(loss.times * loss.reduced * (8 if config.precision == "fp64" else _FLOAT))
-        found.append(cluster.all_reduce("correlations", size, loss.times))
-    if loss.exchanged:  # images on their way to the key encoder, and keys on their way back
-        size = float(local_batch * item * loss.exchanged)
-        found.append(cluster.all_to_all("shuffled keys", size, 2))
+    for loss in loss_costs(config, local_batch, cluster.world_size, step_cost.num_samples):
+        found += _loss_flows(config, loss, local_batch, cluster)
     found.append(cluster.all_reduce("agreed flags", 8, 1))
     return tuple(found)
+
+
+def _loss_flows(
+    config: RunConfig, loss: LossCost, local_batch: int, cluster: Cluster
+) -> Iterator[Flow]:
+    rows, item = loss.times * loss.rows, 2 if config.precision == "bf16" else _FLOAT
+    if loss.gathers:
+        yield cluster.all_gather("embeddings", rows * loss.dim * item, loss.times)
+        yield cluster.all_gather("log-sum-exps", rows * loss.statistics * _FLOAT, loss.times)
+    if loss.reduced:
+        size = float(loss.times * loss.reduced * (8 if config.precision == "fp64" else _FLOAT))
+        yield cluster.all_reduce("correlations", size, loss.times)
+    if loss.exchanged:  # images on their way to the key encoder, and keys on their way back
+        size = float(local_batch * item * loss.exchanged)
+        yield cluster.all_to_all("shuffled keys", size, 2)
 
 
 def _gradient_flows(config: RunConfig, step_cost: StepCost, cluster: Cluster) -> list[Flow]:

@@ -48,6 +48,8 @@ def task_pictures(
     views, ids_N = tuple(group.to(device) for group in groups), ids_N.to(device)
     with torch.no_grad():
         shown = objective.to(device).eval().pictures(Inputs(views, ids_N, ids_N >= 0))
+    if not shown:
+        return None
     mean, std = config.augment.normalisation()
     as_views = Given(mean=mean, std=std)
     colours = [as_views.colours(images.float()) for images in shown.values()]

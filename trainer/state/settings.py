@@ -71,6 +71,8 @@ def flat(saved: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Settings of a ``config.json`` by dotted name, as text; not what the run noted as ``run``."""
     found: dict[str, str] = {}
     for key, value in saved.items():
+        if isinstance(value, list) and value and isinstance(value[0], Mapping):
+            value = {str(number): each for number, each in enumerate(value)}
         if isinstance(value, Mapping):
             if prefix or key != "run":
                 found |= flat(value, f"{prefix}{key}.")
@@ -115,6 +117,9 @@ def _walk(part: Any, keys: str, flags: str) -> Iterator[Setting]:
         key, value = keys + field.name, getattr(part, field.name)
         if dataclasses.is_dataclass(value):
             yield from _walk(value, f"{key}.", f"{flags}{flag}." if flag else flags)
+        elif isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
+            for number, each in enumerate(value):
+                yield from _walk(each, f"{key}.{number}.", f"{flags}{flag}.{number}.")
         else:
             kinds = (hint, *typing.get_args(hint))  # of a union or a tuple
             choices = [c for kind in kinds for c in _choices(kind)]

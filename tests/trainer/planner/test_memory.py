@@ -15,7 +15,7 @@ from trainer.optim.optimizers import OptimConfig, build_optimizer
 from trainer.parallel.networks import build_objective
 from trainer.parallel.strategy import StrategyConfig
 from trainer.planner.ledger import Ledger
-from trainer.planner.loss_cost import loss_bytes, loss_cost
+from trainer.planner.loss_cost import loss_bytes, loss_costs
 from trainer.planner.step_cost import count_step, optimizer_copies
 
 
@@ -150,13 +150,13 @@ def test_reference_loss_holds_the_matrix_and_tiles_do_not() -> None:
     config = small()
     objective = dataclasses.replace(config.objective, loss_implementation="reference")
     matrix = dataclasses.replace(config, objective=objective)
-    tiled, whole = (loss_cost(each, 1024, 4) for each in (config, matrix))
+    tiled, whole = (loss_costs(each, 1024, 4)[0] for each in (config, matrix))
     assert loss_bytes(config, whole, "cuda") > 3 * 4 * tiled.rows * tiled.columns
     assert 3 * 4 * tiled.rows * tiled.columns > 20 * loss_bytes(config, tiled, "cuda")
 
 
 def test_loss_work_is_what_the_kernels_count() -> None:
-    found = loss_cost(small(), 2048, 4)
+    (found,) = loss_costs(small(), 2048, 4)
     assert (found.rows, found.columns) == (4096, 16384)
     exact = flop_count(found.rows, found.columns, found.dim)
     assert found.flops == pytest.approx(exact.total, rel=0.02)

@@ -11,8 +11,15 @@ _FROM_LINEAR_RGB = (
     (0.019334, 0.119193, 0.950227),
 )
 _WHITE = (0.95047, 1.0, 1.08883)
-_STEP = 10  # of a cell's side, as in Zhang et al. 2016
-_LOWEST, _CELLS = -110, 22  # of the square that holds all colours of sRGB: -110 to 100
+# Zhang et al. 2016 take cells of 10 x 10, too. Of each from -90 to 100 of a, those of b that a
+# colour of sRGB falls in, by their centres.
+_LOWEST, _STEP = -90, 10
+_COLUMNS = (
+    *((80, 80), (40, 80), (20, 90), (0, 90), (-20, 90), (-30, 90), (-40, 90), (-40, 90)),
+    *((-50, 90), (-60, 90), (-70, 80), (-70, 80), (-80, 80), (-90, 80), (-90, 70), (-100, 70)),
+    *((-110, 70), (-110, 70), (-90, 0), (-70, -50)),
+)
+_SQUARE, _SIDE = -110, 22  # a square of cells from there on, in which all of them lie
 
 
 def rgb_to_lab(images_N3hw: torch.Tensor) -> torch.Tensor:
@@ -41,31 +48,29 @@ def lab_to_rgb(lab_N3hw: torch.Tensor) -> torch.Tensor:
 class HueCells:
     """Cells of 10 x 10 in the plane of a and b, those alone that a colour of sRGB falls in: 261.
 
-    Zhang et al. 2016 (arXiv 1603.08511) have 313, with some that no colour reaches; their list is
-    no formula's.
+    Zhang et al. 2016 (arXiv 1603.08511) have 313, with some that no colour reaches.
     """
 
     def __init__(self) -> None:
-        lattice = torch.linspace(0, 1, 86)  # every third of 256 levels hits all that 256 do
-        colours_3R11 = torch.cartesian_prod(lattice, lattice, lattice).T[..., None, None]
-        hues_R2 = rgb_to_lab(colours_3R11.transpose(0, 1))[:, 1:, 0, 0]
-        hit = _square(hues_R2.T[None, ..., None]).unique()
-        self.centres_Q2 = _centres()[hit]
-        self._cell_of_square = torch.cdist(_centres(), self.centres_Q2).argmin(1)
+        self._centres = [
+            (_LOWEST + _STEP * place, b)
+            for place, (least, most) in enumerate(_COLUMNS)
+            for b in range(least, most + _STEP, _STEP)
+        ]
+        side = [_SQUARE + _STEP * place for place in range(_SIDE)]
+        square_S2 = _on_cpu([(a, b) for a in side for b in side])
+        self.centres_Q2 = _on_cpu(self._centres)
+        self._cell_of_square = torch.cdist(square_S2, self.centres_Q2).argmin(1)
 
     def __len__(self) -> int:
-        return len(self.centres_Q2)
+        return len(self._centres)
 
     def of(self, hues_N2hw: torch.Tensor) -> torch.Tensor:
         """The nearest cell's number, int64 ``(N, h, w)``."""
-        return self._cell_of_square.to(hues_N2hw.device)[_square(hues_N2hw)]
+        places = ((hues_N2hw - _SQUARE) / _STEP).round().long().clamp(0, _SIDE - 1)
+        return self._cell_of_square.to(hues_N2hw.device)[places[:, 0] * _SIDE + places[:, 1]]
 
 
-def _square(hues_N2hw: torch.Tensor) -> torch.Tensor:
-    places = ((hues_N2hw - _LOWEST) / _STEP).round().long().clamp(0, _CELLS - 1)
-    return places[:, 0] * _CELLS + places[:, 1]
-
-
-def _centres() -> torch.Tensor:
-    side = torch.arange(_CELLS, dtype=torch.float32) * _STEP + _LOWEST
-    return torch.cartesian_prod(side, side)
+def _on_cpu(values: list[tuple[int, int]]) -> torch.Tensor:
+    # Where plans count networks that have no data, torch's default device has none.
+    return torch.tensor(values, dtype=torch.float32, device="cpu")
