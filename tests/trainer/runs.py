@@ -170,6 +170,12 @@ def tiny_inpainting_config(data: Path, out: Path, **changes: Any) -> RunConfig:
     return _tiny("inpainting-cifar10-r18", data, out, **{**settings, **changes})
 
 
+def tiny_context_config(data: Path, out: Path, **changes: Any) -> RunConfig:
+    """The context encoder with its adversary."""
+    objective = InpaintingConfig(hidden="centre", power=2, adversarial=0.1)
+    return tiny_inpainting_config(data, out, **{"objective": objective, **changes})
+
+
 def tiny_colourisation_config(data: Path, out: Path, **changes: Any) -> RunConfig:
     """Cells, with all of their weights from the counts."""
     encoder = EncoderConfig(name="resnet8", stem="cifar-stride2", sees="grey")

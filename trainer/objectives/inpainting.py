@@ -1,7 +1,7 @@
 """Inpainting: what stands where an image was hidden?
 
-A square in the middle (context encoder, Pathak et al. 2016, arXiv 1604.07379, whose features too
-are learnt without the adversarial term), or most of an image's patches (SimMIM, Xie et al. 2022,
+A square in the middle (context encoder, Pathak et al. 2016, arXiv 1604.07379, whose features are
+learnt without the adversarial term), or most of an image's patches (SimMIM, Xie et al. 2022,
 arXiv 2111.09886). What can be seen is no part of the loss.
 
 Shapes: N images of this process, C = 3 channels, S pixels of a side.
@@ -25,9 +25,10 @@ from trainer.models.heads import HeadConfig
 from trainer.objectives.base import Given, Inputs, Loss, ObjectiveConfig, Outputs
 from trainer.objectives.cost import LossCost, StepSizes, softmax_cost
 from trainer.objectives.parts.decoder import DecodingObjective
+from trainer.objectives.parts.discriminator import Discriminator, fooling, telling
 from trainer.objectives.parts.draws import uniform_draws
 from trainer.objectives.parts.global_mean import global_mean
-from trainer.objectives.parts.masks import centre_mask, patch_mask
+from trainer.objectives.parts.masks import centre_mask, middle, patch_mask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +47,17 @@ class InpaintingConfig(ObjectiveConfig):
     """For patches: the share that is hidden."""
     power: Literal[1, 2] = 1
     """Of a pixel's error: 1 as in SimMIM, 2 as in the context encoder."""
+    adversarial: float = 0.0
+    """For centre: the share of the loss that is a discriminator's word on the square; the context
+    encoder's 0.001 sharpens what it draws, and no features."""
 
     def __post_init__(self) -> None:
-        check_bounds(self, "--objective.", patch="[1, 65535]", ratio="(0, 1)")
+        check_bounds(self, "--objective.", patch="[1, 65535]", ratio="(0, 1)", adversarial="[0, 1)")
+        if self.adversarial and self.hidden != "centre":
+            raise ConfigError(
+                f"--objective.adversarial {self.adversarial} judges a square in the middle; set"
+                " --objective.hidden centre"
+            )
 
     def views(self, crop: CropConfig, augment: AugmentConfig) -> ViewPlan:
         """One view of each image.
@@ -82,14 +91,23 @@ class Inpainting(DecodingObjective):
 
     config: InpaintingConfig
 
+    def __init__(self, encoder: Encoder, config: InpaintingConfig, given: Given) -> None:
+        super().__init__(encoder, config, given)
+        if config.adversarial:
+            self.discriminator = Discriminator(given.side // 2)
+
     def forward(self, inputs: Inputs) -> Outputs:
-        """``images`` as decoded, ``(N, C, S, S)``, as they are, and what was hidden of them."""
+        """``images`` as decoded, ``(N, C, S, S)``, as they are, and what was hidden of them; with a
+        discriminator its logits, ``(N,)``."""
         images_NCHW = inputs.views[0][0]
         hidden_N1HW = self._hidden(images_NCHW, inputs)[:, None]
         # 0 is the data's mean, for views are normalised.
         seen_NCHW = images_NCHW.masked_fill(hidden_N1HW, 0)
-        decoded_NCHW = self.decode(seen_NCHW)
-        return Outputs({"images": decoded_NCHW}, {"images": images_NCHW, "hidden": hidden_N1HW})
+        rows = {"images": self.decode(seen_NCHW)}
+        if self.config.adversarial:
+            made, real = middle(rows["images"]), middle(images_NCHW)
+            rows |= self.discriminator.of_both(made, real, self.config.adversarial)
+        return Outputs(rows, {"images": images_NCHW, "hidden": hidden_N1HW})
 
     def _hidden(self, images_NCHW: torch.Tensor, inputs: Inputs) -> torch.Tensor:
         images, _, side, _ = images_NCHW.shape
@@ -108,11 +126,19 @@ class Inpainting(DecodingObjective):
         return {"seen": seen_NCHW, "filled in": filled_NCHW, "image": images_NCHW}
 
     def loss(self, outputs: Outputs, step: int) -> Loss:
-        """Mean error over the hidden pixels of all images, of channels as they are normalised."""
+        """Mean error over the hidden pixels of all images, of channels as they are normalised; with
+        a discriminator a part of the loss is its word, and its own loss is added."""
         decoded, images = outputs.rows["images"], outputs.fixed["images"]
         dtype = statistics_dtype(decoded.dtype)
         hidden_N1HW = outputs.fixed["hidden"].to(dtype)
         errors = (decoded.to(dtype) - images.to(dtype)).abs().pow(self.config.power)
-        numbers_N = 3 * hidden_N1HW.sum((1, 2, 3))
-        (value,) = global_mean(((errors * hidden_N1HW).sum((1, 2, 3)) / numbers_N)[:, None])
-        return Loss(value, {})
+        errors_N = (errors * hidden_N1HW).sum((1, 2, 3)) / (3 * hidden_N1HW.sum((1, 2, 3)))
+        share = self.config.adversarial
+        if not share:
+            (value,) = global_mean(errors_N[:, None])
+            return Loss(value, {})
+        made_N, real_N = (outputs.rows[name].to(dtype) for name in ("made", "real"))
+        losses_N3 = torch.stack([errors_N, fooling(made_N), telling(made_N, real_N)], 1)
+        error, fooled, told = global_mean(losses_N3)
+        value = (1 - share) * error + share * fooled + told
+        return Loss(value, {"hidden_error": error.detach(), "discriminator_loss": told.detach()})

@@ -1,7 +1,10 @@
 """Inpainting: so much is hidden, the encoder does not see it, and the loss sees nothing else."""
 
+import math
+
 import pytest
 import torch
+from torch.nn.functional import softplus
 
 from common.errors import ConfigError
 from data_pipeline.augment import AugmentConfig, ViewConfig
@@ -76,3 +79,45 @@ def test_patches_that_do_not_fit_are_refused() -> None:
     views = AugmentConfig(view1=ViewConfig(), view2=ViewConfig())
     with pytest.raises(ConfigError, match=r"--crop.size 32 does not divide .* 12"):
         InpaintingConfig(patch=12).views(CropConfig(size=32), views)
+
+
+def test_generator_and_discriminator_learn_from_their_own_losses_alone() -> None:
+    objective = _objective(hidden="centre", power=2, adversarial=0.1).double().eval()
+    outputs = objective(_inputs(torch.randn(3, 3, SIDE, SIDE, dtype=torch.float64)))
+    loss = objective.loss(outputs, 0)
+    judge = objective.discriminator
+    mine = dict(objective.named_parameters())
+    gradients = dict(zip(mine, torch.autograd.grad(loss.value, list(mine.values()))))
+    inside = slice(SIDE // 4, 3 * SIDE // 4)
+    both = outputs.rows["images"], outputs.fixed["images"]
+    made, real = (each[:, :, inside, inside] for each in both)
+
+    own = [name for name in mine if name.startswith("discriminator.")]
+    telling = softplus(judge(made.detach())).mean() + softplus(-judge(real)).mean()
+    alone = torch.autograd.grad(telling, [mine[name] for name in own])
+    for name, expected in zip(own, alone):
+        torch.testing.assert_close(gradients[name], expected, rtol=1e-9, atol=1e-12)
+
+    # Again, for the graph of the first pass is gone.
+    outputs = objective(_inputs(outputs.fixed["images"]))
+    made = outputs.rows["images"][:, :, inside, inside]
+    drawing = 0.9 * (made - real).square().mean() + 0.1 * softplus(-judge(made)).mean()
+    others = [name for name in mine if name not in own]
+    for name, expected in zip(others, torch.autograd.grad(drawing, [mine[n] for n in others])):
+        torch.testing.assert_close(gradients[name], expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_discriminator_that_knows_nothing_pays_twice_ln_2() -> None:
+    objective = _objective(hidden="centre", adversarial=0.5)
+    with torch.no_grad():
+        objective.discriminator.layers[-1].weight.zero_()
+        objective.discriminator.layers[-1].bias.zero_()
+    loss = objective.loss(objective(_inputs(torch.randn(3, 3, SIDE, SIDE))), 0)
+    assert float(loss.metrics["discriminator_loss"]) == pytest.approx(2 * math.log(2))
+    error = float(loss.metrics["hidden_error"])
+    assert float(loss.value.detach()) == pytest.approx(0.5 * error + 2.5 * math.log(2))
+
+
+def test_an_adversary_needs_a_square() -> None:
+    with pytest.raises(ConfigError, match=r"set --objective\.hidden centre"):
+        InpaintingConfig(adversarial=0.001)

@@ -10,6 +10,13 @@ def centre_mask(images: int, side: int, device: torch.device) -> torch.Tensor:
     return (inside[:, None] & inside).expand(images, side, side)
 
 
+def middle(images_NCSS: torch.Tensor) -> torch.Tensor:
+    """What :func:`centre_mask` hides, ``(N, C, S // 2, S // 2)``."""
+    side = images_NCSS.shape[-1]
+    inside = slice(side // 4, side // 4 + side // 2)
+    return images_NCSS[:, :, inside, inside]
+
+
 def patch_mask(draws_NK: torch.Tensor, side: int, ratio: float) -> torch.Tensor:
     """The same number of each image's square patches, ``(N, S, S)`` (SimMIM, arXiv 2111.09886).
 
