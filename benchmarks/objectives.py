@@ -1,11 +1,13 @@
-"""What each objective learns of small images in the same time: kNN beside an untrained encoder.
+"""What each objective learns of small images in the same time, beside an untrained encoder.
 
-    python benchmarks/objectives.py --train train.beton --test test.beton --minutes 10
+    python benchmarks/objectives.py --train train.beton --test test.beton --minutes 5
+    python benchmarks/objectives.py --train train96.beton --test test96.beton --size 96
 
 A small ResNet, two cores; a budget is of processor time, which a busy machine changes little: ten
 minutes on two cores are twenty of processors. How many steps that is, a first run of each objective
 tells, unless --steps names it. Learning rates are those of so short a run; all else is the
-recipe's. SimCLR and the untrained encoder stand beside them.
+recipe's. Supervised training, SimCLR and the untrained encoder stand beside them. Pretext tasks are
+often at their best before an encoder's last stage, so there is a linear classifier for each.
 """
 
 import argparse
@@ -16,6 +18,7 @@ from pathlib import Path
 from demo import processor, run
 
 CORES = 2
+_LARGE = 90  # pixels from which on an image has room for tiles
 _PROBE = (8, 40)  # steps of the two runs whose difference is the time of a step
 _PROCESSES = ("--devices", str(CORES))
 _SMALL = ("--encoder.name", "resnet8x2", "--encoder.stem", "cifar-stride2")
@@ -23,28 +26,44 @@ _COMMON = (
     *("--precision", "fp32", "--schedule.kind", "cosine", "--schedule.warmup-epochs", "0.35"),
     *("--knn.every-epochs", "100000", "--checkpoint.every-epochs", "0"),
 )
+_FAST = ("--optim.base-lr", "4")
 RUNS = {
-    "simclr": ("simclr-cifar10-r18", "--batch", "256", "--optim.base-lr", "4"),
-    "rotation": ("rotation-cifar10-r18",),
+    "supervised": ("supervised-cifar10-r18",),
+    "supcon": ("supcon-cifar10-r18", "--batch", "256"),
+    "simclr": ("simclr-cifar10-r18", "--batch", "256", *_FAST),
+    "essl": ("essl-cifar10-r18", "--batch", "256", *_FAST),
+    "barlowtwins": ("barlowtwins-cifar10-r18",),
     "npid": ("npid-cifar10-r18",),
-    "deepclusterv2": ("deepclusterv2-cifar10-r18", "--optim.base-lr", "4"),
+    "deepclusterv2": ("deepclusterv2-cifar10-r18", *_FAST),
+    "rotation": ("rotation-cifar10-r18",),
+    "colourisation": ("colourisation-cifar10-r18",),
     "inpainting": ("inpainting-cifar10-r18",),
+    "context": (
+        *("inpainting-cifar10-r18", "--objective.hidden", "centre", "--objective.power", "2"),
+        *("--objective.adversarial", "0.001"),
+    ),
     "autoencoder": ("autoencoder-cifar10-r18",),
     "denoising": ("autoencoder-cifar10-r18", "--objective.given", "noisy"),
     "superresolution": ("autoencoder-cifar10-r18", "--objective.given", "small"),
-    "colourisation": ("colourisation-cifar10-r18", "--encoder.sees", "grey"),
-    "supcon": ("supcon-cifar10-r18", "--batch", "256"),
-    "supervised": ("supervised-cifar10-r18",),
+    "vae": ("vae-cifar10-r18",),
+    "mae": ("mae-cifar10-vitti4",),
 }
+# Tiles need larger images: --size 96.
+PATCHES = {
+    "jigsaw": ("jigsaw-stl10-r18",),
+    "relativepatch": ("relativepatch-stl10-r18",),
+}
+LAYERS = ("layer1", "layer2", "layer3")
+_TRANSFORMERS = ("mae",)
 
 
 def pretrain(name: str, out: Path, files: list[str], steps: int, knn: bool) -> float:
     """Processor seconds of a run of so many steps."""
-    recipe, *settings = RUNS[name]
+    recipe, *settings = {**RUNS, **PATCHES}[name]
     words = [
         "pretrain",
         recipe,
-        *_SMALL,
+        *(() if name in _TRANSFORMERS else _SMALL),
         *_COMMON,
         *settings,
         *files[: None if knn else 2],
@@ -61,10 +80,28 @@ def steps_of(name: str, folder: Path, files: list[str], seconds: float) -> int:
     return round(seconds * (_PROBE[1] - _PROBE[0]) / (many - few))
 
 
-def knn(source: str, files: list[str], out: Path) -> float:
-    """Top-1 in %, by 200 neighbours."""
-    run(["evaluate", "knn", source, *files, "--json", str(out), *_PROCESSES])
+def top1(method: str, source: str, files: list[str], out: Path, *settings: str) -> float:
+    """In %, by 200 neighbours or a linear classifier."""
+    run(["evaluate", method, source, *files, *settings, "--json", str(out), *_PROCESSES])
     return 100 * float(json.loads(out.read_text())["top1"])
+
+
+def judged(name: str, source: str, files: list[str], folder: Path) -> str:
+    """kNN, and a linear classifier of each stage."""
+    layers = () if name in _TRANSFORMERS or source.startswith("pixels:") else LAYERS
+    own = top1("knn", source, files, folder / f"{name}-knn.json")
+    found = [
+        top1("linear", source, files, folder / f"{name}-{layer}.json", "--layer", layer)
+        for layer in layers
+    ] or [top1("linear", source, files, folder / f"{name}-linear.json")]
+    return f"kNN {own:5.1f} %, linear " + " / ".join(f"{each:.1f}" for each in found) + " %"
+
+
+def task(first: dict[str, float], last: dict[str, float]) -> str:
+    """The loss and what the task itself counts, at first and at last."""
+    names = ["loss", *(name for name in last if name.endswith(("_top1", "_loss", "psnr")))]
+    names = [name for name in names if not name.startswith("knn")]
+    return ", ".join(f"{name} {first[name]:.3g} -> {last[name]:.3g}" for name in names)
 
 
 def main() -> None:
@@ -73,34 +110,36 @@ def main() -> None:
     parser.add_argument("--train", type=Path, required=True, metavar="FILE.beton")
     parser.add_argument("--test", type=Path, required=True, metavar="FILE.beton")
     parser.add_argument("--minutes", type=float, default=10, help="on two cores (default 10)")
-    parser.add_argument("--objectives", nargs="+", default=list(RUNS), choices=RUNS, metavar="NAME")
+    parser.add_argument("--size", type=int, default=32, help="of the images, pixels (default 32)")
+    parser.add_argument("--objectives", nargs="+", choices={**RUNS, **PATCHES}, metavar="NAME")
     parser.add_argument("--steps", nargs="+", default=[], metavar="NAME=N", help="known steps")
     parser.add_argument("--settings", nargs=argparse.REMAINDER, default=[], help="of every run")
     args = parser.parse_args()
     files = ["--data.train", str(args.train), "--data.test", str(args.test)]
     known = dict(each.split("=") for each in args.steps)
-    for name in RUNS:
-        RUNS[name] += tuple(args.settings)
+    for runs in (RUNS, PATCHES):
+        for name in runs:
+            runs[name] += tuple(args.settings)
     print(f"{processor()}, {args.minutes:g} minutes on {CORES} cores")
+    print(f"linear: a classifier on {', '.join(LAYERS)}, or on what comes last where one stands")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        baselines = {"pixels": "pixels:32"}
-        for name in args.objectives:
+        baselines = {"pixels": f"pixels:{args.size}"}
+        for name in args.objectives or (RUNS if args.size < _LARGE else PATCHES):
             seconds = 60 * args.minutes * CORES
             steps = int(known.get(name) or steps_of(name, folder, files, seconds))
             spent = pretrain(name, folder / name, files, steps, knn=True)
             records = (folder / name / "metrics.jsonl").read_text().splitlines()
             first, last = json.loads(records[0]), json.loads(records[-1])
-            top1 = knn(str(folder / name), files, folder / f"{name}.json")
             print(
-                f"{name:14} kNN {top1:5.1f} %  {steps} steps, epoch {last['epoch'] + 1},"
-                f" loss {first['loss']:.3f} -> {last['loss']:.3f}, {spent / 60:.1f} processor"
-                " minutes",
+                f"{name:15} {judged(name, str(folder / name), files, folder)}; {steps} steps, epoch"
+                f" {last['epoch'] + 1}, {spent / 60:.1f} processor minutes; {task(first, last)}",
                 flush=True,
             )
-            baselines |= {"untrained": f"untrained:{folder / name}"}
+            if name not in _TRANSFORMERS:
+                baselines |= {"untrained": f"untrained:{folder / name}"}
         for title, source in baselines.items():
-            print(f"{title:14} kNN {knn(source, files, folder / f'{title}.json'):5.1f} %")
+            print(f"{title:15} {judged(title, source, files, folder)}")
 
 
 if __name__ == "__main__":

@@ -42,6 +42,8 @@ from tests.trainer.runs import (
     train_all,
 )
 from trainer.config import DataConfig, RunConfig
+from trainer.export import export
+from trainer.models.encoders import EncoderConfig
 from trainer.parallel.strategy import StrategyConfig
 
 EVERY: dict[str, Callable[..., RunConfig]] = {
@@ -66,6 +68,8 @@ EVERY: dict[str, Callable[..., RunConfig]] = {
 WANTED = os.environ.get("OBJECTIVES", " ".join(EVERY)).split()
 CONFIGS = {name: EVERY[name] for name in WANTED}
 STEPS = 8  # of 5 an epoch
+PER_SAMPLE = ("npid", "deepclusterv2")  # with something to keep of every sample
+OTHERS = [name for name in CONFIGS if name not in PER_SAMPLE]
 PASS = {"deepclusterv2": 5}
 """Batches before the first step, at each of which the run asks whether to stop."""
 # Of the losses, relative, in float64: see tests/trainer/test_same_run.py.
@@ -149,9 +153,18 @@ def test_a_stopped_run_goes_on_to_the_bit(
 
 
 @pytest.mark.processors
-@pytest.mark.parametrize("stop", [3, 5], ids=["mid-epoch", "edge"])
-def test_another_number_of_processes_goes_on(data: Path, tmp_path: Path, stop: int) -> None:
-    names = ("npid", "deepclusterv2")
+@pytest.mark.parametrize(
+    ("names", "stop"),
+    [
+        (PER_SAMPLE, 3),
+        (PER_SAMPLE, 5),
+        pytest.param(OTHERS, 3, marks=pytest.mark.slow),
+    ],
+    ids=["mid-epoch", "edge", "all-others"],
+)
+def test_another_number_of_processes_goes_on(
+    data: Path, tmp_path: Path, names: tuple[str, ...], stop: int
+) -> None:
     whole = [config_of(name, data, tmp_path / f"{name}-whole") for name in names]
     moved = [config_of(name, data, tmp_path / f"{name}-moved") for name in names]
     train_all(1, [(config, 0) for config in whole])
@@ -183,6 +196,23 @@ def test_a_damaged_samples_stand_in_leaves_its_row_alone(data: Path, tmp_path: P
     assert not remembered["memory.rows"][17].any()
     assert (remembered["clusters"][:, 17] == -1).all()
     assert (remembered["clusters"] >= 0).sum() == 2 * 119
+
+
+@pytest.mark.slow
+def test_every_encoder_is_exported_with_proof(data: Path, tmp_path: Path) -> None:
+    runs = {}
+    for name in CONFIGS:
+        config = config_of(name, data, tmp_path / name, steps=1, precision="fp32")
+        if name != "mae":
+            sees = config.encoder.sees
+            encoder = EncoderConfig(name="resnet18", stem="cifar", sees=sees)
+            config = dataclasses.replace(config, encoder=encoder)
+        runs[name] = config
+    train_all(1, [(config, 0) for config in runs.values()])
+    for name, config in runs.items():
+        kind, suffix = ("torch-export", "pt2") if name == "mae" else ("torchvision", "safetensors")
+        done = export(config.out, tmp_path / f"{name}.{suffix}", kind)
+        assert done.proof.relative_difference <= done.proof.tolerance
 
 
 @pytest.mark.slow
