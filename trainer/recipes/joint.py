@@ -16,7 +16,8 @@ from trainer.recipes.simclr import simclr_cifar10_r18, simclr_r50
 
 
 def essl_r50() -> RunConfig:
-    """E-SSL on ImageNet-1k: SimCLR, and rotation of a third, small view (arXiv 2111.00899).
+    """E-SSL on ImageNet-1k: SimCLR (task 0), and rotation of a third, small view (task 1; arXiv
+    2111.00899).
 
     Published: 68.2 % after 100 epochs, where SimCLR alone has 67.6 in their code. No GPU has run it
     with this code yet.
@@ -29,7 +30,8 @@ def essl_r50() -> RunConfig:
 
 
 def essl_cifar10_r18() -> RunConfig:
-    """E-SSL on CIFAR-10 or -100: SimCLR, and rotation of a third view; ResNet-18, batch 512."""
+    """E-SSL on CIFAR-10 or -100: SimCLR (task 0), and rotation of a third view (task 1); ResNet-18,
+    batch 512."""
     rotation = TaskConfig(task=RotationConfig(), weight=0.4, scale=(0.2, 1.0))
     tasks = (TaskConfig(task=SimCLRConfig(temperature=0.5)), rotation)
     return dataclasses.replace(
@@ -38,8 +40,8 @@ def essl_cifar10_r18() -> RunConfig:
 
 
 def multitask_r50() -> RunConfig:
-    """Colourisation and relative patch location on ImageNet-1k, both of grey images (arXiv
-    1708.07860).
+    """Colourisation (task 0) and relative patch location (task 1) on ImageNet-1k, of grey images
+    (arXiv 1708.07860).
 
     Grey for both, or colours would tell an encoder which task it has before it. Published of such
     a pair, top-5 of a ResNet-101: 66.6 %, where they have 62.5 and 59.2 alone. No GPU has run it
