@@ -31,6 +31,7 @@ RUNS = {
     "supervised": ("supervised-cifar10-r18",),
     "supcon": ("supcon-cifar10-r18", "--batch", "256"),
     "simclr": ("simclr-cifar10-r18", "--batch", "256", *_FAST),
+    "cpc": ("cpc-cifar10-r18", "--batch", "128"),
     "essl": ("essl-cifar10-r18", "--batch", "256", *_FAST),
     "barlowtwins": ("barlowtwins-cifar10-r18",),
     "npid": ("npid-cifar10-r18",),

@@ -43,10 +43,11 @@ import torch
 from common.collectives import own_slice
 from kernels import dispatch
 from kernels.ntxent import ops
+from kernels.ntxent.both_sides import mean_log_sum_exp
 from kernels.ntxent.ops import Implementation
 from kernels.ntxent.reference import reference_loss, unit_rows
 
-__all__ = ["Implementation", "info_nce", "nt_xent"]
+__all__ = ["Implementation", "info_nce", "nt_xent", "two_sided"]
 
 
 def nt_xent(
@@ -151,6 +152,26 @@ def info_nce(
         key_MD = unit_rows(keys_MD).to(queries_MD.dtype)
         queue_QD = None if queue_QD is None else queue_QD.detach().to(queries_MD.dtype)
     return _loss(queries_MD, key_MD, queue_QD, positive_M, settings)
+
+
+def two_sided(
+    queries_MD: torch.Tensor,
+    keys_KD: torch.Tensor,
+    positive_M: torch.Tensor,
+    temperature: float,
+    *,
+    implementation: Implementation = "auto",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean log-sum-exp of each query's logits with the keys of all processes, which take a gradient
+    too; see :func:`kernels.ntxent.both_sides.mean_log_sum_exp`. A collective, as :func:`nt_xent`.
+
+    Raises:
+        ValueError: a temperature or name that cannot be meant; ``"reference"``, which there is not.
+    """
+    if implementation == "reference":
+        raise ValueError("two_sided has no reference implementation: blocked or triton")
+    settings = _settings(temperature, None, implementation)
+    return mean_log_sum_exp(queries_MD, keys_KD, positive_M, settings)
 
 
 def _check_positives(positive_M: torch.Tensor, rows: int, columns: int) -> None:

@@ -55,7 +55,7 @@ def choose(device: torch.device, dtype: torch.dtype, size_d: int, asked: str) ->
     return dispatch.choose("ntxent", asked, device, obstacle, plain="blocked")
 
 
-def _kernels_for(rows_MD: torch.Tensor, asked: str) -> ModuleType:
+def kernels_for(rows_MD: torch.Tensor, asked: str) -> ModuleType:
     """The module that :func:`choose` chooses for these rows; notes the choice."""
     choice = choose(rows_MD.device, rows_MD.dtype, rows_MD.shape[1], asked)
     dispatch.record(choice)
@@ -78,8 +78,8 @@ def loss_rows(
 
     Args:
         unit_MD: this process's unit rows, float32 or float64; for NT-Xent view 0's, then view 1's.
-        key_MD: this process's unit keys in ``dtype``; ``None`` for NT-Xent; of no rows where they
-            are in the queue.
+        key_MD: this process's unit keys in ``dtype``, of any number where ``positive_M`` names
+            places among those of all; ``None`` for NT-Xent; of no rows where they are in the queue.
         queue_QD: with it a row is compared with its own key and these, without it with the rows
             or keys of all processes.
         positive_M: int64, each row's positive: its place among the rows or keys of all processes,
@@ -94,14 +94,14 @@ def loss_rows(
     given = Settings(*settings)
     rows_MD = unit_MD.to(dtype)
     statistics = partial(
-        _kernels_for(rows_MD, given.implementation).statistics,
+        kernels_for(rows_MD, given.implementation).statistics,
         rows_MD,
         inv_temperature=given.inv_temperature,
         block_size=given.block_size,
     )
     if key_MD is None or queue_QD is None:
         own_MD = rows_MD if key_MD is None else key_MD
-        own = own_slice(len(rows_MD))
+        own = own_slice(len(own_MD))
         gathering = start_gather(own_MD)
         # While the other processes' rows travel: the own block, where NT-Xent's is symmetric.
         found = [statistics(own_MD, positive_M - own.start, symmetric=key_MD is None)]
@@ -159,7 +159,7 @@ def gradient_rows(
     rows = len(positive_M)
     own = own_slice(rows) if unit_MD is None else None
     rows_MD = columns_ND[own] if unit_MD is None else unit_MD.to(dtype)
-    gradient_MD: torch.Tensor = _kernels_for(rows_MD, given.implementation).gradient(
+    gradient_MD: torch.Tensor = kernels_for(rows_MD, given.implementation).gradient(
         rows_MD,
         columns_ND[: len(columns_ND) - rows] if behind_queue else columns_ND,
         lse,
@@ -218,7 +218,9 @@ gradient = library.custom_op(
 def _(unit_MD: Any, key_MD: Any, queue_QD: Any, positive: Any, dtype: Any, *_: Any) -> Any:
     rows, size_d = unit_MD.shape
     total = rows * rank_and_size()[1]
-    columns = total if queue_QD is None else queue_QD.shape[0] + key_MD.shape[0]
+    columns = (rows if key_MD is None else key_MD.shape[0]) * rank_and_size()[1]
+    if queue_QD is not None:
+        columns = queue_QD.shape[0] + key_MD.shape[0]
     return (
         *(unit_MD.new_empty((), dtype=statistics_dtype(dtype)) for _ in range(2)),
         unit_MD.new_empty((columns, size_d), dtype=dtype),

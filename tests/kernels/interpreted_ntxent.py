@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from triton.runtime.interpreter import interpreter_builder
 
 from kernels import dispatch
-from kernels.ntxent import cpu, info_nce, nt_xent
+from kernels.ntxent import cpu, info_nce, nt_xent, two_sided
 from kernels.ntxent import triton as kernels
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -363,6 +363,23 @@ def test_rows_that_overflow_are_passed_on_not_hidden(rows: int, temperature: flo
         assert leaf.grad is not None
         assert math.isnan(value.item()) and hits.item() == 0
         assert bool(leaf.grad[0, :rows].isnan().all())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_two_sided_info_nce_and_both_gradients(dtype: torch.dtype) -> None:
+    queries, keys = _rows(22, 20, seed=3).to(dtype), _rows(9, 20, seed=4).to(dtype)
+    positive = torch.arange(22) % 9
+
+    def run(queries: torch.Tensor, keys: torch.Tensor, how: Any) -> list[torch.Tensor]:
+        leaves = queries.clone().requires_grad_(), keys.clone().requires_grad_()
+        value, _ = two_sided(*leaves, positive, 0.2, implementation=how)
+        gradients = torch.autograd.grad(value, leaves)
+        return [value.detach().double(), *(each.double() for each in gradients)]
+
+    exact = run(queries.double(), keys.double(), "blocked")
+    most = {torch.float32: 1e-5}.get(dtype, 1e-2)
+    for mine, other in zip(run(queries, keys, "triton"), exact):
+        assert float((mine - other).norm() / other.norm()) < most
 
 
 @pytest.mark.parametrize("with_queue", [False, True])

@@ -24,6 +24,7 @@ from trainer.objectives.autoencoder import AutoencoderConfig
 from trainer.objectives.barlowtwins import BarlowTwinsConfig
 from trainer.objectives.base import Inputs
 from trainer.objectives.colourisation import ColourisationConfig
+from trainer.objectives.cpc import CPCConfig
 from trainer.objectives.deepclusterv2 import DeepClusterV2Config
 from trainer.objectives.inpainting import InpaintingConfig
 from trainer.objectives.jigsaw import JigsawConfig
@@ -200,6 +201,15 @@ def tiny_mae_config(data: Path, out: Path, **changes: Any) -> RunConfig:
 def tiny_supervised_config(data: Path, out: Path, **changes: Any) -> RunConfig:
     """Three classes."""
     return _tiny("supervised-cifar10-r18", data, out, **{"encoder": SMALL_ENCODER, **changes})
+
+
+def tiny_cpc_config(data: Path, out: Path, **changes: Any) -> RunConfig:
+    """From four sides, one row ahead and two."""
+    objective = CPCConfig(patch=12, nearest=1, furthest=2, dim=16)
+    encoder = EncoderConfig(name="resnet8", stem="cifar-stride2", norm="layer")
+    settings = {"encoder": encoder, "objective": objective, "crop": CropConfig(size=24)}
+    optim = OptimConfig(name="sgd", base_lr=0.1)
+    return _tiny("cpc-cifar10-r18", data, out, **{**settings, "optim": optim, **changes})
 
 
 def tiny_supcon_config(data: Path, out: Path, **changes: Any) -> RunConfig:

@@ -15,6 +15,7 @@ from trainer.models.encoders import (
     remove_classifier,
     torchvision_options,
     use_cifar_stem,
+    use_layer_norm,
 )
 from trainer.models.tensor_names import timm_vit
 
@@ -42,8 +43,14 @@ class _NamedModel(WeightsFile):
         super().__init__(encoder, preprocessing)
         self.architecture, self.options = architecture, options
         self.adapt: list[str] = []
-        if encoder.stem != "imagenet":
+        if encoder.norm == "layer":
             self.adapt = [
+                "for name, norm in list(model.named_modules()):",
+                "    if isinstance(norm, torch.nn.BatchNorm2d):",
+                "        model.set_submodule(name, torch.nn.GroupNorm(1, norm.num_features))",
+            ]
+        if encoder.stem != "imagenet":
+            self.adapt += [
                 "model.conv1 = torch.nn.Conv2d(3, 64, kernel_size=3, "
                 f"stride={STRIDES[encoder.stem]}, padding=1, bias=False)",
                 "model.maxpool = torch.nn.Identity()",
@@ -51,7 +58,9 @@ class _NamedModel(WeightsFile):
 
     def adapted(self, model: nn.Module) -> nn.Module:
         """What the lines of ``adapt`` make of the library's model."""
-        if self.adapt:
+        if self.encoder.norm == "layer":
+            use_layer_norm(model)
+        if self.encoder.stem != "imagenet":
             use_cifar_stem(model, STRIDES[self.encoder.stem])
         return model
 

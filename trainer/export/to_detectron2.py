@@ -31,6 +31,8 @@ class ToDetectron2(WeightsFile):
             raise self.refused(
                 f"its ResNet backbone cannot be {encoder.name}, only {', '.join(RESNETS)}"
             )
+        if encoder.norm != "batch":
+            raise self.refused("its ResNet has BatchNorm, and this encoder has none")
         if encoder.stem != "imagenet":
             raise self.refused("its stem is 7x7 with stride 2 and max-pool, not the CIFAR stem")
         self._shape = resnet_shape(encoder.name)

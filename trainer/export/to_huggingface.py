@@ -34,6 +34,8 @@ class ToHuggingFace(Target):
                 f"no configuration of transformers' ResNet or ViT is {encoder.name}, only "
                 f"{', '.join(_RESNETS)} and all that begin with vit_"
             )
+        if encoder.norm != "batch":
+            raise self.refused("its ResNet has BatchNorm, and this encoder has none")
         if encoder.stem != "imagenet":
             raise self.refused(
                 "transformers' ResNet has a 7x7 stem with stride 2 and max-pool, which no setting "

@@ -60,6 +60,8 @@ class EncoderConfig:
     image_size: int = 224
     """Side of the images in pixels, for models built for one size (ViT, MaxViT); others take any.
     Of your own the features are counted at this size: where it is not set, the crop's."""
+    norm: Literal["batch", "layer"] = "batch"
+    """layer: GroupNorm with one group in the place of every BatchNorm, of each image alone."""
     sees: Literal["colours", "grey"] = "colours"
     """grey: a grey image in all three channels, made of a coloured one; for colourisation. Exports
     and evaluations have it in the first convolution's weights, and take coloured images."""
@@ -91,6 +93,8 @@ def build_encoder(config: EncoderConfig) -> Encoder:
         model = _build_user_model(config)
     else:
         model = _build_torchvision_model(config)
+    if config.norm == "layer":
+        use_layer_norm(model)
     encoder = cast(Encoder, model)
     encoder.feature_dim = _feature_dim(model, config)
     encoder.sees = config.sees
@@ -250,6 +254,16 @@ def use_cifar_stem(resnet: nn.Module, stride: int = 1) -> None:
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     resnet.add_module("conv1", conv)
     resnet.add_module("maxpool", nn.Identity())
+
+
+def use_layer_norm(model: nn.Module) -> None:
+    """Put GroupNorm with one group, over channels and pixels, in every BatchNorm's place."""
+    for name, norm in list(model.named_modules()):
+        if isinstance(norm, nn.BatchNorm2d):
+            layer = nn.GroupNorm(1, norm.num_features)
+            if norm.affine:
+                layer.load_state_dict({"weight": norm.weight, "bias": norm.bias})
+            model.set_submodule(name, layer)
 
 
 def _build_user_model(config: EncoderConfig) -> nn.Module:

@@ -74,6 +74,11 @@ def info_nce_cost(rows: int, columns: int, dim: int, how: Implementation) -> Los
     return LossCost(rows, columns, dim, 3.0 * rows * columns, 2.0 * rows * columns, how)
 
 
+def two_sided_cost(rows: int, columns: int, dim: int) -> LossCost:
+    """Of rows against columns that take a gradient too."""
+    return LossCost(rows, columns, dim, 5.0 * rows * columns, 3.0 * rows * columns, "auto")
+
+
 def correlation_cost(step: StepSizes) -> LossCost:
     """Of a matrix that has each dimension of one view meet each of the other, summed over images;
     each process makes its images' part."""

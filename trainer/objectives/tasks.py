@@ -4,6 +4,7 @@ or jointly; nothing else names one."""
 from trainer.objectives.autoencoder import AutoencoderConfig
 from trainer.objectives.barlowtwins import BarlowTwinsConfig
 from trainer.objectives.colourisation import ColourisationConfig
+from trainer.objectives.cpc import CPCConfig
 from trainer.objectives.deepclusterv2 import DeepClusterV2Config
 from trainer.objectives.inpainting import InpaintingConfig
 from trainer.objectives.jigsaw import JigsawConfig
@@ -32,6 +33,7 @@ AnyTaskConfig = (
     | AutoencoderConfig
     | InpaintingConfig
     | ColourisationConfig
+    | CPCConfig
     | MAEConfig
     | VAEConfig
     | SupervisedConfig

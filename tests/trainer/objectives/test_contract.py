@@ -27,6 +27,7 @@ from tests.trainer.runs import (
     tiny_barlowtwins_config,
     tiny_colourisation_config,
     tiny_context_config,
+    tiny_cpc_config,
     tiny_deepclusterv2_config,
     tiny_inpainting_config,
     tiny_jigsaw_config,
@@ -43,7 +44,6 @@ from tests.trainer.runs import (
 )
 from trainer.config import DataConfig, RunConfig
 from trainer.export import export
-from trainer.models.encoders import EncoderConfig
 from trainer.parallel.strategy import StrategyConfig
 
 EVERY: dict[str, Callable[..., RunConfig]] = {
@@ -60,6 +60,7 @@ EVERY: dict[str, Callable[..., RunConfig]] = {
     "mae": tiny_mae_config,
     "colourisation": tiny_colourisation_config,
     "joint": tiny_joint_config,
+    "cpc": tiny_cpc_config,
     "supcon": tiny_supcon_config,
     "supervised": tiny_supervised_config,
     "vae": tiny_vae_config,
@@ -204,8 +205,7 @@ def test_every_encoder_is_exported_with_proof(data: Path, tmp_path: Path) -> Non
     for name in CONFIGS:
         config = config_of(name, data, tmp_path / name, steps=1, precision="fp32")
         if name != "mae":
-            sees = config.encoder.sees
-            encoder = EncoderConfig(name="resnet18", stem="cifar", sees=sees)
+            encoder = dataclasses.replace(config.encoder, name="resnet18", stem="cifar")
             config = dataclasses.replace(config, encoder=encoder)
         runs[name] = config
     train_all(1, [(config, 0) for config in runs.values()])
@@ -240,7 +240,7 @@ def test_first_losses_are_those_of_chance(data: Path, tmp_path: Path) -> None:
     """ln 4, ln N, ln (K + 1), ln K: what a network that knows nothing pays."""
     runs = {name: config_of(name, data, tmp_path / name, steps=1) for name in EVERY}
     # A high temperature makes all of similar rows alike: what is left is the count.
-    similarities = ("npid", "npid-sampled", "deepclusterv2", "supcon")
+    similarities = ("npid", "npid-sampled", "deepclusterv2", "supcon", "cpc")
     for name in similarities:
         objective = dataclasses.replace(runs[name].objective, temperature=100.0)
         runs[name] = dataclasses.replace(runs[name], objective=objective)
@@ -251,6 +251,7 @@ def test_first_losses_are_those_of_chance(data: Path, tmp_path: Path) -> None:
         "relativepatch": math.log(8),
         "colourisation": math.log(261),
         "supervised": math.log(3),
+        "cpc": math.log(24 * 9),
         "supcon": math.log(2 * 24 - 1),
         "npid": math.log(120),
         "npid-sampled": math.log(41),
