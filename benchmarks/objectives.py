@@ -47,6 +47,7 @@ RUNS = {
     "denoising": ("autoencoder-cifar10-r18", "--objective.given", "noisy"),
     "superresolution": ("autoencoder-cifar10-r18", "--objective.given", "small"),
     "vae": ("vae-cifar10-r18",),
+    "gan": ("gan-cifar10-r18",),
     "mae": ("mae-cifar10-vitti4",),
 }
 # Tiles need larger images: --size 96.

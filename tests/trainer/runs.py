@@ -26,6 +26,7 @@ from trainer.objectives.base import Inputs
 from trainer.objectives.colourisation import ColourisationConfig
 from trainer.objectives.cpc import CPCConfig
 from trainer.objectives.deepclusterv2 import DeepClusterV2Config
+from trainer.objectives.gan import GANConfig
 from trainer.objectives.inpainting import InpaintingConfig
 from trainer.objectives.jigsaw import JigsawConfig
 from trainer.objectives.joint import JointConfig, TaskConfig
@@ -210,6 +211,14 @@ def tiny_cpc_config(data: Path, out: Path, **changes: Any) -> RunConfig:
     settings = {"encoder": encoder, "objective": objective, "crop": CropConfig(size=24)}
     optim = OptimConfig(name="sgd", base_lr=0.1)
     return _tiny("cpc-cifar10-r18", data, out, **{**settings, "optim": optim, **changes})
+
+
+def tiny_gan_config(data: Path, out: Path, **changes: Any) -> RunConfig:
+    """A small code, with SGD."""
+    encoder = EncoderConfig(name="resnet8", stem="cifar-stride2", norm="layer")
+    optim = OptimConfig(name="sgd", base_lr=0.1)
+    settings = {"encoder": encoder, "optim": optim, "objective": GANConfig(code=8)}
+    return _tiny("gan-cifar10-r18", data, out, **{**settings, **changes})
 
 
 def tiny_supcon_config(data: Path, out: Path, **changes: Any) -> RunConfig:

@@ -13,11 +13,9 @@ from typing import ClassVar, Literal
 import torch
 import tyro
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from common.bounds import check_bounds
 from common.collectives import rank_and_size
-from common.errors import ConfigError
 from common.randomness import Stream
 from data_pipeline.augment import AugmentConfig
 from data_pipeline.crops import CropConfig
@@ -27,6 +25,7 @@ from trainer.models.encoders import Encoder
 from trainer.models.heads import HeadConfig
 from trainer.objectives.base import Given, Inputs, Loss, Objective, ObjectiveConfig, Outputs
 from trainer.objectives.cost import LossCost, StepSizes, two_sided_cost
+from trainer.objectives.parts.alone import check_alone
 from trainer.objectives.parts.chromatic_aberration import drop_colours
 from trainer.objectives.parts.context import Predictions, check_patches, cut_patches, grid_of
 from trainer.objectives.parts.draws import uniform_draws
@@ -82,11 +81,7 @@ class CPCConfig(ObjectiveConfig):
         Raises:
             ConfigError: the encoder has BatchNorm, whose statistics tell of other patches.
         """
-        if any(isinstance(module, _BatchNorm) for module in encoder.modules()):
-            raise ConfigError(
-                "--encoder.norm batch: statistics over patches would tell what is to be predicted;"
-                " set --encoder.norm layer"
-            )
+        check_alone(encoder)
         return CPC(encoder, self, given)
 
     def cost(self, step: StepSizes) -> LossCost:

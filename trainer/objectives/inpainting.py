@@ -25,7 +25,7 @@ from trainer.models.heads import HeadConfig
 from trainer.objectives.base import Given, Inputs, Loss, ObjectiveConfig, Outputs
 from trainer.objectives.cost import LossCost, StepSizes, softmax_cost
 from trainer.objectives.parts.decoder import DecodingObjective
-from trainer.objectives.parts.discriminator import Discriminator, fooling, telling
+from trainer.objectives.parts.discriminator import Discriminator, fooling, telling, told
 from trainer.objectives.parts.draws import uniform_draws
 from trainer.objectives.parts.global_mean import global_mean
 from trainer.objectives.parts.masks import centre_mask, middle, patch_mask
@@ -106,7 +106,7 @@ class Inpainting(DecodingObjective):
         rows = {"images": self.decode(seen_NCHW)}
         if self.config.adversarial:
             made, real = middle(rows["images"]), middle(images_NCHW)
-            rows |= self.discriminator.of_both(made, real, self.config.adversarial)
+            rows |= told(self.discriminator, made, real, self.config.adversarial)
         return Outputs(rows, {"images": images_NCHW, "hidden": hidden_N1HW})
 
     def _hidden(self, images_NCHW: torch.Tensor, inputs: Inputs) -> torch.Tensor:
@@ -139,6 +139,6 @@ class Inpainting(DecodingObjective):
             return Loss(value, {})
         made_N, real_N = (outputs.rows[name].to(dtype) for name in ("made", "real"))
         losses_N3 = torch.stack([errors_N, fooling(made_N), telling(made_N, real_N)], 1)
-        error, fooled, told = global_mean(losses_N3)
-        value = (1 - share) * error + share * fooled + told
-        return Loss(value, {"hidden_error": error.detach(), "discriminator_loss": told.detach()})
+        error, fooled, judged = global_mean(losses_N3)
+        value = (1 - share) * error + share * fooled + judged
+        return Loss(value, {"hidden_error": error.detach(), "discriminator_loss": judged.detach()})

@@ -6,6 +6,7 @@ from trainer.objectives.barlowtwins import BarlowTwinsConfig
 from trainer.objectives.colourisation import ColourisationConfig
 from trainer.objectives.cpc import CPCConfig
 from trainer.objectives.deepclusterv2 import DeepClusterV2Config
+from trainer.objectives.gan import GANConfig
 from trainer.objectives.inpainting import InpaintingConfig
 from trainer.objectives.jigsaw import JigsawConfig
 from trainer.objectives.mae import MAEConfig
@@ -36,6 +37,7 @@ AnyTaskConfig = (
     | CPCConfig
     | MAEConfig
     | VAEConfig
+    | GANConfig
     | SupervisedConfig
     | SupConConfig
 )

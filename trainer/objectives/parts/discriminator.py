@@ -7,6 +7,7 @@ leaves towards the generator.
 Shapes: N images of this process, C = 3 channels, s pixels of a side.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -46,15 +47,23 @@ class Discriminator(nn.Module):
         logits_N: torch.Tensor = self.layers(images_NCss)[:, 0]
         return logits_N
 
-    def of_both(
-        self, made: torch.Tensor, real: torch.Tensor, share: float
-    ) -> dict[str, torch.Tensor]:
-        """Logits of images ``made`` and ``real``, for :func:`telling`; by them, whoever made the
-        images gets the gradient of ``share`` times :func:`fooling`."""
-        said: list[torch.Tensor] = []
-        logits_N = self(_Turned.apply(made, said, share))
-        said.append(logits_N.detach())
-        return {"made": logits_N, "real": self(real)}
+
+def told(
+    judge: Callable[[torch.Tensor], torch.Tensor],
+    made: torch.Tensor,
+    real: torch.Tensor,
+    share: float,
+) -> dict[str, torch.Tensor]:
+    """Logits of images ``made`` and ``real``, for :func:`telling`; by them, whoever made the images
+    gets the gradient of ``share`` times :func:`fooling`.
+
+    Args:
+        judge: images to logits ``(N,)``, each image alone, as no BatchNorm does.
+    """
+    said: list[torch.Tensor] = []
+    logits_N = judge(_Turned.apply(made, said, share))
+    said.append(logits_N.detach())
+    return {"made": logits_N, "real": judge(real)}
 
 
 class _Turned(torch.autograd.Function):
