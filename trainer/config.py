@@ -444,7 +444,14 @@ def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[st
                 full = f"{name}.{key}" if name else key
                 if full not in free:
                     yield from compare(saved.get(key), current.get(key), full)
+        elif _are_parts(saved) and _are_parts(current) and len(saved) == len(current):
+            for number, pair in enumerate(zip(saved, current)):
+                yield from compare(*pair, f"{name}.{number}")
         elif saved != current:
             yield f"{name}: {saved} -> {current}"
 
     return list(compare(saved, current, ""))
+
+
+def _are_parts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, Mapping) for each in value)

@@ -36,8 +36,7 @@ def cpc_r50() -> RunConfig:
 
 
 def cpc_cifar10_r18() -> RunConfig:
-    """CPC on CIFAR-10 or -100: ResNet-18 with the CIFAR stem and no BatchNorm, 49 patches of 8
-    pixels, batch 128, 200 epochs.
+    """CPC on CIFAR-10 or -100: ResNet-18 without BatchNorm, 49 patches, batch 128, 200 epochs.
 
     Published with such patches: 84.5 % on CIFAR-10, of a ResNet-101 (bolts).
     """

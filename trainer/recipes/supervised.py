@@ -55,9 +55,9 @@ def supervised_cifar10_r18() -> RunConfig:
 
 
 def supcon_r50() -> RunConfig:
-    """Supervised contrastive learning on ImageNet-1k: ResNet-50, batch 6144, LARS, 350 epochs
-    (arXiv 2004.11362).
+    """Supervised contrastive learning on ImageNet-1k: ResNet-50, batch 6144, LARS, 350 epochs.
 
+    Khosla et al. 2020, arXiv 2004.11362.
     Published: 78.7 %, with AutoAugment in the place of SimCLR's views. No GPU has run it with this
     code yet.
     """

@@ -1,6 +1,7 @@
 """Several objectives at once: the weighted sum of each alone, by one encoder."""
 
 import copy
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +12,7 @@ from data_pipeline.augment import AugmentConfig
 from data_pipeline.crops import CropConfig
 from launch.settings_arguments import parse_settings
 from tests.trainer.runs import small_encoder
-from trainer.config import RunConfig, from_json, to_json
+from trainer.config import RunConfig, differences, from_json, to_json
 from trainer.models.heads import HeadConfig
 from trainer.objectives.base import Given, Inputs, Outputs
 from trainer.objectives.deepclusterv2 import DeepClusterV2Config
@@ -137,3 +138,15 @@ def test_settings_carry_a_tasks_number() -> None:
     assert found["objective.tasks.0.task.temperature"] == "--objective.tasks.0.temperature"
     with pytest.raises(ConfigError, match=r"did you mean --objective\.tasks\.1\.weight"):
         parse_settings("pretrain", "essl-cifar10-r18", ["--objective.tasks.1.weigth", "1"])
+
+
+def test_a_setting_that_differs_is_named_by_its_task() -> None:
+    words = ["--data.train", "x.beton"]
+    saved = to_json(parse_settings("pretrain", "essl-cifar10-r18", words))
+    other = json.loads(json.dumps(saved))
+    other["objective"]["tasks"][1]["weight"] = 0.5
+    other["objective"]["tasks"][0]["task"]["temperature"] = 0.2
+    assert differences(saved, other) == [
+        "objective.tasks.0.task.temperature: 0.5 -> 0.2",
+        "objective.tasks.1.weight: 0.4 -> 0.5",
+    ]

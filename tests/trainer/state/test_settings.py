@@ -30,6 +30,12 @@ def test_the_flags_are_those_that_help_shows(recipe: str) -> None:
     assert ours - {"--help"} == shown - {"--help"}
 
 
+def test_a_recipes_first_line_says_what_it_is() -> None:
+    """A run's README quotes it."""
+    for build in RECIPES.values():
+        assert (build.__doc__ or "").partition("\n")[0].endswith(".")
+
+
 def test_the_words_of_all_settings_give_the_same_configuration() -> None:
     for recipe, build in RECIPES.items():
         config = dataclasses.replace(
