@@ -97,6 +97,10 @@ class ViewConfig:
         return int(side * self.blur_kernel + 1e-9) // 2
 
 
+FLIPS = ViewConfig(jitter=0.0, grayscale=0.0, blur=0.0)
+"""A view that is flipped, or not, and otherwise stays as it is."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
     """The two views of a sample and what the encoder gets to see of them."""

@@ -19,7 +19,7 @@ from common.errors import ConfigError
 from common.files.atomic_file import check_replaceable
 from common.randomness import SEEDS
 from common.rendezvous import JOIN_TIMEOUT, join, shutdown
-from data_pipeline.augment import Augment, ViewConfig
+from data_pipeline.augment import FLIPS, Augment, ViewConfig
 from data_pipeline.crops import CropConfig
 from data_pipeline.reading.beton import DataInfo, name_of
 from data_pipeline.reading.loader import EvalLoader, LoaderConfig, TrainLoader
@@ -31,9 +31,6 @@ from trainer.evaluation.supervised import Batches
 from trainer.features.extraction import Features, extract_features, reduced_precision
 from trainer.parallel.machine import settle_threads
 from trainer.state.provenance import versions
-
-# Random crops and flips, nothing else: what a classifier is trained with.
-FLIP = ViewConfig(jitter=0.0, grayscale=0.0, blur=0.0)
 
 Precision = Literal["fp32", "bf16", "fp64"]
 TrainFiles = Annotated[tuple[Path, ...], tyro.conf.arg(name="data.train")]
@@ -158,7 +155,7 @@ class Job:
         data: OpenData,
         crop: CropConfig,
         batch_size: int,
-        views: tuple[ViewConfig, ...] = (FLIP,),
+        views: tuple[ViewConfig, ...] = (FLIPS,),
         *,
         alone: bool = False,
         order: EpochOrder | None = None,

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from data_pipeline.augment import AugmentConfig, ViewConfig
+from data_pipeline.augment import FLIPS, AugmentConfig
 from data_pipeline.crops import CropConfig
 from trainer.config import RunConfig
 from trainer.models.encoders import EncoderConfig
@@ -13,8 +13,6 @@ from trainer.objectives.vae import VAEConfig
 from trainer.optim.optimizers import OptimConfig
 from trainer.optim.schedule import ScheduleConfig
 from trainer.recipes.named import named
-
-_FLIPS = ViewConfig(jitter=0.0, grayscale=0.0, blur=0.0)
 
 
 def autoencoder_r50() -> RunConfig:
@@ -28,7 +26,7 @@ def autoencoder_r50() -> RunConfig:
         batch=256,
         epochs=100,
         crop=CropConfig(size=224, scale=(0.2, 1.0)),
-        augment=AugmentConfig(view1=_FLIPS, view2=_FLIPS),
+        augment=AugmentConfig(view1=FLIPS, view2=FLIPS),
         encoder=EncoderConfig(name="resnet50"),
         objective=AutoencoderConfig(),
         optim=OptimConfig(name="adamw", base_lr=1e-3, weight_decay=0.05),

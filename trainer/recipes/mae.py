@@ -1,6 +1,6 @@
 """Masked autoencoders of vision transformers, on ImageNet and on small images."""
 
-from data_pipeline.augment import AugmentConfig, ViewConfig
+from data_pipeline.augment import FLIPS, AugmentConfig
 from data_pipeline.crops import CropConfig
 from trainer.config import RunConfig
 from trainer.models.encoders import EncoderConfig
@@ -8,8 +8,6 @@ from trainer.objectives.mae import MAEConfig
 from trainer.optim.optimizers import OptimConfig
 from trainer.optim.schedule import ScheduleConfig
 from trainer.recipes.named import named
-
-_FLIPS = ViewConfig(jitter=0.0, grayscale=0.0, blur=0.0)
 
 
 def mae_vitb16() -> RunConfig:
@@ -23,7 +21,7 @@ def mae_vitb16() -> RunConfig:
         batch=4096,
         epochs=800,
         crop=CropConfig(size=224, scale=(0.2, 1.0)),
-        augment=AugmentConfig(view1=_FLIPS, view2=_FLIPS),
+        augment=AugmentConfig(view1=FLIPS, view2=FLIPS),
         encoder=EncoderConfig(name="vit_b_16", image_size=224),
         objective=MAEConfig(),
         optim=OptimConfig(name="adamw", base_lr=1.5e-4, weight_decay=0.05, betas=(0.9, 0.95)),
@@ -41,7 +39,7 @@ def mae_cifar10_vitti4() -> RunConfig:
         batch=512,
         epochs=200,
         crop=CropConfig(size=32, scale=(0.2, 1.0)),
-        augment=AugmentConfig(view1=_FLIPS, view2=_FLIPS),
+        augment=AugmentConfig(view1=FLIPS, view2=FLIPS),
         encoder=EncoderConfig(name="vit_ti_4", image_size=32),
         objective=MAEConfig(width=192, depth=2),
         optim=OptimConfig(name="adamw", base_lr=5e-4, weight_decay=0.05, betas=(0.9, 0.95)),

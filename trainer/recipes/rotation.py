@@ -1,6 +1,6 @@
 """Rotation prediction, on ImageNet and on small images."""
 
-from data_pipeline.augment import AugmentConfig, ViewConfig
+from data_pipeline.augment import FLIPS, AugmentConfig
 from data_pipeline.crops import CropConfig
 from trainer.config import RunConfig
 from trainer.models.encoders import EncoderConfig
@@ -8,9 +8,6 @@ from trainer.objectives.rotation import RotationConfig
 from trainer.optim.optimizers import OptimConfig
 from trainer.optim.schedule import ScheduleConfig
 from trainer.recipes.named import named
-
-# Colours do not tell which way is up, so they stay as they are.
-_FLIPS = ViewConfig(jitter=0.0, grayscale=0.0, blur=0.0)
 
 
 def rotation_r50() -> RunConfig:
@@ -24,7 +21,7 @@ def rotation_r50() -> RunConfig:
         batch=256,
         epochs=70,
         crop=CropConfig(size=224, scale=(0.08, 1.0)),
-        augment=AugmentConfig(view1=_FLIPS, view2=_FLIPS),
+        augment=AugmentConfig(view1=FLIPS, view2=FLIPS),
         encoder=EncoderConfig(name="resnet50"),
         objective=RotationConfig(),
         optim=OptimConfig(name="sgd", base_lr=0.1, weight_decay=1e-4),
@@ -43,7 +40,7 @@ def rotation_cifar10_r18() -> RunConfig:
         batch=128,
         epochs=200,
         crop=CropConfig(size=32, scale=(0.5, 1.0)),
-        augment=AugmentConfig(view1=_FLIPS, view2=_FLIPS),
+        augment=AugmentConfig(view1=FLIPS, view2=FLIPS),
         encoder=EncoderConfig(name="resnet18", stem="cifar"),
         objective=RotationConfig(),
         optim=OptimConfig(name="sgd", base_lr=0.2, weight_decay=5e-4),

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from data_pipeline.augment import AugmentConfig, ViewConfig
+from data_pipeline.augment import FLIPS, AugmentConfig
 from data_pipeline.crops import CropConfig
 from trainer.config import RunConfig
 from trainer.models.encoders import EncoderConfig
@@ -12,8 +12,6 @@ from trainer.optim.optimizers import OptimConfig
 from trainer.optim.schedule import ScheduleConfig
 from trainer.recipes.named import named
 from trainer.recipes.simclr import simclr_cifar10_r18, simclr_r50
-
-_FLIPS = ViewConfig(jitter=0.0, grayscale=0.0, blur=0.0)
 
 
 def supervised_r50() -> RunConfig:
@@ -27,7 +25,7 @@ def supervised_r50() -> RunConfig:
         batch=1024,
         epochs=90,
         crop=CropConfig(size=224, scale=(0.08, 1.0)),
-        augment=AugmentConfig(view1=_FLIPS, view2=_FLIPS),
+        augment=AugmentConfig(view1=FLIPS, view2=FLIPS),
         encoder=EncoderConfig(name="resnet50", zero_init_residual=True),
         objective=SupervisedConfig(),
         optim=OptimConfig(name="sgd", base_lr=0.1, weight_decay=1e-4),
