@@ -76,6 +76,7 @@ def by_its_own_instructions(done: Exported, encoder: EncoderConfig, count: int =
         ("timm", VIT),
         ("timm", SMALL_VIT),
         ("timm", EncoderConfig(name="vit_s_16", image_size=32, sees="grey")),
+        ("timm", EncoderConfig(name="resnet34", norm="layer")),
         ("timm", EncoderConfig(name="resnext50_32x4d")),
         ("timm", EncoderConfig(name="wide_resnet50_2")),
         ("onnx", RESNET18),

@@ -116,7 +116,7 @@ def test_the_json_says_what_the_file_is(exported: Exported) -> None:
     assert {name: facts[name] for name in expected} == expected
     # Any size is taken; the one of the run is the preprocessing's.
     assert facts["encoder"] == {
-        "name": "resnet18", "stem": "cifar", "zero_init_residual": False,
+        "name": "resnet18", "stem": "cifar", "zero_init_residual": False, "norm": "batch",
     }  # fmt: skip
     preprocessing = facts["preprocessing"]
     assert {name: preprocessing[name] for name in ("size", "resize", "normalize", "mean")} == {
