@@ -34,7 +34,8 @@ class HueWeights(nn.Module):
     def forward(self) -> torch.Tensor:
         """Of cells, ``(Q,)``: their mean over the pixels so far is 1; at first each is."""
         counts_Q = self.counts.float()
-        shares_Q = self._smoothing_QQ.to(counts_Q.device) @ counts_Q / counts_Q.sum().clamp_min(1)
+        self._smoothing_QQ = self._smoothing_QQ.to(counts_Q.device)
+        shares_Q = self._smoothing_QQ @ counts_Q / counts_Q.sum().clamp_min(1)
         inverse_Q = 1 / ((1 - self.uniform) * shares_Q + self.uniform / len(shares_Q))
         weights_Q: torch.Tensor = inverse_Q / (shares_Q * inverse_Q).sum()
         return torch.where(counts_Q.sum() == 0, torch.ones_like(weights_Q), weights_Q)

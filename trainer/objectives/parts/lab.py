@@ -68,7 +68,9 @@ class HueCells:
     def of(self, hues_N2hw: torch.Tensor) -> torch.Tensor:
         """The nearest cell's number, int64 ``(N, h, w)``."""
         places = ((hues_N2hw - _SQUARE) / _STEP).round().long().clamp(0, _SIDE - 1)
-        return self._cell_of_square.to(hues_N2hw.device)[places[:, 0] * _SIDE + places[:, 1]]
+        # Once: a copy in each step would have the host wait.
+        self._cell_of_square = self._cell_of_square.to(hues_N2hw.device)
+        return self._cell_of_square[places[:, 0] * _SIDE + places[:, 1]]
 
 
 def _on_cpu(values: list[tuple[int, int]]) -> torch.Tensor:
