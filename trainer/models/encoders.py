@@ -23,6 +23,7 @@ from torch.nn.functional import conv2d
 from torchvision.models.vision_transformer import VisionTransformer
 
 from common.bounds import check_bounds
+from common.constants import constants
 from common.errors import ConfigError
 from trainer.models.cifar_resnet import CIFAR_RESNETS, CifarResNet
 
@@ -107,7 +108,7 @@ def _see_grey(encoder: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor |
     if encoder.sees == "colours":
         return None
     (images_NCHW,) = inputs
-    return conv2d(images_NCHW, images_NCHW.new_tensor(_LUMA).expand(3, 3)[..., None, None])
+    return conv2d(images_NCHW, constants(_LUMA, images_NCHW).expand(3, 3)[..., None, None])
 
 
 def see_colours(encoder: nn.Module) -> None:
@@ -123,7 +124,7 @@ def see_colours(encoder: nn.Module) -> None:
     )
     with torch.no_grad():
         first.weight.copy_(
-            first.weight.sum(1, keepdim=True) * first.weight.new_tensor(_LUMA)[:, None, None]
+            first.weight.sum(1, keepdim=True) * constants(_LUMA, first.weight)[:, None, None]
         )
 
 

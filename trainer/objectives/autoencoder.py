@@ -15,6 +15,7 @@ import tyro
 from torch.nn.functional import interpolate
 
 from common.bounds import check_bounds
+from common.constants import constants
 from common.errors import ConfigError
 from common.randomness import Stream
 from data_pipeline.augment import AugmentConfig
@@ -108,6 +109,6 @@ class Autoencoder(DecodingObjective):
         """Mean squared error over all pixels, of channels as they are normalised; 1 or so for a
         decoder that knows the data's mean alone."""
         squares_NC = squared_errors(outputs.rows["images"], outputs.fixed["images"])
-        of_white_N = (squares_NC.detach() * squares_NC.new_tensor(self.given.std).square()).mean(1)
+        of_white_N = (squares_NC.detach() * constants(self.given.std, squares_NC).square()).mean(1)
         value, error = global_mean(torch.stack([squares_NC.mean(1), of_white_N], 1))
         return Loss(value, {"psnr": psnr(error)})

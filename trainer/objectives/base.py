@@ -20,6 +20,7 @@ import torch
 import tyro
 from torch import nn
 
+from common.constants import constants
 from data_pipeline.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig
 from data_pipeline.crops import CropConfig
 from data_pipeline.reading.order import EpochOrder
@@ -61,7 +62,7 @@ class Given(NamedTuple):
 
 
 def _of_channels(values: tuple[float, ...], like: torch.Tensor) -> torch.Tensor:
-    return like.new_tensor(values)[:, None, None]
+    return constants(values, like)[:, None, None]
 
 
 class Inputs(NamedTuple):

@@ -14,6 +14,7 @@ import tyro
 from torch import nn
 
 from common.bounds import check_bounds
+from common.constants import constants
 from common.randomness import Stream
 from kernels.ntxent.reference import statistics_dtype
 from trainer.models.encoders import Encoder
@@ -96,6 +97,6 @@ class VAE(Objective):
         kl_N = 0.5 * (mean_NZ.square() + log_variance_NZ.exp() - 1 - log_variance_NZ).sum(1)
         pixels = outputs.fixed["images"][0].numel()
         bound_N = 0.5 * squares_NC.mean(1) + self.config.beta * kl_N / pixels
-        of_white_N = (squares_NC.detach() * squares_NC.new_tensor(self.given.std).square()).mean(1)
+        of_white_N = (squares_NC.detach() * constants(self.given.std, squares_NC).square()).mean(1)
         value, kl, error = global_mean(torch.stack([bound_N, kl_N.detach(), of_white_N], 1))
         return Loss(value, {"kl": kl.detach(), "psnr": psnr(error)})

@@ -255,7 +255,7 @@ def over_group(moments: Moments, handle: _GroupHandle) -> Statistics:
     mean_C, m2_C, count = moments
     if handle.size > 1:
         channels = mean_C.shape[0]
-        packed = torch.cat([mean_C, m2_C, mean_C.new_tensor([count])])
+        packed = torch.cat([mean_C, m2_C, mean_C.new_full((1,), count)])
         gathered = packed.new_empty(handle.size * packed.shape[0])
         with waiting("batch norm: all-gather of statistics"):
             dist.all_gather_single(gathered, packed, group=handle.group)

@@ -5,6 +5,8 @@ Shapes: N images, h and w pixels, Q cells.
 
 import torch
 
+from common.constants import constants
+
 _FROM_LINEAR_RGB = (
     (0.412453, 0.357580, 0.180423),
     (0.212671, 0.715160, 0.072169),
@@ -27,7 +29,7 @@ def rgb_to_lab(images_N3hw: torch.Tensor) -> torch.Tensor:
     linear = torch.where(
         images_N3hw > 0.04045, ((images_N3hw + 0.055) / 1.055) ** 2.4, images_N3hw / 12.92
     )
-    matrix = linear.new_tensor(_FROM_LINEAR_RGB) / linear.new_tensor(_WHITE)[:, None]
+    matrix = _matrix(linear)
     xyz = torch.einsum("oc,nchw->nohw", matrix, linear)
     f = torch.where(xyz > 0.008856, xyz.clamp_min(0.008856) ** (1 / 3), 7.787 * xyz + 16 / 116)
     x, y, z = f.unbind(1)
@@ -40,9 +42,14 @@ def lab_to_rgb(lab_N3hw: torch.Tensor) -> torch.Tensor:
     y = (lightness + 16) / 116
     f = torch.stack([y + a / 500, y, y - b / 200], 1)
     xyz = torch.where(f**3 > 0.008856, f**3, (f - 16 / 116) / 7.787)
-    matrix = xyz.new_tensor(_FROM_LINEAR_RGB) / xyz.new_tensor(_WHITE)[:, None]
-    linear = torch.einsum("oc,nchw->nohw", matrix.inverse(), xyz).clamp(0, 1)
+    linear = torch.einsum("oc,nchw->nohw", _matrix(xyz).inverse(), xyz).clamp(0, 1)
     return torch.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear)
+
+
+def _matrix(like: torch.Tensor) -> torch.Tensor:
+    """Linear red, green and blue to X, Y and Z, white being 1, 1, 1."""
+    rows = [constants(row, like) / white for row, white in zip(_FROM_LINEAR_RGB, _WHITE)]
+    return torch.stack(rows)
 
 
 class HueCells:
