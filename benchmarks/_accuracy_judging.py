@@ -6,7 +6,7 @@ from _accuracy_budget import SIDE, Budget, read_images
 from torch import nn
 
 from data_pipeline.augment import Augment, AugmentConfig
-from data_pipeline.reading.loader import LoaderConfig
+from data_pipeline.reading.pool import LoaderConfig
 from trainer.evaluation.job import Job, JobConfig
 from trainer.evaluation.load_encoder import LoadedEncoder, Preprocessing
 from trainer.evaluation.logistic import LogisticConfig, logistic_regression

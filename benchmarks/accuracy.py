@@ -34,7 +34,7 @@ from _accuracy_report import PIXELS, UNTRAINED, Report, print_table
 from loader import cpu_seconds  # benchmarks/loader.py
 from torch import nn
 
-from data_pipeline.reading.loader import LoaderConfig
+from data_pipeline.reading.pool import LoaderConfig
 from trainer.config import DataConfig, RunConfig
 from trainer.evaluation.load_encoder import load_encoder
 from trainer.loop import fit

@@ -40,10 +40,11 @@ from torchvision.transforms import v2
 from common.cores import cores_alone
 from data_pipeline.crops import CropConfig
 from data_pipeline.packing.pack import PackConfig, pack
-from data_pipeline.reading.loader import LoaderConfig, TrainLoader
+from data_pipeline.reading.loader import TrainLoader
 from data_pipeline.reading.open_beton import OpenBeton
 from data_pipeline.reading.open_data import OpenData
 from data_pipeline.reading.order import Position
+from data_pipeline.reading.pool import LoaderConfig
 from data_pipeline.views import views_of_one_size
 
 SIZE = 224  # pixels

@@ -15,7 +15,8 @@ import json
 import tempfile
 from pathlib import Path
 
-from demo import processor, run
+from demo import processor
+from demo import run as command
 
 CORES = 2
 _LARGE = 90  # pixels from which on an image has room for tiles
@@ -52,45 +53,49 @@ RUNS = {
 }
 # Tiles need larger images: --size 96.
 PATCHES = {
+    "supervised": ("supervised-cifar10-r18", "--crop.size", "64"),
+    "simclr": ("simclr-cifar10-r18", "--crop.size", "64", "--batch", "256", *_FAST),
     "jigsaw": ("jigsaw-stl10-r18",),
     "relativepatch": ("relativepatch-stl10-r18",),
 }
 LAYERS = ("layer1", "layer2", "layer3")
-_TRANSFORMERS = ("mae",)
+_TRANSFORMERS = "mae"
 
 
-def pretrain(name: str, out: Path, files: list[str], steps: int, knn: bool) -> float:
+def pretrain(
+    recipe: str, *settings: str, out: Path, files: list[str], steps: int, knn: bool = False
+) -> float:
     """Processor seconds of a run of so many steps."""
-    recipe, *settings = {**RUNS, **PATCHES}[name]
     words = [
         "pretrain",
         recipe,
-        *(() if name in _TRANSFORMERS else _SMALL),
+        *(() if recipe.startswith(_TRANSFORMERS) else _SMALL),
         *_COMMON,
         *settings,
         *files[: None if knn else 2],
         *_PROCESSES,
     ]
-    return run([*words, "--out", str(out), "--steps", str(steps)])[1]
+    return command([*words, "--out", str(out), "--steps", str(steps)])[1]
 
 
-def steps_of(name: str, folder: Path, files: list[str], seconds: float) -> int:
+def steps_of(run: tuple[str, ...], out: Path, files: list[str], seconds: float) -> int:
     """Steps that take so many processor seconds; what comes once in a run is not counted."""
     few, many = (
-        pretrain(name, folder / f"{name}-{steps}", files, steps, knn=False) for steps in _PROBE
+        pretrain(*run, out=out.with_name(f"{out.name}-{steps}"), files=files, steps=steps)
+        for steps in _PROBE
     )
     return round(seconds * (_PROBE[1] - _PROBE[0]) / (many - few))
 
 
 def top1(method: str, source: str, files: list[str], out: Path, *settings: str) -> float:
     """In %, by 200 neighbours or a linear classifier."""
-    run(["evaluate", method, source, *files, *settings, "--json", str(out), *_PROCESSES])
+    command(["evaluate", method, source, *files, *settings, "--json", str(out), *_PROCESSES])
     return 100 * float(json.loads(out.read_text())["top1"])
 
 
 def judged(name: str, source: str, files: list[str], folder: Path) -> str:
     """kNN, and a linear classifier of each stage."""
-    layers = () if name in _TRANSFORMERS or source.startswith("pixels:") else LAYERS
+    layers = () if name.startswith(_TRANSFORMERS) or source.startswith("pixels:") else LAYERS
     own = top1("knn", source, files, folder / f"{name}-knn.json")
     found = [
         top1("linear", source, files, folder / f"{name}-{layer}.json", "--layer", layer)
@@ -115,22 +120,29 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=32, help="of the images, pixels (default 32)")
     parser.add_argument("--objectives", nargs="+", choices={**RUNS, **PATCHES}, metavar="NAME")
     parser.add_argument("--steps", nargs="+", default=[], metavar="NAME=N", help="known steps")
+    parser.add_argument(
+        "--no-baselines", action="store_true", help="no untrained encoder, no pixels"
+    )
     parser.add_argument("--settings", nargs=argparse.REMAINDER, default=[], help="of every run")
     args = parser.parse_args()
     files = ["--data.train", str(args.train), "--data.test", str(args.test)]
     known = dict(each.split("=") for each in args.steps)
-    for runs in (RUNS, PATCHES):
-        for name in runs:
-            runs[name] += tuple(args.settings)
+    runs = {
+        name: (*run, *args.settings)
+        for name, run in (RUNS if args.size < _LARGE else PATCHES).items()
+        if not args.objectives or name in args.objectives
+    }
     print(f"{processor()}, {args.minutes:g} minutes on {CORES} cores")
     print(f"linear: a classifier on {', '.join(LAYERS)}, or on what comes last where one stands")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         baselines = {"pixels": f"pixels:{args.size}"}
-        for name in args.objectives or (RUNS if args.size < _LARGE else PATCHES):
+        for run in [*runs.values()][:1]:  # compiles for all that follow
+            pretrain(*run, out=folder / "first", files=files, steps=1, knn=True)
+        for name, run in runs.items():
             seconds = 60 * args.minutes * CORES
-            steps = int(known.get(name) or steps_of(name, folder, files, seconds))
-            spent = pretrain(name, folder / name, files, steps, knn=True)
+            steps = int(known.get(name) or steps_of(run, folder / name, files, seconds))
+            spent = pretrain(*run, out=folder / name, files=files, steps=steps, knn=True)
             records = (folder / name / "metrics.jsonl").read_text().splitlines()
             first, last = json.loads(records[0]), json.loads(records[-1])
             print(
@@ -138,9 +150,9 @@ def main() -> None:
                 f" {last['epoch'] + 1}, {spent / 60:.1f} processor minutes; {task(first, last)}",
                 flush=True,
             )
-            if name not in _TRANSFORMERS:
+            if not name.startswith(_TRANSFORMERS):
                 baselines |= {"untrained": f"untrained:{folder / name}"}
-        for title, source in baselines.items():
+        for title, source in () if args.no_baselines else baselines.items():
             print(f"{title:15} {judged(title, source, files, folder)}")
 
 

@@ -26,7 +26,7 @@ import torch.distributed as dist
 
 from common.collectives import observe, waiting
 from data_pipeline.packing.pack import PackConfig, pack
-from data_pipeline.reading.loader import LoaderConfig
+from data_pipeline.reading.pool import LoaderConfig
 from trainer.config import DataConfig, RunConfig
 from trainer.health.collapse import CollapseAlarm, CollapseConfig, figures
 from trainer.health.phases import Phases

@@ -56,6 +56,8 @@ class Stream(IntEnum):
     TILE_COLOUR = 21
     NOISE = 22
     MASK = 23
+    FRAME = 24
+    FRAME_LOOK = 25
 
 
 def mix(x: U64Array) -> U64Array:

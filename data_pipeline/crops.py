@@ -90,6 +90,45 @@ def random_resized_crop_boxes(
     return boxes.reshape(*shape, 4)
 
 
+def frame_boxes(
+    seed: int,
+    epoch: int,
+    numbers_N: npt.ArrayLike,
+    heights_NF: IntArray,
+    widths_NF: IntArray,
+    crop: CropConfig,
+    shift: float,
+    *,
+    first: int = 0,
+) -> IntArray:
+    """One random resized crop for all frames of a tuple, shifted a little in each.
+
+    Args:
+        seed: the run's seed.
+        epoch: from 0.
+        numbers_N: what tuples are drawn by.
+        heights_NF: heights of the stored frames, pixels.
+        widths_NF: widths of the stored frames, pixels.
+        crop: the settings.
+        shift: at most so much of the box's own side, either way.
+        first: number of the first view.
+
+    Returns:
+        int64 (N, F, 4): top, left, height, width; every box lies inside its frame.
+    """
+    boxes_N14 = random_resized_crop_boxes(
+        seed, epoch, numbers_N, 1, heights_NF[:, 0], widths_NF[:, 0], crop, first=first
+    )
+    sides_NF2 = np.stack([heights_NF, widths_NF], -1)
+    boxes_NF2 = np.minimum(boxes_N14[..., 2:], sides_NF2)
+    frames_1F = np.arange(heights_NF.shape[1])[None]
+    keys_NF = sample_keys(seed, epoch, np.asarray(numbers_N)[:, None], frames_1F, Stream.FRAME)
+    drawn_NF2 = np.stack([uniforms(keys_NF, draw) for draw in (1, 2)], -1)
+    shifts_NF2 = np.rint((2 * drawn_NF2 - 1) * shift * boxes_NF2).astype(np.int64)
+    corners_NF2 = np.clip(boxes_N14[..., :2] + shifts_NF2, 0, sides_NF2 - boxes_NF2)
+    return np.concatenate([corners_NF2, boxes_NF2], -1)
+
+
 def _attempt(
     keys: npt.NDArray[np.uint64],
     attempt: int,

@@ -21,7 +21,8 @@ SRC is one of
   a folder            one sub-folder per class (as torchvision's ImageFolder numbers them), or flat
   torchvision:NAME    or just NAME where no folder is called so: cifar10, CIFAR100:test,
                       stl10:unlabeled, fashion-mnist, food101, ...; fetched only with --download
-  embedded:NAME       images that ship with widebatch: embedded:digits:train, embedded:digits:test
+  embedded:NAME       images that ship with widebatch: embedded:digits:train, embedded:digits:test,
+                      and clips of them: embedded:moving-digits:train, embedded:moving-digits:test
 """
 _EPILOG = """\
 JPEG files that need no change are stored as they are, grey ones too. Others: larger than
@@ -54,6 +55,12 @@ def add_parser(subparsers: Any) -> None:
         choices=("auto", "jpeg", "raw"),
         help="auto: JPEG files as they are, others up to 128 x 128 pixels raw (lossless), larger "
         "ones as JPEG; jpeg, raw: all so (raw reads faster and takes about ten times the space)",
+    )
+    add(
+        "--clips",
+        action="store_true",
+        help="images are frames of clips, for frame order: each folder of them is one, and so is"
+        " each video; folders at the top are classes where clips lie in them",
     )
     add("--workers", type=int, metavar="N", help="processes; 0: one for each core it may use")
     add(
@@ -100,8 +107,8 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Pack, say what became of the images, and return the exit status."""
+    from data_pipeline.packing.folder_source import IMAGE_EXTENSIONS
     from data_pipeline.packing.pack import PackConfig, pack
-    from data_pipeline.packing.sources import IMAGE_EXTENSIONS
 
     names = {field.name for field in fields(PackConfig)}
     settings = {name: value for name, value in vars(args).items() if name in names}

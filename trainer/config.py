@@ -24,7 +24,7 @@ from data_pipeline.augment import AugmentConfig
 from data_pipeline.crops import CropConfig
 from data_pipeline.reading.beton import name_of
 from data_pipeline.reading.damage import check_limit
-from data_pipeline.reading.loader import LoaderConfig
+from data_pipeline.reading.pool import LoaderConfig
 from data_pipeline.views import ViewPlan
 from trainer.features.online_knn import OnlineKnnConfig
 from trainer.health.collapse import CollapseConfig

@@ -21,8 +21,9 @@ from common.errors import ConfigError
 from common.rendezvous import release, shutdown
 from data_pipeline.augment import Augment
 from data_pipeline.reading.beton import sample_count
-from data_pipeline.reading.loader import LoaderConfig, TrainLoader
+from data_pipeline.reading.loader import TrainLoader
 from data_pipeline.reading.open_data import OpenData
+from data_pipeline.reading.pool import LoaderConfig
 from trainer.config import RunConfig, RunPlan, plan_run, refuse_unsupported
 from trainer.features.online_knn import OnlineKnn
 from trainer.health.collapse import CollapseAlarm

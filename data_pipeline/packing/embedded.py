@@ -35,6 +35,10 @@ Split = Literal["train", "test"]
 
 NAME = "digits"
 """What ``embedded:NAME`` is called on the command line."""
+CLIPS_NAME = "moving-digits"
+"""The same of the clips."""
+FRAMES = 12
+"""Of a clip."""
 CLASS_NAMES = tuple("0123456789")
 SIDE = 32
 RENDERINGS = {"train": 4, "test": 2}
@@ -47,6 +51,7 @@ _FINE = 4  # samples per cell after smoothing
 _BATCH = 512  # images drawn at once, for the memory's sake
 
 _BOX = (20.0, 28.0)  # side of the digit's 8 x 8 cells, in pixels
+_MOVING_BOX = (12.0, 16.0)
 _TILT = 0.3  # largest angle, about radians
 _ASPECT = (0.87, 1.15)  # width over height, before the tilt
 _INK_EDGE = (0.25, 0.60)  # stroke strength where ink begins and where it covers
@@ -65,6 +70,7 @@ class _Draw(IntEnum):
     INK_LUMA = 5
     INK = 6  # and the next two: red, green, blue
     BACKGROUND = 9  # and the next two
+    PATH = 12  # and the next five, of clips
 
 
 def embedded_images(
@@ -128,17 +134,46 @@ def _smooth(digits_NHW: FloatArray) -> FloatArray:
     return fine
 
 
+def embedded_clips(
+    split: Split,
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], tuple[str, ...]]:
+    """Clips of digits that cross the image in a straight line, at a steady speed, one a digit.
+
+    Smaller than in :func:`embedded_images`, and otherwise drawn as there. A frame alone does not
+    tell where its digit came from: the order of frames is told by their places in the image.
+
+    Returns:
+        As :func:`embedded_images`; :data:`FRAMES` images after each other are a clip.
+    """
+    digits, labels = _handwritten_digits()
+    members = slice(0, _TRAIN_DIGITS) if split == "train" else slice(_TRAIN_DIGITS, None)
+    strokes, clips = _smooth(digits[members]), len(digits[members])
+    images = np.empty((clips * FRAMES, SIDE, SIDE, 3), np.uint8)
+    for start in range(0, len(images), _BATCH):
+        n = np.arange(start, min(start + _BATCH, len(images)))
+        clip_N = n // FRAMES
+        numbers_N = clip_N.astype(np.uint64) * np.uint64(2) + np.uint64(split == "test")
+        images[n] = _draw(strokes, clip_N, numbers_N, n % FRAMES / (FRAMES - 1))
+    return images, np.repeat(labels[members], FRAMES), CLASS_NAMES
+
+
 def _draw(
-    strokes_DSS: FloatArray, digit_N: npt.NDArray[np.int64], number_N: npt.NDArray[np.uint64]
+    strokes_DSS: FloatArray,
+    digit_N: npt.NDArray[np.int64],
+    number_N: npt.NDArray[np.uint64],
+    time_N: FloatArray | None = None,
 ) -> npt.NDArray[np.uint8]:
-    """Images of ``strokes[digit]``, each by the random numbers of its ``number``."""
+    """Images of ``strokes[digit]``, each by the random numbers of its ``number``.
+
+    ``time``, 0 to 1, is how far on its way across the image a moving digit is.
+    """
     with np.errstate(over="ignore"):
         keys_N = absorb(run_key(_SEED, 0), number_N)
 
     def uniform(draw: int, low: float = 0.0, high: float = 1.0) -> FloatArray:
         return low + (high - low) * uniforms(keys_N, draw)
 
-    ink_NHW = _ink(strokes_DSS, digit_N, uniform)
+    ink_NHW = _ink(strokes_DSS, digit_N, uniform, time_N)
     background_NC = np.stack([uniform(_Draw.BACKGROUND + c) for c in range(3)], -1)
     ink_NC = _contrasting(
         np.stack([uniform(_Draw.INK + c) for c in range(3)], -1),
@@ -152,16 +187,24 @@ def _draw(
     return np.floor(image_NHWC * 255.0 + 0.5).astype(np.uint8)
 
 
-def _ink(strokes_DSS: FloatArray, digit_N: npt.NDArray[np.int64], uniform: _Uniform) -> FloatArray:
+def _ink(
+    strokes_DSS: FloatArray,
+    digit_N: npt.NDArray[np.int64],
+    uniform: _Uniform,
+    time_N: FloatArray | None,
+) -> FloatArray:
     """How much ink covers each pixel, 0 to 1: each image's digit at its own place and angle."""
-    side_N = uniform(_Draw.BOX, *_BOX)
+    side_N = uniform(_Draw.BOX, *(_BOX if time_N is None else _MOVING_BOX))
     # With h = tan(angle / 2) the rotation is a ratio of polynomials: the same bits everywhere.
     h_N = uniform(_Draw.TILT, -_TILT / 2.0, _TILT / 2.0)
     cos_N, sin_N = (1.0 - h_N * h_N) / (1.0 + h_N * h_N), 2.0 * h_N / (1.0 + h_N * h_N)
     aspect_N = uniform(_Draw.ASPECT, *_ASPECT)
     room_N = SIDE - side_N
-    centre_x_N = side_N / 2.0 + room_N * uniform(_Draw.LEFT)
-    centre_y_N = side_N / 2.0 + room_N * uniform(_Draw.TOP)
+    left_N, top_N = uniform(_Draw.LEFT), uniform(_Draw.TOP)
+    if time_N is not None:
+        left_N, top_N = _on_its_way(uniform, time_N)
+    centre_x_N = side_N / 2.0 + room_N * left_N
+    centre_y_N = side_N / 2.0 + room_N * top_N
 
     # From a pixel's centre back to the smoothed digit: turn about the digit's centre, then scale.
     pixels = np.arange(SIDE) + 0.5
@@ -175,6 +218,17 @@ def _ink(strokes_DSS: FloatArray, digit_N: npt.NDArray[np.int64], uniform: _Unif
     strength_NHW = _bilinear(strokes_DSS, digit_N, y_NHW, x_NHW)
     low, high = _INK_EDGE
     return np.clip((strength_NHW - low) / (high - low), 0.0, 1.0)
+
+
+def _on_its_way(uniform: _Uniform, time_N: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Where in its room a moving digit is, 0 to 1: it crosses it one way, and drifts the other."""
+    begin_N = uniform(_Draw.PATH, 0.0, 0.2)
+    across_N = begin_N + time_N * (uniform(_Draw.PATH + 1, 0.8, 1.0) - begin_N)
+    across_N = np.where(uniform(_Draw.PATH + 2) < 0.5, across_N, 1.0 - across_N)
+    drift_N = uniform(_Draw.PATH + 3)
+    drift_N = drift_N + time_N * (uniform(_Draw.PATH + 4) - drift_N)
+    is_level_N = uniform(_Draw.PATH + 5) < 0.5
+    return np.where(is_level_N, across_N, drift_N), np.where(is_level_N, drift_N, across_N)
 
 
 def _bilinear(

@@ -27,6 +27,7 @@ Pixels that are not passed through are stored raw where that is cheap (``auto``:
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 import stat
@@ -53,6 +54,7 @@ from data_pipeline.reading.jpeg import (
 
 AUTO_RAW_PIXELS = 128 * 128  # 48 KiB raw; above it a JPEG of quality 90 is several times smaller
 MAX_FILE_BYTES = 1 << 30
+_THUMBNAIL = 32  # pixels a side
 NO_LABEL = -1
 _NAMES = {
     **{"1": "grey", "L": "grey", "LA": "grey", "P": "palette", "PA": "palette"},
@@ -81,6 +83,8 @@ class CodecConfig:
     """Turn images by the orientation they state; off keeps pixels as they are stored."""
     min_levels: int = 64
     """Images of more than 8 bits of which fewer levels would remain, and not all, are left out."""
+    clips: bool = False
+    """Images are frames of clips: folders of them in the order of their numbers, or videos."""
     keep_damaged: bool = False
     """Keep what Pillow makes of JPEGs and PNGs with errors instead of leaving the image out."""
 
@@ -96,6 +100,7 @@ class Stored:
     digest: bytes  # SHA-256 of the payload
     fate: str  # "passed through", "encoded as JPEG" or "stored raw"
     changes: tuple[str, ...] = ()  # what was done to the pixels; behind ": " how much this one lost
+    thumbnail: bytes = b""  # of frames: 32 x 32 grey, as motion is measured by
 
 
 @dataclass(frozen=True)
@@ -128,14 +133,10 @@ class ImageCodec:
     def encode(self, image: ImageData) -> Stored | LeftOut:
         """What becomes of one image; never raises on its content."""
         try:
-            if isinstance(image, np.ndarray):
-                return self._encode_pixels(image)
-            data = _read_file(image)
-            if is_jpeg(data):
-                return self._encode_jpeg(data)
-            if damage := image_file.png_damage(data):
-                return self._convert_damaged(data, f"PNG: {damage}")
-            return self._convert(data, [])
+            stored = self._encode(image)
+            if self._config.clips:
+                stored = dataclasses.replace(stored, thumbnail=_thumbnail(stored))
+            return stored
         except _UnusableError as error:
             return LeftOut(str(error))
         except MemoryError:
@@ -145,6 +146,16 @@ class ImageCodec:
         except Exception as error:
             # Pillow's parsers raise whatever kind they stumble over in a hostile file.
             return LeftOut(f"cannot be decoded: {type(error).__name__}: {error}")
+
+    def _encode(self, image: ImageData) -> Stored:
+        if isinstance(image, np.ndarray):
+            return self._encode_pixels(image)
+        data = _read_file(image)
+        if is_jpeg(data):
+            return self._encode_jpeg(data)
+        if damage := image_file.png_damage(data):
+            return self._convert_damaged(data, f"PNG: {damage}")
+        return self._convert(data, [])
 
     def _encode_pixels(self, pixels: npt.NDArray[np.uint8]) -> Stored:
         shape = pixels.shape
@@ -289,6 +300,17 @@ def _stored(
 ) -> Stored:
     digest = hashlib.sha256(payload).digest()
     return Stored(mode, height, width, payload, digest, fate, changes)
+
+
+def _thumbnail(stored: Stored) -> bytes:
+    size = stored.width, stored.height
+    if stored.mode == RAW_MODE:
+        image = Image.frombytes("RGB", size, stored.payload)
+    else:
+        image = Image.open(BytesIO(stored.payload))
+        image.draft("L", (_THUMBNAIL, _THUMBNAIL))  # decodes an eighth of each side at least
+    box = Image.Resampling.BOX
+    return image.convert("L").resize((_THUMBNAIL, _THUMBNAIL), box).tobytes()
 
 
 @contextlib.contextmanager

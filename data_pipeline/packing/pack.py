@@ -10,8 +10,8 @@ import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,9 +24,10 @@ from common.errors import ConfigError, DataError
 from common.files.atomic_file import AtomicFile, check_replaceable
 from common.progress import Progress
 from data_pipeline.packing.beton_writer import BetonWriter
+from data_pipeline.packing.folder_source import IMAGE_EXTENSIONS
 from data_pipeline.packing.image_codec import CodecConfig, Format, LeftOut, Stored
 from data_pipeline.packing.pack_workers import CHUNK, Chunk, WorkerDiedError, encode_in_order
-from data_pipeline.packing.sources import IMAGE_EXTENSIONS, Source, open_source
+from data_pipeline.packing.sources import Source, open_source
 from data_pipeline.reading.beton import MAX_LABEL, sample_count, sha256_of
 from data_pipeline.reading.jpeg import soundness_check
 from data_pipeline.reading.manifest import dump_manifest, load_manifest, manifest_path
@@ -114,6 +115,7 @@ def pack(source: str, out: Path | str, config: PackConfig, progress: bool = True
         download=config.download,
         labels=config.labels,
         extensions=config.extensions,
+        clips=config.clips,
     )
     if config.strict and images.passed_over:
         raise _passed_over(source, images)
@@ -191,6 +193,31 @@ def _publish(beton: AtomicFile, manifest: AtomicFile, out: Path) -> None:
         raise
 
 
+class _ClipTable:
+    """Which of the stored images begin clips, and how far each differs from the one before."""
+
+    def __init__(self, starts: Sequence[int]) -> None:
+        self._begins, self._clip = np.asarray(starts), -1
+        self._starts: list[int] = []  # by what is stored
+        self._motion: list[float] = []
+        self._last = np.empty(0, np.int16)
+
+    def add(self, index: int, thumbnail: bytes) -> None:
+        """The next stored image; ``index`` is its number in the source."""
+        if not len(self._begins):
+            return
+        grey = np.frombuffer(thumbnail, np.uint8).astype(np.int16)
+        clip = int(np.searchsorted(self._begins, index, side="right"))
+        if clip != self._clip:
+            self._clip, self._last = clip, grey
+            self._starts.append(len(self._motion))
+        self._motion.append(round(float(np.abs(grey - self._last).mean()), 2))
+        self._last = grey
+
+    def described(self) -> dict[str, list[int] | list[float]]:
+        return {"starts": self._starts, "motion": self._motion}
+
+
 class _Packing:
     """Encodes and writes the images of a source, and keeps count of what becomes of them."""
 
@@ -203,6 +230,7 @@ class _Packing:
         self._changed: dict[str, list[str]] = {}
         self._lost: dict[str, dict[str, str]] = {}  # change -> image -> how much
         self._labels: dict[int, int] = {}  # of the images being encoded
+        self._clips = _ClipTable(images.starts)
 
     def write(self, writer: BetonWriter, bar: Progress) -> None:
         """Write all images that can be used.
@@ -214,6 +242,7 @@ class _Packing:
         workers = max(1, workers)
         names = CodecConfig.__annotations__
         codec = CodecConfig(**{name: getattr(self._config, name) for name in names})
+        codec = replace(codec, clips=bool(self._images.starts))
         try:
             for index, result in encode_in_order(self._chunks(workers, bar), codec, workers):
                 label = self._labels.pop(index)
@@ -223,6 +252,7 @@ class _Packing:
                     continue
                 writer.append(result, label)
                 self.class_counts[label] += 1
+                self._clips.add(index, result.thumbnail)
                 self._count(index, result)
         except WorkerDiedError as error:
             raise ChildProcessError(
@@ -296,6 +326,7 @@ class _Packing:
                 for why, names in sorted(images.passed_over.items())
             },
             **({"images": [images.name(index) for index in kept]} if are_files else {}),
+            **({"clips": self._clips.described()} if images.starts else {}),
             "versions": {
                 "widebatch": importlib.metadata.version("widebatch"),
                 "python": platform.python_version(),

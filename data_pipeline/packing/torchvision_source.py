@@ -8,6 +8,7 @@ import difflib
 import inspect
 import operator
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,7 @@ class TorchvisionSource:
     def __init__(self, dataset: Any, name: str, root: Path) -> None:
         self._dataset, self._name, self._root = dataset, name, root
         self.passed_over: dict[str, list[str]] = {}
+        self.starts: Sequence[int] = ()
         self.description = {"kind": "torchvision", "name": name, "root": str(root.absolute())}
         self.class_names = _class_names(dataset)
 

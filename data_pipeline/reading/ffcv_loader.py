@@ -11,6 +11,8 @@ of an installation compiles for some seconds, later ones load in tenths.
 Shape suffixes: N samples, V views, S side.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from common.compiled import compiled
@@ -185,19 +187,22 @@ class FfcvDecoder(Decoder):
         data: whose samples these are.
         max_reduction: 1, 2, 4 or 8: how much smaller a JPEG may be decoded, in the frequency
             domain, where every box has pixels to spare.
-        groups: of views of different sizes, for which code is compiled now.
+        groups: numbers of groups of views, of different sizes, for which code is compiled now.
 
     Raises:
         DataError: FFCV cannot be used here.
     """
 
-    def __init__(self, data: OpenData, max_reduction: int = 1, groups: int = 1) -> None:
+    def __init__(
+        self, data: OpenData, max_reduction: int = 1, groups: Sequence[int] = (1,)
+    ) -> None:
         bind_symbols()
         super().__init__(data)
         self._max_reduction = max_reduction
         # Compile or load now, on one thread, rather than in the first batch on all of them.
         nothing = Cut(np.empty((0, 1, 4), np.int64), np.empty((0, 1, 4, 4, 3), np.uint8))
-        self.decode(np.empty(0, np.int64), (nothing,) * groups)
+        for count in groups:
+            self.decode(np.empty(0, np.int64), (nothing,) * count)
 
     def try_decode(self, ids_N: IdArray, cuts: Cuts) -> IdArray:
         """See :class:`Decoder`."""

@@ -7,6 +7,7 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ import numpy.typing as npt
 
 from common.errors import DataError
 from data_pipeline.reading.beton import DataInfo, SampleTable, name_of, sample_count
+from data_pipeline.reading.clips import Clips, read_clips
 from data_pipeline.reading.damage import allowance, check_limit
+from data_pipeline.reading.manifest import load_manifest
 from data_pipeline.reading.open_beton import OpenBeton
 
 log = logging.getLogger(__name__)
@@ -60,6 +63,17 @@ class OpenData:
     def num_classes(self) -> int:
         """By name, or else by the greatest label; 0 where there is no label."""
         return len(self.info.class_names) or int(self.table.labels.max(initial=-1)) + 1
+
+    @cached_property
+    def clips(self) -> Clips:
+        """Whose frames the samples are.
+
+        Raises:
+            DataError: a file was packed without clips.
+        """
+        counts = [file.info.num_samples for file in self.files]
+        manifests = [load_manifest(file.path) or {} for file in self.files]
+        return read_clips(self.info.name, counts, manifests)
 
     def place(self, sample: int) -> str:
         """A sample for messages: its file, and its number there."""

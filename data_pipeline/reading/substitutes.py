@@ -35,6 +35,11 @@ class Cut(NamedTuple):
     boxes_NV4: BoxArray  # noqa: N815
     out_NVSS3: Pixels  # noqa: N815
 
+    def one_by_one(self) -> "Cut":
+        """The same of N * V samples with one view each."""
+        side = self.out_NVSS3.shape[2]
+        return Cut(self.boxes_NV4.reshape(-1, 1, 4), self.out_NVSS3.reshape(-1, 1, side, side, 3))
+
 
 Cuts = tuple[Cut, ...]
 """Of groups of views of different sizes, from one decode."""

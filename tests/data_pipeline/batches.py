@@ -10,9 +10,10 @@ from PIL import Image
 
 from data_pipeline.crops import CropConfig
 from data_pipeline.packing.pack import PackConfig, pack
-from data_pipeline.reading.loader import Batch, EvalLoader, LoaderConfig, TrainLoader
+from data_pipeline.reading.loader import Batch, EvalLoader, TrainLoader
 from data_pipeline.reading.open_data import OpenData
 from data_pipeline.reading.order import Position
+from data_pipeline.reading.pool import LoaderConfig
 from data_pipeline.views import views_of_one_size
 from tests.data_pipeline.images import encoded, picture
 

@@ -8,7 +8,7 @@ import pytest
 from common import cores
 from common.cores import Cores, cores_alone, decoding_threads, share_of_cores
 from data_pipeline.packing.pack import PackConfig, pack
-from data_pipeline.reading.loader import LoaderConfig
+from data_pipeline.reading.pool import LoaderConfig
 from tests.data_pipeline.batches import open_train
 
 NODE = range(96)

@@ -10,9 +10,10 @@ import torch
 from data_pipeline.augment import Augment, AugmentConfig, ViewConfig
 from data_pipeline.crops import CropConfig
 from data_pipeline.reading.batch import Batch
-from data_pipeline.reading.loader import EvalLoader, LoaderConfig, TrainLoader
+from data_pipeline.reading.loader import EvalLoader, TrainLoader
 from data_pipeline.reading.open_data import OpenData
 from data_pipeline.reading.order import Position
+from data_pipeline.reading.pool import LoaderConfig
 from data_pipeline.views import ViewGroup, ViewPlan, views_of_one_size
 from tests.data_pipeline.batches import BATCH
 

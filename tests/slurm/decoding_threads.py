@@ -16,9 +16,10 @@ import torch.distributed as dist
 
 from common.cores import own_cores
 from data_pipeline.crops import CropConfig
-from data_pipeline.reading.loader import LoaderConfig, TrainLoader
+from data_pipeline.reading.loader import TrainLoader
 from data_pipeline.reading.open_data import OpenData
 from data_pipeline.reading.order import Position
+from data_pipeline.reading.pool import LoaderConfig
 from data_pipeline.views import views_of_one_size
 from launch import cluster
 from trainer.parallel.machine import settle_threads

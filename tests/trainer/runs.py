@@ -15,7 +15,7 @@ from torch import nn
 
 from data_pipeline.crops import CropConfig
 from data_pipeline.packing.pack import PackConfig, pack
-from data_pipeline.reading.loader import LoaderConfig
+from data_pipeline.reading.pool import LoaderConfig
 from tests.dist import run_ranks
 from trainer.config import DataConfig, RunConfig, from_json, to_json
 from trainer.models.encoders import EncoderConfig, remove_classifier
@@ -26,6 +26,7 @@ from trainer.objectives.base import Inputs
 from trainer.objectives.colourisation import ColourisationConfig
 from trainer.objectives.cpc import CPCConfig
 from trainer.objectives.deepclusterv2 import DeepClusterV2Config
+from trainer.objectives.frameorder import FrameOrderConfig
 from trainer.objectives.gan import GANConfig
 from trainer.objectives.inpainting import InpaintingConfig
 from trainer.objectives.jigsaw import JigsawConfig
@@ -255,6 +256,18 @@ def tiny_relativepatch_config(data: Path, out: Path, **changes: Any) -> RunConfi
     objective = RelativePatchConfig(tile=7, width=16, colours="drop")
     settings = {"encoder": SMALL_ENCODER, "objective": objective, "crop": CropConfig(size=30)}
     return _tiny("relativepatch-stl10-r18", data, out, **{**settings, **changes})
+
+
+def tiny_frameorder_config(data: Path, out: Path, **changes: Any) -> RunConfig:
+    """Four frames of one colour each, of the images that ``data`` was packed of."""
+    clips = data.with_name("clips.beton")
+    if not clips.exists():
+        source = str(data.parent / "images")
+        pack(source, clips, PackConfig(clips=True, workers=1), progress=False)
+    objective = FrameOrderConfig(task="order", gap=(1, 8), width=16, colours="split")
+    encoder = EncoderConfig(name="resnet8", stem="cifar-stride2")
+    settings = {"encoder": encoder, "objective": objective}
+    return _tiny("frameorder-movingdigits", clips, out, **{**settings, **changes})
 
 
 def tiny_npid_config(data: Path, out: Path, negatives: int = 0, **changes: Any) -> RunConfig:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.reading.loader import LoaderConfig
+from data_pipeline.reading.pool import LoaderConfig
 from tests.trainer.runs import metrics, pack_images, samples, smooth, tiny_config, train
 from trainer.config import RunConfig
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from data_pipeline.reading.loader import LoaderConfig
+from data_pipeline.reading.pool import LoaderConfig
 from tests.dist import RankFailure
 from tests.trainer.runs import (
     SMALL_ENCODER,

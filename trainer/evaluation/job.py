@@ -22,9 +22,10 @@ from common.rendezvous import JOIN_TIMEOUT, join, shutdown
 from data_pipeline.augment import FLIPS, Augment, ViewConfig
 from data_pipeline.crops import CropConfig
 from data_pipeline.reading.beton import DataInfo, name_of
-from data_pipeline.reading.loader import EvalLoader, LoaderConfig, TrainLoader
+from data_pipeline.reading.loader import EvalLoader, TrainLoader
 from data_pipeline.reading.open_data import OpenData
 from data_pipeline.reading.order import EpochOrder, Position
+from data_pipeline.reading.pool import LoaderConfig
 from data_pipeline.views import views_of_one_size
 from trainer.evaluation.load_encoder import LoadedEncoder, Which, load_encoder
 from trainer.evaluation.supervised import Batches

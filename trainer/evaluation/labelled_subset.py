@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import DataError
-from data_pipeline.packing.sources import IMAGE_EXTENSIONS, FolderSource
+from data_pipeline.packing.folder_source import IMAGE_EXTENSIONS, FolderSource
 from data_pipeline.reading.manifest import load_manifest, manifest_path
 from data_pipeline.reading.open_beton import OpenBeton
 from data_pipeline.reading.open_data import OpenData

@@ -17,8 +17,8 @@ import torch
 
 from common.bounds import check_bounds
 from common.errors import ConfigError, DataError
+from data_pipeline.packing.folder_source import IMAGE_EXTENSIONS
 from data_pipeline.packing.pack import PackConfig, pack
-from data_pipeline.packing.sources import IMAGE_EXTENSIONS
 from data_pipeline.reading.open_data import OpenData
 from trainer.evaluation.job import Job
 from trainer.evaluation.pictures import Album, Cell, PictureConfig, save_rows

@@ -18,8 +18,9 @@ from data_pipeline.augment import Augment
 from data_pipeline.reading.batch import Batch
 from data_pipeline.reading.beton import DataInfo
 from data_pipeline.reading.damage import Damage
-from data_pipeline.reading.loader import EvalLoader, LoaderConfig
+from data_pipeline.reading.loader import EvalLoader
 from data_pipeline.reading.open_data import OpenData
+from data_pipeline.reading.pool import LoaderConfig
 from trainer.features.extraction import default_resize, extract_features
 from trainer.features.knn import knn_classify, remark_on_k
 from trainer.features.labelled_files import read_labels

@@ -90,7 +90,18 @@ class JointConfig(ObjectiveConfig):
         if len(by_epoch) > 1:
             names = " and ".join(each.config.name for each in by_epoch)
             raise ConfigError(f"objective.tasks: {names} cluster before epochs; take one of them")
-        groups = [len(plan) for plan in self._plans(own, AugmentConfig())]
+        plans = self._plans(own, AugmentConfig())
+        frames = [
+            each.task.name
+            for each, plan in zip(self.tasks, plans)
+            if any(group.frames for group in plan)
+        ]
+        if by_epoch and frames:
+            raise ConfigError(
+                f"objective.tasks: {by_epoch[0].config.name} needs every sample, and {frames[0]}"
+                " shows some more often than others; take one of them"
+            )
+        groups = [len(plan) for plan in plans]
         return Joint(encoder, self, built, [each.weight for each in self.tasks], groups)
 
     def costs(self, step: StepSizes) -> tuple[LossCost, ...]:

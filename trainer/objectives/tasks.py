@@ -6,6 +6,7 @@ from trainer.objectives.barlowtwins import BarlowTwinsConfig
 from trainer.objectives.colourisation import ColourisationConfig
 from trainer.objectives.cpc import CPCConfig
 from trainer.objectives.deepclusterv2 import DeepClusterV2Config
+from trainer.objectives.frameorder import FrameOrderConfig
 from trainer.objectives.gan import GANConfig
 from trainer.objectives.inpainting import InpaintingConfig
 from trainer.objectives.jigsaw import JigsawConfig
@@ -31,6 +32,7 @@ AnyTaskConfig = (
     | BarlowTwinsConfig
     | JigsawConfig
     | RelativePatchConfig
+    | FrameOrderConfig
     | AutoencoderConfig
     | InpaintingConfig
     | ColourisationConfig

@@ -18,7 +18,7 @@ from common.collectives import all_gather_json, broadcast_json
 from common.cores import Cores, cores_alone, decoding_threads, own_cores, share_of_cores
 from common.errors import DataError
 from common.files.strict_json import read_json_file
-from data_pipeline.reading.loader import LoaderConfig
+from data_pipeline.reading.pool import LoaderConfig
 from trainer.config import RunConfig
 from trainer.parallel.strategy import PrecisionName, compute_in
 

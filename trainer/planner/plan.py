@@ -11,6 +11,7 @@ import numpy as np
 
 from common.errors import ConfigError
 from data_pipeline.reading.open_data import OpenData
+from data_pipeline.views import decodes
 from trainer.config import RunConfig, RunPlan, plan_run, to_json
 from trainer.parallel.machine import with_precision
 from trainer.planner.memory import DeviceMemory, Remedy, can_be_split, memory, remedy
@@ -23,10 +24,12 @@ _JPEG_BYTES = 0.59  # a pixel: ImageNet-1k's files, 110 kB of 500 x 375 on avera
 
 # Data sets that recipes are for: images to train on, pixels of one.
 _STATED = {
+    "ucf101": ("UCF-101's frames", 2_484_199, 320 * 240),
     "r50": ("ImageNet-1k", 1_281_167, 500 * 375),
     "vitb16": ("ImageNet-1k", 1_281_167, 500 * 375),
     "cifar10": ("CIFAR-10", 50_000, 32 * 32),
     "stl10": ("STL-10, unlabelled", 100_000, 96 * 96),
+    "movingdigits": ("the embedded clips", 17_244, 32 * 32),
     "digits": ("the embedded digits", 1_437, 64 * 64),
 }
 
@@ -154,7 +157,8 @@ def make_plan(config: RunConfig, cluster: Cluster, images: Images) -> Plan:
     needed = memory(step_cost, rates, cluster.gpus)
     found = flows(config, step_cost, cluster)
     view_pixels = sum(group.pixels for group in config.view_plan())
-    core_rate = rates.loader_rate or stated_loader_rate(images.pixels, view_pixels)
+    reads = decodes(config.view_plan())
+    core_rate = rates.loader_rate or stated_loader_rate(reads * images.pixels, view_pixels)
     time = step_time(config, step_cost, cluster, found, core_rate)
     node_rate = run.local_batch * cluster.gpus / time.device
     return Plan(
@@ -177,7 +181,7 @@ def make_plan(config: RunConfig, cluster: Cluster, images: Images) -> Plan:
             images_per_second=node_rate,
             core_rate=core_rate,
             cores=node_rate / core_rate,
-            disk_bytes=node_rate * images.bytes,
+            disk_bytes=node_rate * reads * images.bytes,
             file_bytes=images.count * images.bytes,
         ),
         rates=rates,

@@ -17,9 +17,10 @@ from torchvision.transforms.v2.functional import resize
 
 from data_pipeline.augment import Augment, AugmentConfig
 from data_pipeline.crops import CropConfig
-from data_pipeline.reading.loader import LoaderConfig, TrainLoader
+from data_pipeline.reading.loader import TrainLoader
 from data_pipeline.reading.open_data import OpenData
 from data_pipeline.reading.order import Position
+from data_pipeline.reading.pool import LoaderConfig
 from data_pipeline.views import ViewGroup, ViewPlan
 from trainer.config import RunConfig, from_json
 from trainer.evaluation.load_encoder import Preprocessing
@@ -124,4 +125,4 @@ def drawn_views(
     ) as loader:
         batch = next(loader.starting_at(Position(0, 0)))
     views = Augment(augment, seed, looks=[group.looks for group in plan])
-    return batch.ids_B, views.groups(batch.crops, batch.ids_B, batch.position.epoch)
+    return batch.ids_B, views.groups(batch.crops, batch.drawn_by_B, batch.position.epoch)

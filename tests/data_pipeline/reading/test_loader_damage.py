@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from common.errors import DataError
-from data_pipeline.reading.loader import EvalLoader, LoaderConfig
+from data_pipeline.reading.loader import EvalLoader
 from data_pipeline.reading.open_data import OpenData
+from data_pipeline.reading.pool import LoaderConfig
 from tests.data_pipeline.batches import SIZE, evaluate
 from tests.data_pipeline.betons import read_sample_table
 from tests.data_pipeline.damaged import NOISE, ZEROS, overwritten

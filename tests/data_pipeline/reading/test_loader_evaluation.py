@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from data_pipeline.packing.pack import PackConfig, pack
-from data_pipeline.reading.loader import EvalLoader, LoaderConfig
+from data_pipeline.reading.loader import EvalLoader
 from data_pipeline.reading.open_data import OpenData
+from data_pipeline.reading.pool import LoaderConfig
 from tests.data_pipeline.batches import SIZE, N, evaluate
 from tests.data_pipeline.images import encoded, picture
 

@@ -9,9 +9,10 @@ import pytest
 
 from common.errors import ConfigError, DataError
 from data_pipeline.reading import ffcv_compat
-from data_pipeline.reading.loader import EvalLoader, LoaderConfig
+from data_pipeline.reading.loader import EvalLoader
 from data_pipeline.reading.open_data import OpenData
 from data_pipeline.reading.order import Position
+from data_pipeline.reading.pool import LoaderConfig
 from tests.data_pipeline.batches import open_train
 
 # ---- refusals ----

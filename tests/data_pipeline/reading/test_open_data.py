@@ -10,10 +10,11 @@ import torch
 
 from common.errors import DataError
 from data_pipeline.packing.pack import PackConfig, pack
-from data_pipeline.reading.loader import Batch, EvalLoader, LoaderConfig, TrainLoader
+from data_pipeline.reading.loader import Batch, EvalLoader, TrainLoader
 from data_pipeline.reading.manifest import manifest_path
 from data_pipeline.reading.open_data import OpenData
 from data_pipeline.reading.order import EpochOrder, Position
+from data_pipeline.reading.pool import LoaderConfig
 from data_pipeline.views import views_of_one_size
 from tests.data_pipeline import images
 from tests.data_pipeline.batches import CROP, digest

@@ -12,9 +12,10 @@ from data_pipeline.crops import CropConfig
 from data_pipeline.packing.pack import PackConfig, pack
 from data_pipeline.reading.batch import Batch
 from data_pipeline.reading.damage import Damage, allowance, check_limit
-from data_pipeline.reading.loader import EvalLoader, LoaderConfig, TrainLoader
+from data_pipeline.reading.loader import EvalLoader, TrainLoader
 from data_pipeline.reading.open_data import OpenData
 from data_pipeline.reading.order import Position
+from data_pipeline.reading.pool import LoaderConfig
 from data_pipeline.reading.substitutes import candidates
 from data_pipeline.views import views_of_one_size
 from tests.data_pipeline import damaged, images

@@ -10,9 +10,10 @@ import torch
 from common.errors import CheckpointError, ConfigError, DataError
 from data_pipeline.crops import CropConfig
 from data_pipeline.packing.pack import PackConfig, pack
-from data_pipeline.reading.loader import LoaderConfig, TrainLoader
+from data_pipeline.reading.loader import TrainLoader
 from data_pipeline.reading.open_data import OpenData
 from data_pipeline.reading.order import EpochOrder, Position
+from data_pipeline.reading.pool import LoaderConfig
 from data_pipeline.views import views_of_one_size
 from tests.dist import run_ranks
 from tests.trainer.runs import SMALL_ENCODER, pack_images

@@ -11,9 +11,9 @@ from PIL import Image
 from common.errors import ConfigError, DataError
 from data_pipeline.augment import Augment, AugmentConfig
 from data_pipeline.packing.pack import PackConfig, pack
-from data_pipeline.reading.loader import LoaderConfig
 from data_pipeline.reading.manifest import manifest_path
 from data_pipeline.reading.open_data import OpenData
+from data_pipeline.reading.pool import LoaderConfig
 from tests.data_pipeline.packed import packed
 from tests.trainer.runs import SMALL_ENCODER, metrics, tiny_config, train
 from tests.trainer.saved_runs import saved_run

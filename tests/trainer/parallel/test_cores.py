@@ -11,8 +11,9 @@ import torch
 from common import cores
 from common.cores import Cores
 from data_pipeline.crops import CropConfig
-from data_pipeline.reading.loader import LoaderConfig, TrainLoader
+from data_pipeline.reading.loader import TrainLoader
 from data_pipeline.reading.open_data import OpenData
+from data_pipeline.reading.pool import LoaderConfig
 from data_pipeline.views import ViewPlan
 from launch import command_line
 from tests.dist import run_ranks

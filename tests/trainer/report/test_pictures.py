@@ -6,9 +6,10 @@ import torch
 
 from data_pipeline.augment import Augment, AugmentConfig, ViewConfig
 from data_pipeline.crops import CropConfig
-from data_pipeline.reading.loader import LoaderConfig, TrainLoader
+from data_pipeline.reading.loader import TrainLoader
 from data_pipeline.reading.open_data import OpenData
 from data_pipeline.reading.order import Position
+from data_pipeline.reading.pool import LoaderConfig
 from data_pipeline.views import views_of_one_size
 from tests.report.made_runs import SMALL, finished_run
 from tests.trainer.runs import pack_images

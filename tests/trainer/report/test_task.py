@@ -13,6 +13,7 @@ from tests.trainer.runs import (
     pack_images,
     tiny_autoencoder_config,
     tiny_colourisation_config,
+    tiny_frameorder_config,
     tiny_gan_config,
     tiny_inpainting_config,
     tiny_jigsaw_config,
@@ -47,6 +48,10 @@ def data(tmp_path_factory):
     [
         (tiny_rotation_config, ("turned", "turned back")),
         (tiny_jigsaw_config, ("shuffled", "put back")),
+        (
+            tiny_frameorder_config,
+            tuple(f"said to be {place}" for place in ("first", "second", "third", "last")),
+        ),
         (tiny_autoencoder_config, ("given", "decoded", "image")),
         (tiny_vae_config, ("decoded", "image")),
         (tiny_inpainting_config, ("seen", "filled in", "image")),
@@ -60,13 +65,14 @@ def test_a_run_shows_what_its_task_makes_of_its_images(data, tmp_path, tiny, tit
     config = tiny(data, tmp_path / "run", steps=1)
     assert train(1, config) == "done"
     settings = read_settings(config.out)
-    found = task_pictures(config.out, settings, OpenData(data), CPU)
+    train_data = OpenData(config.data.train)
+    found = task_pictures(config.out, settings, train_data, CPU)
     assert found.titles == titles
     assert found.images_NKSS3.shape[:2] == (16, len(titles))
     assert found.images_NKSS3.dtype == np.uint8
     for image in found.images_NKSS3[:, -1]:
         assert image.std() > 4
-    again = task_pictures(config.out, settings, OpenData(data), CPU)
+    again = task_pictures(config.out, settings, train_data, CPU)
     assert np.array_equal(again.images_NKSS3, found.images_NKSS3)
     (contents,) = read_contents([config.out], Pictures(task=found))
     text = page([contents])

@@ -6,6 +6,8 @@ tiles.
 
 import torch
 
+from common.constants import constants
+
 # The axis from green to magenta.
 _AXIS = (-1.0, 2.0, -1.0)
 
@@ -18,6 +20,14 @@ def drop_colours(tiles_NTCHW: torch.Tensor, draws_NT: torch.Tensor) -> torch.Ten
     return tiles_NTCHW * is_kept_NTC[..., None, None].to(tiles_NTCHW.dtype)
 
 
+def one_colour(frames_FNCHW: torch.Tensor, draws_FN: torch.Tensor) -> torch.Tensor:
+    """One channel of each frame, drawn by numbers in [0, 1), in the place of all its channels
+    (Lee et al. 2017, arXiv 1708.01246, section 4.1)."""
+    channels = frames_FNCHW.shape[2]
+    taken_FN = (draws_FN * channels).long()[..., None, None, None]
+    return frames_FNCHW.take_along_dim(taken_FN, 2).expand_as(frames_FNCHW)
+
+
 def project_colours(images_NCHW: torch.Tensor, std: tuple[float, ...]) -> torch.Tensor:
     """Take out of every pixel its part along the axis from green to magenta.
 
@@ -25,8 +35,8 @@ def project_colours(images_NCHW: torch.Tensor, std: tuple[float, ...]) -> torch.
         images_NCHW: RGB, normalised.
         std: what the channels were divided by.
     """
-    scale_C = images_NCHW.new_tensor(std)[:, None, None]
-    axis_C = images_NCHW.new_tensor(_AXIS)[:, None, None]
+    scale_C = constants(std, images_NCHW)[:, None, None]
+    axis_C = constants(_AXIS, images_NCHW)[:, None, None]
     axis_C = axis_C / axis_C.norm()
     colours_NCHW = images_NCHW * scale_C
     along_N1HW = (colours_NCHW * axis_C).sum(1, keepdim=True)
