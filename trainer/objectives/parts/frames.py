@@ -93,8 +93,8 @@ def said(logits_NQK: torch.Tensor) -> dict[str, torch.Tensor]:
     shown_N4, told_N4 = orders_Q4[asked_N], orders_Q4[logits_NQK[numbers_N, asked_N].argmax(1)]
     # Frame shown[k] is said to be the told[k]-th.
     frames_N4 = shown_N4.take_along_dim(told_N4.argsort(1), 1)
-    places = ("first", "second", "third", "last")
-    return {f"said to be {place}": frames_N4[:, k] for k, place in enumerate(places)}
+    places = ("said to be first", "second", "third", "last")
+    return {place: frames_N4[:, k] for k, place in enumerate(places)}
 
 
 def _between() -> Questions:
