@@ -49,6 +49,7 @@ RUNS = {
     "superresolution": ("autoencoder-cifar10-r18", "--objective.given", "small"),
     "vae": ("vae-cifar10-r18",),
     "gan": ("gan-cifar10-r18",),
+    "bigan": (*("gan-cifar10-r18", "--objective.learns", "inverse", "--encoder.norm", "batch"),),
     "mae": ("mae-cifar10-vitti4",),
 }
 # Tiles need larger images: --size 96.

@@ -222,6 +222,13 @@ def tiny_gan_config(data: Path, out: Path, **changes: Any) -> RunConfig:
     return _tiny("gan-cifar10-r18", data, out, **{**settings, **changes})
 
 
+def tiny_bigan_config(data: Path, out: Path, **changes: Any) -> RunConfig:
+    """The generator's inverse, with BatchNorm."""
+    encoder = EncoderConfig(name="resnet8", stem="cifar-stride2")
+    objective = GANConfig(code=8, learns="inverse")
+    return tiny_gan_config(data, out, **{"encoder": encoder, "objective": objective, **changes})
+
+
 def tiny_supcon_config(data: Path, out: Path, **changes: Any) -> RunConfig:
     """SimCLR's head on a few convolutions."""
     head = HeadConfig(hidden_dim=64, out_dim=32)

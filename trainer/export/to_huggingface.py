@@ -34,7 +34,7 @@ class ToHuggingFace(Target):
                 f"no configuration of transformers' ResNet or ViT is {encoder.name}, only "
                 f"{', '.join(_RESNETS)} and all that begin with vit_"
             )
-        if encoder.norm != "batch":
+        if encoder.norm != "batch" and not self._is_vit:
             raise self.refused("its ResNet has BatchNorm, and this encoder has none")
         if encoder.stem != "imagenet":
             raise self.refused(

@@ -106,7 +106,7 @@ class Inpainting(DecodingObjective):
         rows = {"images": self.decode(seen_NCHW)}
         if self.config.adversarial:
             made, real = middle(rows["images"]), middle(images_NCHW)
-            rows |= told(self.discriminator, made, real, self.config.adversarial)
+            rows |= told(self.discriminator, [made], [real], self.config.adversarial)
         return Outputs(rows, {"images": images_NCHW, "hidden": hidden_N1HW})
 
     def _hidden(self, images_NCHW: torch.Tensor, inputs: Inputs) -> torch.Tensor:

@@ -26,9 +26,17 @@ from trainer.objectives.cost import LossCost, StepSizes, softmax_cost
 from trainer.objectives.parts.chromatic_aberration import drop_colours, project_colours
 from trainer.objectives.parts.classification import classification
 from trainer.objectives.parts.draws import uniform_draws
-from trainer.objectives.parts.tiles import TILES, TileEncoder, check_tiles, cut_tiles, standardised
+from trainer.objectives.parts.tiles import (
+    TILES,
+    TileEncoder,
+    check_tiles,
+    cut_tiles,
+    joined,
+    standardised,
+)
 
 _SIDES, _CENTRE = 8, 4
+_NEIGHBOURS = [tile for tile in range(TILES) if tile != _CENTRE]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,23 +97,38 @@ class RelativePatch(Objective):
             nn.Linear(config.width, _SIDES),
         )
 
-    def forward(self, inputs: Inputs) -> Outputs:
-        """``logits``, ``(N, S, 8)``: of each neighbour in reading order, those of the sides."""
+    def _tiles(self, inputs: Inputs) -> torch.Tensor:
         config, ids_N = self.config, inputs.ids_N
         images_NCHW = inputs.views[0][0]
         if config.colours == "project":
             images_NCHW = project_colours(images_NCHW, self.given.std)
         places = uniform_draws(self.given.seed, inputs.step, ids_N, Stream.TILE, 2 * TILES)
         tiles_NTCHW = cut_tiles(images_NCHW, config.tile, places)
-        if config.colours == "drop":
-            kept_NT = uniform_draws(self.given.seed, inputs.step, ids_N, Stream.TILE_COLOUR, TILES)
-            tiles_NTCHW = drop_colours(tiles_NTCHW, kept_NT)
-        features_NTW = self.tiles(self.encoder, standardised(tiles_NTCHW))
-        neighbours = [tile for tile in range(TILES) if tile != _CENTRE]
-        around_NSW = features_NTW[:, neighbours]
+        if config.colours != "drop":
+            return tiles_NTCHW
+        kept_NT = uniform_draws(self.given.seed, inputs.step, ids_N, Stream.TILE_COLOUR, TILES)
+        return drop_colours(tiles_NTCHW, kept_NT)
+
+    def forward(self, inputs: Inputs) -> Outputs:
+        """``logits``, ``(N, S, 8)``: of each neighbour in reading order, those of the sides."""
+        features_NTW = self.tiles(self.encoder, standardised(self._tiles(inputs)))
+        around_NSW = features_NTW[:, _NEIGHBOURS]
         centre_NSW = features_NTW[:, _CENTRE, None].expand_as(around_NSW)
         pairs_RW = torch.cat([centre_NSW, around_NSW], 2).flatten(0, 1)
         return Outputs({"logits": self.classifier(pairs_RW).unflatten(0, (-1, _SIDES))})
+
+    def pictures(self, inputs: Inputs) -> dict[str, torch.Tensor]:
+        """Each image's tiles, and its neighbours on the sides where they are said to lie; of
+        several on one side the last one, on a side without any nothing."""
+        tiles_NTCHW, said_NS = self._tiles(inputs), self(inputs).rows["logits"].argmax(2)
+        put_NTCHW = torch.zeros_like(tiles_NTCHW)
+        put_NTCHW[:, _CENTRE] = tiles_NTCHW[:, _CENTRE]
+        numbers_N = torch.arange(len(said_NS), device=said_NS.device)
+        for side, tile in enumerate(_NEIGHBOURS):
+            # Sides leave out the centre.
+            place_N = said_NS[:, side] + (said_NS[:, side] >= _CENTRE)
+            put_NTCHW[numbers_N, place_N] = tiles_NTCHW[:, tile]
+        return {"tiles": joined(tiles_NTCHW), "put where they are said to lie": joined(put_NTCHW)}
 
     def loss(self, outputs: Outputs, step: int) -> Loss:
         """Mean cross-entropy over all neighbours of all images; ln 8 by chance."""

@@ -156,6 +156,7 @@ def test_an_encoder_that_cannot_be_traced_is_refused_by_one_line() -> None:
     [
         (ToHuggingFace, RESNET18_CIFAR, "7x7 stem"),
         (ToHuggingFace, SMALL, "no configuration"),
+        (ToHuggingFace, EncoderConfig(name="resnet18", norm="layer"), "its ResNet has BatchNorm"),
         (ToHuggingFace, EncoderConfig(name="wide_resnet50_2"), "no configuration"),
         (ToTimm, SMALL, "no counterpart"),
         (ToDetectron2, RESNET18_CIFAR, "7x7"),
@@ -169,6 +170,10 @@ def test_what_a_library_cannot_hold_is_refused_with_the_reason(
     with pytest.raises(ConfigError, match=reason) as caught:
         target(encoder, AT_32)
     assert f"--format {target.name}" in str(caught.value)
+
+
+def test_a_transformer_has_no_batch_norm_to_be_refused_for() -> None:
+    ToHuggingFace(EncoderConfig(name="vit_b_16", norm="layer"), AT_32)
 
 
 def test_a_refusal_names_those_formats_that_do_hold_the_encoder(tmp_path: Path, data: Path) -> None:

@@ -12,6 +12,7 @@ from tests.trainer.runs import (
     inputs_of,
     pack_images,
     tiny_autoencoder_config,
+    tiny_bigan_config,
     tiny_colourisation_config,
     tiny_frameorder_config,
     tiny_gan_config,
@@ -19,6 +20,7 @@ from tests.trainer.runs import (
     tiny_jigsaw_config,
     tiny_joint_config,
     tiny_mae_config,
+    tiny_relativepatch_config,
     tiny_rotation_config,
     tiny_vae_config,
     train,
@@ -48,12 +50,14 @@ def data(tmp_path_factory):
     [
         (tiny_rotation_config, ("turned", "turned back")),
         (tiny_jigsaw_config, ("shuffled", "put back")),
+        (tiny_relativepatch_config, ("tiles", "put where they are said to lie")),
         (tiny_frameorder_config, ("said to be first", "second", "third", "last")),
         (tiny_autoencoder_config, ("given", "decoded", "image")),
         (tiny_vae_config, ("decoded", "image")),
         (tiny_inpainting_config, ("seen", "filled in", "image")),
         (tiny_mae_config, ("seen", "filled in", "image")),
         (tiny_gan_config, ("made", "image")),
+        (tiny_bigan_config, ("made of its code", "image")),
         (tiny_joint_config, ("turned", "turned back")),
         (tiny_colourisation_config, ("grey", "coloured", "image")),
     ],
@@ -125,6 +129,27 @@ def test_the_right_order_puts_tiles_back_in_their_places(data, tmp_path):
     assert not torch.equal(shown["shuffled"], images)
     tiles = cut_tiles(images, 10, torch.zeros(6, 2 * TILES, dtype=torch.float64))
     assert torch.equal(joined(tiles), images)
+
+
+def test_neighbours_lie_where_they_are_said_to_lie(data, tmp_path):
+    config = tiny_relativepatch_config(data, tmp_path, crop=CropConfig(size=30))
+    objective = build_objective(config)
+    images = torch.rand(6, 3, 30, 30)
+    sides = torch.arange(8).expand(6, 8)
+    shown = _told(objective, lambda _: sides).pictures(inputs_of(images[None]))
+    tiles, put = shown.values()
+    assert torch.equal(put, tiles)
+    # All on the last side: the last neighbour stands there, beside the centre.
+    _, put = (
+        _told(objective, lambda _: torch.full_like(sides, 7))
+        .pictures(inputs_of(images[None]))
+        .values()
+    )
+    side = tiles.shape[-1] // 3
+    kept = torch.zeros_like(tiles)
+    for place in (slice(side, 2 * side), slice(2 * side, None)):
+        kept[..., place, place] = tiles[..., place, place]
+    assert torch.equal(put, kept)
 
 
 def test_lab_and_back_is_the_colour():
