@@ -1,6 +1,7 @@
 """A plan's memory is counted from the real networks, optimizers and kernels."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,9 +9,12 @@ import torch
 
 from benchmarks.roofline import flop_count
 from common.errors import ConfigError
+from tests.trainer.objectives.test_contract import EVERY
 from tests.trainer.plans import NOWHERE, small
-from tests.trainer.runs import SMALL_ENCODER, inputs_of, tiny_mocov3_config
+from tests.trainer.runs import SMALL_ENCODER, pack_images, tiny_mocov3_config
+from trainer.config import RunConfig
 from trainer.models.encoders import EncoderConfig
+from trainer.objectives.base import blank_inputs
 from trainer.optim.optimizers import OptimConfig, build_optimizer
 from trainer.parallel.networks import build_objective
 from trainer.parallel.strategy import StrategyConfig
@@ -28,10 +32,27 @@ def test_counted_activations_are_what_autograd_keeps_of_real_tensors(
     config = small(encoder=model, precision=precision, batch=16)
     step_cost = count_step(config, 1, "cpu")
 
-    objective = build_objective(config).to(memory_format=torch.channels_last)
-    own = {t.untyped_storage().data_ptr() for t in objective.state_dict().values()}
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    views = torch.randn(32, 3, 32, 32).to(dtype).to(memory_format=torch.channels_last)
+    assert step_cost.saved == pytest.approx(kept_by_autograd(config), rel=0.03)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_activations_of_every_objective_are_counted_to_the_byte(tmp_path: Path, name: str) -> None:
+    images = pack_images(tmp_path, count=30) if name == "frameorder" else NOWHERE
+    config = dataclasses.replace(EVERY[name](images, tmp_path, precision="fp32"), batch=16)
+    step_cost = count_step(config, 1, "cpu", 120)
+    # Scalars that autograd keeps of real tensors, and not of fake ones.
+    assert step_cost.saved == pytest.approx(kept_by_autograd(config), rel=1e-3)
+
+
+def kept_by_autograd(config: RunConfig) -> int:
+    """Bytes that a forward pass of real images leaves for the backward pass, outputs included."""
+    objective = build_objective(config, None, 120).to(memory_format=torch.channels_last)
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    inputs = blank_inputs(config.view_plan(), config.batch, dtype)
+    for views in inputs.views:
+        views.normal_()
+    given = (*objective.state_dict().values(), *objective.buffers(), *inputs.views)
+    own = {t.untyped_storage().data_ptr() for t in (*given, inputs.ids_N, inputs.labels_N)}
     kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -41,14 +62,13 @@ def test_counted_activations_are_what_autograd_keeps_of_real_tensors(
 
     with (
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"),
+        torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.precision == "bf16"),
     ):
-        inputs = inputs_of(views.unflatten(0, (2, -1)))
-        projections = objective(inputs).rows["projections"]
-    kept[projections.untyped_storage().data_ptr()] = projections.untyped_storage()
-    own.add(views.untyped_storage().data_ptr())
-    real = sum(storage.nbytes() for place, storage in kept.items() if place not in own)
-    assert step_cost.saved == pytest.approx(real, rel=0.03)
+        outputs = objective(inputs)
+    for part in outputs:
+        for rows in part.values():
+            keep(rows)
+    return sum(storage.nbytes() for place, storage in kept.items() if place not in own)
 
 
 def test_ledger_counts_a_storage_once_and_forgets_what_is_freed() -> None:
