@@ -20,7 +20,7 @@ from demo import run as command
 
 CORES = 2
 _LARGE = 90  # pixels from which on an image has room for tiles
-_PROBE = (8, 40)  # steps of the two runs whose difference is the time of a step
+_PROBE = (10, 90)  # steps of the two runs whose difference is the time of a step
 _PROCESSES = ("--devices", str(CORES))
 _SMALL = ("--encoder.name", "resnet8x2", "--encoder.stem", "cifar-stride2")
 _COMMON = (

@@ -1,5 +1,6 @@
 """Clips in a folder: folders of frames, in the order of their numbers, and videos."""
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from data_pipeline.packing.folder_source import FolderSource
 from data_pipeline.packing.image_codec import NO_LABEL, LeftOut, Sample
 
 VIDEO_EXTENSIONS = (*(".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg"),)
+_WHOLE = 0.9  # of the frames that a header says
 
 
 class ClipSource(FolderSource):
@@ -39,10 +41,12 @@ class ClipSource(FolderSource):
             paths = sorted(clips[label, name], key=by_numbers)
             count = len(paths)
             if paths == [name]:
-                count = _frames(f"{self._folder}/{name}")
+                count, stated = _frames(f"{self._folder}/{name}")
                 if not count:
                     self._pass_over("no video that OpenCV reads", name)
                     continue
+                if count < _WHOLE * stated:
+                    self._pass_over("video's end, which is missing; it is packed so far", name)
             self._clips.append((name, paths, label))
             lengths.append(count)
         if not lengths:
@@ -118,15 +122,20 @@ class _Video:
         return np.ascontiguousarray(frame_BGR[..., ::-1]) if found else None
 
 
-def _frames(path: str) -> int:
-    """Of a video, counted: what its header says is an estimate. 0: it is none."""
-    capture, count = _opencv(path).VideoCapture(path), 0
+def _frames(path: str) -> tuple[int, float]:
+    """Of a video, counted, and as many as its header says, which is an estimate. 0: it is none."""
+    cv2, count = _opencv(path), 0
+    capture = cv2.VideoCapture(path)
+    stated = float(capture.get(cv2.CAP_PROP_FRAME_COUNT))
     while capture.grab():
         count += 1
-    return count
+    return count, stated
 
 
 def _opencv(path: str) -> Any:
+    # What cannot be read we say ourselves, by its name.
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
     try:
         import cv2
     except ImportError:

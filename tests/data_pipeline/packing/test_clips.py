@@ -1,6 +1,8 @@
 """Folders of frames and videos, packed as clips."""
 
 import hashlib
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +138,27 @@ def test_a_video_is_a_clip_and_its_file_lies_in_a_class(tmp_path: Path) -> None:
     report = packed(tmp_path / "set", tmp_path / "out.beton", clips=True, workers=2)
     assert report.num_samples == 14
     assert clips_of(report)["starts"] == [0, 11, 13]
+
+
+def test_a_video_without_its_end_is_packed_so_far_and_named(tmp_path: Path) -> None:
+    write_video(tmp_path / "set" / "a.avi", list(range(0, 200, 5)))
+    data = (tmp_path / "set" / "a.avi").read_bytes()
+    (tmp_path / "set" / "a.avi").write_bytes(data[: len(data) // 2])
+    (tmp_path / "set" / "b.mp4").write_bytes(b"no video")
+    source = opened(tmp_path / "set")
+    assert 5 < len(source) < 36
+    assert source.passed_over == {
+        "no video that OpenCV reads": ["b.mp4"],
+        "video's end, which is missing; it is packed so far": ["a.avi"],
+    }
+    # A process of its own: libraries read once how much they are to say.
+    command = ["pack", str(tmp_path / "set"), str(tmp_path / "out.beton"), "--clips"]
+    done = subprocess.run(
+        [sys.executable, "-m", "launch", *command], capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert done.stdout.count("1 files passed over") == 2
+    assert "@ 0x" not in done.stderr
 
 
 def test_a_folder_of_broken_videos_alone_is_refused(tmp_path: Path) -> None:
