@@ -60,6 +60,9 @@ def run_options() -> Sequence[str]:
 
 def _flags(module: str, config: ast.ClassDef, group: str) -> Iterator[str]:
     """Of a configuration that stands in ``module``, below ``group``, which ends in a dot."""
+    for base in config.bases:
+        for home, part in _configs(module, base):
+            yield from _flags(home, part, group)
     for field in config.body:
         if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
             continue

@@ -31,6 +31,7 @@ from trainer.health.non_finite import NumericalGuard
 from trainer.health.phases import Phases
 from trainer.objectives.base import Objective, Outputs
 from trainer.optim.optimizers import Updatable
+from trainer.optim.schedule import weight_decay_at
 from trainer.parallel.sharding import Sharding
 from trainer.state.checkpoint import Checkpoint, CheckpointSaver
 from trainer.step import Gradients, StepDone
@@ -214,6 +215,11 @@ class Run:
     def lr_at(self, step: int) -> float:
         """Learning rate of the ``step``-th update, from 0."""
         return lr_at(self.config, self.plan, step)
+
+    def weight_decay_at(self, step: int) -> float | None:
+        """Weight decay of the ``step``-th update; None: that of the first."""
+        start = self.config.optim.weight_decay
+        return weight_decay_at(self.config.schedule, start, step, self.plan.total_steps)
 
     def is_done(self) -> bool:
         """Whether no step is left."""

@@ -23,9 +23,11 @@ from trainer.models.heads import HeadConfig
 from trainer.objectives.autoencoder import AutoencoderConfig
 from trainer.objectives.barlowtwins import BarlowTwinsConfig
 from trainer.objectives.base import Inputs
+from trainer.objectives.byol import BYOLConfig
 from trainer.objectives.colourisation import ColourisationConfig
 from trainer.objectives.cpc import CPCConfig
 from trainer.objectives.deepclusterv2 import DeepClusterV2Config
+from trainer.objectives.dino import DINOConfig
 from trainer.objectives.frameorder import FrameOrderConfig
 from trainer.objectives.gan import GANConfig
 from trainer.objectives.inpainting import InpaintingConfig
@@ -38,6 +40,8 @@ from trainer.objectives.npid import NPIDConfig
 from trainer.objectives.relativepatch import RelativePatchConfig
 from trainer.objectives.rotation import RotationConfig
 from trainer.objectives.simclr import SimCLRConfig
+from trainer.objectives.simsiam import SimSiamConfig
+from trainer.objectives.swav import SwAVConfig
 from trainer.objectives.vae import VAEConfig
 from trainer.optim.optimizers import OptimConfig
 from trainer.optim.schedule import ScheduleConfig
@@ -298,6 +302,68 @@ def tiny_deepclusterv2_config(data: Path, out: Path, **changes: Any) -> RunConfi
         ),
     }
     return _tiny("deepclusterv2-cifar10-r18", data, out, **{**settings, **changes})
+
+
+def tiny_byol_config(data: Path, out: Path, **changes: Any) -> RunConfig:
+    """BYOL with LARS and views of two kinds."""
+    head = HeadConfig(layers=2, hidden_dim=32, out_dim=16, last_norm="none")
+    objective = BYOLConfig(momentum=0.9, predictor=head)
+    settings = {"encoder": SMALL_ENCODER, "head": head, "objective": objective}
+    return _tiny("byol-cifar10-r18", data, out, **{**settings, **changes})
+
+
+def tiny_simsiam_config(data: Path, out: Path, **changes: Any) -> RunConfig:
+    """SimSiam with SGD on biases too."""
+    head = HeadConfig(layers=2, hidden_dim=32, out_dim=16, last_norm="plain")
+    objective = SimSiamConfig(predictor=dataclasses.replace(head, hidden_dim=8, last_norm="none"))
+    settings = {"encoder": SMALL_ENCODER, "head": head, "objective": objective}
+    return _tiny("simsiam-cifar10-r18", data, out, **{**settings, **changes})
+
+
+def tiny_vicreg_config(data: Path, out: Path, **changes: Any) -> RunConfig:
+    """VICReg with LARS."""
+    head = HeadConfig(layers=2, hidden_dim=32, out_dim=16, last_norm="none", linear_bias="never")
+    return _tiny(
+        "vicreg-cifar10-r18", data, out, **{"encoder": SMALL_ENCODER, "head": head, **changes}
+    )
+
+
+def tiny_swav_config(data: Path, out: Path, **changes: Any) -> RunConfig:
+    """SwAV with small views, prototypes that wait for a step, and a queue from the third on."""
+    small = CropConfig(size=16, scale=(0.05, 0.3))
+    settings: dict[str, Any] = {
+        "encoder": SMALL_ENCODER,
+        "head": HeadConfig(layers=2, hidden_dim=32, out_dim=16, last_norm="none"),
+        "objective": SwAVConfig(
+            prototypes=7,
+            small_views=2,
+            small_crop=small,
+            frozen_steps=1,
+            queue=40,
+            queue_from=2,
+        ),
+    }
+    return _tiny("swav-cifar10-r18", data, out, **{**settings, **changes})
+
+
+def tiny_dino_config(data: Path, out: Path, **changes: Any) -> RunConfig:
+    """DINO with small views and schedules that reach their ends, AdamW and its weight decay's."""
+    head = RECIPES["dino-cifar10-r18"]().head
+    settings: dict[str, Any] = {
+        "encoder": SMALL_ENCODER,
+        "head": dataclasses.replace(head, hidden_dim=32, out_dim=16),
+        "objective": DINOConfig(
+            directions=20,
+            teacher_warmup_steps=3,
+            momentum=0.9,
+            frozen_steps=1,
+            small_views=2,
+            small_crop=CropConfig(size=16, scale=(0.05, 0.3)),
+        ),
+        "optim": OptimConfig(name="adamw", base_lr=0.001, weight_decay=0.04),
+        "schedule": ScheduleConfig(warmup_epochs=0.4, final_weight_decay=0.4),
+    }
+    return _tiny("dino-cifar10-r18", data, out, **{**settings, **changes})
 
 
 def tiny_barlowtwins_config(data: Path, out: Path, **changes: Any) -> RunConfig:

@@ -22,16 +22,18 @@ class HeadConfig:
     """
 
     layers: int = 2
-    """Linear layers, ReLU between them."""
+    """Linear layers, with activations between them."""
     hidden_dim: int = 2048
     """Width between layers; 0: as wide as the encoder's features."""
     out_dim: int = 128
     """Dimensions in which views are compared."""
     hidden_norm: Literal["batch", "none"] = "batch"
-    """What follows every linear layer but the last, before its ReLU."""
+    """What follows every linear layer but the last, before its activation."""
     last_norm: Literal["scale", "affine", "plain", "none"] = "scale"
     """BatchNorm after the last layer: with a learnt scale and no bias (SimCLR), with both, with
     neither (MoCo v3), or none."""
+    activation: Literal["relu", "gelu"] = "relu"
+    """Between linear layers."""
     linear_bias: Literal["without-norm", "never"] = "without-norm"
     """Which linear layers have a bias: those that no norm follows, or none."""
 
@@ -72,7 +74,8 @@ def _layer(in_dim: int, out_dim: int, config: HeadConfig, *, last: bool) -> nn.S
     if norm is not None:
         layer.add_module("norm", norm)
     if not last:
-        layer.add_module("relu", nn.ReLU(inplace=True))
+        inside = nn.GELU() if config.activation == "gelu" else nn.ReLU(inplace=True)
+        layer.add_module(config.activation, inside)
     return layer
 
 

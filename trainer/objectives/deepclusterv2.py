@@ -9,7 +9,7 @@ prototypes, D dimensions.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -20,24 +20,21 @@ from torch.nn.functional import cross_entropy
 from common.bounds import check_bounds
 from common.errors import ConfigError
 from common.randomness import Stream, sample_keys, uniforms
-from data_pipeline.augment import AugmentConfig
-from data_pipeline.crops import CropConfig
-from data_pipeline.views import ViewGroup, ViewPlan
 from kernels.ntxent.reference import unit_rows
 from trainer.models.encoders import Encoder
 from trainer.models.heads import HeadConfig, ProjectionHead
-from trainer.objectives.base import Given, Inputs, Loss, Objective, ObjectiveConfig, Outputs
+from trainer.objectives.base import Given, Inputs, Loss, Objective, Outputs
 from trainer.objectives.cost import LossCost, StepSizes, softmax_cost
 from trainer.objectives.parts.global_mean import global_mean
+from trainer.objectives.parts.multi_crop import LARGE, MultiCropConfig, project_all
 from trainer.objectives.parts.per_sample import PerSample
 from trainer.objectives.parts.spherical_k_means import spherical_k_means
 
-_LARGE = 2  # views whose embeddings are clustered
 _UNSEEN = -1  # the cluster of a sample that has not been embedded
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeepClusterV2Config(ObjectiveConfig):
+class DeepClusterV2Config(MultiCropConfig):
     """Cross-entropy with clusters; the defaults are the paper's for ImageNet."""
 
     name: tyro.conf.Suppress[Literal["deepclusterv2"]] = "deepclusterv2"
@@ -50,12 +47,9 @@ class DeepClusterV2Config(ObjectiveConfig):
     """H: clusterings, each with its own beginning; they take turns with the two large views."""
     iterations: int = 10
     """Of k-means, at each epoch's start."""
-    small_views: int = 6
-    """Views of the small size, beside the two of --crop.size; 0: none."""
-    small_crop: CropConfig = field(default_factory=lambda: CropConfig(size=96, scale=(0.05, 0.14)))
-    """How they are cut."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_bounds(
             self,
             "--objective.",
@@ -63,19 +57,11 @@ class DeepClusterV2Config(ObjectiveConfig):
             prototypes="[2, 1e7]",
             heads="[1, 100]",
             iterations="[1, 1e6]",
-            small_views="[0, 1000]",
         )
 
     def least_samples(self) -> tuple[int, str]:
         """A sample for each cluster."""
         return self.prototypes, "prototypes"
-
-    def views(self, crop: CropConfig, augment: AugmentConfig) -> ViewPlan:
-        """Two large views, and small ones that are altered as the first of them."""
-        large = ViewGroup(crop, (augment.view1, augment.view2))
-        if not self.small_views:
-            return (large,)
-        return large, ViewGroup(self.small_crop, (augment.view1,) * self.small_views)
 
     def build(self, encoder: Encoder, head: HeadConfig, given: Given) -> "DeepClusterV2":
         """Encoder, head, and empty tables.
@@ -93,12 +79,12 @@ class DeepClusterV2Config(ObjectiveConfig):
 
     def cost(self, step: StepSizes) -> LossCost:
         """Cross-entropy of every view, once for each head."""
-        rows = (_LARGE + self.small_views) * step.local_batch
+        rows = (LARGE + self.small_views) * step.local_batch
         return softmax_cost(rows, self.prototypes, step.dim)._replace(times=self.heads)
 
     def compares(self, batch: int, num_samples: int) -> str:
         """Every view with the prototypes of every head."""
-        views = _LARGE + self.small_views
+        views = LARGE + self.small_views
         return f"{views * self.heads * self.prototypes} logits per image"
 
 
@@ -119,7 +105,7 @@ class DeepClusterV2(Objective):
     ) -> None:
         super().__init__(encoder, head, config)
         self.seed = seed
-        self.memory = PerSample(torch.zeros(num_samples, _LARGE, head.out_dim))
+        self.memory = PerSample(torch.zeros(num_samples, LARGE, head.out_dim))
         shape = (config.heads, config.prototypes, head.out_dim)
         self.register_buffer("prototypes", torch.zeros(shape))
         unseen = torch.full((config.heads, num_samples), _UNSEEN)
@@ -127,11 +113,7 @@ class DeepClusterV2(Objective):
 
     def forward(self, inputs: Inputs) -> Outputs:
         """``projections`` of all views, ``(N, V, D)``, the large ones first, and whose they are."""
-        # A pass for each size, one through the head for all, as the authors' code has it.
-        features = [self.encoder(views_VNCHW.flatten(0, 1)) for views_VNCHW in inputs.views]
-        z_RD = self.head(torch.cat(features))
-        images = len(inputs.ids_N)
-        rows = {"projections": z_RD.unflatten(0, (-1, images)).transpose(0, 1)}
+        rows = {"projections": project_all(self.encoder, self.head, inputs.views)}
         return Outputs(rows, {"ids": inputs.ids_N, "genuine": inputs.genuine_N})
 
     def loss(self, outputs: Outputs, step: int) -> Loss:
@@ -154,7 +136,7 @@ class DeepClusterV2(Objective):
 
     def embedding(self, outputs: Outputs) -> torch.Tensor:
         """The projections of the large views, ``(2*N, D)``."""
-        return outputs.rows["projections"][:, :_LARGE].transpose(0, 1).flatten(0, 1)
+        return outputs.rows["projections"][:, :LARGE].transpose(0, 1).flatten(0, 1)
 
     def after_step(
         self, outputs: Outputs, step: int, total_steps: int, skipped: torch.Tensor
@@ -164,7 +146,7 @@ class DeepClusterV2(Objective):
 
     @torch.no_grad()
     def _remember(self, outputs: Outputs, skipped: torch.Tensor | None = None) -> None:
-        unit_NLD = unit_rows(outputs.rows["projections"][:, :_LARGE])
+        unit_NLD = unit_rows(outputs.rows["projections"][:, :LARGE])
         self.memory.write(outputs.fixed["ids"], unit_NLD, outputs.fixed["genuine"], skipped)
 
     @torch.no_grad()
@@ -186,7 +168,7 @@ class DeepClusterV2(Objective):
             )
         self.clusters.fill_(_UNSEEN)
         for head in range(len(self.prototypes)):
-            rows_SD = embedded_SLD[seen, head % _LARGE]
+            rows_SD = embedded_SLD[seen, head % LARGE]
             start = self._beginning(epoch, head, len(seen)).to(rows_SD.device)
             centres_KD, cluster_S = spherical_k_means(
                 rows_SD, rows_SD[start], self.config.iterations

@@ -3,9 +3,11 @@ or jointly; nothing else names one."""
 
 from trainer.objectives.autoencoder import AutoencoderConfig
 from trainer.objectives.barlowtwins import BarlowTwinsConfig
+from trainer.objectives.byol import BYOLConfig
 from trainer.objectives.colourisation import ColourisationConfig
 from trainer.objectives.cpc import CPCConfig
 from trainer.objectives.deepclusterv2 import DeepClusterV2Config
+from trainer.objectives.dino import DINOConfig
 from trainer.objectives.frameorder import FrameOrderConfig
 from trainer.objectives.gan import GANConfig
 from trainer.objectives.inpainting import InpaintingConfig
@@ -17,9 +19,12 @@ from trainer.objectives.npid import NPIDConfig
 from trainer.objectives.relativepatch import RelativePatchConfig
 from trainer.objectives.rotation import RotationConfig
 from trainer.objectives.simclr import SimCLRConfig
+from trainer.objectives.simsiam import SimSiamConfig
 from trainer.objectives.supcon import SupConConfig
 from trainer.objectives.supervised import SupervisedConfig
+from trainer.objectives.swav import SwAVConfig
 from trainer.objectives.vae import VAEConfig
+from trainer.objectives.vicreg import VICRegConfig
 
 # The first one is what a configuration without a name means: those of before there were others.
 AnyTaskConfig = (
@@ -29,7 +34,12 @@ AnyTaskConfig = (
     | RotationConfig
     | NPIDConfig
     | DeepClusterV2Config
+    | SwAVConfig
+    | DINOConfig
     | BarlowTwinsConfig
+    | BYOLConfig
+    | SimSiamConfig
+    | VICRegConfig
     | JigsawConfig
     | RelativePatchConfig
     | FrameOrderConfig

@@ -150,10 +150,14 @@ def _parameter_groups(module: nn.Module, config: OptimConfig) -> list[dict[str, 
     return [group for group in groups if group["params"]]
 
 
-def set_lr(optimizer: Updatable, lr: float) -> None:
-    """Set the learning rate of every group; no device work."""
+def set_lr(optimizer: Updatable, lr: float, weight_decay: float | None = None) -> None:
+    """Set the learning rate of every group, and the weight decay of those that decay; no device
+    work."""
     for group in optimizer.param_groups:
         group["lr"] = lr
+        decays = group["group_name"] == "matrices" or group["weight_decay"]
+        if weight_decay is not None and decays:
+            group["weight_decay"] = weight_decay
 
 
 def gradient_norm(optimizer: Updatable) -> torch.Tensor:
@@ -169,7 +173,12 @@ def gradient_norm(optimizer: Updatable) -> torch.Tensor:
     return torch.nn.utils.get_total_norm(grads, foreach=True)
 
 
-def apply_update(optimizer: Updatable, lr: float, norm: torch.Tensor | None = None) -> torch.Tensor:
+def apply_update(
+    optimizer: Updatable,
+    lr: float,
+    norm: torch.Tensor | None = None,
+    weight_decay: float | None = None,
+) -> torch.Tensor:
     """One step at rate ``lr``, left out if ``norm`` is not finite; no host synchronisation.
 
     A step left out changes neither parameters nor optimizer state by a bit, AdamW's step count
@@ -179,11 +188,12 @@ def apply_update(optimizer: Updatable, lr: float, norm: torch.Tensor | None = No
         optimizer: gradients are in its parameters; they stay there, and are not changed.
         lr: for every group.
         norm: 0-d tensor, equal on all processes, as from :func:`gradient_norm`; None steps always.
+        weight_decay: for every group that decays; None: as it is.
 
     Returns:
         0-d float32 tensor on the device: 1 where the step was left out, else 0.
     """
-    set_lr(optimizer, lr)
+    set_lr(optimizer, lr, weight_decay)
     if norm is None:
         optimizer.step()
         return torch.zeros(())

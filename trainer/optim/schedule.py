@@ -36,11 +36,15 @@ class ScheduleConfig:
     """For steps: epochs after which the rate is multiplied by gamma."""
     gamma: float = 0.1
     """For steps: the factor at each milestone."""
+    final_weight_decay: float | None = None
+    """Where a cosine over the whole run brings --optim.weight-decay. None: it stays."""
 
     def __post_init__(self) -> None:
         fractions = ("warmup_start_fraction", "final_lr_fraction", "gamma")
         check_bounds(self, "--schedule.", **dict.fromkeys(fractions, "[0, 1]"))
         check_bounds(self, "--schedule.", warmup_epochs="[0, 1e9]", milestones="[0, 1e9]")
+        if self.final_weight_decay is not None:
+            check_bounds(self, "--schedule.", final_weight_decay="[0, inf)")
         if list(self.milestones) != sorted(self.milestones):
             shown = " ".join(map(str, self.milestones))
             raise ConfigError(f"--schedule.milestones {shown}: must ascend")
@@ -80,3 +84,14 @@ def lr_factor(config: ScheduleConfig, step: int, steps_per_epoch: int, total_ste
     place = min(1.0, (step - warmup) / max(1, total_steps - warmup))
     final = config.final_lr_fraction
     return final + (1 - final) * half_cosine(place)
+
+
+def weight_decay_at(
+    config: ScheduleConfig, weight_decay: float, step: int, total_steps: int
+) -> float | None:
+    """The weight decay of ``step``, which begins as ``weight_decay``; None: it stays so."""
+    final = config.final_weight_decay
+    if final is None:
+        return None
+    place = min(1.0, step / max(1, total_steps))
+    return final + (weight_decay - final) * half_cosine(place)

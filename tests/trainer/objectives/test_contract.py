@@ -26,10 +26,12 @@ from tests.trainer.runs import (
     tiny_autoencoder_config,
     tiny_barlowtwins_config,
     tiny_bigan_config,
+    tiny_byol_config,
     tiny_colourisation_config,
     tiny_context_config,
     tiny_cpc_config,
     tiny_deepclusterv2_config,
+    tiny_dino_config,
     tiny_frameorder_config,
     tiny_gan_config,
     tiny_inpainting_config,
@@ -39,9 +41,12 @@ from tests.trainer.runs import (
     tiny_npid_config,
     tiny_relativepatch_config,
     tiny_rotation_config,
+    tiny_simsiam_config,
     tiny_supcon_config,
     tiny_supervised_config,
+    tiny_swav_config,
     tiny_vae_config,
+    tiny_vicreg_config,
     train,
     train_all,
 )
@@ -55,6 +60,11 @@ EVERY: dict[str, Callable[..., RunConfig]] = {
     "npid-sampled": lambda *where, **changes: tiny_npid_config(*where, negatives=40, **changes),
     "deepclusterv2": tiny_deepclusterv2_config,
     "barlowtwins": tiny_barlowtwins_config,
+    "swav": tiny_swav_config,
+    "dino": tiny_dino_config,
+    "byol": tiny_byol_config,
+    "simsiam": tiny_simsiam_config,
+    "vicreg": tiny_vicreg_config,
     "jigsaw": tiny_jigsaw_config,
     "relativepatch": tiny_relativepatch_config,
     "frameorder": tiny_frameorder_config,
@@ -246,7 +256,7 @@ def test_first_losses_are_those_of_chance(data: Path, tmp_path: Path) -> None:
     """ln 4, ln N, ln (K + 1), ln K: what a network that knows nothing pays."""
     runs = {name: config_of(name, data, tmp_path / name, steps=1) for name in EVERY}
     # A high temperature makes all of similar rows alike: what is left is the count.
-    similarities = ("npid", "npid-sampled", "deepclusterv2", "supcon", "cpc")
+    similarities = ("npid", "npid-sampled", "deepclusterv2", "swav", "dino", "supcon", "cpc")
     for name in similarities:
         objective = dataclasses.replace(runs[name].objective, temperature=100.0)
         runs[name] = dataclasses.replace(runs[name], objective=objective)
@@ -262,6 +272,8 @@ def test_first_losses_are_those_of_chance(data: Path, tmp_path: Path) -> None:
         "supervised": math.log(3),
         "cpc": math.log(24 * 9),
         "supcon": math.log(2 * 24 - 1),
+        "swav": math.log(7),
+        "dino": math.log(20),
         "npid": math.log(120),
         "npid-sampled": math.log(41),
         "deepclusterv2": math.log(runs["deepclusterv2"].objective.prototypes),  # type: ignore[union-attr]
