@@ -47,6 +47,7 @@ RUN_OR_WEIGHTS is one of
   RUN                folder of a pretraining run: its newest checkpoint (--which best: the one with
                      the best online kNN)
   FILE.safetensors   what `widebatch export` wrote, with its JSON beside it
+  average:RUN        the moving average of that encoder, which BYOL, DINO and MoCo keep
   untrained:RUN      the same architecture with the random weights that the run started from
                      (untrained:FILE.safetensors too): what training is to be compared with
   pixels:SIZE        no encoder: the image itself at SIZE x SIZE pixels, normalised as ImageNet's
@@ -164,7 +165,7 @@ def _file_name(method: str, default: "JobConfig", config: "JobConfig", settings:
 
     words, shown = [method], list[list[str]]()
     if not Path(config.source).exists():
-        words.append("untrained")
+        words.append(config.source.partition(":")[0])
     for setting in changed_from(default, config):
         usual = stored_paths(settings, setting.key) if setting.is_path else []
         value = setting.value

@@ -55,6 +55,11 @@ def add_parser(subparsers: Any) -> None:
         help="the newest checkpoint, or the one with the best online kNN (default last)",
     )
     parser.add_argument(
+        "--ema",
+        action="store_true",
+        help="the encoder's moving average instead, which BYOL, DINO and MoCo keep",
+    )
+    parser.add_argument(
         "--card", type=Path, metavar="CARD.md", help="where the model card goes (default OUT.md)"
     )
     parser.add_argument(
@@ -67,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     """Export and say what was written and how it was proven."""
     from trainer.export import export
 
-    done = export(args.source, args.out, args.format, args.which, args.force, args.card)
+    done = export(args.source, args.out, args.format, args.which, args.force, args.card, args.ema)
     facts, proof = done.facts, done.proof
     print(
         f"encoder   {args.source}, step {facts['step']}: {facts['architecture']}, "

@@ -37,6 +37,7 @@ from trainer.objectives.mae import MAEConfig
 from trainer.objectives.moco import MoCoConfig
 from trainer.objectives.mocov3 import MoCoV3Config
 from trainer.objectives.npid import NPIDConfig
+from trainer.objectives.pirl import PIRLConfig
 from trainer.objectives.relativepatch import RelativePatchConfig
 from trainer.objectives.rotation import RotationConfig
 from trainer.objectives.simclr import SimCLRConfig
@@ -289,6 +290,18 @@ def tiny_npid_config(data: Path, out: Path, negatives: int = 0, **changes: Any) 
         "objective": NPIDConfig(temperature=0.2, negatives=negatives),
     }
     return _tiny("npid-cifar10-r18", data, out, **{**settings, **changes})
+
+
+def tiny_pirl_config(data: Path, out: Path, **changes: Any) -> RunConfig:
+    """PIRL with a jigsaw, against all rows."""
+    settings: dict[str, Any] = {
+        "encoder": SMALL_ENCODER,
+        "head": HeadConfig(layers=1, out_dim=16, last_norm="none"),
+        "objective": PIRLConfig(
+            temperature=0.2, negatives=0, second_crop=CropConfig(size=30), tile=8
+        ),
+    }
+    return _tiny("pirl-cifar10-r18", data, out, **{**settings, **changes})
 
 
 def tiny_deepclusterv2_config(data: Path, out: Path, **changes: Any) -> RunConfig:

@@ -4,6 +4,7 @@ A source is a text that names one of
 
 * ``RUN``: a run's folder; the newest checkpoint, or the one with the best online kNN;
 * ``FILE.safetensors``: what ``widebatch export`` wrote, with its JSON beside it;
+* ``average:RUN``: the moving average of that encoder, which BYOL, DINO and MoCo keep;
 * ``untrained:RUN`` or ``untrained:FILE.safetensors``: that encoder before its first step;
 * ``pixels:SIZE``: no encoder, the image itself at SIZE x SIZE, as a baseline.
 
@@ -40,7 +41,7 @@ Which = Literal["last", "best"]
 FILE_FORMAT = "widebatch-encoder"
 FILE_VERSION = 1
 _MAX_IMAGE_SIZE = 4096
-_UNTRAINED, _PIXELS = "untrained:", "pixels:"
+_AVERAGE, _UNTRAINED, _PIXELS = "average:", "untrained:", "pixels:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +103,9 @@ def load_encoder(source: str, which: Which = "last") -> LoadedEncoder:
         return _pixels(source)
     if kind == _UNTRAINED:
         return _untrained(path)
-    return load_run(path, which) if path.is_dir() else _from_file(path)
+    if kind == _AVERAGE or path.is_dir():
+        return load_run(path, which, average=kind == _AVERAGE)
+    return _from_file(path)
 
 
 def at_layer(loaded: LoadedEncoder, layer: str) -> LoadedEncoder:
@@ -131,14 +134,16 @@ def run_of(source: str) -> Path | None:
 
 def _named(source: str) -> tuple[str, Path]:
     """The prefix of a source, empty where there is none, and the path behind it."""
-    prefixes = () if Path(source).exists() else (_UNTRAINED, _PIXELS)
+    prefixes = () if Path(source).exists() else (_AVERAGE, _UNTRAINED, _PIXELS)
     kind = next(filter(source.startswith, prefixes), "")
     path = Path(source.removeprefix(kind))
     if kind != _PIXELS and not path.is_dir() and not path.is_file():
         raise ConfigError(
             f"{source}: no such run folder or weights file; give RUN, FILE.safetensors, "
-            f"{_UNTRAINED}RUN or {_PIXELS}SIZE"
+            f"{_AVERAGE}RUN, {_UNTRAINED}RUN or {_PIXELS}SIZE"
         )
+    if kind == _AVERAGE and not path.is_dir():
+        raise ConfigError(f"{source}: a file has one encoder; name the run's folder")
     if path.is_file() and path.suffix != ".safetensors":
         raise DataError(
             f"{path}: not a .safetensors file, which evaluate takes beside a run's folder; the"
@@ -173,20 +178,23 @@ def run_encoder_config(config: Mapping[str, Any], where: str) -> EncoderConfig:
     return from_json(EncoderConfig, _section(config, "encoder", where), f"{where}: encoder")
 
 
-def load_run(run: Path, which: Which = "last") -> LoadedEncoder:
-    """The encoder of a run's folder; ``settings`` are what ``load_encoder_state`` gives.
+def load_run(run: Path, which: Which = "last", average: bool = False) -> LoadedEncoder:
+    """The encoder of a run's folder, or its moving average; ``settings`` are what
+    ``load_encoder_state`` gives.
 
     Raises:
         CheckpointError, ConfigError: as :func:`load_encoder`.
     """
-    tensors, settings = load_encoder_state(run, best=which == "best")
+    tensors, settings = load_encoder_state(run, which == "best", average)
     where, saved = str(run / "config.json"), settings["checkpoint"]
     weights = run / "checkpoints" / f"step-{saved['step']:08d}" / "model.safetensors"
     with weights.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     config = run_encoder_config(settings, where)
     known = settings, config, run_preprocessing(settings, where)
-    loaded = _built(str(run.absolute()), "run", *known)
+    source = str(run.absolute())
+    named = (f"{_AVERAGE}{source}", "average") if average else (source, "run")
+    loaded = _built(named[0], named[1], *known)
     fill(loaded.encoder, tensors, f"{run}: its checkpoint")
     loaded.description.update(_origin(weights, digest, {**saved, **settings, "which": which}))
     if config.sees == "grey" and ":" not in config.name:

@@ -77,6 +77,7 @@ def export(
     which: Which = "last",
     force: bool = False,
     card: Path | None = None,
+    average: bool = False,
 ) -> Exported:
     """Write a run's encoder and prove it; all files appear whole, or none does.
 
@@ -87,6 +88,7 @@ def export(
         which: of the run's checkpoints.
         force: replace existing files.
         card: where the model card goes, if not beside ``out``; not for a folder, which has it in.
+        average: the encoder's moving average instead of itself.
 
     Raises:
         ConfigError: ``out`` exists or has another suffix; the format cannot hold the encoder; the
@@ -101,7 +103,7 @@ def export(
         raise ConfigError(f"--card {card}: the card of a folder is {out / _CARD}; leave it out")
     card = card or (out.with_suffix(".md") if kind.suffix else out / _CARD)
     _check_target(kind, out, card, force)
-    source = load_run(run, which)
+    source = load_run(run, which, average)
     target = _target(kind, source)
     tensors = _plain(source.encoder.state_dict())
     files = target.write(source.encoder, tensors)
@@ -267,6 +269,7 @@ def _facts(source: LoadedEncoder, target: str) -> dict[str, Any]:
             "then (x - mean) / std if `normalize`",
         },
         **{name: known[name] for name in origin},
+        "average": known["kind"] == "average",
         "init_from": Path(str(started)).name if started else None,
         "class_names": run_facts.get("class_names"),
         "trained_by": {"commit": trained_by.get("commit"), "torch": trained_by.get("torch")},

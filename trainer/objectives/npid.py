@@ -27,13 +27,11 @@ from trainer.objectives.parts.per_sample import PerSample
 
 
 @dataclass(frozen=True, kw_only=True)
-class NPIDConfig(ObjectiveConfig):
+class MemoryBankConfig(ObjectiveConfig):
     """Softmax over a memory bank; the defaults are the paper's for ImageNet."""
 
     looks: ClassVar[int] = 1
 
-    name: tyro.conf.Suppress[Literal["npid"]] = "npid"
-    """Which objective a saved configuration describes."""
     temperature: float = 0.07
     """Divides the cosine similarities; 0.1 on CIFAR-10."""
     negatives: int = 65536
@@ -48,11 +46,6 @@ class NPIDConfig(ObjectiveConfig):
         bounds = {"temperature": "(0, inf)", "negatives": "[0, 1e9]", "momentum": "[0, 1)"}
         check_bounds(self, "--objective.", **bounds)
 
-    def build(self, encoder: Encoder, head: HeadConfig, given: Given) -> "NPID":
-        """Encoder, head, and a bank of random directions."""
-        built = ProjectionHead(encoder.feature_dim, head)
-        return NPID(encoder, built, self, given.seed, given.num_samples)
-
     def cost(self, step: StepSizes) -> LossCost:
         """InfoNCE with rows of the bank."""
         columns = self.negatives + 1 if self.negatives else step.num_samples
@@ -63,16 +56,29 @@ class NPIDConfig(ObjectiveConfig):
         return f"{1 + self.negatives if self.negatives else num_samples} logits per image"
 
 
+@dataclass(frozen=True, kw_only=True)
+class NPIDConfig(MemoryBankConfig):
+    """An image against the bank."""
+
+    name: tyro.conf.Suppress[Literal["npid"]] = "npid"
+    """Which objective a saved configuration describes."""
+
+    def build(self, encoder: Encoder, head: HeadConfig, given: Given) -> "NPID":
+        """Encoder, head, and a bank of random directions."""
+        built = ProjectionHead(encoder.feature_dim, head)
+        return NPID(encoder, built, self, given.seed, given.num_samples)
+
+
 class NPID(Objective):
     """Encoder, head and memory bank."""
 
-    config: NPIDConfig
+    config: MemoryBankConfig
 
     def __init__(
         self,
         encoder: Encoder,
         head: ProjectionHead,
-        config: NPIDConfig,
+        config: MemoryBankConfig,
         seed: int,
         num_samples: int,
     ) -> None:
@@ -88,17 +94,23 @@ class NPID(Objective):
 
     def loss(self, outputs: Outputs, step: int) -> Loss:
         """InfoNCE of each image against its own row of the bank and the negatives'."""
-        ids_N, bank_SD, config = outputs.fixed["ids"], self.bank.rows, self.config
+        value, top1 = self._contrast(outputs.rows["projections"], outputs.fixed["ids"], step)
+        return Loss(value, {"contrastive_top1": top1})
+
+    def _contrast(
+        self, rows_ND: torch.Tensor, ids_N: torch.Tensor, step: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """InfoNCE of rows against the bank, and the share of those nearest to their own."""
+        bank_SD, config = self.bank.rows, self.config
         sampled = config.negatives > 0
-        value, top1 = info_nce(
-            outputs.rows["projections"],
+        return info_nce(
+            rows_ND,
             bank_SD[ids_N] if sampled else None,
             config.temperature,
             positive_M=None if sampled else ids_N,
             queue_QD=bank_SD[self._negatives(step)] if sampled else bank_SD,
             implementation=config.loss_implementation,
         )
-        return Loss(value, {"contrastive_top1": top1})
 
     def embedding(self, outputs: Outputs) -> torch.Tensor:
         """The projections, ``(N, D)``."""

@@ -16,6 +16,7 @@ from trainer.objectives.mae import MAEConfig
 from trainer.objectives.moco import MoCoConfig
 from trainer.objectives.mocov3 import MoCoV3Config
 from trainer.objectives.npid import NPIDConfig
+from trainer.objectives.pirl import PIRLConfig
 from trainer.objectives.relativepatch import RelativePatchConfig
 from trainer.objectives.rotation import RotationConfig
 from trainer.objectives.simclr import SimCLRConfig
@@ -33,6 +34,7 @@ AnyTaskConfig = (
     | MoCoV3Config
     | RotationConfig
     | NPIDConfig
+    | PIRLConfig
     | DeepClusterV2Config
     | SwAVConfig
     | DINOConfig

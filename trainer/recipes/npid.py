@@ -1,11 +1,14 @@
 """Instance discrimination by a memory bank, on ImageNet and on small images."""
 
+import dataclasses
+
 from data_pipeline.augment import AugmentConfig, ViewConfig
 from data_pipeline.crops import CropConfig
 from trainer.config import RunConfig
 from trainer.models.encoders import EncoderConfig
 from trainer.models.heads import HeadConfig
 from trainer.objectives.npid import NPIDConfig
+from trainer.objectives.pirl import PIRLConfig
 from trainer.optim.optimizers import OptimConfig
 from trainer.optim.schedule import ScheduleConfig
 from trainer.recipes.named import named
@@ -58,3 +61,41 @@ def npid_cifar10_r18() -> RunConfig:
             kind="steps", warmup_epochs=0, milestones=(120.0, 160.0), gamma=0.1
         ),
     )
+
+
+def npid_plus_plus_r50() -> RunConfig:
+    """NPID++ on ImageNet-1k: ResNet-50, batch 1024, 32,000 negatives, 800 epochs.
+
+    Published (arXiv 1912.01991): 59.0 %. No GPU has run it with this code yet.
+    """
+    return dataclasses.replace(
+        npid_r50(),
+        **named("npid-plus-plus-r50"),
+        batch=1024,
+        epochs=800,
+        objective=NPIDConfig(temperature=0.07, negatives=32000, momentum=0.5),
+        schedule=ScheduleConfig(warmup_epochs=0, final_lr_fraction=0.001),
+    )
+
+
+def pirl_r50() -> RunConfig:
+    """PIRL on ImageNet-1k: ResNet-50, jigsaw, batch 1024, 32,000 negatives, 800 epochs.
+
+    Published (arXiv 1912.01991): 63.6 %, with a noise-contrastive estimate in the place of the
+    softmax. Tiles are altered as one image, not one by one. No GPU has run it with this code yet.
+    """
+    return dataclasses.replace(npid_plus_plus_r50(), **named("pirl-r50"), objective=PIRLConfig())
+
+
+def pirl_cifar10_r18() -> RunConfig:
+    """PIRL on CIFAR-10 or -100: turned images, for 32 pixels leave tiles too few; else as NPID.
+
+    No published figure has these settings.
+    """
+    objective = PIRLConfig(
+        temperature=0.1,
+        negatives=0,
+        transform="rotation",
+        second_crop=CropConfig(size=32, scale=(0.2, 1.0)),
+    )
+    return dataclasses.replace(npid_cifar10_r18(), **named("pirl-cifar10-r18"), objective=objective)

@@ -13,7 +13,12 @@ from trainer.state.run_data import section
 
 log = logging.getLogger(__name__)
 
-KINDS = {"pixels": "raw pixels", "untrained": "untrained encoder", "run": "pretrained encoder"}
+KINDS = {
+    "pixels": "raw pixels",
+    "untrained": "untrained encoder",
+    "run": "pretrained encoder",
+    "average": "its average",
+}
 """What is compared: kinds of sources of ``widebatch evaluate``, in the order they are shown."""
 
 # Figures of the methods, by their keys: a name for people, and whether it is a share of 1.

@@ -39,6 +39,7 @@ from tests.trainer.runs import (
     tiny_joint_config,
     tiny_mae_config,
     tiny_npid_config,
+    tiny_pirl_config,
     tiny_relativepatch_config,
     tiny_rotation_config,
     tiny_simsiam_config,
@@ -58,6 +59,7 @@ EVERY: dict[str, Callable[..., RunConfig]] = {
     "rotation": tiny_rotation_config,
     "npid": tiny_npid_config,
     "npid-sampled": lambda *where, **changes: tiny_npid_config(*where, negatives=40, **changes),
+    "pirl": tiny_pirl_config,
     "deepclusterv2": tiny_deepclusterv2_config,
     "barlowtwins": tiny_barlowtwins_config,
     "swav": tiny_swav_config,
@@ -256,7 +258,16 @@ def test_first_losses_are_those_of_chance(data: Path, tmp_path: Path) -> None:
     """ln 4, ln N, ln (K + 1), ln K: what a network that knows nothing pays."""
     runs = {name: config_of(name, data, tmp_path / name, steps=1) for name in EVERY}
     # A high temperature makes all of similar rows alike: what is left is the count.
-    similarities = ("npid", "npid-sampled", "deepclusterv2", "swav", "dino", "supcon", "cpc")
+    similarities = (
+        "npid",
+        "npid-sampled",
+        "pirl",
+        "deepclusterv2",
+        "swav",
+        "dino",
+        "supcon",
+        "cpc",
+    )
     for name in similarities:
         objective = dataclasses.replace(runs[name].objective, temperature=100.0)
         runs[name] = dataclasses.replace(runs[name], objective=objective)
@@ -276,6 +287,7 @@ def test_first_losses_are_those_of_chance(data: Path, tmp_path: Path) -> None:
         "dino": math.log(20),
         "npid": math.log(120),
         "npid-sampled": math.log(41),
+        "pirl": math.log(120),
         "deepclusterv2": math.log(runs["deepclusterv2"].objective.prototypes),  # type: ignore[union-attr]
     }
     for name, expected in chance.items():

@@ -16,25 +16,26 @@ GRID = 3
 TILES = GRID * GRID
 
 
-def check_tiles(side: int, tile: int) -> None:
+def check_tiles(side: int, tile: int, setting: str = "--crop.size") -> None:
     """Refuse sizes that do not go together.
 
     Args:
         side: of the image, pixels.
         tile: of a tile.
+        setting: that gives the image's.
 
     Raises:
         ConfigError: the image has no 3 x 3 cells, or a tile is larger than one.
     """
     if side % GRID:
         raise ConfigError(
-            f"--crop.size {side} does not divide into {GRID} x {GRID} cells; nearest that do:"
+            f"{setting} {side} does not divide into {GRID} x {GRID} cells; nearest that do:"
             f" {side - side % GRID} and {side - side % GRID + GRID}"
         )
     if tile > side // GRID:
         raise ConfigError(
             f"--objective.tile {tile} is more than the {side // GRID} pixels of a cell of"
-            f" --crop.size {side}; about three quarters of a cell leave room between tiles"
+            f" {setting} {side}; about three quarters of a cell leave room between tiles"
         )
 
 

@@ -12,19 +12,23 @@ from trainer.state.checkpoint.files import Tensors, read_json
 from trainer.state.checkpoint.store import Checkpoint, CheckpointStore
 
 
-def load_encoder_state(run: Path, best: bool = False) -> tuple[Tensors, dict[str, Any]]:
+def load_encoder_state(
+    run: Path, best: bool = False, average: bool = False
+) -> tuple[Tensors, dict[str, Any]]:
     """The encoder's weights of a run, by torchvision's keys, and the run's ``config.json``.
 
     Args:
         run: the run's folder.
         best: the checkpoint with the best online kNN instead of the newest.
+        average: the encoder's moving average, which some objectives keep, instead of itself.
 
     Returns:
         The encoder's parameters and buffers without prefix, and the configuration, to which key
         ``checkpoint`` adds the state that was saved with the weights (step, epoch, fingerprint).
 
     Raises:
-        CheckpointError: the folder holds no run, no whole checkpoint, or no best one.
+        CheckpointError: the folder holds no run, no whole checkpoint, or no best one; its
+            objective keeps no average.
     """
     config_path = run / "config.json"
     if not config_path.exists():
@@ -40,12 +44,16 @@ def load_encoder_state(run: Path, best: bool = False) -> tuple[Tensors, dict[str
         checkpoint = store.read(step)
     else:
         checkpoint = _newest(store, run)
-    prefix = "encoder."
+    prefix = "key.encoder." if average else "encoder."
     tensors = {
         name.removeprefix(prefix): value
         for name, value in checkpoint.tensors("model").items()
         if name.startswith(prefix)
     }
+    if average and not tensors:
+        raise CheckpointError(
+            f"{run}: its objective keeps no moving average of the encoder; BYOL, DINO and MoCo do"
+        )
     return tensors, {**config, "checkpoint": checkpoint.state}
 
 
