@@ -134,8 +134,7 @@ class SwAV(Objective):
     def after_step(
         self, outputs: Outputs, step: int, total_steps: int, skipped: torch.Tensor
     ) -> None:
-        """Bring the prototypes back to the sphere, and remember what was projected."""
-        self.prototypes.renew(skipped)
+        """Remember what was projected."""
         for view, queue in enumerate(self.queues):
             unit_BD = gather_rows(outputs.fixed["projections"][:, view].contiguous())
             cast(KeyQueue, queue).push(unit_BD, skipped)

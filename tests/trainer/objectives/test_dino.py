@@ -96,7 +96,7 @@ def _inputs(step: int = 0) -> Inputs:
 def test_views_predict_and_the_average_teaches_of_the_large_ones_alone() -> None:
     objective = _objective().eval()
     with torch.no_grad():
-        objective.key.head.directions.add_(0.01 * torch.randn(KINDS, DIM))
+        objective.key.head.directions.weight.add_(0.01 * torch.randn(KINDS, DIM))
     outputs = objective(_inputs())
     assert not outputs.fixed["taught"].requires_grad
     large, small = _inputs().views
@@ -108,7 +108,7 @@ def test_views_predict_and_the_average_teaches_of_the_large_ones_alone() -> None
             if part == "taught" and view > 1:
                 continue
             unit = normalize(head.projector(objective.encoder(images)))
-            expected = unit @ normalize(head.directions).T
+            expected = unit @ normalize(head.directions.weight).T
             torch.testing.assert_close(whose[part][:, view], expected)
 
 
@@ -116,19 +116,19 @@ def test_a_skipped_step_moves_neither_centre_nor_average() -> None:
     objective = _objective(momentum=0.5)
     outputs = objective(_inputs())
     with torch.no_grad():
-        objective.student.directions.add_(1)
-    centre, average = objective.centre.clone(), objective.key.head.directions.clone()
+        objective.student.directions.weight.add_(1)
+    centre, average = objective.centre.clone(), objective.key.head.directions.weight.clone()
     for skipped, moves in ((1.0, False), (0.0, True)):
         objective.after_step(outputs, 0, 100, torch.tensor(skipped))
         assert (not torch.equal(objective.centre, centre)) == moves
-        assert (not torch.equal(objective.key.head.directions, average)) == moves
+        assert (not torch.equal(objective.key.head.directions.weight, average)) == moves
 
 
 def test_the_last_layer_is_frozen_for_the_steps_asked_for() -> None:
     objective = _objective(frozen_steps=3)
     for step, moves in ((0, False), (2, False), (3, True)):
         loss = objective.loss(objective(_inputs(step)), step).value
-        (gradient,) = torch.autograd.grad(loss, objective.student.directions)
+        (gradient,) = torch.autograd.grad(loss, objective.student.directions.weight)
         assert bool(gradient.any()) == moves
 
 

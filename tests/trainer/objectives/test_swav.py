@@ -142,19 +142,27 @@ def test_prototypes_are_frozen_for_the_steps_asked_for() -> None:
         assert bool(gradient.any()) == moves
 
 
-def test_a_step_leaves_prototypes_on_the_sphere_and_pushes_both_queues() -> None:
+def test_a_step_pushes_both_queues_unless_it_is_skipped() -> None:
     objective = _objective(queue=10)
     outputs = objective(_inputs(0))
-    with torch.no_grad():
-        objective.prototypes.weight.mul_(3).add_(0.1)
-    moved = objective.prototypes.weight.clone()
+    before = [queue.rows.clone() for queue in objective.queues]  # type: ignore[union-attr, operator]
     objective.after_step(outputs, 0, 10, torch.ones(()))
-    assert torch.equal(objective.prototypes.weight, moved)
+    for rows, queue in zip(before, objective.queues):
+        assert torch.equal(queue.rows, rows)  # type: ignore[arg-type]
     objective.after_step(outputs, 0, 10, torch.zeros(()))
-    norms = objective.prototypes.weight.norm(dim=1)
-    torch.testing.assert_close(norms, torch.ones(KINDS, dtype=torch.float64))
     for view, queue in enumerate(objective.queues):
-        assert torch.equal(queue.rows[:6], outputs.fixed["projections"][:, view])  # type: ignore[index, union-attr]
+        assert torch.equal(queue.rows[:6], outputs.fixed["projections"][:, view])  # type: ignore[index]
+
+
+def test_of_prototypes_their_direction_alone_counts() -> None:
+    objective = _objective(queue=10)
+    before = objective(_inputs(0)).rows["cosines"]
+    queued = objective.prototypes.of(objective.queues[0].rows)  # type: ignore[arg-type]
+    with torch.no_grad():
+        objective.prototypes.weight.mul_(torch.linspace(0.5, 7, KINDS)[:, None])
+    torch.testing.assert_close(objective(_inputs(0)).rows["cosines"], before)
+    again = objective.prototypes.of(objective.queues[0].rows)  # type: ignore[arg-type]
+    torch.testing.assert_close(again, queued)
 
 
 def test_cosines_are_those_of_every_view_the_large_ones_first() -> None:
@@ -163,7 +171,7 @@ def test_cosines_are_those_of_every_view_the_large_ones_first() -> None:
     large, small = _inputs(0).views
     for view, images in enumerate((*large, *small)):
         unit = torch.nn.functional.normalize(objective.head(objective.encoder(images)))
-        expected = unit @ objective.prototypes.weight.T
+        expected = unit @ torch.nn.functional.normalize(objective.prototypes.weight).T
         torch.testing.assert_close(outputs.rows["cosines"][:, view], expected)
 
 

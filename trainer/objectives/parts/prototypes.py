@@ -9,11 +9,11 @@ from torch import nn
 
 from kernels.ntxent.reference import unit_rows
 from trainer.objectives.parts.global_sum import global_sum
-from trainer.optim.sharded_norms import local, whole
+from trainer.optim.sharded_norms import whole
 
 
 class Prototypes(nn.Module):
-    """K unit vectors, which an optimizer's step leaves and :meth:`renew` brings back to the sphere.
+    """K directions: of each row of weights its direction alone counts.
 
     Args:
         count: K.
@@ -25,23 +25,17 @@ class Prototypes(nn.Module):
         self.weight = nn.Parameter(unit_rows(torch.randn(count, dim)))
 
     def forward(self, unit_RD: torch.Tensor, frozen: bool = False) -> torch.Tensor:
-        """Cosines ``(R, K)`` in float32 or better. Frozen, prototypes get a gradient of zero."""
+        """Cosines ``(R, K)`` in float32 or better. Frozen, directions get a gradient of zero."""
         weight_KD: torch.Tensor = self.weight
         if frozen:  # DDP waits for a gradient of every parameter
             weight_KD = weight_KD.detach() + 0 * weight_KD
         with torch.autocast(unit_RD.device.type, enabled=False):
-            return unit_RD @ weight_KD.to(unit_RD.dtype).T
+            return unit_RD @ unit_rows(weight_KD).T
 
     @torch.no_grad()
     def of(self, unit_QD: torch.Tensor) -> torch.Tensor:
         """Cosines ``(Q, K)`` without gradient, also where processes hold pieces. A collective."""
-        return unit_QD @ whole(self.weight).to(unit_QD.dtype).T
-
-    @torch.no_grad()
-    def renew(self, skipped: torch.Tensor) -> None:
-        """Make all unit vectors again, unless ``skipped`` (0-d) is 1."""
-        weight_KD = local(self.weight)
-        torch.where(skipped > 0, weight_KD, unit_rows(weight_KD), out=weight_KD)
+        return unit_QD @ unit_rows(whole(self.weight)).T
 
 
 @torch.no_grad()
