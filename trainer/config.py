@@ -31,7 +31,7 @@ from trainer.health.collapse import CollapseConfig
 from trainer.health.non_finite import GuardConfig
 from trainer.health.stragglers import StragglerConfig
 from trainer.health.watchdog import WatchdogConfig
-from trainer.models.encoders import EncoderConfig, fixed_image_size
+from trainer.models.encoders import EncoderConfig, fixed_image_size, takes_size
 from trainer.models.heads import HeadConfig
 from trainer.objectives.registry import AnyObjectiveConfig, DefaultObjectiveConfig
 from trainer.optim.optimizers import OptimConfig, scaled_lr
@@ -257,11 +257,12 @@ def plan_run(config: RunConfig, num_samples: int, world_size: int) -> RunPlan:
             f"--crop.size {config.crop.size}: {config.encoder.name} takes images of"
             f" --encoder.image-size {fixed} alone; set both to the same number"
         )
-    for group in views if fixed is not None else ():
-        if group.crop.size != fixed:
+    for group in views:
+        if not takes_size(config.encoder, group.crop.size):
             raise ConfigError(
-                f"{config.encoder.name} takes images of {fixed} pixels alone, and this objective"
-                f" has views of {group.crop.size}: leave those out, or take another encoder"
+                f"{config.encoder.name} takes no images of {group.crop.size} pixels, as this"
+                " objective's views are: a vit takes what its patches divide; leave them out, or"
+                " take another encoder"
             )
     if batch > num_samples:
         raise ConfigError(

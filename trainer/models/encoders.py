@@ -25,6 +25,7 @@ from torchvision.models.vision_transformer import VisionTransformer
 from common.bounds import check_bounds
 from common.constants import constants
 from common.errors import ConfigError
+from trainer.models.any_size_vit import take_any_size
 from trainer.models.cifar_resnet import CIFAR_RESNETS, CifarResNet
 
 _CLASSES = 1000  # of torchvision's classifiers, by which they are recognised
@@ -129,8 +130,18 @@ def see_colours(encoder: nn.Module) -> None:
 
 
 def fixed_image_size(config: EncoderConfig) -> int | None:
-    """Side of the only images that the encoder takes, pixels; none where it takes any."""
+    """Side of the images that the encoder is built for, pixels; none where it takes any."""
     return config.image_size if config.name.startswith(("vit_", "maxvit")) else None
+
+
+def takes_size(config: EncoderConfig, side: int) -> bool:
+    """Whether images of a side go beside those that the encoder is built for: a transformer's
+    patches must divide it."""
+    fixed = fixed_image_size(config)
+    if fixed is None or side == fixed:
+        return True
+    patch = re.fullmatch(r"vit_[a-z]+_(\d+)", config.name)
+    return patch is not None and side % int(patch[1]) == 0
 
 
 def is_resnet(name: str) -> bool:
@@ -202,6 +213,8 @@ def _build_torchvision_model(config: EncoderConfig) -> nn.Module:
     except (AssertionError, ValueError) as error:  # a size that a transformer cannot divide
         raise ConfigError(f"--encoder.image-size {config.image_size}: {error}") from error
     remove_classifier(model)
+    if isinstance(model, VisionTransformer):
+        take_any_size(model)
     if config.stem != "imagenet":
         use_cifar_stem(model, STRIDES[config.stem])
     return model

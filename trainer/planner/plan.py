@@ -26,6 +26,7 @@ _JPEG_BYTES = 0.59  # a pixel: ImageNet-1k's files, 110 kB of 500 x 375 on avera
 _STATED = {
     "ucf101": ("UCF-101's frames", 2_484_199, 320 * 240),
     "r50": ("ImageNet-1k", 1_281_167, 500 * 375),
+    "vits16": ("ImageNet-1k", 1_281_167, 500 * 375),
     "vitb16": ("ImageNet-1k", 1_281_167, 500 * 375),
     "cifar10": ("CIFAR-10", 50_000, 32 * 32),
     "stl10": ("STL-10, unlabelled", 100_000, 96 * 96),
