@@ -41,8 +41,8 @@ def test_every_recipe_survives_json(recipe: str) -> None:
         ({"optim": 3}, r"config\.optim: expected an object"),
         ({"objective": 3}, r"config\.objective: expected an object"),
         (
-            {"objective": {"name": "byol"}},
-            r"config\.objective\.name: 'byol' is none of simclr, moco, mocov3",
+            {"objective": {"name": "bert"}},
+            r"config\.objective\.name: 'bert' is none of simclr, moco, mocov3",
         ),
         ({"objective": {"name": "moco", "que": 1}}, r"config\.objective\.que: .* queue\?"),
         ({"objective": {"queue": 1}}, r"config\.objective\.queue: unknown setting"),

@@ -52,7 +52,7 @@ class DINOConfig(MultiCropConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        shares, steps = dict.fromkeys(("momentum", "centre_momentum"), "[0, 1]"), "[0, inf)"
+        shares, steps = dict.fromkeys(("momentum", "centre_momentum"), "[0, 1]"), "[0, 1e15]"
         check_bounds(
             self,
             "--objective.",

@@ -57,9 +57,9 @@ class SwAVConfig(MultiCropConfig):
             prototypes="[2, 1e7]",
             epsilon="[0.003, inf)",
             iterations="[1, 1e6]",
-            frozen_steps="[0, inf)",
+            frozen_steps="[0, 1e15]",
             queue="[0, 1e9]",
-            queue_from="[0, inf)",
+            queue_from="[0, 1e15]",
         )
 
     def build(self, encoder: Encoder, head: HeadConfig, given: Given) -> "SwAV":

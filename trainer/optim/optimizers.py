@@ -155,8 +155,9 @@ def set_lr(optimizer: Updatable, lr: float, weight_decay: float | None = None) -
     work."""
     for group in optimizer.param_groups:
         group["lr"] = lr
-        decays = group["group_name"] == "matrices" or group["weight_decay"]
-        if weight_decay is not None and decays:
+        if weight_decay is not None and (
+            group["weight_decay"] or group["group_name"] == "matrices"
+        ):
             group["weight_decay"] = weight_decay
 
 
