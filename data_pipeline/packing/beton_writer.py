@@ -75,8 +75,10 @@ class BetonWriter:
             start = -(-start // page) * page
         return start
 
-    def finish(self) -> str:
-        """Write the tables; returns the content digest: SHA-256 over images and labels, in hex."""
+    def finish(self, more: bytes = b"") -> str:
+        """Write the tables; returns the content digest: SHA-256 over images and labels, and over
+        ``more`` that belongs to them, in hex."""
+        self._content.update(more)
         count = self.num_samples
         tail = -(-self._end // _ALIGNMENT) * _ALIGNMENT
         self._file.seek(tail)

@@ -22,6 +22,7 @@ from common.bounds import check_bounds
 from common.cores import cores_alone
 from common.errors import ConfigError, DataError
 from common.files.atomic_file import AtomicFile, check_replaceable
+from common.files.strict_json import dump_json
 from common.progress import Progress
 from data_pipeline.packing.beton_writer import BetonWriter
 from data_pipeline.packing.folder_source import IMAGE_EXTENSIONS
@@ -131,7 +132,7 @@ def pack(source: str, out: Path | str, config: PackConfig, progress: bool = True
                     f"{source}: none of its {len(images)} images can be used; the first, "
                     f"{images.name(index)}: {reason}"
                 )
-            content = writer.finish()
+            content = writer.finish(packing.clips())
             num_bytes = beton.file.seek(0, os.SEEK_END)
             # Read back: the tables at the front are written last, so no hash could run along.
             with Progress("checksum", num_bytes, "B", progress) as bar:
@@ -260,6 +261,10 @@ class _Packing:
                 "memory? Use fewer --workers, or less for --max-pixels; if it is always this "
                 "image, move it away"
             ) from error
+
+    def clips(self) -> bytes:
+        """What the file's content is more than images and labels: where clips begin, and motion."""
+        return dump_json(self._clips.described()).encode() if self._images.starts else b""
 
     def _chunks(self, workers: int, bar: Progress) -> Iterator[Chunk]:
         """Images to encode, fetched as they are asked for; notes their labels."""

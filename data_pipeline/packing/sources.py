@@ -58,7 +58,10 @@ def open_source(
     """
     kind, _, rest = source.partition(":")
     if kind == "embedded":
-        return _open_embedded(rest)
+        found = _open_embedded(rest)
+        if clips and not found.starts:
+            raise DataError(f"{source}: no clips; embedded:moving-digits has some")
+        return found
     folder = Path(source)
     if kind != "torchvision" and folder.exists():
         kind_of = ClipSource if clips else FolderSource

@@ -169,6 +169,10 @@ def load_head(loaded: LoadedEncoder) -> ProjectionHead:
     head = ProjectionHead(known["feature_dim"], config)
     tensors = CheckpointStore(run / "checkpoints").read(known["step"]).tensors("model")
     own = {k.removeprefix(_HEAD): v for k, v in tensors.items() if k.startswith(_HEAD)}
+    if not own:
+        raise ConfigError(
+            f"--head-layers: {run}: its objective has no projection head whose layers could be kept"
+        )
     fill(head, own, f"{run}: the head in its checkpoint")
     return head
 

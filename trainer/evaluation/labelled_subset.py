@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import DataError
+from data_pipeline.packing.clip_source import ClipSource
 from data_pipeline.packing.folder_source import IMAGE_EXTENSIONS, FolderSource
 from data_pipeline.reading.manifest import load_manifest, manifest_path
 from data_pipeline.reading.open_beton import OpenBeton
@@ -94,7 +95,8 @@ def _packed_names(file: OpenBeton, images: Path | None) -> list[str]:
     if not folder.is_dir():
         raise DataError(f"{folder}: the folder that {train} was packed from is not there: --images")
     extensions = tuple(map(str, settings.get("extensions", IMAGE_EXTENSIONS)))
-    source = FolderSource(folder, labels=settings.get("labels") is not False, extensions=extensions)
+    kind = ClipSource if settings.get("clips") is True else FolderSource
+    source = kind(folder, labels=settings.get("labels") is not False, extensions=extensions)
     left_out = {str(each["image"]) for each in manifest.get("left_out", ())}
     kept = [i for i in range(len(source)) if source.name(i) not in left_out]
     labels = file.table.labels.tolist()

@@ -212,7 +212,8 @@ def _from_file(path: Path) -> LoadedEncoder:
             f"{path}: its content does not match the checksum in {description_path(path).name}; "
             "copy both files again, or export again"
         )
-    loaded = _built(str(path.absolute()), "exported", *known)
+    kind = "average" if known[0].get("average") is True else "exported"
+    loaded = _built(str(path.absolute()), kind, *known)
     fill(loaded.encoder, parse_safetensors(data, path), str(path))
     loaded.description.update(_origin(path, digest, known[0]))
     return loaded

@@ -23,7 +23,7 @@ def model_card(run: Path, config: Mapping[str, Any], facts: Mapping[str, Any]) -
     """
     step, metrics = facts.get("step"), _metrics(run, facts.get("step"))
     trained, encoder = (section(config, name) for name in ("run", "encoder"))
-    total = trained.get("total_steps")
+    total, average = trained.get("total_steps"), facts.get("average") is True
     return _TEMPLATES.get_template("card.md").render(
         config=config,
         facts=facts,
@@ -32,7 +32,7 @@ def model_card(run: Path, config: Mapping[str, Any], facts: Mapping[str, Any]) -
         classes=len(trained.get("class_names") or ()) or None,
         stem=encoder.get("stem") if is_resnet(str(encoder.get("name"))) else "its own",
         hours=_training_hours(config.get("batch"), metrics),
-        results=[*_in_training(metrics), *_evaluations(run, step)],
+        results=[*_in_training(metrics, average), *_evaluations(run, step, average)],
         unfinished=type(step) is int and type(total) is int and step < total,
     )
 
@@ -74,22 +74,26 @@ def _training_hours(batch: Any, metrics: Metrics) -> str | None:
     return f"{(batch / speeds).sum() / 3600:.3g}"
 
 
-def _in_training(metrics: Metrics) -> Iterator[str]:
-    """What the run itself measured last."""
+def _in_training(metrics: Metrics, average: bool) -> Iterator[str]:
+    """What the run itself measured last; its kNN is not the average's."""
     for column, line in (
         ("loss", "Training loss at step {:.0f}: {:.4g}"),
-        ("knn_top1", "Online kNN at step {:.0f}: {:.2%} top-1 of the test file"),
+        (
+            "knn_top1",
+            "Online kNN of the trained encoder at step {:.0f}: {:.2%} top-1 of the test file",
+        ),
     ):
-        if column in metrics:
+        if column in metrics and not (average and column == "knn_top1"):
             last = np.flatnonzero(np.isfinite(metrics[column]))[-1]
             yield line.format(metrics["step"][last], metrics[column][last])
 
 
-def _evaluations(run: Path, step: Any) -> Iterator[str]:
-    """What ``widebatch evaluate`` wrote of this very step."""
+def _evaluations(run: Path, step: Any, average: bool) -> Iterator[str]:
+    """What ``widebatch evaluate`` wrote of this very step, of the encoder or of its average."""
+    kinds = ("average",) if average else ("run", "exported")
     for path, report in read_reports(run):
         encoder = section(report, "encoder")
-        same = encoder.get("kind") in ("run", "exported") and encoder.get("step") == step
+        same = encoder.get("kind") in kinds and encoder.get("step") == step
         if same and "layer" not in encoder and number_in(report.get("top1")) > 0:
             yield (
                 f"{report.get('method')} ({report.get('protocol')}): {report['top1']:.2%} top-1 "

@@ -13,6 +13,8 @@ import torch
 from torchvision.models import VisionTransformer
 from torchvision.models.vision_transformer import Encoder
 
+from common.errors import ConfigError
+
 _SHARPNESS = -0.75  # of the bicubic kernel, as torch's interpolate has it
 
 
@@ -23,9 +25,19 @@ def take_any_size(vit: VisionTransformer) -> None:
 
 
 class AnySizeViT(VisionTransformer):
-    """Reads the patches of any image."""
+    """Reads the patches of any image that they divide.
+
+    Raises:
+        ConfigError: of another.
+    """
 
     def _process_input(self, x: torch.Tensor) -> torch.Tensor:
+        height, width = x.shape[2:]
+        if height != width or height % self.patch_size:
+            raise ConfigError(
+                f"images of {height} x {width} pixels: this transformer takes square ones of a side"
+                f" that its patches of {self.patch_size} divide"
+            )
         return self.conv_proj(x).flatten(2).permute(0, 2, 1)
 
 

@@ -22,7 +22,7 @@ from trainer.models.encoders import Encoder
 from trainer.models.heads import HeadConfig
 from trainer.objectives.base import Given, Objective, ObjectiveConfig
 from trainer.objectives.cost import LossCost, StepSizes
-from trainer.objectives.parts.joint import Joint, has_epochs
+from trainer.objectives.parts.joint import Joint, has_epochs, keeps_samples
 from trainer.objectives.tasks import AnyTaskConfig
 
 
@@ -96,10 +96,11 @@ class JointConfig(ObjectiveConfig):
             for each, plan in zip(self.tasks, plans)
             if any(group.frames for group in plan)
         ]
-        if by_epoch and frames:
+        by_sample = [each for each in built if has_epochs(each) or keeps_samples(each)]
+        if by_sample and frames:
             raise ConfigError(
-                f"objective.tasks: {by_epoch[0].config.name} needs every sample, and {frames[0]}"
-                " shows some more often than others; take one of them"
+                f"objective.tasks: {by_sample[0].config.name} needs every sample once, and"
+                f" {frames[0]} shows some more often than others; take one of them"
             )
         groups = [len(plan) for plan in plans]
         return Joint(encoder, self, built, [each.weight for each in self.tasks], groups)

@@ -46,7 +46,7 @@ class SwAVConfig(MultiCropConfig):
     """Embeddings of past images, of each large view, that take part in the codes; 0: none. For
     batches of fewer images than prototypes, a multiple of the batch."""
     queue_from: int = 0
-    """First step that uses the queue; never before it is full."""
+    """First step that uses the queue; never before as many images have been seen as it holds."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

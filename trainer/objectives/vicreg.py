@@ -61,8 +61,9 @@ class VICReg(BarlowTwins):
     config: VICRegConfig  # type: ignore[assignment]
 
     def loss(self, outputs: Outputs, step: int) -> Loss:
-        """The weighted sum of three (equation 6), of which the variances of a network that tells
-        nothing apart are all; see :meth:`Objective.loss`."""
+        """The weighted sum of three (equation 6; variance is the mean of both views', half of what
+        stands there, as in the authors' code). Where nothing is told apart variances are all. See
+        :meth:`Objective.loss`."""
         config, z_NVD = self.config, outputs.rows["projections"]
         z_NVD = z_NVD.to(statistics_dtype(z_NVD.dtype))
         images = len(z_NVD) * rank_and_size()[1]

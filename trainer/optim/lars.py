@@ -17,8 +17,9 @@ at the rate it was taken with. The others differ from it while the rate changes.
 paper's ratio, as in lightly and solo-learn.
 
 With Nesterov momentum the last line moves w by ``mu v + u``, u being what was added to v. The ratio
-is 1 where |w| or the denominator's gradient norm is 0, so that a zero-initialised tensor can leave
-zero; but 0 for "you" where |g| is 0: lightly and solo-learn do not decay a tensor without gradient.
+is 1 where |w| or the denominator is 0, so that a zero-initialised tensor can leave zero; but 0
+where |g| is 0, as lightly and solo-learn have it, and as torch leaves a parameter without gradient:
+frozen weights would shrink by eta in each step, for the ratio takes the weight decay out again.
 Tensors of one dimension or none (biases, BatchNorm) get neither the ratio nor weight decay.
 
 The norms are those of whole layers, also where every process holds and moves a piece of each
@@ -174,16 +175,12 @@ class LARS(torch.optim.Optimizer):
         """New tensors ``ratio * (g + wd w)``, times the learning rate for "simclr"."""
         weight_decay, eta = group["weight_decay"], group["trust_coefficient"]
         updates = list(torch._foreach_add(grads, weights, alpha=weight_decay)) if grads else []
+        weight_norm, grad_norm, update_norm = layer_norms(weights, grads, updates)
+        denominator = update_norm
         if group["variant"] == "you":
-            weight_norm, grad_norm = layer_norms(weights, grads)
             denominator = grad_norm + weight_decay * weight_norm + group["eps"]
-        else:
-            weight_norm, grad_norm = layer_norms(weights, updates)
-            denominator = grad_norm
-        adapt = (weight_norm > 0) & (grad_norm > 0)
-        ratio = torch.where(adapt, eta * weight_norm / denominator, 1.0)
-        if group["variant"] == "you":
-            ratio = ratio * (grad_norm != 0)
+        adapt = (weight_norm > 0) & (update_norm > 0)
+        ratio = torch.where(adapt, eta * weight_norm / denominator, 1.0) * (grad_norm != 0)
         if group["variant"] == "simclr":
             ratio = ratio * group["lr"]
         if updates:

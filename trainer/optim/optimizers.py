@@ -140,11 +140,13 @@ def _parameter_groups(module: nn.Module, config: OptimConfig) -> list[dict[str, 
             "group_name": "matrices",
             "params": [(name, p) for name, p in named if p.ndim > 1],
             "weight_decay": config.weight_decay,
+            "decays": True,
         },
         {
             "group_name": "vectors",
             "params": [(name, p) for name, p in named if p.ndim <= 1],
             "weight_decay": config.weight_decay if config.decay_vectors else 0.0,
+            "decays": config.decay_vectors,
         },
     ]
     return [group for group in groups if group["params"]]
@@ -155,9 +157,7 @@ def set_lr(optimizer: Updatable, lr: float, weight_decay: float | None = None) -
     work."""
     for group in optimizer.param_groups:
         group["lr"] = lr
-        if weight_decay is not None and (
-            group["weight_decay"] or group["group_name"] == "matrices"
-        ):
+        if weight_decay is not None and group["decays"]:
             group["weight_decay"] = weight_decay
 
 

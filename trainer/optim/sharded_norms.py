@@ -1,6 +1,6 @@
 """Tensors of which every process holds a piece, and their norms.
 
-Shapes: P pieces on this process, L layers.
+Shapes: P pieces on this process, K lists of them, L layers.
 """
 
 import torch
@@ -58,18 +58,17 @@ class LayerNorms:
     ) -> None:
         self._group, self._count, self._held = group, count, held
 
-    def __call__(self, weights: Tensors, grads: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
-        """Norms of two lists of pieces, ``(P,)`` each: those of their layers. A collective."""
+    def __call__(self, *lists: Tensors) -> tuple[torch.Tensor, ...]:
+        """Norms of lists of pieces, ``(P,)`` each: those of their layers. A collective."""
         if self._group is None:
-            return norms(weights), norms(grads)
+            return tuple(map(norms, lists))
         # Squares are added in float64 in an order that the layout fixes: no atomics, the same bits
         # in every run.
         held = slice(None) if self._held is None else self._held
-        device = weights[0].device if self._held is None else self._held.device
-        squares_2L = torch.zeros(2, self._count, dtype=torch.float64, device=device)
-        mine_2P = torch.stack([norms(weights), norms(grads)]) if weights else squares_2L[:, :0]
-        squares_2L[:, held] = mine_2P.double().square()
+        device = lists[0][0].device if self._held is None else self._held.device
+        squares_KL = torch.zeros(len(lists), self._count, dtype=torch.float64, device=device)
+        mine_KP = torch.stack(list(map(norms, lists))) if lists[0] else squares_KL[:, :0]
+        squares_KL[:, held] = mine_KP.double().square()
         with waiting("norms of layers: all-reduce"):
-            dist.all_reduce(squares_2L, group=self._group)
-        norms_2P = squares_2L.sqrt()[:, held].to(mine_2P.dtype)
-        return norms_2P[0], norms_2P[1]
+            dist.all_reduce(squares_KL, group=self._group)
+        return squares_KL.sqrt()[:, held].to(mine_KP.dtype).unbind()

@@ -17,8 +17,8 @@ from trainer.recipes.named import named
 def deepclusterv2_r50() -> RunConfig:
     """DeepCluster-v2 on ImageNet-1k: ResNet-50, batch 4096, 2 x 224 and 6 x 96 pixels, 800 epochs.
 
-    Published (arXiv 2006.09882): 75.2 %. LARS stands in for the authors' LARC, which bounds the
-    learning rate of a layer in the same way. No GPU has run it with this code yet.
+    Published (arXiv 2006.09882): 75.2 %. LARS stands in for the authors' LARC, whose trust ratio is
+    the same but for the place of the weight decay. No GPU has run it with this code yet.
     """
     return RunConfig(
         **named("deepclusterv2-r50"),
@@ -30,7 +30,9 @@ def deepclusterv2_r50() -> RunConfig:
         head=HeadConfig(layers=2, hidden_dim=2048, out_dim=128, last_norm="none"),
         objective=DeepClusterV2Config(),
         optim=OptimConfig(name="lars", base_lr=0.3, weight_decay=1e-6),
-        schedule=ScheduleConfig(warmup_epochs=10),
+        schedule=ScheduleConfig(
+            warmup_epochs=10, warmup_start_fraction=0.0625, final_lr_fraction=0.001
+        ),
     )
 
 

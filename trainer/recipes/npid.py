@@ -66,13 +66,18 @@ def npid_cifar10_r18() -> RunConfig:
 def npid_plus_plus_r50() -> RunConfig:
     """NPID++ on ImageNet-1k: ResNet-50, batch 1024, 32,000 negatives, 800 epochs.
 
-    Published (arXiv 1912.01991): 59.0 %. No GPU has run it with this code yet.
+    Published (arXiv 1912.01991): 59.0 %, 56.7 by VISSL, whose settings these are, but for biases,
+    which decay there. No GPU has run it with this code yet.
     """
+    view = dataclasses.replace(_VIEW, grayscale=0.0)
     return dataclasses.replace(
         npid_r50(),
         **named("npid-plus-plus-r50"),
         batch=1024,
         epochs=800,
+        crop=CropConfig(size=224, scale=(0.08, 1.0)),
+        augment=AugmentConfig(view1=view, view2=view),
+        optim=OptimConfig(name="sgd", base_lr=0.03, weight_decay=1e-4),
         objective=NPIDConfig(temperature=0.07, negatives=32000, momentum=0.5),
         schedule=ScheduleConfig(warmup_epochs=0, final_lr_fraction=0.001),
     )
@@ -82,9 +87,16 @@ def pirl_r50() -> RunConfig:
     """PIRL on ImageNet-1k: ResNet-50, jigsaw, batch 1024, 32,000 negatives, 800 epochs.
 
     Published (arXiv 1912.01991): 63.6 %, with a noise-contrastive estimate in the place of the
-    softmax. Tiles are altered as one image, not one by one. No GPU has run it with this code yet.
+    softmax, and tiles that are altered one by one, contrast and sharpness among it; here as one
+    image. No GPU has run it with this code yet.
     """
-    return dataclasses.replace(npid_plus_plus_r50(), **named("pirl-r50"), objective=PIRLConfig())
+    view = dataclasses.replace(_VIEW, hue=0.2)
+    return dataclasses.replace(
+        npid_plus_plus_r50(),
+        **named("pirl-r50"),
+        augment=AugmentConfig(view1=view, view2=view),
+        objective=PIRLConfig(),
+    )
 
 
 def pirl_cifar10_r18() -> RunConfig:

@@ -167,7 +167,22 @@ def test_a_folder_of_broken_videos_alone_is_refused(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
+def test_the_same_frames_in_other_clips_are_other_data(tmp_path: Path) -> None:
+    """Runs are compared by the file's checksum: which tuples there are is a part of it."""
+    write_frames(tmp_path / "one" / "a", [0, 10, 20, 30])
+    write_frames(tmp_path / "two" / "a", [0, 10])
+    write_frames(tmp_path / "two" / "b", [20, 30])
+    reports = [
+        packed(tmp_path / name, tmp_path / f"{name}.beton", clips=True) for name in ("one", "two")
+    ]
+    assert reports[0].fingerprint != reports[1].fingerprint
+    plain = [packed(tmp_path / name, tmp_path / "p.beton", labels=False) for name in ("one", "two")]
+    assert plain[0].fingerprint == plain[1].fingerprint
+
+
 def test_clips_are_asked_for_of_folders_alone(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no clips; embedded:moving-digits has some"):
+        packed("embedded:digits", tmp_path / "out.beton", clips=True)
     with pytest.raises(DataError, match="--clips is for folders of frames or videos"):
         packed("torchvision:CIFAR10", tmp_path / "out.beton", clips=True)
 

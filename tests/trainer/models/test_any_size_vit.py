@@ -78,3 +78,11 @@ def test_small_views_that_patches_do_not_divide_are_refused() -> None:
             continue
         with pytest.raises(ConfigError, match=r"vit_ti_8 takes no images of 20 pixels"):
             plan_run(config, 1000, 1)
+
+
+def test_an_image_that_patches_do_not_divide_is_refused_and_not_cropped() -> None:
+    vit = _vit()
+    take_any_size(vit)
+    for height, width in ((20, 20), (16, 24)):
+        with pytest.raises(ConfigError, match=f"images of {height} x {width} pixels: .* of 8 div"):
+            vit(torch.randn(1, 3, height, width))

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from trainer.objectives.base import Given, Inputs
 from trainer.objectives.deepclusterv2 import DeepClusterV2Config
 from trainer.objectives.frameorder import FrameOrder, FrameOrderConfig
 from trainer.objectives.joint import JointConfig, TaskConfig
+from trainer.objectives.npid import NPIDConfig
 from trainer.objectives.parts.chromatic_aberration import one_colour
 from trainer.objectives.parts.frames import MIDDLES, ORDERS, QUESTIONS, FrameFeatures, said
 
@@ -161,12 +163,13 @@ def test_gaps_that_contradict_are_refused() -> None:
         FrameOrderConfig(apart=(0, 2))
 
 
-def test_a_clustering_beside_frames_is_refused() -> None:
-    """It needs all samples, and an epoch of frames shows some of them more often than others."""
-    tasks = (TaskConfig(task=FrameOrderConfig()), TaskConfig(task=DeepClusterV2Config()))
+@pytest.mark.parametrize("other", [DeepClusterV2Config(), NPIDConfig()])
+def test_what_keeps_something_of_every_sample_is_refused_beside_frames(other: Any) -> None:
+    """An epoch of frames shows some samples more often than others, and twice in a batch."""
+    tasks = (TaskConfig(task=FrameOrderConfig()), TaskConfig(task=other))
     encoder = build_encoder(EncoderConfig(name="resnet8", stem="cifar-stride2"))
-    with pytest.raises(ConfigError, match=r"objective.tasks: deepclusterv2 .* frameorder"):
-        JointConfig(tasks=tasks).build(encoder, HeadConfig(), Given())
+    with pytest.raises(ConfigError, match=rf"objective.tasks: {other.name} .* frameorder"):
+        JointConfig(tasks=tasks).build(encoder, HeadConfig(), Given(num_samples=5000))
 
 
 def test_a_set_without_clips_is_refused_before_the_first_step(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from data_pipeline.reading.order import EpochOrder
 from trainer.models.encoders import Encoder
 from trainer.objectives.base import Inputs, Loss, Objective, ObjectiveConfig, Outputs
+from trainer.objectives.parts.per_sample import PerSample
 
 
 class Joint(Objective):
@@ -122,6 +123,11 @@ def _of(name: str, outputs: Outputs) -> Outputs:
         for part in outputs
     )
     return Outputs(rows, fixed)
+
+
+def keeps_samples(task: Objective) -> bool:
+    """Whether a task has a row for every sample, of which a batch shows none twice."""
+    return any(isinstance(part, PerSample) for part in task.modules())
 
 
 def has_epochs(task: Objective) -> bool:

@@ -5,7 +5,7 @@ of all sizes, D projection dimensions.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -28,16 +28,23 @@ class MultiCropConfig(ObjectiveConfig):
     """Views of the small size, beside the two of --crop.size; 0: none."""
     small_crop: CropConfig = field(default_factory=lambda: CropConfig(size=96, scale=(0.05, 0.14)))
     """How they are cut."""
+    small_blur: float | None = None
+    """Probability of blur of small views; None: the first view's."""
 
     def __post_init__(self) -> None:
         check_bounds(self, "--objective.", small_views="[0, 1000]")
+        if self.small_blur is not None:
+            check_bounds(self, "--objective.", small_blur="[0, 1]")
 
     def views(self, crop: CropConfig, augment: AugmentConfig) -> ViewPlan:
-        """Two large views, and small ones that are altered as the first of them."""
+        """Two large views, and small ones that are altered as the first of them, but for blur."""
         large = ViewGroup(crop, (augment.view1, augment.view2))
         if not self.small_views:
             return (large,)
-        return large, ViewGroup(self.small_crop, (augment.view1,) * self.small_views)
+        look = augment.view1
+        if self.small_blur is not None:
+            look = replace(look, blur=self.small_blur)
+        return large, ViewGroup(self.small_crop, (look,) * self.small_views)
 
 
 def project_all(encoder: nn.Module, head: nn.Module, views: Sequence[torch.Tensor]) -> torch.Tensor:

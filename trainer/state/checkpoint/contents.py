@@ -52,7 +52,8 @@ def load_encoder_state(
     }
     if average and not tensors:
         raise CheckpointError(
-            f"{run}: its objective keeps no moving average of the encoder; BYOL, DINO and MoCo do"
+            f"{run}: its objective keeps no moving average of the encoder; BYOL, DINO and MoCo do,"
+            " trained alone"
         )
     return tensors, {**config, "checkpoint": checkpoint.state}
 
