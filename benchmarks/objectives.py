@@ -13,6 +13,7 @@ often at their best before an encoder's last stage, so there is a linear classif
 import argparse
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from demo import processor
@@ -69,29 +70,22 @@ LAYERS = ("layer1", "layer2", "layer3")
 _TRANSFORMERS = "mae"
 
 
-def pretrain(
-    recipe: str, *settings: str, out: Path, files: list[str], steps: int, knn: bool = False
-) -> float:
+def pretraining(recipe: str, *settings: str, files: list[str], knn: bool = False) -> list[str]:
+    """The command of a run, but for its length and place."""
+    small = () if recipe.startswith(_TRANSFORMERS) else _SMALL
+    data = files if knn else files[:2]
+    return ["pretrain", recipe, *small, *_COMMON, *settings, *data, *_PROCESSES]
+
+
+def pretrain(words: Sequence[str], out: Path, steps: int) -> float:
     """Processor seconds of a run of so many steps."""
-    words = [
-        "pretrain",
-        recipe,
-        *(() if recipe.startswith(_TRANSFORMERS) else _SMALL),
-        *_COMMON,
-        *settings,
-        *files[: None if knn else 2],
-        *_PROCESSES,
-    ]
     return command([*words, "--out", str(out), "--steps", str(steps)])[1]
 
 
-def steps_of(run: tuple[str, ...], out: Path, files: list[str], seconds: float) -> int:
+def steps_of(words: Sequence[str], out: Path, seconds: float) -> int:
     """Steps that take so many processor seconds; what comes once in a run is not counted."""
-    few, many = (
-        pretrain(*run, out=out.with_name(f"{out.name}-{steps}"), files=files, steps=steps)
-        for steps in _PROBE
-    )
-    return round(seconds * (_PROBE[1] - _PROBE[0]) / (many - few))
+    few, many = (pretrain(words, out.with_name(f"{out.name}-{steps}"), steps) for steps in _PROBE)
+    return max(1, round(seconds * (_PROBE[1] - _PROBE[0]) / (many - few)))
 
 
 def top1(method: str, source: str, files: list[str], out: Path, *settings: str) -> float:
@@ -145,11 +139,12 @@ def main() -> None:
         folder = Path(temporary)
         baselines = {"pixels": f"pixels:{args.size}"}
         for run in [*runs.values()][:1]:  # compiles for all that follow
-            pretrain(*run, out=folder / "first", files=files, steps=1, knn=True)
+            pretrain(pretraining(*run, files=files, knn=True), folder / "first", 1)
         for name, run in runs.items():
             seconds = 60 * args.minutes * CORES
-            steps = int(known.get(name) or steps_of(run, folder / name, files, seconds))
-            spent = pretrain(*run, out=folder / name, files=files, steps=steps, knn=True)
+            alone = pretraining(*run, files=files)
+            steps = int(known.get(name) or steps_of(alone, folder / name, seconds))
+            spent = pretrain(pretraining(*run, files=files, knn=True), folder / name, steps)
             records = (folder / name / "metrics.jsonl").read_text().splitlines()
             first, last = json.loads(records[0]), json.loads(records[-1])
             print(
