@@ -4,8 +4,8 @@
     python benchmarks/objectives.py --train train96.beton --test test96.beton --size 96
 
 A small ResNet, two cores; a budget is of processor time, which a busy machine changes little: ten
-minutes on two cores are twenty of processors. How many steps that is, a first run of each objective
-tells, unless --steps names it. Learning rates are those of so short a run; all else is the
+minutes on two cores are twenty of processors. How many steps that is, two short runs of each
+objective tell, unless --steps names it. Learning rates are those of so short a run; all else is the
 recipe's. Supervised training, SimCLR and the untrained encoder stand beside them. Pretext tasks are
 often at their best before an encoder's last stage, so there is a linear classifier for each.
 """
@@ -21,7 +21,10 @@ from demo import run as command
 
 CORES = 2
 _LARGE = 90  # pixels from which on an image has room for tiles
-_PROBE = (10, 90)  # steps of the two runs whose difference is the time of a step
+_PROBE_STEPS = 10  # of a first run
+_PROBE_SECONDS = (
+    30  # of processors, about: what a second run takes more, from which a step's time is
+)
 _PROCESSES = ("--devices", str(CORES))
 _SMALL = ("--encoder.name", "resnet8x2", "--encoder.stem", "cifar-stride2")
 _COMMON = (
@@ -84,8 +87,14 @@ def pretrain(words: Sequence[str], out: Path, steps: int) -> float:
 
 def steps_of(words: Sequence[str], out: Path, seconds: float) -> int:
     """Steps that take so many processor seconds; what comes once in a run is not counted."""
-    few, many = (pretrain(words, out.with_name(f"{out.name}-{steps}"), steps) for steps in _PROBE)
-    return max(1, round(seconds * (_PROBE[1] - _PROBE[0]) / (many - few)))
+    short = out.with_name(f"{out.name}-short")
+    used = pretrain(words, short, _PROBE_STEPS)
+    last = json.loads((short / "metrics.jsonl").read_text().splitlines()[-1])
+    batch = json.loads((short / "config.json").read_text())["batch"]
+    guess = CORES * batch / last["images_per_second"]
+    more = max(_PROBE_STEPS, round(_PROBE_SECONDS / guess))
+    longer = pretrain(words, out.with_name(f"{out.name}-longer"), _PROBE_STEPS + more)
+    return max(1, round(seconds * more / (longer - used)))
 
 
 def top1(method: str, source: str, files: list[str], out: Path, *settings: str) -> float:
