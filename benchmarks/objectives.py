@@ -3,7 +3,7 @@
     python benchmarks/objectives.py --train train.beton --test test.beton --minutes 5
     python benchmarks/objectives.py --train train96.beton --test test96.beton --size 96
 
-A small ResNet, two cores; a budget is of processor time, which a busy machine changes little: ten
+A small ResNet, two cores; a budget is of processor time, which a busy machine changes less: ten
 minutes on two cores are twenty of processors. How many steps that is, two short runs of each
 objective tell, unless --steps names it. Learning rates are those of so short a run; all else is the
 recipe's. Supervised training, SimCLR and the untrained encoder stand beside them. Pretext tasks are
@@ -22,9 +22,7 @@ from demo import run as command
 CORES = 2
 _LARGE = 90  # pixels from which on an image has room for tiles
 _PROBE_STEPS = 10  # of a first run
-_PROBE_SECONDS = (
-    30  # of processors, about: what a second run takes more, from which a step's time is
-)
+_PROBE_SECONDS = 30  # of processors, about, that a second run takes more: of that, a step's time
 _PROCESSES = ("--devices", str(CORES))
 _SMALL = ("--encoder.name", "resnet8x2", "--encoder.stem", "cifar-stride2")
 _COMMON = (
