@@ -417,15 +417,16 @@ def train(world_size: int, config: RunConfig, *, stop_at: int = 0, timeout: floa
 
 
 def train_all(
-    world_size: int, runs: Sequence[tuple[RunConfig, int]], *, timeout: float = 240
+    world_size: int, runs: Sequence[tuple[RunConfig, int]], *, timeout: float | None = None
 ) -> list[str]:
     """Several runs one after the other in the same processes, which take seconds to start.
 
     Args:
         world_size: number of processes.
         runs: what to train, and the step at which the last rank is asked to stop; 0: none.
-        timeout: seconds for all of them.
+        timeout: seconds for all of them; None: by their number.
     """
+    timeout = timeout or 200 + 20 * len(runs)
     values = [(to_json(config), stop_at) for config, stop_at in runs]
     by_rank = run_ranks(_train_rank, world_size, values, timeout=timeout, init_process_group=False)
     for outcomes in by_rank:

@@ -149,25 +149,32 @@ def test_pieces_train_as_the_whole_batch_does(data: Path, tmp_path: Path) -> Non
         assert_same_run(runs[name, 0].out, runs[name, 5].out, tolerance=1e-7)
 
 
+STOPS = {"mid-epoch": (3, "fp32"), "edge": (5, "fp64"), "second-epoch": (7, "bf16")}
+
+
+@pytest.mark.parametrize("stop", STOPS)
 @pytest.mark.parametrize(
-    ("stop", "precision"),
-    [(3, "fp32"), (5, "fp64"), (7, "bf16")],
-    ids=["mid-epoch", "edge", "second-epoch"],
+    "some", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["s", "all"]
 )
 def test_a_stopped_run_goes_on_to_the_bit(
-    data: Path, tmp_path: Path, stop: int, precision: str
+    data: Path, tmp_path: Path, stop: str, some: bool
 ) -> None:
+    """Among the quick tests each objective is stopped at one place, those with more to keep at
+    all."""
+    (step, precision), turn = STOPS[stop], list(STOPS).index(stop)
+    names = [*dict.fromkeys([*OTHERS[turn::3], *(n for n in PER_SAMPLE if n in CONFIGS)])]
+    names = names if some else list(CONFIGS)
     runs = [
         (config_of(name, data, tmp_path / f"{name}-{kind}", precision=precision), kind)
-        for name in CONFIGS
+        for name in names
         for kind in ("whole", "stopped")
     ]
-    asked = {config.out: stop + PASS.get(config.objective.name, 0) for config, _ in runs}
+    asked = {config.out: step + PASS.get(config.objective.name, 0) for config, _ in runs}
     stops = [(config, asked[config.out] * (kind == "stopped")) for config, kind in runs]
     outcomes = train_all(2, stops)
-    assert outcomes == ["done", "stopped"] * len(CONFIGS)
+    assert outcomes == ["done", "stopped"] * len(names)
     train_all(2, [(config, 0) for config, kind in runs if kind == "stopped"])
-    for name in CONFIGS:
+    for name in names:
         assert_equal_runs(tmp_path / f"{name}-whole", tmp_path / f"{name}-stopped")
 
 
