@@ -78,10 +78,7 @@ def _in_training(metrics: Metrics, average: bool) -> Iterator[str]:
     """What the run itself measured last; its kNN is not the average's."""
     for column, line in (
         ("loss", "Training loss at step {:.0f}: {:.4g}"),
-        (
-            "knn_top1",
-            "Online kNN of the trained encoder at step {:.0f}: {:.2%} top-1 of the test file",
-        ),
+        ("knn_top1", "Online kNN at step {:.0f}: {:.2%} top-1 of the test file"),
     ):
         if column in metrics and not (average and column == "knn_top1"):
             last = np.flatnonzero(np.isfinite(metrics[column]))[-1]

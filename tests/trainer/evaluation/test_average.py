@@ -1,5 +1,6 @@
 """A run's moving average: evaluated and exported on request, refused where there is none."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -70,3 +71,22 @@ def test_a_file_has_none(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(b"")
     with pytest.raises(ConfigError, match="a file has one encoder; name the run's folder"):
         load_encoder(f"average:{tmp_path / 'a.safetensors'}")
+
+
+def test_its_card_has_its_own_figures(run: Path, tmp_path: Path) -> None:
+    for name, top1 in (("run", 0.5), ("average", 0.75)):
+        report = {"method": "knn", "protocol": name, "top1": top1}
+        report |= {"encoder": {"kind": name, "step": 3}}
+        (run / "evaluation").mkdir(exist_ok=True)
+        (run / "evaluation" / f"own-{name}.json").write_text(json.dumps(report))
+    cards = []
+    for words in ([], ["--ema"]):
+        out = tmp_path / f"out{len(words)}.safetensors"
+        assert main(["export", str(run), "--out", str(out), *words]) == 0
+        cards.append(out.with_suffix(".md").read_text())
+    assert "knn (run): 50.00%" in cards[0]
+    assert "knn (average): 75.00%" in cards[1]
+    assert "knn (average)" not in cards[0]
+    assert "knn (run)" not in cards[1]
+    assert "These weights are the moving average of the trained encoder's." in cards[1]
+    assert "moving average" not in cards[0]
