@@ -46,6 +46,12 @@ FORMS = (
         "objectives.md",
     ),
     Form(
+        r"videos/train",
+        "photos/train",
+        "folders of images are clips too; there are no videos here",
+        "data.md",
+    ),
+    Form(
         r"(slurm/\w+\.sh --.*)",
         r"\1" + _SMALL,
         "the same, in a job",
