@@ -10,7 +10,7 @@ P parameters of an image.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import permutations
 from typing import NamedTuple
@@ -142,13 +142,13 @@ def mocov2_views() -> AugmentConfig:
     return AugmentConfig(view1=view, view2=view)
 
 
-def mocov3_views() -> AugmentConfig:
-    """MoCo v3 (arXiv 2104.02057), BYOL's asymmetric pair. Its crops have scale (0.2, 1)."""
+def mocov3_views(blur: bool = True) -> AugmentConfig:
+    """MoCo v3 (arXiv 2104.02057), BYOL's asymmetric pair, without blur for CIFAR. Its crops have
+    scale (0.2, 1)."""
+    view = ViewConfig(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)
     return AugmentConfig(
-        view1=ViewConfig(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, blur=1.0),
-        view2=ViewConfig(
-            brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, blur=0.1, solarize=0.2
-        ),
+        view1=replace(view, blur=1.0 if blur else 0.0),
+        view2=replace(view, blur=0.1 if blur else 0.0, solarize=0.2),
     )
 
 

@@ -8,6 +8,7 @@ Shapes: N images of this process, V views of all sizes, K directions, D dimensio
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -23,7 +24,7 @@ from trainer.objectives.parts.dino_head import DinoHead
 from trainer.objectives.parts.global_mean import global_mean
 from trainer.objectives.parts.global_sum import global_sum
 from trainer.objectives.parts.key_encoder import KeyEncoder, MomentumSchedule, momentum_at
-from trainer.objectives.parts.multi_crop import LARGE, MultiCropConfig
+from trainer.objectives.parts.multi_crop import LARGE, MultiCropConfig, project_all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,15 +98,12 @@ class DINO(Objective):
         """``cosines`` of all views with the directions, ``(N, V, K)``, and ``taught``, what the
         averages give for the large ones, ``(N, 2, K)``."""
         frozen = inputs.step < self.config.frozen_steps
-        features = [self.encoder(views_VNCHW.flatten(0, 1)) for views_VNCHW in inputs.views]
-        images = len(inputs.ids_N)
-        cosines_RK = self.student(torch.cat(features), frozen)
+        head = partial(self.student, frozen=frozen)
+        cosines_NVK = project_all(self.encoder, head, inputs.views)
         # A pass for both: BatchNorm, where there is any, takes them together here as there.
         taught_RK = self.key(inputs.views[0].flatten(0, 1))
-        rows, fixed = (
-            each.unflatten(0, (-1, images)).transpose(0, 1) for each in (cosines_RK, taught_RK)
-        )
-        return Outputs({"cosines": rows}, {"taught": fixed})
+        taught_NLK = taught_RK.unflatten(0, (LARGE, -1)).transpose(0, 1)
+        return Outputs({"cosines": cosines_NVK}, {"taught": taught_NLK})
 
     def loss(self, outputs: Outputs, step: int) -> Loss:
         """Mean cross-entropy of what both large views are taught with all other views' predictions,

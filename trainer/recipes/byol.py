@@ -44,16 +44,12 @@ def byol_cifar10_r18() -> RunConfig:
     are those of that recipe; its LARS clips the trust ratio, which ours does not, so the rate
     is that of simclr-cifar10-r18.
     """
-    views = mocov3_views()
     return RunConfig(
         **named("byol-cifar10-r18"),
         batch=256,
         epochs=1000,
         crop=CropConfig(size=32, scale=(0.08, 1.0)),
-        augment=AugmentConfig(
-            view1=dataclasses.replace(views.view1, blur=0.0),
-            view2=dataclasses.replace(views.view2, blur=0.0),
-        ),
+        augment=mocov3_views(blur=False),
         encoder=EncoderConfig(name="resnet18", stem="cifar", zero_init_residual=True),
         head=_BYOL_HEAD,
         objective=BYOLConfig(momentum=0.99, predictor=_BYOL_HEAD),

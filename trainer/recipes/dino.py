@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from data_pipeline.augment import AugmentConfig, mocov3_views
+from data_pipeline.augment import mocov3_views
 from data_pipeline.crops import CropConfig
 from trainer.config import RunConfig
 from trainer.models.encoders import EncoderConfig
@@ -61,17 +61,13 @@ def dino_cifar10_r18() -> RunConfig:
     Published: 89.52 % on CIFAR-10 (solo-learn, two views of one size, 4,096 directions). Here four
     views of 20 pixels stand beside them; no published figure has these settings.
     """
-    views = mocov3_views()
     return dataclasses.replace(
         dino_r50(),
         **named("dino-cifar10-r18"),
         batch=256,
         epochs=1000,
         crop=CropConfig(size=32, scale=(0.2, 1.0)),
-        augment=AugmentConfig(
-            view1=dataclasses.replace(views.view1, blur=0.0),
-            view2=dataclasses.replace(views.view2, blur=0.0),
-        ),
+        augment=mocov3_views(blur=False),
         encoder=EncoderConfig(name="resnet18", stem="cifar", zero_init_residual=True),
         objective=DINOConfig(
             directions=4096,

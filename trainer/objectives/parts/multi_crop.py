@@ -4,7 +4,7 @@ Caron et al. 2020 (SwAV, arXiv 2006.09882), section 3.2. Shapes: N images of thi
 of all sizes, D projection dimensions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -47,9 +47,13 @@ class MultiCropConfig(ObjectiveConfig):
         return large, ViewGroup(self.small_crop, (look,) * self.small_views)
 
 
-def project_all(encoder: nn.Module, head: nn.Module, views: Sequence[torch.Tensor]) -> torch.Tensor:
+def project_all(
+    encoder: nn.Module,
+    head: Callable[[torch.Tensor], torch.Tensor],
+    views: Sequence[torch.Tensor],
+) -> torch.Tensor:
     """``(N, V, D)``, the large views first: a pass for each size, one through the head for all, as
     the authors' code has it."""
     features = [encoder(views_VNCHW.flatten(0, 1)) for views_VNCHW in views]
-    z_RD: torch.Tensor = head(torch.cat(features))
+    z_RD = head(torch.cat(features))
     return z_RD.unflatten(0, (-1, views[0].shape[1])).transpose(0, 1)
