@@ -3,11 +3,12 @@
     python benchmarks/objectives.py --train train.beton --test test.beton --minutes 5
     python benchmarks/objectives.py --train train96.beton --test test96.beton --size 96
 
-A small ResNet, two cores; a budget is of processor time, which a busy machine changes less: ten
-minutes on two cores are twenty of processors. How many steps that is, two short runs of each
-objective tell, unless --steps names it. Learning rates are those of so short a run; all else is the
-recipe's. Supervised training, SimCLR and the untrained encoder stand beside them. Pretext tasks are
-often at their best before an encoder's last stage, so there is a linear classifier for each.
+A small ResNet and one process, which takes twice the minutes that two cores would: --minutes 5 is
+ten of one core, so give each core its own command and half of the --objectives. How many steps that
+is, two short runs of each objective tell, unless --steps names it. Learning rates are those of so
+short a run; all else is the recipe's. Supervised training, SimCLR and the untrained encoder stand
+beside them. Pretext tasks are often at their best before an encoder's last stage, so there is a
+linear classifier for each.
 """
 
 import argparse
@@ -21,9 +22,8 @@ from demo import run as command
 
 CORES = 2
 _LARGE = 90  # pixels from which on an image has room for tiles
-_PROBE_STEPS = 10  # of a first run
-_PROBE_SECONDS = 30  # of processors, about, that a second run takes more: of that, a step's time
-_PROCESSES = ("--devices", str(CORES))
+_PROBE_STEPS = (10, 50)  # of two short runs
+_PROCESSES = ("--devices", "1")
 _SMALL = ("--encoder.name", "resnet8x2", "--encoder.stem", "cifar-stride2")
 _COMMON = (
     *("--precision", "fp32", "--schedule.kind", "cosine", "--schedule.warmup-epochs", "0.35"),
@@ -45,6 +45,9 @@ RUNS = {
     "pirl": ("pirl-cifar10-r18",),
     "npid": ("npid-cifar10-r18",),
     "deepclusterv2": ("deepclusterv2-cifar10-r18", *_FAST),
+    "sela": ("sela-cifar10-r18", *_FAST),
+    "deepcluster": ("deepcluster-cifar10-r18",),
+    "nnclr": ("nnclr-cifar10-r18", *_FAST),
     "rotation": ("rotation-cifar10-r18",),
     "colourisation": ("colourisation-cifar10-r18",),
     "inpainting": ("inpainting-cifar10-r18",),
@@ -59,6 +62,7 @@ RUNS = {
     "gan": ("gan-cifar10-r18",),
     "bigan": (*("gan-cifar10-r18", "--objective.learns", "inverse", "--encoder.norm", "batch"),),
     "mae": ("mae-cifar10-vitti4",),
+    "ibot": ("ibot-cifar10-vitti4",),
 }
 # Tiles need larger images: --size 96.
 PATCHES = {
@@ -68,7 +72,7 @@ PATCHES = {
     "relativepatch": ("relativepatch-stl10-r18",),
 }
 LAYERS = ("layer1", "layer2", "layer3")
-_TRANSFORMERS = "mae"
+_TRANSFORMERS = ("mae", "ibot")
 
 
 def pretraining(recipe: str, *settings: str, files: list[str], knn: bool = False) -> list[str]:
@@ -83,16 +87,16 @@ def pretrain(words: Sequence[str], out: Path, steps: int) -> float:
     return command([*words, "--out", str(out), "--steps", str(steps)])[1]
 
 
+def records(run: Path) -> list[dict[str, float]]:
+    """What a run wrote at each step."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
 def steps_of(words: Sequence[str], out: Path, seconds: float) -> int:
     """Steps that take so many processor seconds; what comes once in a run is not counted."""
-    short = out.with_name(f"{out.name}-short")
-    used = pretrain(words, short, _PROBE_STEPS)
-    last = json.loads((short / "metrics.jsonl").read_text().splitlines()[-1])
-    batch = json.loads((short / "config.json").read_text())["batch"]
-    guess = CORES * batch / last["images_per_second"]
-    more = max(_PROBE_STEPS, round(_PROBE_SECONDS / guess))
-    longer = pretrain(words, out.with_name(f"{out.name}-longer"), _PROBE_STEPS + more)
-    return max(1, round(seconds * more / (longer - used)))
+    used = [pretrain(words, out.with_name(f"{out.name}-{steps}"), steps) for steps in _PROBE_STEPS]
+    few, many = _PROBE_STEPS
+    return max(1, round(seconds * (many - few) / (used[1] - used[0])))
 
 
 def top1(method: str, source: str, files: list[str], out: Path, *settings: str) -> float:
@@ -101,10 +105,10 @@ def top1(method: str, source: str, files: list[str], out: Path, *settings: str) 
     return 100 * float(json.loads(out.read_text())["top1"])
 
 
-def judged(name: str, source: str, files: list[str], folder: Path) -> str:
-    """kNN, and a linear classifier of each stage."""
+def judged(name: str, source: str, files: list[str], folder: Path, knn: float = 0) -> str:
+    """kNN (where a run has not counted it), and a linear classifier of each stage."""
     layers = () if name.startswith(_TRANSFORMERS) or source.startswith("pixels:") else LAYERS
-    own = top1("knn", source, files, folder / f"{name}-knn.json")
+    own = knn or top1("knn", source, files, folder / f"{name}-knn.json")
     found = [
         top1("linear", source, files, folder / f"{name}-{layer}.json", "--layer", layer)
         for layer in layers
@@ -124,7 +128,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--train", type=Path, required=True, metavar="FILE.beton")
     parser.add_argument("--test", type=Path, required=True, metavar="FILE.beton")
-    parser.add_argument("--minutes", type=float, default=10, help="on two cores (default 10)")
+    parser.add_argument("--minutes", type=float, default=5, help="of two cores (default 5)")
     parser.add_argument("--size", type=int, default=32, help="of the images, pixels (default 32)")
     parser.add_argument("--objectives", nargs="+", choices={**RUNS, **PATCHES}, metavar="NAME")
     parser.add_argument("--steps", nargs="+", default=[], metavar="NAME=N", help="known steps")
@@ -152,11 +156,11 @@ def main() -> None:
             alone = pretraining(*run, files=files)
             steps = int(known.get(name) or steps_of(alone, folder / name, seconds))
             spent = pretrain(pretraining(*run, files=files, knn=True), folder / name, steps)
-            records = (folder / name / "metrics.jsonl").read_text().splitlines()
-            first, last = json.loads(records[0]), json.loads(records[-1])
+            first, *_, last = records(folder / name)
+            found = judged(name, str(folder / name), files, folder, 100 * last["knn_top1"])
             print(
-                f"{name:15} {judged(name, str(folder / name), files, folder)}; {steps} steps, epoch"
-                f" {last['epoch'] + 1}, {spent / 60:.1f} processor minutes; {task(first, last)}",
+                f"{name:15} {found}; {steps} steps, epoch {last['epoch'] + 1},"
+                f" {spent / 60:.1f} processor minutes; {task(first, last)}",
                 flush=True,
             )
             if not name.startswith(_TRANSFORMERS):
