@@ -133,6 +133,20 @@ def gather_rows(local: torch.Tensor, rows_per_rank: Sequence[int] | None = None)
     return torch.cat([block[:n] for block, n in zip(blocks, rows)])
 
 
+def sum_ranks(local: torch.Tensor) -> torch.Tensor:
+    """Every rank's tensor added up, the same on each. One collective; no gradient.
+
+    Args:
+        local: of one shape and dtype on all ranks; it stays as it is.
+    """
+    if rank_and_size()[1] == 1:
+        return local
+    total = local.detach().clone(memory_format=torch.contiguous_format)
+    with waiting("sum over all processes: all-reduce"):
+        dist.all_reduce(total)
+    return total
+
+
 class DifferentiableGather(torch.autograd.Function):
     """:func:`gather_rows` with its true adjoint: the sum of all ranks' gradients of these rows."""
 

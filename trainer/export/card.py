@@ -75,12 +75,13 @@ def _training_hours(batch: Any, metrics: Metrics) -> str | None:
 
 
 def _in_training(metrics: Metrics, average: bool) -> Iterator[str]:
-    """What the run itself measured last; its kNN is not the average's."""
+    """What the run itself measured last; its accuracies are not the average's."""
     for column, line in (
         ("loss", "Training loss at step {:.0f}: {:.4g}"),
         ("knn_top1", "Online kNN at step {:.0f}: {:.2%} top-1 of the test file"),
+        ("linear_top1", "Online linear at step {:.0f}: {:.2%} top-1 of the test file"),
     ):
-        if column in metrics and not (average and column == "knn_top1"):
+        if column in metrics and not (average and column != "loss"):
             last = np.flatnonzero(np.isfinite(metrics[column]))[-1]
             yield line.format(metrics["step"][last], metrics[column][last])
 

@@ -1,4 +1,5 @@
-"""Nearest-neighbour accuracy while a run goes on: the cheapest honest look at an encoder.
+"""Nearest-neighbour and linear accuracy while a run goes on: the cheapest honest look at an
+encoder.
 
 The training set is the reference and the test set is asked, both by their centre crops through the
 encoder in evaluation mode, so nothing of the run changes. Each rank extracts a share of features.
@@ -24,6 +25,7 @@ from data_pipeline.reading.pool import LoaderConfig
 from trainer.features.extraction import default_resize, extract_features
 from trainer.features.knn import knn_classify, remark_on_k
 from trainer.features.labelled_files import read_labels
+from trainer.features.least_squares import linear_top1
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,8 @@ class OnlineKnnConfig:
     """Neighbours that vote, at most the size of the training set."""
     temperature: float = 0.07
     """Votes weigh exp(cosine similarity / temperature)."""
+    linear: bool = True
+    """Fit a linear classifier to the same features as well, by least squares."""
     batch: int = 256
     """Images per process and forward pass."""
     size: int | None = None
@@ -110,7 +114,8 @@ class OnlineKnn:
     def evaluate(
         self, encoder: nn.Module, augment: Augment, device: torch.device, dtype: torch.dtype
     ) -> dict[str, float]:
-        """Top-1 and top-5 on the test set, 0 to 1. A collective: all ranks call it together.
+        """Top-1 and top-5 on the test set, and of a linear classifier its top-1, 0 to 1. A
+        collective: all ranks call it together.
 
         Raises:
             DataError: on all ranks: more samples of a set are damaged than may be.
@@ -121,7 +126,10 @@ class OnlineKnn:
         asked = asked._replace(labels_N=self._classes.renumbered(asked.labels_N))
         k = min(self.config.k, len(bank.labels_N))
         result = knn_classify(bank, asked, k, temperature=self.config.temperature)
-        return {"knn_top1": result.top1, "knn_top5": result.top5}
+        found = {"knn_top1": result.top1, "knn_top5": result.top5}
+        if self.config.linear:
+            found["linear_top1"] = linear_top1(bank, asked, device)
+        return found
 
     @staticmethod
     def _counted(loader: EvalLoader) -> Iterator[Batch]:

@@ -23,6 +23,7 @@ Metrics = Mapping[str, npt.NDArray[np.float64]]
 _CURVES = (  # column of metrics.jsonl, what it is, factor
     ("loss", "Loss", 1.0),
     ("knn_top1", "Online kNN, top-1 (%)", 100.0),
+    ("linear_top1", "Online linear, top-1 (%)", 100.0),
     ("lr", "Learning rate", 1.0),
     ("images_per_second", "Throughput (images/s)", 1.0),
     ("gradient_norm", "Gradient norm", 1.0),
@@ -30,12 +31,14 @@ _CURVES = (  # column of metrics.jsonl, what it is, factor
     ("feature_std", "Spread of projections", 1.0),
     ("effective_rank", "Effective rank", 1.0),
 )
+_EVALUATIONS = {"knn_top1", "linear_top1"}
 _NO_CURVES = {"step", "epoch", "skipped", "substitutes", "knn_top5", "knn_best_top1"}
 
 
 def accuracies(metrics: Metrics) -> list[tuple[str, str]]:
     """Columns that say how often an objective's task was solved, and their names in words."""
-    names = [name for name in metrics if name.endswith("_top1") and not name.startswith("knn_")]
+    others = _EVALUATIONS | _NO_CURVES
+    names = [name for name in metrics if name.endswith("_top1") and name not in others]
     return [(name, f"{name.removesuffix('_top1').replace('_', ' ')} top-1") for name in names]
 
 

@@ -150,9 +150,10 @@ def _measures(history: History) -> Iterator[tuple[str, str]]:
         if name in metrics and np.isfinite(metrics[name][-tail:]).any():
             mean = float(np.nanmean(metrics[name][-tail:]))
             yield f"{words}, at the end", short(mean) if name == "loss" else f"{100 * mean:.1f} %"
-    if "knn_top1" in metrics:
-        known = metrics["knn_top1"][np.isfinite(metrics["knn_top1"])]
-        yield "online kNN, last and best", f"{100 * known[-1]:.1f} %, {100 * known.max():.1f} %"
+    for column, words in (("knn_top1", "online kNN"), ("linear_top1", "online linear")):
+        if column in metrics:
+            known = metrics[column][np.isfinite(metrics[column])]
+            yield f"{words}, last and best", f"{100 * known[-1]:.1f} %, {100 * known.max():.1f} %"
     if "images_per_second" in metrics:
         speed = float(np.nanmedian(metrics["images_per_second"]))
         yield "throughput, median", f"{short(speed)} images/s"

@@ -38,6 +38,10 @@ _GAUGES = {
     "images_per_second": ("widebatch_images_per_second", "Global throughput of the newest steps"),
     "gradient_norm": ("widebatch_gradient_norm", "L2 norm of the global gradient"),
     "knn_top1": ("widebatch_knn_top1_ratio", "Online kNN accuracy on the test data, 0 to 1"),
+    "linear_top1": (
+        "widebatch_linear_top1_ratio",
+        "Online linear accuracy on the test data, 0 to 1",
+    ),
     "knn_best_top1": ("widebatch_knn_best_top1_ratio", "The best online kNN accuracy, 0 to 1"),
     "feature_std": (
         "widebatch_feature_std_ratio",

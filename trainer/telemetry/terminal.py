@@ -91,6 +91,8 @@ class LogLines(Reader):
             parts += [f"{last['images_per_second']:.0f} img/s"]
             if "knn_top1" in last:
                 parts += [f"kNN {last['knn_top1']:.1%} (best {last['knn_best_top1']:.1%})"]
+            if "linear_top1" in last:
+                parts += [f"linear {last['linear_top1']:.1%}"]
             parts += [f"ETA {clock if left < 86400 else f'{left / 3600:.0f} h'}"]
             log.info("%s", "  ".join(parts))
             self._said = now

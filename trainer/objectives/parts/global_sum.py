@@ -3,10 +3,9 @@
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
-from common.collectives import rank_and_size, waiting
+from common.collectives import rank_and_size, sum_ranks
 
 
 def global_sum(local: torch.Tensor) -> torch.Tensor:
@@ -25,10 +24,7 @@ def global_sum(local: torch.Tensor) -> torch.Tensor:
 class _GlobalSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, local: torch.Tensor) -> torch.Tensor:
-        total = local.clone(memory_format=torch.contiguous_format)
-        with waiting("statistics of the batch: all-reduce"):
-            dist.all_reduce(total)
-        return total
+        return sum_ranks(local)
 
     @staticmethod
     @once_differentiable
