@@ -200,6 +200,11 @@ class Objective(nn.Module):
         normalised as views are. Called in evaluation mode. Empty: there is nothing to look at."""
         return {}
 
+    def sample_clusters(self) -> torch.Tensor | None:
+        """The cluster of each sample of the data set, int64 ``(S,)``, negative where it has none:
+        people look at what lies together. None: it makes none."""
+        return None
+
     def synchronised_parts(self, sync_batch_norm: bool) -> list[nn.Module]:
         """Parts whose BatchNorm takes its statistics from the global batch, by that setting."""
         return [self] if sync_batch_norm else []

@@ -123,8 +123,9 @@ def _views(figure: Part, views: Views, rows: int | None = None) -> None:
 
 
 def _task(figure: Part, task: TaskPictures) -> None:
-    """A row per image: what the run's task makes of it."""
-    _grid(figure.add_subplot(), task.images_NKSS3, ", ".join(task.titles))
+    """A row per image: what the run's task makes of it; or per cluster."""
+    heading = ", ".join(filter(None, task.titles)) or "images of a cluster in each row"
+    _grid(figure.add_subplot(), task.images_NKSS3, heading)
 
 
 def _grid(axes: Any, images_RKSS3: Images, heading: str) -> int:

@@ -4,16 +4,20 @@ import dataclasses
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from data_pipeline.crops import CropConfig
 from data_pipeline.reading.open_data import OpenData
 from tests.trainer.runs import (
+    checkpoint_bytes,
     inputs_of,
     pack_images,
     tiny_autoencoder_config,
     tiny_bigan_config,
     tiny_colourisation_config,
+    tiny_deepcluster_config,
+    tiny_deepclusterv2_config,
     tiny_frameorder_config,
     tiny_gan_config,
     tiny_inpainting_config,
@@ -26,6 +30,8 @@ from tests.trainer.runs import (
     train,
 )
 from tests.trainer.saved_runs import save_run
+from trainer.evaluation.load_encoder import Preprocessing
+from trainer.evaluation.pictures import Album
 from trainer.objectives.base import Outputs
 from trainer.objectives.parts.lab import lab_to_rgb, rgb_to_lab
 from trainer.objectives.parts.tiles import TILES, cut_tiles, joined
@@ -43,6 +49,33 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return pack_images(tmp_path_factory.mktemp("data"), count=40, side=32)
+
+
+@pytest.mark.parametrize("tiny", [tiny_deepcluster_config, tiny_deepclusterv2_config])
+def test_a_run_of_clusters_shows_what_lies_together(data, tmp_path, tiny):
+    config = tiny(data, tmp_path / "run", steps=1)
+    assert train(1, config) == "done"
+    settings, train_data = read_settings(config.out), OpenData(config.data.train)
+    found = task_pictures(config.out, settings, train_data, CPU)
+    tensors = safetensors.torch.load(checkpoint_bytes(config.out)["model.safetensors"])
+    clusters = tensors["clusters"].view(-1, 40)[0]
+    sizes = [int(row.split(": ")[1].split()[0]) for row in found.rows]
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] == int(
+        clusters[clusters >= 0].bincount().max()
+    )
+    images = {image.tobytes(): sample for sample, image in enumerate(_all_images(train_data))}
+    for row, shown in zip(found.rows, found.images_NKSS3, strict=True):
+        cluster = int(row.split(":")[0].split()[1])
+        samples = [images[image.tobytes()] for image in shown]
+        assert len(set(samples)) == len(samples)
+        assert {int(clusters[sample]) for sample in samples} == {cluster}, row
+    (contents,) = read_contents([config.out], Pictures(task=found))
+    assert found.rows[0] in page([contents])
+    assert [path.stem for path in write_figures(contents, tmp_path / "figures")].count("task") == 1
+
+
+def _all_images(data):
+    return Album(data, Preprocessing(size=32, resize=32)).read(range(data.info.num_samples))
 
 
 @pytest.mark.parametrize(
