@@ -118,12 +118,16 @@ def cluster_sums(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sums of the samples of each cluster, float64 ``(K, F)``, and their counts, int64 ``(K,)``.
 
-    Products of matrices, which add in one order where atomic additions on a GPU would not.
+    One order of additions: on the CPU that of the samples; on a GPU, where atomic additions have
+    none, that of products of matrices.
     """
     sums_KF = torch.zeros(clusters, x_NF.shape[1], dtype=torch.float64, device=x_NF.device)
     rows = _rows(x_NF, clusters)
     for x_BF, assigned_B in zip(x_NF.split(rows), assigned_N.split(rows)):
-        sums_KF += nn.functional.one_hot(assigned_B, clusters).double().T @ x_BF.double()
+        if x_NF.is_cuda:
+            sums_KF += nn.functional.one_hot(assigned_B, clusters).double().T @ x_BF.double()
+        else:
+            sums_KF.index_add_(0, assigned_B, x_BF.double())
     return sums_KF, assigned_N.bincount(minlength=clusters)
 
 
