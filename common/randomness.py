@@ -58,6 +58,7 @@ class Stream(IntEnum):
     MASK = 23
     FRAME = 24
     FRAME_LOOK = 25
+    WEIGHT = 26
 
 
 def mix(x: U64Array) -> U64Array:

@@ -14,6 +14,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from common.randomness import Stream, absorb, run_key, sample_keys, uniforms
 
@@ -62,16 +63,18 @@ class EpochOrder:
         return cls(places, np.arange(len(weights_N)), _checked(weights_N))
 
     @classmethod
-    def balanced(cls, groups_N: IdArray, places: int) -> "EpochOrder":
+    def balanced(cls, groups_N: IdArray | torch.Tensor, places: int) -> "EpochOrder":
         """Every group alike, and every sample of a group: classes, clusters.
 
         Args:
-            groups_N: each sample's group; samples of a negative one are not shown.
+            groups_N: each sample's group, on any device; samples of a negative one are not shown.
             places: of an epoch; each group takes its equal share, give or take two.
 
         Raises:
             ValueError: no sample has a group.
         """
+        if isinstance(groups_N, torch.Tensor):
+            groups_N = groups_N.cpu().numpy()
         ids_M = np.argsort(groups_N, kind="stable")  # a group's samples share their strata
         ids_M = ids_M[np.searchsorted(groups_N[ids_M], 0) :]
         _, group_M, sizes = np.unique(groups_N[ids_M], return_inverse=True, return_counts=True)

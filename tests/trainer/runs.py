@@ -18,6 +18,7 @@ from data_pipeline.packing.pack import PackConfig, pack
 from data_pipeline.reading.pool import LoaderConfig
 from tests.dist import run_ranks
 from trainer.config import DataConfig, RunConfig, from_json, to_json
+from trainer.models.any_size_vit import take_any_size
 from trainer.models.encoders import EncoderConfig, remove_classifier
 from trainer.models.heads import HeadConfig
 from trainer.objectives.autoencoder import AutoencoderConfig
@@ -26,20 +27,24 @@ from trainer.objectives.base import Inputs
 from trainer.objectives.byol import BYOLConfig
 from trainer.objectives.colourisation import ColourisationConfig
 from trainer.objectives.cpc import CPCConfig
+from trainer.objectives.deepcluster import DeepClusterConfig
 from trainer.objectives.deepclusterv2 import DeepClusterV2Config
 from trainer.objectives.dino import DINOConfig
 from trainer.objectives.frameorder import FrameOrderConfig
 from trainer.objectives.gan import GANConfig
+from trainer.objectives.ibot import IBOTConfig
 from trainer.objectives.inpainting import InpaintingConfig
 from trainer.objectives.jigsaw import JigsawConfig
 from trainer.objectives.joint import JointConfig, TaskConfig
 from trainer.objectives.mae import MAEConfig
 from trainer.objectives.moco import MoCoConfig
 from trainer.objectives.mocov3 import MoCoV3Config
+from trainer.objectives.nnclr import NNCLRConfig
 from trainer.objectives.npid import NPIDConfig
 from trainer.objectives.pirl import PIRLConfig
 from trainer.objectives.relativepatch import RelativePatchConfig
 from trainer.objectives.rotation import RotationConfig
+from trainer.objectives.sela import SeLaConfig
 from trainer.objectives.simclr import SimCLRConfig
 from trainer.objectives.simsiam import SimSiamConfig
 from trainer.objectives.swav import SwAVConfig
@@ -194,6 +199,7 @@ def tiny_colourisation_config(data: Path, out: Path, **changes: Any) -> RunConfi
 def small_vit() -> nn.Module:
     """torchvision's transformer with 16 patches and two blocks, for images of 32 pixels."""
     vit = torchvision.models.VisionTransformer(32, 8, 2, 2, 32, 64)
+    take_any_size(vit)
     remove_classifier(vit)
     return vit
 
@@ -282,12 +288,14 @@ def tiny_frameorder_config(data: Path, out: Path, **changes: Any) -> RunConfig:
     return _tiny("frameorder-movingdigits", clips, out, **{**settings, **changes})
 
 
-def tiny_npid_config(data: Path, out: Path, negatives: int = 0, **changes: Any) -> RunConfig:
+def tiny_npid_config(
+    data: Path, out: Path, negatives: int = 0, estimate: Any = "softmax", **changes: Any
+) -> RunConfig:
     """NPID with its bank, against all rows or some."""
     settings: dict[str, Any] = {
         "encoder": SMALL_ENCODER,
         "head": HeadConfig(layers=1, out_dim=16, last_norm="none"),
-        "objective": NPIDConfig(temperature=0.2, negatives=negatives),
+        "objective": NPIDConfig(temperature=0.2, negatives=negatives, estimate=estimate),
     }
     return _tiny("npid-cifar10-r18", data, out, **{**settings, **changes})
 
@@ -317,12 +325,45 @@ def tiny_deepclusterv2_config(data: Path, out: Path, **changes: Any) -> RunConfi
     return _tiny("deepclusterv2-cifar10-r18", data, out, **{**settings, **changes})
 
 
+def tiny_sela_config(data: Path, out: Path, **changes: Any) -> RunConfig:
+    """SeLa with two heads and two small views."""
+    settings: dict[str, Any] = {
+        "encoder": SMALL_ENCODER,
+        "head": HeadConfig(layers=2, hidden_dim=32, out_dim=16, last_norm="none"),
+        "objective": SeLaConfig(
+            prototypes=7,
+            heads=2,
+            small_views=2,
+            small_crop=CropConfig(size=16, scale=(0.05, 0.3)),
+            iterations=20,
+        ),
+    }
+    return _tiny("sela-cifar10-r18", data, out, **{**settings, **changes})
+
+
+def tiny_deepcluster_config(data: Path, out: Path, **changes: Any) -> RunConfig:
+    """DeepCluster with seven clusters of six components."""
+    settings = {
+        "encoder": SMALL_ENCODER,
+        "objective": DeepClusterConfig(clusters=7, components=6, iterations=4),
+    }
+    return _tiny("deepcluster-cifar10-r18", data, out, **{**settings, **changes})
+
+
 def tiny_byol_config(data: Path, out: Path, **changes: Any) -> RunConfig:
     """BYOL with LARS and views of two kinds."""
     head = HeadConfig(layers=2, hidden_dim=32, out_dim=16, last_norm="none")
     objective = BYOLConfig(momentum=0.9, predictor=head)
     settings = {"encoder": SMALL_ENCODER, "head": head, "objective": objective}
     return _tiny("byol-cifar10-r18", data, out, **{**settings, **changes})
+
+
+def tiny_nnclr_config(data: Path, out: Path, **changes: Any) -> RunConfig:
+    """NNCLR with a queue that goes round."""
+    head = HeadConfig(layers=2, hidden_dim=32, out_dim=16, last_norm="none")
+    objective = NNCLRConfig(queue=40, predictor=head)
+    settings = {"encoder": SMALL_ENCODER, "head": head, "objective": objective}
+    return _tiny("nnclr-cifar10-r18", data, out, **{**settings, **changes})
 
 
 def tiny_simsiam_config(data: Path, out: Path, **changes: Any) -> RunConfig:
@@ -377,6 +418,25 @@ def tiny_dino_config(data: Path, out: Path, **changes: Any) -> RunConfig:
         "schedule": ScheduleConfig(warmup_epochs=0.4, final_weight_decay=0.4),
     }
     return _tiny("dino-cifar10-r18", data, out, **{**settings, **changes})
+
+
+def tiny_ibot_config(data: Path, out: Path, **changes: Any) -> RunConfig:
+    """iBOT with a transformer of 16 patches, of which up to six are hidden."""
+    head = RECIPES["ibot-cifar10-vitti4"]().head
+    settings: dict[str, Any] = {
+        "encoder": EncoderConfig(name=f"{__name__}:small_vit", image_size=32),
+        "head": dataclasses.replace(head, hidden_dim=32, out_dim=16),
+        "objective": IBOTConfig(
+            directions=20,
+            teacher_warmup_steps=3,
+            momentum=0.9,
+            frozen_steps=1,
+            hidden=(0.1, 0.4),
+            small_views=2,
+            small_crop=CropConfig(size=16, scale=(0.05, 0.3)),
+        ),
+    }
+    return _tiny("ibot-cifar10-vitti4", data, out, **{**settings, **changes})
 
 
 def tiny_barlowtwins_config(data: Path, out: Path, **changes: Any) -> RunConfig:

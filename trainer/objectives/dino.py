@@ -28,11 +28,9 @@ from trainer.objectives.parts.multi_crop import LARGE, MultiCropConfig, project_
 
 
 @dataclass(frozen=True, kw_only=True)
-class DINOConfig(MultiCropConfig):
+class TaughtConfig(MultiCropConfig):
     """Cross-entropy of sharpened and centred distributions; the defaults are the paper's."""
 
-    name: tyro.conf.Suppress[Literal["dino"]] = "dino"
-    """Which objective a saved configuration describes."""
     directions: int = 65536
     """K, of the last layer, behind --head.*."""
     temperature: float = 0.1
@@ -65,10 +63,6 @@ class DINOConfig(MultiCropConfig):
             **shares,
         )
 
-    def build(self, encoder: Encoder, head: HeadConfig, given: Given) -> "DINO":
-        """Encoder, head and last layer, and averages of them."""
-        return DINO(encoder, DinoHead(encoder.feature_dim, head, self.directions), self)
-
     def cost(self, step: StepSizes) -> LossCost:
         """Cross-entropy of every view with that of both large ones."""
         rows = (LARGE + self.small_views) * step.local_batch
@@ -79,16 +73,28 @@ class DINOConfig(MultiCropConfig):
         return f"{(LARGE + self.small_views) * self.directions} logits per image"
 
 
+@dataclass(frozen=True, kw_only=True)
+class DINOConfig(TaughtConfig):
+    """What views say of an image."""
+
+    name: tyro.conf.Suppress[Literal["dino"]] = "dino"
+    """Which objective a saved configuration describes."""
+
+    def build(self, encoder: Encoder, head: HeadConfig, given: Given) -> "DINO":
+        """Encoder, head and last layer, and averages of them."""
+        return DINO(encoder, DinoHead(encoder.feature_dim, head, self.directions), self)
+
+
 class DINO(Objective):
     """Encoder and head, and moving averages of them.
 
     What learns is handed on, as everywhere here; the authors hand on the average.
     """
 
-    config: DINOConfig
+    config: TaughtConfig
     centre: torch.Tensor
 
-    def __init__(self, encoder: Encoder, head: DinoHead, config: DINOConfig) -> None:
+    def __init__(self, encoder: Encoder, head: DinoHead, config: TaughtConfig) -> None:
         super().__init__(encoder, None, config)
         self.student = head
         self.key = KeyEncoder(encoder, head)

@@ -22,7 +22,7 @@ from trainer.models.encoders import Encoder
 from trainer.models.heads import HeadConfig
 from trainer.objectives.base import Given, Objective, ObjectiveConfig
 from trainer.objectives.cost import LossCost, StepSizes
-from trainer.objectives.parts.joint import Joint, has_epochs, keeps_samples
+from trainer.objectives.parts.joint import Joint, gives_order, has_epochs, keeps_samples
 from trainer.objectives.tasks import AnyTaskConfig
 
 
@@ -96,12 +96,14 @@ class JointConfig(ObjectiveConfig):
             for each, plan in zip(self.tasks, plans)
             if any(group.frames for group in plan)
         ]
-        by_sample = [each for each in built if has_epochs(each) or keeps_samples(each)]
-        if by_sample and frames:
-            raise ConfigError(
-                f"objective.tasks: {by_sample[0].config.name} needs every sample once, and"
-                f" {frames[0]} shows some more often than others; take one of them"
-            )
+        uneven = frames + [each.config.name for each in built if gives_order(each)]
+        by_sample = [each.config.name for each in built if has_epochs(each) or keeps_samples(each)]
+        for one, other in itertools.product(by_sample, uneven):
+            if one != other:
+                raise ConfigError(
+                    f"objective.tasks: {one} needs every sample once, and {other} shows some more"
+                    " often than others; take one of them"
+                )
         groups = [len(plan) for plan in plans]
         return Joint(encoder, self, built, [each.weight for each in self.tasks], groups)
 

@@ -24,7 +24,8 @@ from trainer.objectives.base import Given, Inputs, Loss, Objective, ObjectiveCon
 from trainer.objectives.cost import LossCost, StepSizes, softmax_cost
 from trainer.objectives.parts.draws import uniform_draws
 from trainer.objectives.parts.global_mean import global_mean
-from trainer.objectives.parts.token_decoder import HEAD, TokenDecoder, tokens_of
+from trainer.objectives.parts.token_decoder import HEAD, TokenDecoder
+from trainer.objectives.parts.tokens import seen_tokens
 
 _EPSILON = 1e-6  # of a patch's variance
 
@@ -95,7 +96,7 @@ class MAE(Objective):
         draws = (self.given.seed, inputs.step, inputs.ids_N, Stream.MASK, self.patches)
         order_NP = uniform_draws(*draws).argsort(1)
         seen_NK = order_NP[:, : self.seen]
-        decoded_NPX = self.decoder(tokens_of(self.encoder, images_NCHW, seen_NK), seen_NK)
+        decoded_NPX = self.decoder(seen_tokens(self.encoder, images_NCHW, seen_NK), seen_NK)
         is_hidden_NP = torch.ones_like(order_NP, dtype=torch.bool).scatter(1, seen_NK, False)
         patches_NPX = pixel_unshuffle(images_NCHW, self.patch).flatten(2).transpose(1, 2)
         fixed = {"patches": patches_NPX, "hidden": is_hidden_NP}

@@ -1,8 +1,8 @@
 """Instance discrimination: every image is a class of its own, and its row of a memory bank its
 prototype.
 
-Wu et al. 2018, arXiv 1805.01978, with the softmax in place of its noise-contrastive estimate, as
-the authors' later code has it: over all samples, or over the own row and K others.
+Wu et al. 2018, arXiv 1805.01978: by a softmax over all samples or over the own row and K others, as
+the authors' later code has it, or by the paper's noise-contrastive estimate.
 
 Shapes: N images of this process, S samples of the data set, K negatives, D dimensions.
 """
@@ -15,6 +15,7 @@ import torch
 import tyro
 
 from common.bounds import check_bounds
+from common.errors import ConfigError
 from common.randomness import Stream, sample_keys, uniforms
 from kernels.augment import to_device
 from kernels.ntxent import Implementation, info_nce
@@ -23,7 +24,8 @@ from trainer.models.encoders import Encoder
 from trainer.models.heads import HeadConfig, ProjectionHead
 from trainer.objectives.base import Given, Inputs, Loss, Objective, ObjectiveConfig, Outputs
 from trainer.objectives.cost import LossCost, StepSizes, info_nce_cost
-from trainer.objectives.parts.per_sample import PerSample
+from trainer.objectives.parts.noise_contrast import NoiseContrast
+from trainer.objectives.parts.per_sample import Bits, PerSample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +39,22 @@ class MemoryBankConfig(ObjectiveConfig):
     negatives: int = 65536
     """K: rows of other samples that an image is compared with, drawn anew in each step and the same
     for the whole batch; 0: all samples. The paper's estimate takes 4096."""
+    estimate: Literal["softmax", "nce"] = "softmax"
+    """nce: whether a row is the image's own or noise, asked of each by itself (noise-contrastive
+    estimate, with the normaliser of the first batch), as the paper has it. softmax does better."""
     momentum: float = 0.5
     """Of the bank: the share of a row that a step keeps, in [0, 1)."""
+    memory_bits: Bits = 32
+    """That a number of the bank takes; ImageNet's rows of 128 are 328 MB of 16 bits, on every
+    process."""
     loss_implementation: Implementation = "auto"
     """reference holds all logits of a process; blocked and triton never do."""
 
     def __post_init__(self) -> None:
         bounds = {"temperature": "(0, inf)", "negatives": "[0, 1e9]", "momentum": "[0, 1)"}
         check_bounds(self, "--objective.", **bounds)
+        if self.estimate == "nce" and not self.negatives:
+            raise ConfigError("--objective.estimate nce wants --objective.negatives, such as 4096")
 
     def cost(self, step: StepSizes) -> LossCost:
         """InfoNCE with rows of the bank."""
@@ -83,8 +93,11 @@ class NPID(Objective):
         num_samples: int,
     ) -> None:
         super().__init__(encoder, head, config)
-        self.bank = PerSample(unit_rows(torch.randn(num_samples, head.out_dim)))
+        rows_SD = unit_rows(torch.randn(num_samples, head.out_dim))
+        self.bank = PerSample(rows_SD, config.memory_bits)
         self.seed = seed
+        if config.estimate == "nce":
+            self.noise = NoiseContrast(num_samples, config.negatives)
 
     def forward(self, inputs: Inputs) -> Outputs:
         """``projections``, ``(N, D)``, not normalised, and whose they are."""
@@ -93,24 +106,39 @@ class NPID(Objective):
         return Outputs({"projections": projections_ND}, whose)
 
     def loss(self, outputs: Outputs, step: int) -> Loss:
-        """InfoNCE of each image against its own row of the bank and the negatives'."""
+        """Of each image against its own row of the bank and the negatives'."""
         value, top1 = self._contrast(outputs.rows["projections"], outputs.fixed["ids"], step)
         return Loss(value, {"contrastive_top1": top1})
 
     def _contrast(
         self, rows_ND: torch.Tensor, ids_N: torch.Tensor, step: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """InfoNCE of rows against the bank, and the share of those nearest to their own."""
-        bank_SD, config = self.bank.rows, self.config
+        """The loss of rows against the bank, and the share of those nearest to their own."""
+        config = self.config
+        if config.estimate == "nce":
+            found: tuple[torch.Tensor, torch.Tensor] = self.noise(
+                self._logits(rows_ND, ids_N, step)
+            )
+            return found
         sampled = config.negatives > 0
         return info_nce(
             rows_ND,
-            bank_SD[ids_N] if sampled else None,
+            self.bank.read(ids_N) if sampled else None,
             config.temperature,
             positive_M=None if sampled else ids_N,
-            queue_QD=bank_SD[self._negatives(step)] if sampled else bank_SD,
+            queue_QD=self.bank.read(self._negatives(step) if sampled else None),
             implementation=config.loss_implementation,
         )
+
+    def _logits(self, rows_ND: torch.Tensor, ids_N: torch.Tensor, step: int) -> torch.Tensor:
+        """Of the own row and the negatives, ``(N, 1 + K)``."""
+        unit_ND = unit_rows(rows_ND)
+        own_ND, others_KD = (
+            unit_rows(self.bank.read(ids)).to(unit_ND.dtype)
+            for ids in (ids_N, self._negatives(step))
+        )
+        own_N1 = (unit_ND * own_ND).sum(1, keepdim=True)
+        return torch.cat([own_N1, unit_ND @ others_KD.T], 1) / self.config.temperature
 
     def embedding(self, outputs: Outputs) -> torch.Tensor:
         """The projections, ``(N, D)``."""
@@ -123,7 +151,9 @@ class NPID(Objective):
         """Move the rows of the batch's images towards what they were projected to."""
         ids_N, m = outputs.fixed["ids"], self.config.momentum
         new_ND = unit_rows(outputs.rows["projections"])
-        moved_ND = unit_rows(m * self.bank.rows[ids_N] + (1 - m) * new_ND)
+        moved_ND = unit_rows(m * self.bank.read(ids_N) + (1 - m) * new_ND)
+        if self.config.estimate == "nce":
+            self.noise.keep(self._logits(outputs.rows["projections"], ids_N, step), skipped)
         self.bank.write(ids_N, moved_ND, outputs.fixed["genuine"], skipped)
 
     def _negatives(self, step: int) -> torch.Tensor:

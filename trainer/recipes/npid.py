@@ -33,7 +33,7 @@ def npid_r50() -> RunConfig:
         augment=AugmentConfig(view1=_VIEW, view2=_VIEW),
         encoder=EncoderConfig(name="resnet50"),
         head=_HEAD,
-        objective=NPIDConfig(temperature=0.07, negatives=65536, momentum=0.5),
+        objective=NPIDConfig(memory_bits=16),
         optim=OptimConfig(name="sgd", base_lr=0.03, weight_decay=1e-4, decay_vectors=True),
         schedule=ScheduleConfig(
             kind="steps", warmup_epochs=0, milestones=(120.0, 160.0), gamma=0.1
@@ -78,7 +78,7 @@ def npid_plus_plus_r50() -> RunConfig:
         crop=CropConfig(size=224, scale=(0.08, 1.0)),
         augment=AugmentConfig(view1=view, view2=view),
         optim=OptimConfig(name="sgd", base_lr=0.03, weight_decay=1e-4),
-        objective=NPIDConfig(temperature=0.07, negatives=32000, momentum=0.5),
+        objective=NPIDConfig(negatives=32000, memory_bits=16),
         schedule=ScheduleConfig(warmup_epochs=0, final_lr_fraction=0.001),
     )
 
@@ -95,7 +95,7 @@ def pirl_r50() -> RunConfig:
         npid_plus_plus_r50(),
         **named("pirl-r50"),
         augment=AugmentConfig(view1=view, view2=view),
-        objective=PIRLConfig(),
+        objective=PIRLConfig(memory_bits=16),
     )
 
 

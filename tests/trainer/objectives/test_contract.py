@@ -30,18 +30,22 @@ from tests.trainer.runs import (
     tiny_colourisation_config,
     tiny_context_config,
     tiny_cpc_config,
+    tiny_deepcluster_config,
     tiny_deepclusterv2_config,
     tiny_dino_config,
     tiny_frameorder_config,
     tiny_gan_config,
+    tiny_ibot_config,
     tiny_inpainting_config,
     tiny_jigsaw_config,
     tiny_joint_config,
     tiny_mae_config,
+    tiny_nnclr_config,
     tiny_npid_config,
     tiny_pirl_config,
     tiny_relativepatch_config,
     tiny_rotation_config,
+    tiny_sela_config,
     tiny_simsiam_config,
     tiny_supcon_config,
     tiny_supervised_config,
@@ -59,13 +63,20 @@ EVERY: dict[str, Callable[..., RunConfig]] = {
     "rotation": tiny_rotation_config,
     "npid": tiny_npid_config,
     "npid-sampled": lambda *where, **changes: tiny_npid_config(*where, negatives=40, **changes),
+    "npid-nce": lambda *where, **changes: tiny_npid_config(
+        *where, negatives=40, estimate="nce", **changes
+    ),
     "pirl": tiny_pirl_config,
     "deepclusterv2": tiny_deepclusterv2_config,
+    "sela": tiny_sela_config,
+    "deepcluster": tiny_deepcluster_config,
     "barlowtwins": tiny_barlowtwins_config,
     "swav": tiny_swav_config,
     "dino": tiny_dino_config,
+    "ibot": tiny_ibot_config,
     "byol": tiny_byol_config,
     "simsiam": tiny_simsiam_config,
+    "nnclr": tiny_nnclr_config,
     "vicreg": tiny_vicreg_config,
     "jigsaw": tiny_jigsaw_config,
     "relativepatch": tiny_relativepatch_config,
@@ -87,10 +98,18 @@ EVERY: dict[str, Callable[..., RunConfig]] = {
 WANTED = os.environ.get("OBJECTIVES", " ".join(EVERY)).split()
 CONFIGS = {name: EVERY[name] for name in WANTED}
 STEPS = 8  # of 5 an epoch
-PER_SAMPLE = ("npid", "deepclusterv2")  # with something to keep of every sample
+PER_SAMPLE = ("npid", "deepclusterv2", "deepcluster")  # with something to keep of every sample
+TRANSFORMERS = ("mae", "ibot")
 OTHERS = [name for name in CONFIGS if name not in PER_SAMPLE]
-PASS = {"deepclusterv2": 5}
-"""Batches before the first step, at each of which the run asks whether to stop."""
+PASSES = {"deepclusterv2": 1, "sela": 1, "deepcluster": STEPS}  # over an epoch, at most
+
+
+def asked(config: RunConfig, step: int) -> int:
+    """How often a run is asked whether to stop, up to a step: at each batch of a pass too."""
+    epochs = -(-step // 5)
+    return step + 5 * min(epochs, PASSES.get(config.objective.name, 0)) if step else 0
+
+
 # Of the losses, relative, in float64: see tests/trainer/test_same_run.py.
 TOLERANCE = 1e-8
 
@@ -171,8 +190,7 @@ def test_a_stopped_run_goes_on_to_the_bit(
         for name in names
         for kind in ("whole", "stopped")
     ]
-    asked = {config.out: step + PASS.get(config.objective.name, 0) for config, _ in runs}
-    stops = [(config, asked[config.out] * (kind == "stopped")) for config, kind in runs]
+    stops = [(config, asked(config, step * (kind == "stopped"))) for config, kind in runs]
     outcomes = train_all(2, stops)
     assert outcomes == ["done", "stopped"] * len(names)
     train_all(2, [(config, 0) for config, kind in runs if kind == "stopped"])
@@ -196,7 +214,7 @@ def test_another_number_of_processes_goes_on(
     whole = [config_of(name, data, tmp_path / f"{name}-whole") for name in names]
     moved = [config_of(name, data, tmp_path / f"{name}-moved") for name in names]
     train_all(1, [(config, 0) for config in whole])
-    train_all(2, [(config, stop + PASS.get(config.objective.name, 0)) for config in moved])
+    train_all(2, [(config, asked(config, stop)) for config in moved])
     train_all(1, [(config, 0) for config in moved])
     for one, other in zip(whole, moved):
         assert_same_run(one.out, other.out)
@@ -231,13 +249,15 @@ def test_every_encoder_is_exported_with_proof(data: Path, tmp_path: Path) -> Non
     runs = {}
     for name in CONFIGS:
         config = config_of(name, data, tmp_path / name, steps=1, precision="fp32")
-        if name != "mae":
+        if name not in TRANSFORMERS:
             encoder = dataclasses.replace(config.encoder, name="resnet18", stem="cifar")
             config = dataclasses.replace(config, encoder=encoder)
         runs[name] = config
     train_all(1, [(config, 0) for config in runs.values()])
     for name, config in runs.items():
-        kind, suffix = ("torch-export", "pt2") if name == "mae" else ("torchvision", "safetensors")
+        kind, suffix = (
+            ("torch-export", "pt2") if name in TRANSFORMERS else ("torchvision", "safetensors")
+        )
         done = export(config.out, tmp_path / f"{name}.{suffix}", kind)
         assert done.proof.relative_difference <= done.proof.tolerance
 
@@ -245,7 +265,7 @@ def test_every_encoder_is_exported_with_proof(data: Path, tmp_path: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["fsdp", "deepspeed-1"])
 def test_strategies_train_as_ddp_does(data: Path, tmp_path: Path, name: Any) -> None:
-    for objective in (each for each in CONFIGS if each != "npid-sampled"):
+    for objective in (each for each in CONFIGS if not each.startswith("npid-")):
         runs = [
             config_of(
                 objective,
@@ -272,8 +292,11 @@ def test_first_losses_are_those_of_chance(data: Path, tmp_path: Path) -> None:
         "npid-sampled",
         "pirl",
         "deepclusterv2",
+        "sela",
+        "nnclr",
         "swav",
         "dino",
+        "ibot",
         "supcon",
         "cpc",
     )
@@ -297,6 +320,9 @@ def test_first_losses_are_those_of_chance(data: Path, tmp_path: Path) -> None:
         "npid": math.log(120),
         "npid-sampled": math.log(41),
         "pirl": math.log(120),
+        "sela": math.log(7),
+        "nnclr": math.log(24),
+        "deepcluster": math.log(7),
         "deepclusterv2": math.log(runs["deepclusterv2"].objective.prototypes),  # type: ignore[union-attr]
     }
     for name, expected in chance.items():

@@ -1,17 +1,13 @@
-"""Means over all processes, rows by sample, clusterings that processes share, key encoders."""
-
-from typing import Any
+"""Means over all processes, rows by sample, key encoders."""
 
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import normalize
 
 from tests.dist import run_ranks
 from trainer.objectives.parts.global_mean import global_mean
 from trainer.objectives.parts.key_encoder import KeyEncoder
 from trainer.objectives.parts.per_sample import PerSample
-from trainer.objectives.parts.spherical_k_means import spherical_k_means
 
 TAKEN, LEFT_OUT = torch.tensor(0.0), torch.tensor(1.0)
 
@@ -57,53 +53,6 @@ def test_every_process_has_the_rows_of_all_and_damaged_samples_and_skipped_steps
         expected[sample] = torch.tensor([sample, sample + 0.5])
     for rows in run_ranks(_write, world_size):
         assert torch.equal(rows, expected)
-
-
-# --- k-means ---
-
-
-def _rows() -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    rows = normalize(torch.randn(101, 5, generator=generator, dtype=torch.float64), dim=1)
-    return rows, rows[[3, 50, 7, 20]]
-
-
-def _lloyd(rows: torch.Tensor, centres: torch.Tensor, iterations: int) -> Any:
-    """One row, one cluster after another."""
-    similarities = []
-    for _ in range(iterations):
-        nearest = [max(range(len(centres)), key=lambda k: float(row @ centres[k])) for row in rows]
-        similarities.append(sum(float(row @ centres[k]) for row, k in zip(rows, nearest)))
-        centres = torch.stack(
-            [
-                normalize(rows[[n for n, k in enumerate(nearest) if k == each]].sum(0), dim=0)
-                for each in range(len(centres))
-            ]
-        )
-    nearest = [max(range(len(centres)), key=lambda k: float(row @ centres[k])) for row in rows]
-    return centres, nearest, similarities
-
-
-def _clustered(rank: int, world_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return spherical_k_means(*_rows(), iterations=6)
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_clusters_are_lloyds_on_any_number_of_processes(world_size: int) -> None:
-    centres, nearest, similarities = _lloyd(*_rows(), 6)
-    assert similarities == sorted(similarities) and similarities[0] < similarities[-1]
-    for found, assigned in run_ranks(_clustered, world_size):
-        torch.testing.assert_close(found, centres, rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(found.norm(dim=1), torch.ones(4, dtype=torch.float64))
-        assert assigned.tolist() == nearest
-
-
-def test_a_cluster_without_rows_keeps_its_centre() -> None:
-    rows = _rows()[0][:, :4].abs()
-    lonely = -torch.ones(1, 4, dtype=torch.float64) / 2  # far from every row
-    found, assigned = spherical_k_means(normalize(rows, dim=1), torch.cat([rows[:2], lonely]), 5)
-    assert torch.equal(found[2:], lonely)
-    assert set(assigned.tolist()) == {0, 1}
 
 
 # --- key encoders ---

@@ -103,6 +103,11 @@ class Joint(Objective):
         )
         return next(filter(None, found), {})
 
+    def sample_clusters(self) -> torch.Tensor | None:
+        """Of the task that makes any."""
+        found = (task.sample_clusters() for _, task, _ in self._each())
+        return next((each for each in found if each is not None), None)
+
     def synchronised_parts(self, sync_batch_norm: bool) -> list[nn.Module]:
         """The encoder by the run's setting, and what every task says of its own."""
         parts: list[nn.Module] = [self.encoder] if sync_batch_norm else []
@@ -133,3 +138,8 @@ def keeps_samples(task: Objective) -> bool:
 def has_epochs(task: Objective) -> bool:
     """Whether a task makes something anew before an epoch."""
     return type(task).before_epoch is not Objective.before_epoch
+
+
+def gives_order(task: Objective) -> bool:
+    """Whether a task says which samples an epoch shows."""
+    return type(task).order is not Objective.order

@@ -1,12 +1,17 @@
 """A row for every sample of the data set: memory banks and their like.
 
-Shapes: S samples of the data set, N images of this process.
+Shapes: S samples of the data set, N images of this process, R of any samples.
 """
+
+from typing import Literal
 
 import torch
 from torch import nn
 
 from common.collectives import gather_rows
+
+Bits = Literal[32, 16, 8]
+_STEPS = 127  # of 8 bits, from 0 to 1
 
 
 class PerSample(nn.Module):
@@ -16,14 +21,29 @@ class PerSample(nn.Module):
     goes on from it, and DDP does not broadcast them, because the strategy turns that off.
 
     Args:
-        rows: ``(S, ...)``, as they are before the first write.
+        rows: ``(S, ...)`` from -1 to 1, as they are before the first write.
+        bits: that a number takes. 32 are as precise as the run; 16 and 8 are kept as integers,
+            which no conversion of the model's floating-point numbers touches.
     """
 
     rows: torch.Tensor
 
-    def __init__(self, rows: torch.Tensor) -> None:
+    def __init__(self, rows: torch.Tensor, bits: Bits = 32) -> None:
         super().__init__()
-        self.register_buffer("rows", rows)
+        self.bits = bits
+        self.register_buffer("rows", self._encoded(rows))
+
+    def _encoded(self, rows: torch.Tensor) -> torch.Tensor:
+        if self.bits == 16:
+            return rows.half().view(torch.int16)
+        return (rows * _STEPS).round().to(torch.int8) if self.bits == 8 else rows
+
+    def read(self, ids_R: torch.Tensor | None = None) -> torch.Tensor:
+        """``(R, ...)``: rows of these samples, or of all; float16 where they have 16 bits."""
+        rows = self.rows if ids_R is None else self.rows[ids_R]
+        if self.bits == 16:
+            return rows.view(torch.float16)
+        return rows.float() / _STEPS if self.bits == 8 else rows
 
     @torch.no_grad()
     def write(
@@ -37,12 +57,12 @@ class PerSample(nn.Module):
 
         Args:
             ids_N: int64 sample ids; no two of the global batch are alike.
-            new_N: ``(N, ...)``, their rows.
+            new_N: ``(N, ...)``, their rows, from -1 to 1.
             genuine_N: False where another image was shown in the sample's place: its row stays.
             skipped: 0-d; where it is 1, all rows stay.
         """
-        ids, new, genuine = gather_rows(ids_N), gather_rows(new_N), gather_rows(genuine_N)
+        encoded_N = self._encoded(new_N).to(self.rows.dtype)
+        ids, new, genuine = gather_rows(ids_N), gather_rows(encoded_N), gather_rows(genuine_N)
         replaced = genuine if skipped is None else genuine & (skipped == 0)
         replaced = replaced.view(-1, *[1] * (new.ndim - 1))
-        kept = torch.where(replaced, new.to(self.rows.dtype), self.rows[ids])
-        self.rows.index_copy_(0, ids, kept)
+        self.rows.index_copy_(0, ids, torch.where(replaced, new, self.rows[ids]))

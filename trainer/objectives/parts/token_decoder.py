@@ -1,4 +1,4 @@
-"""A vision transformer that sees some of its tokens, and a small one that decodes all (MAE).
+"""A small transformer that decodes all tokens of those that were seen (MAE).
 
 Shapes: N images of this process, P patches, K of them seen, D the encoder's width, E the decoder's,
 X numbers decoded of a patch.
@@ -12,36 +12,6 @@ HEAD = 32
 """Dimensions of an attention's head, as in the paper."""
 
 _DEVIATION = 0.02  # of initial tokens
-
-
-def tokens_of(encoder: nn.Module, images_NCHW: torch.Tensor, seen_NK: torch.Tensor) -> torch.Tensor:
-    """The class's token and those of the patches seen, ``(N, 1 + K, D)``.
-
-    By the encoder's own forward pass, which strategies hang their work on: tokens are left out
-    once they have their places.
-
-    Args:
-        encoder: torchvision's vision transformer.
-        images_NCHW: of its size.
-        seen_NK: numbers of patches, in reading order.
-    """
-    kept_NK1 = torch.cat([torch.zeros_like(seen_NK[:, :1]), 1 + seen_NK], 1)[..., None]
-    tokens: list[torch.Tensor] = []
-
-    def leave_out(_: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
-        return inputs[0].gather(1, kept_NK1.expand(-1, -1, inputs[0].shape[-1]))
-
-    transformer = encoder.get_submodule("encoder")
-    hooks = [
-        transformer.get_submodule("layers").register_forward_pre_hook(leave_out),
-        transformer.register_forward_hook(lambda _, __, output: tokens.append(output)),
-    ]
-    try:
-        encoder(images_NCHW)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return tokens[0]
 
 
 class TokenDecoder(nn.Module):

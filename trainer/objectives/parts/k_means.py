@@ -1,0 +1,54 @@
+"""k-means of rows of which every process holds its own: each cluster's count and sum is all that
+travels.
+
+Shapes: R rows of this process, D dimensions, K clusters.
+"""
+
+import torch
+
+from kernels.ntxent.reference import unit_rows
+from trainer.features.k_means import cluster_sums
+from trainer.objectives.parts.global_sum import global_sum
+
+_BLOCK = 1 << 21, 1 << 26  # similarities at a time: what a cache holds, what fills a GPU
+
+
+@torch.no_grad()
+def k_means(
+    own_RD: torch.Tensor, centres_KD: torch.Tensor, iterations: int, *, spherical: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Centres, and the nearest one of each of this process's rows. A collective.
+
+    A cluster that loses all its rows keeps its centre, as in the code of DeepCluster-v2
+    (arXiv 2006.09882).
+
+    Args:
+        own_RD: this process's rows, any number of them.
+        centres_KD: to begin with, the same on every process.
+        iterations: of Lloyd's; 0 assigns only.
+        spherical: rows and centres have unit length; a centre is the direction of its rows' sum
+            and not their mean.
+
+    Returns:
+        ``(K, D)`` in the rows' dtype, equal on all processes, and int64 ``(R,)``.
+    """
+    for _ in range(iterations):
+        sums_KD, counts_K = cluster_sums(own_RD, nearest(own_RD, centres_KD), len(centres_KD))
+        # One tensor, one collective.
+        sums_KE = global_sum(torch.cat([sums_KD, counts_K[:, None].double()], 1))
+        sums_KD, counts_K1 = sums_KE[:, :-1], sums_KE[:, -1:]
+        new_KD = unit_rows(sums_KD) if spherical else sums_KD / counts_K1.clamp_min(1)
+        centres_KD = torch.where(counts_K1 > 0, new_KD.to(centres_KD.dtype), centres_KD)
+    return centres_KD, nearest(own_RD, centres_KD)
+
+
+def nearest(rows_RD: torch.Tensor, centres_KD: torch.Tensor) -> torch.Tensor:
+    """The first of equally near centres, a block of similarities at a time: int64 ``(R,)``."""
+    half_K = centres_KD.square().sum(1) / 2  # of unit length: the same for all
+    count = max(1, _BLOCK[rows_RD.is_cuda] // len(centres_KD))
+    block_BK = rows_RD.new_empty(min(count, len(rows_RD)), len(centres_KD))
+    nearest_R = torch.empty(len(rows_RD), dtype=torch.int64, device=rows_RD.device)
+    for part_BD, into_B in zip(rows_RD.split(count), nearest_R.split(count)):
+        similarity_BK = torch.mm(part_BD, centres_KD.T, out=block_BK[: len(part_BD)])
+        into_B.copy_(similarity_BK.sub_(half_K).argmax(1))
+    return nearest_R

@@ -1,0 +1,61 @@
+"""Noise-contrastive estimate of a softmax over all samples of a data set.
+
+Wu et al. 2018, arXiv 1805.01978, section 3.2. Shapes: N images of this process, C = 1 + K logits of
+each: of its own row and of K that are drawn.
+"""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn.functional import logsigmoid
+
+from trainer.objectives.parts.global_mean import global_mean
+
+
+class NoiseContrast(nn.Module):
+    """Is a row the image's own, or was it drawn? The softmax's normaliser is that of the first
+    batch, and a constant from then on.
+
+    Args:
+        samples: of the data set, which rows are drawn from alike.
+        negatives: K.
+    """
+
+    log_z: torch.Tensor
+
+    def __init__(self, samples: int, negatives: int) -> None:
+        super().__init__()
+        self.samples, self.negatives = samples, negatives
+        self.register_buffer("log_z", torch.tensor(torch.inf))  # until there was a batch
+
+    def forward(self, logits_NC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The mean loss over the images of all processes, and the share of those nearest to their
+        own row. A collective.
+
+        Args:
+            logits_NC: the own row's first.
+        """
+        log_odds_NC = logits_NC - self._normaliser(logits_NC)
+        log_odds_NC = log_odds_NC - math.log(self.negatives / self.samples)
+        losses_N = -logsigmoid(log_odds_NC[:, 0]) - logsigmoid(-log_odds_NC[:, 1:]).sum(1)
+        hits_N = (logits_NC[:, 0] > logits_NC[:, 1:].amax(1)).to(losses_N.dtype)
+        value, top1 = global_mean(torch.stack([losses_N, hits_N], 1))
+        return value, top1.detach()
+
+    def _normaliser(self, logits_NC: torch.Tensor) -> torch.Tensor:
+        """The logarithm of Z."""
+        (mean,) = global_mean(logits_NC.detach().double().exp().mean(1, keepdim=True))
+        first = (mean * self.samples).log().to(self.log_z.dtype)
+        return torch.where(self.log_z.isinf(), first, self.log_z).to(logits_NC.dtype)
+
+    @torch.no_grad()
+    def keep(self, logits_NC: torch.Tensor, skipped: torch.Tensor) -> None:
+        """Keep the first batch's normaliser. A collective.
+
+        Args:
+            logits_NC: of a step.
+            skipped: 0-d; where it is 1, nothing changes.
+        """
+        found = self._normaliser(logits_NC).to(self.log_z.dtype)
+        self.log_z.copy_(torch.where(skipped > 0, self.log_z, found))
