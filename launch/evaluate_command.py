@@ -36,6 +36,7 @@ METHODS = {
     "knn": Method("weighted nearest neighbours", tables.labelled),
     "linear": Method("linear probe", tables.labelled),
     "finetune": Method("train on with few labels or many", tables.labelled),
+    "targets": Method("several labels of an image, or numbers", tables.targets),
     "retrieve": Method("more images like these", tables.retrieve),
     "cluster": Method("k-means, NMI and ARI", tables.cluster),
     "diagnose": Method("collapse, spread: no labels needed", tables.diagnose),

@@ -14,6 +14,7 @@ _COMPARED = {
     "peak_lr": "learning rate",
     "head_layers": "layers of its head",
 }
+_TARGETS = 10
 _QUERIES, _NEAREST, _PAIRS = 5, 5, 3  # of each list; the JSON has all
 
 
@@ -37,6 +38,29 @@ def labelled(report: Report) -> Rows:
             (f"k {each['k']}", f"{100 * each['top1']:.2f} %, {100 * each['top5']:.2f} %")
             for each in report["by_k"]
         ]
+    return rows
+
+
+def targets(report: Report) -> Rows:
+    """The mean over targets, and the first of them."""
+    data = report["data"]
+    rows = [
+        *_head(report),
+        ("protocol", f"{_protocol_line(report)}, of {report['kind']}"),
+        ("train", f"{report['n_train']:,} of {_shown(data['train']['path'])}"),
+        ("test", f"{report['n_test']:,} of {_shown(data['test']['path'])}"),
+    ]
+    count = len(report["by_target"])
+    if report["kind"] == "labels":
+        rows.append(("mAP", f"{100 * report['mean_average_precision']:.2f} % of {count} labels"))
+    else:
+        rows.append(("R2", f"{report['r2']:.4f}, mean of {count}"))
+    for name, each in [*report["by_target"].items()][:_TARGETS]:
+        if report["kind"] == "labels":
+            share = f"of {100 * each['share']:.1f} % of the images"
+            rows.append((name, f"{100 * each['average_precision']:.2f} %, {share}"))
+        else:
+            rows.append((name, f"R2 {each['r2']:.4f}, off by {each['mean_absolute_error']:.4g}"))
     return rows
 
 

@@ -70,6 +70,14 @@ def add_parser(subparsers: Any) -> None:
         help="all images below SRC, without labels",
     )
     add(
+        "--targets",
+        type=Path,
+        metavar="TABLE.csv",
+        help="what to predict of images beside their class, for 'evaluate targets': a head of"
+        " names, then a row for each image: its path below SRC, and a number for each name (0 or 1"
+        " for labels of which an image has several; empty: unknown)",
+    )
+    add(
         "--strict",
         action="store_true",
         help="refuse at the first image that cannot be used, and files that are passed over",

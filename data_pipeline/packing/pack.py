@@ -29,6 +29,7 @@ from data_pipeline.packing.folder_source import IMAGE_EXTENSIONS
 from data_pipeline.packing.image_codec import CodecConfig, Format, LeftOut, Stored
 from data_pipeline.packing.pack_workers import CHUNK, Chunk, WorkerDiedError, encode_in_order
 from data_pipeline.packing.sources import Source, open_source
+from data_pipeline.packing.targets_table import Targets, no_targets, read_targets
 from data_pipeline.reading.beton import MAX_LABEL, sample_count, sha256_of
 from data_pipeline.reading.jpeg import soundness_check
 from data_pipeline.reading.manifest import dump_manifest, load_manifest, manifest_path
@@ -54,6 +55,8 @@ class PackConfig(CodecConfig):
     """Allow downloading a torchvision data set."""
     root: Path = Path("data")
     """Folder of downloaded torchvision data sets."""
+    targets: Path | None = None
+    """CSV file of what to predict of each image beside its class, by its path below the folder."""
     extensions: tuple[str, ...] = IMAGE_EXTENSIONS
     """File names that count as images, lower case, with their dots."""
 
@@ -120,10 +123,12 @@ def pack(source: str, out: Path | str, config: PackConfig, progress: bool = True
     )
     if config.strict and images.passed_over:
         raise _passed_over(source, images)
-    packing = _Packing(images, config)
+    table = config.targets
+    targets = no_targets(len(images)) if table is None else read_targets(table, images)
+    packing = _Packing(images, targets, config)
     try:
         with AtomicFile(out) as beton, AtomicFile(manifest_path(out)) as manifest:
-            writer = BetonWriter(beton.file, capacity=len(images))
+            writer = BetonWriter(beton.file, len(images), len(targets.names))
             with Progress(f"packing {out.name}", len(images), "images", progress) as bar:
                 packing.write(writer, bar)
             if not writer.num_samples:
@@ -222,8 +227,8 @@ class _ClipTable:
 class _Packing:
     """Encodes and writes the images of a source, and keeps count of what becomes of them."""
 
-    def __init__(self, images: Source, config: PackConfig) -> None:
-        self._images, self._config = images, config
+    def __init__(self, images: Source, targets: Targets, config: PackConfig) -> None:
+        self._images, self._targets, self._config = images, targets, config
         self.class_counts: Counter[int] = Counter()
         self.fates: Counter[str] = Counter()
         self.changes: Counter[str] = Counter()
@@ -251,7 +256,7 @@ class _Packing:
                 if isinstance(result, LeftOut):
                     self._leave_out(index, result)
                     continue
-                writer.append(result, label)
+                writer.append(result, label, self._targets.values_NT[index])
                 self.class_counts[label] += 1
                 self._clips.add(index, result.thumbnail)
                 self._count(index, result)
@@ -306,7 +311,13 @@ class _Packing:
     def described(self) -> dict[str, Any]:
         """The manifest, but for the file's identity. Nothing in it depends on time or processes."""
         settings = asdict(self._config)
-        for name in ("workers", "download", "root", "strict"):  # of no effect on the result
+        for name in (
+            "workers",
+            "download",
+            "root",
+            "strict",
+            "targets",
+        ):  # of no effect on the result
             del settings[name]
         images, counts, classes = self._images, self.class_counts, self._images.class_names
         names = sorted(self.left_out.items())
@@ -316,6 +327,7 @@ class _Packing:
             "count": sum(counts.values()),
             "unlabelled": counts[-1],
             "classes": list(classes),
+            **({"targets": list(self._targets.names)} if self._targets.names else {}),
             "class_counts": [counts[label] for label in range(len(classes))],
             "source": images.description,
             "settings": settings,

@@ -57,6 +57,7 @@ FIELD_TYPES = {FLOAT_FIELD: np.dtype("<f8"), INT_FIELD: np.dtype("<i8"), IMAGE_F
 JPEG_MODE, RAW_MODE = 0, 1
 MIN_PAGE_SIZE = 1 << 21  # bytes; FFCV's own bounds
 MAX_FIELDS = 64
+MAX_TARGETS = MAX_FIELDS - 2  # beside image and label
 MAX_PIXELS = 1 << 26  # 64 megapixels, 192 MiB decoded: what a decoding thread may have to hold
 MAX_LABEL = (1 << 31) - 1
 SIGNATURE = b"widebatch/1\0"  # then the 32 bytes of the content digest, in the image's arguments
@@ -79,6 +80,7 @@ class DataInfo:
     fingerprint: str  # SHA-256 of the content, hexadecimal; empty where no manifest says it
     identity: str  # see SampleTable
     identities: tuple[str, ...]  # of each file
+    target_names: tuple[str, ...] = ()  # of numbers to predict, beside the label
     num_damaged: int = 0  # samples whose tables are; more may turn out not to decode
 
     @property
@@ -102,6 +104,7 @@ class SampleTable:
     offsets: npt.NDArray[np.int64]  # bytes from the start of the file
     sizes: npt.NDArray[np.int64]  # bytes
     labels: npt.NDArray[np.int64]  # -1: no label
+    targets: npt.NDArray[np.float64]  # (N, T); NaN: unknown
     # SHA-256 of header, tables and some images: tells files apart without reading 140 GB.
     identity: str
     # Sample id -> what is wrong with it. Its entries above are an empty JPEG of one pixel.
@@ -136,7 +139,7 @@ def read_beton(path: Path, file: BinaryIO, max_damaged: float = 0) -> tuple[Data
     Raises:
         DataError: the file or its manifest cannot be used; names the sample where there is one.
     """
-    table, signature = _read_table(path, file, max_damaged)
+    table, signature, fields = _read_table(path, file, max_damaged)
     manifest = read_manifest(path)
     if manifest is not None:
         _check_manifest(path, file, manifest, table, signature)
@@ -148,6 +151,7 @@ def read_beton(path: Path, file: BinaryIO, max_damaged: float = 0) -> tuple[Data
         fingerprint=manifest.sha256 if manifest else "",
         identity=table.identity,
         identities=(table.identity,),
+        target_names=(manifest.target_names if manifest else ()) or fields,
         num_damaged=len(table.damaged),
     )
     return info, table
@@ -246,8 +250,11 @@ def _read_layout(path: Path, file: BinaryIO) -> _Layout:
     return _Layout(*layout, metadata_dtype, metadata_start, data_start, tail)
 
 
-def _read_table(path: Path, file: BinaryIO, max_damaged: float) -> tuple[SampleTable, bytes | None]:
-    """The checked table, and the content digest of a file of ``widebatch pack``."""
+def _read_table(
+    path: Path, file: BinaryIO, max_damaged: float
+) -> tuple[SampleTable, bytes | None, tuple[str, ...]]:
+    """The checked table, the content digest of a file of ``widebatch pack``, and the names of the
+    fields with targets."""
     layout = _read_layout(path, file)
     count = layout.num_samples
     metadata = _read_array(path, file, layout.metadata_start, layout.metadata, count)
@@ -261,6 +268,15 @@ def _read_table(path: Path, file: BinaryIO, max_damaged: float) -> tuple[SampleT
     if "label" in layout.columns:
         labels = metadata[layout.columns["label"]].astype(np.int64)
     damage.mark((labels < -1) | (labels > MAX_LABEL), "has an impossible label")
+    of_targets = tuple(
+        name
+        for name, kind in zip(layout.columns, layout.fields["type_id"])
+        if int(kind) == FLOAT_FIELD
+    )
+    targets = np.empty((count, len(of_targets)))
+    for number, name in enumerate(of_targets):
+        targets[:, number] = metadata[layout.columns[name]]
+    damage.mark(np.asarray(np.isinf(targets).any(axis=1)), "has an impossible target")
     _check_overlaps(offsets, sizes, damage)
     sound_N = damage.sound()
     if not sound_N.any():
@@ -277,10 +293,11 @@ def _read_table(path: Path, file: BinaryIO, max_damaged: float) -> tuple[SampleT
         offsets=offsets_N,
         sizes=sizes_N,
         labels=where_sound(labels, -1),
+        targets=np.where(sound_N[:, None], targets, np.nan),
         identity=_identity(file, (layout.fields, metadata, allocations), offsets_N, sizes_N),
         damaged=damage.reasons,
     )
-    return table, _content_digest(layout.fields, layout.columns["image"])
+    return table, _content_digest(layout.fields, layout.columns["image"]), of_targets
 
 
 def _identity(
@@ -400,6 +417,8 @@ def _check_manifest(
             f"{manifest.path}: describes another file than {path.name} (an interrupted packing or "
             f"copy?); {REMEDY}, or delete the manifest to go on without class names"
         )
+    if manifest.target_names and len(manifest.target_names) != table.targets.shape[1]:
+        raise DataError(f"{manifest.path}: names other targets than {path.name} has; {REMEDY}")
     if manifest.class_names:
         unnamed = np.flatnonzero(table.labels >= len(manifest.class_names))
         if unnamed.size:

@@ -28,6 +28,7 @@ class ManifestHead:
     sha256: str  # of the whole file
     content: str  # SHA-256 over images and labels, as the file says it too
     class_names: tuple[str, ...]
+    target_names: tuple[str, ...]
 
 
 def manifest_path(beton: Path) -> Path:
@@ -71,13 +72,18 @@ def read_manifest(beton: Path) -> ManifestHead | None:
     if fields is None:
         return None
     path = manifest_path(beton)
-    count, size, classes = fields.get("count"), fields.get("bytes"), fields.get("classes")
+    count, size = fields.get("count"), fields.get("bytes")
     digests = fields.get("sha256"), fields.get("content_sha256")
     if type(count) is not int or type(size) is not int:
         raise DataError(f"{path}: 'count' and 'bytes' must be integers; pack again")
     if not all(isinstance(digest, str) and _HEX_DIGEST.fullmatch(digest) for digest in digests):
         raise DataError(f"{path}: 'sha256' and 'content_sha256' must be SHA-256; pack again")
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise DataError(f"{path}: 'classes' must be a list of names; pack again")
     sha256, content = map(str, digests)
-    return ManifestHead(path, count, size, sha256, content, tuple(classes))
+    names = (_names(path, key, fields.get(key, [])) for key in ("classes", "targets"))
+    return ManifestHead(path, count, size, sha256, content, *names)
+
+
+def _names(path: Path, key: str, names: Any) -> tuple[str, ...]:
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(f"{path}: '{key}' must be a list of names; pack again")
+    return tuple(names)

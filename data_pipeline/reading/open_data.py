@@ -128,6 +128,12 @@ def _joined(files: Sequence[tuple[DataInfo, SampleTable]]) -> tuple[DataInfo, Sa
                 f"{paths[number]}: has the content of {paths[identities.index(identity)]}, which "
                 "is in the set already; name each file once"
             )
+    for info in infos[1:]:
+        if info.target_names != infos[0].target_names:
+            raise DataError(
+                f"{info.name}: its targets ({', '.join(info.target_names) or 'none'}) are not those"
+                f" of {infos[0].name} ({', '.join(infos[0].target_names) or 'none'})"
+            )
     class_names = _class_names(infos)
     labels = [_renumbered(info, table, class_names) for info, table in files]
     columns = {

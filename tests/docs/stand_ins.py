@@ -23,13 +23,21 @@ def checkout(folder: Path) -> None:
 
 
 def photos(folder: Path) -> None:
-    """``photos/train`` and ``photos/test``: JPEGs of three classes that colours and waves tell."""
+    """``photos/train`` and ``photos/test``: JPEGs of three classes that colours and waves tell; and
+    ``seen-train.csv`` and ``seen-test.csv``, what else is to be seen on them."""
     for split, count in (("train", 24), ("test", 8)):
         for label, name in enumerate(CLASSES):
             target = folder / "photos" / split / name
             target.mkdir(parents=True)
             for index in range(count):
                 _photo(label, index + 100 * count).save(target / f"{index:04d}.jpg", quality=90)
+        rows = [
+            f"{name}/{index:04d}.jpg,{int(label > 0)},{int(label != 1)}"
+            for label, name in enumerate(CLASSES)
+            for index in range(count)
+        ]
+        table = folder / f"seen-{split}.csv"
+        table.write_text("\n".join(["file,trees,water", *rows]))
 
 
 def _photo(label: int, seed: int, width: int = 96, height: int = 72) -> Image.Image:

@@ -160,10 +160,11 @@ class Job:
         *,
         alone: bool = False,
         order: EpochOrder | None = None,
+        answers: torch.Tensor | None = None,
     ) -> Iterator[tuple[int, Batches]]:
         """Steps of an epoch, and endless batches: this rank's share of augmented random crops.
 
-        Images are (V * B, 3, H, W) on the device, view after view; labels (B,).
+        Images are (V * B, 3, H, W) on the device, view after view; labels (B,), or answers.
 
         Args:
             data: the set.
@@ -172,6 +173,7 @@ class Job:
             views: one or two; flips alone by default.
             alone: give this process the whole batch.
             order: which samples to read; None: all.
+            answers: of each sample of the set, in the place of labels.
 
         Raises:
             ConfigError: the batch does not divide by the processes.
@@ -199,7 +201,8 @@ class Job:
             for batch in loader.starting_at(Position(0, 0)):
                 crops = batch.crops_BVHWC.to(self.device, non_blocking=True)
                 images = augment(crops, batch.ids_B, batch.position.epoch)
-                yield images, batch.labels_B.to(self.device)
+                of_them = batch.labels_B if answers is None else answers[batch.ids_B]
+                yield images, of_them.to(self.device)
 
         with contextlib.closing(loader):
             yield loader.steps_per_epoch, batches()

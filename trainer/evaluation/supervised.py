@@ -14,7 +14,7 @@ Shape suffixes: N training samples, B batch of this process, F features, C class
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,8 @@ from trainer.parallel.sync_batch_norm import convert_sync_batch_norm
 
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 """Inputs and int64 labels of this process's equal share of each global batch, on the device."""
+Losses = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Of outputs and labels, or answers, the mean loss of each head (H,)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +177,7 @@ def fit(
     batches: Batches,
     steps_per_epoch: int,
     *,
+    losses: Losses | None = None,
     autocast_dtype: torch.dtype | None = None,
     together: bool = False,
     progress: bool = False,
@@ -186,16 +189,18 @@ def fit(
         recipes: one, or one of each head; they differ in rate and decay only.
         batches: at least as many as there are steps.
         steps_per_epoch: global batches in an epoch.
+        losses: what is made small; None: cross-entropy.
         autocast_dtype: compute dtype; ``None``: the model's own.
         together: average over the processes, each of which has a share of every batch.
         progress: show a bar on a terminal.
 
     Returns:
-        Mean cross-entropy of the last epoch, nats; not finite where training diverged.
+        Mean loss of the last epoch (of cross-entropy in nats); not finite where training diverged.
 
     Raises:
         ConfigError: training diverged, of several heads that of all.
     """
+    losses = cross_entropies if losses is None else losses
     shared, device = recipes[0], next(model.parameters()).device
     total = shared.epochs * steps_per_epoch
     sums_H, means = torch.zeros(len(recipes), device=device), [math.nan] * len(recipes)
@@ -217,7 +222,7 @@ def fit(
                 group["lr"] = recipe.peak_lr * half_cosine(step / total)
             with reduced_precision(device, autocast_dtype):
                 logits = wrapped(inputs)
-            loss_H = _losses(logits, labels_B)
+            loss_H = losses(logits, labels_B)
             optimizer.zero_grad()
             loss_H.sum().backward()
             optimizer.step()
@@ -238,7 +243,7 @@ def fit(
     return means
 
 
-def _losses(logits: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
+def cross_entropies(logits: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
     """Mean cross-entropy of each head (H,), of one without heads (1,), in float32 or better."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
     if logits.dim() == 2:

@@ -26,6 +26,7 @@ _FIGURES = {
     "top1": ("top-1", True),
     "top5": ("top-5", True),
     "mean_average_precision": ("mAP", True),
+    "r2": ("R2", False),
     "nmi": ("NMI", False),
     "ari": ("ARI", False),
     "purity": ("purity", True),
