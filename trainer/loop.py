@@ -119,7 +119,8 @@ def _step(run: Run, statistics: RunningStatistics, batch: Batch) -> StepDone:
     outputs, loss = run.gradients(batch, step)
     run.phases.enter("optimizer")
     norm, lr = gradient_norm(run.optimizer), run.lr_at(step)
-    skipped = apply_update(run.optimizer, lr, norm, run.weight_decay_at(step))
+    decay, clip = run.weight_decay_at(step), run.config.optim.clip_norm
+    skipped = apply_update(run.optimizer, lr, norm, decay, clip)
     run.objective.after_step(outputs, step, run.plan.total_steps, skipped)
     statistics.restore(skipped)
     run.optimizer.zero_grad(set_to_none=True)

@@ -414,7 +414,7 @@ def tiny_dino_config(data: Path, out: Path, **changes: Any) -> RunConfig:
             small_views=2,
             small_crop=CropConfig(size=16, scale=(0.05, 0.3)),
         ),
-        "optim": OptimConfig(name="adamw", base_lr=0.001, weight_decay=0.04),
+        "optim": OptimConfig(name="adamw", base_lr=0.001, weight_decay=0.04, clip_norm=0.5),
         "schedule": ScheduleConfig(warmup_epochs=0.4, final_weight_decay=0.4),
     }
     return _tiny("dino-cifar10-r18", data, out, **{**settings, **changes})

@@ -16,6 +16,7 @@ class ShardedOptimizer:
     """What a strategy puts in the place of torch's optimizer: ``inner`` moves a process's part."""
 
     found_inf: torch.Tensor | None = None
+    grad_scale: torch.Tensor | None = None
 
     def __init__(self, inner: torch.optim.Optimizer) -> None:
         self.inner = inner
@@ -26,13 +27,14 @@ class ShardedOptimizer:
         return self.inner.param_groups
 
     def step(self) -> None:
-        """Move this process's part, unless ``found_inf`` is set; see :func:`apply_update`."""
+        """Move this process's part, unless ``found_inf`` is set, by gradients over ``grad_scale``;
+        see :func:`apply_update`."""
         inner: Any = self.inner
-        inner.found_inf = self.found_inf
+        inner.found_inf, inner.grad_scale = self.found_inf, self.grad_scale
         try:
             self._step()
         finally:
-            inner.found_inf = None
+            inner.found_inf = inner.grad_scale = None
 
     def _step(self) -> None:
         raise NotImplementedError
@@ -74,15 +76,23 @@ class OptimConfig:
     """Of LARS: eta, the relative change of a weight by a step at rate 1."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Of AdamW: decay of the running mean and of the running square, per step."""
+    clip_norm: float = 0.0
+    """Of SGD and AdamW: longer gradients, all of a step together, are scaled to this norm; 0: none
+    are."""
     eps: float = 1e-8
     """Added to the denominators of AdamW and of LARS's variant "you"."""
 
     def __post_init__(self) -> None:
-        numbers = ("base_lr", "weight_decay", "trust_coefficient", "eps")
+        numbers = ("base_lr", "weight_decay", "trust_coefficient", "eps", "clip_norm")
         check_bounds(self, "--optim.", **dict.fromkeys(numbers, "[0, inf)"))
         check_bounds(self, "--optim.", momentum="[0, 1)", betas="[0, 1)")
         if self.nesterov and self.name != "adamw" and not self.momentum:
             raise ConfigError("--optim.nesterov needs --optim.momentum above 0")
+        if self.clip_norm and self.name == "lars":
+            raise ConfigError(
+                "--optim.clip-norm does not go with LARS, which takes no notice of a gradient's"
+                " length; use --optim.name sgd or adamw"
+            )
         if self.decay_vectors and self.name == "lars":
             raise ConfigError(
                 "--optim.decay-vectors does not go with LARS, which leaves biases and BatchNorm out"
@@ -179,6 +189,7 @@ def apply_update(
     lr: float,
     norm: torch.Tensor | None = None,
     weight_decay: float | None = None,
+    clip_norm: float = 0.0,
 ) -> torch.Tensor:
     """One step at rate ``lr``, left out if ``norm`` is not finite; no host synchronisation.
 
@@ -186,10 +197,11 @@ def apply_update(
     included, whatever the gradients hold. For the optimizers of :func:`build_optimizer`.
 
     Args:
-        optimizer: gradients are in its parameters; they stay there, and are not changed.
+        optimizer: gradients are in its parameters; they stay there, scaled where they are clipped.
         lr: for every group.
         norm: 0-d tensor, equal on all processes, as from :func:`gradient_norm`; None steps always.
         weight_decay: for every group that decays; None: as it is.
+        clip_norm: gradients of a larger ``norm`` are scaled to it; 0: none are. Not for LARS.
 
     Returns:
         0-d float32 tensor on the device: 1 where the step was left out, else 0.
@@ -202,10 +214,12 @@ def apply_update(
     guarded: Any = optimizer
     # Torch's fused optimizers decide on the device when they find this attribute; LARS does too.
     guarded.found_inf = skipped
+    if clip_norm:
+        guarded.grad_scale = (norm / clip_norm).clamp(min=1).float()
     try:
         optimizer.step()
     finally:
-        guarded.found_inf = None
+        guarded.found_inf = guarded.grad_scale = None
     return skipped
 
 

@@ -51,7 +51,7 @@ def dino_vits16() -> RunConfig:
         crop=CropConfig(size=224, scale=(0.25, 1.0)),
         encoder=EncoderConfig(name="vit_s_16", image_size=224),
         objective=DINOConfig(small_views=10, small_crop=small, small_blur=0.5),
-        optim=OptimConfig(name="adamw", base_lr=5e-4, weight_decay=0.04),
+        optim=OptimConfig(name="adamw", base_lr=5e-4, weight_decay=0.04, clip_norm=3.0),
         schedule=ScheduleConfig(warmup_epochs=10, final_lr_fraction=0.005, final_weight_decay=0.4),
     )
 

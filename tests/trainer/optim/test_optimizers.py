@@ -141,8 +141,9 @@ def test_skipped_step_leaves_parameters_and_state_to_the_bit(name: str, before: 
 
 
 @pytest.mark.processors
+@pytest.mark.parametrize("clip", [0.0, 0.8])
 @pytest.mark.parametrize("name", ["sgd", "nesterov", "adamw"])
-def test_guarded_steps_equal_torchs_plain_optimizers(name: str) -> None:
+def test_guarded_steps_equal_torchs_plain_optimizers(name: str, clip: float) -> None:
     network, plain = _network(), _network()
     config = CONFIGS[name]
     optimizer = build_optimizer(network, config)
@@ -157,11 +158,15 @@ def test_guarded_steps_equal_torchs_plain_optimizers(name: str) -> None:
         )
     else:
         reference = torch.optim.AdamW(groups, lr=0.1, foreach=False)
+    lengths = []
     for step in range(5):
         for module in (network, plain):
             _backward(module, step)
-        apply_update(optimizer, 0.1, gradient_norm(optimizer))
+        if clip:
+            lengths.append(float(nn.utils.clip_grad_norm_(plain.parameters(), clip)) > clip)
+        apply_update(optimizer, 0.1, gradient_norm(optimizer), clip_norm=clip)
         reference.step()
+    assert not clip or set(lengths) == {True, False}, "some are longer and some are not"
     for p, q in zip(network.parameters(), plain.parameters()):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-5)
 
@@ -222,6 +227,8 @@ def test_gradient_norm_is_that_of_all_gradients() -> None:
         ({"betas": (0.9, 1.0)}, "--optim.betas"),
         ({"momentum": 0.0, "nesterov": True}, "--optim.nesterov"),
         ({"decay_vectors": True}, "LARS"),
+        ({"clip_norm": 1.0}, "--optim.clip-norm does not go with LARS"),
+        ({"name": "sgd", "clip_norm": -1.0}, "--optim.clip-norm"),
     ],
 )
 def test_bad_settings_name_their_field(options: dict[str, Any], message: str) -> None:
