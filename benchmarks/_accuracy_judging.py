@@ -6,6 +6,7 @@ from _accuracy_budget import SIDE, Budget, read_images
 from torch import nn
 
 from data_pipeline.augment import Augment, AugmentConfig
+from data_pipeline.reading.open_data import OpenData
 from data_pipeline.reading.pool import LoaderConfig
 from trainer.evaluation.job import Job, JobConfig
 from trainer.evaluation.load_encoder import LoadedEncoder, Preprocessing
@@ -25,7 +26,7 @@ def judge(encoder: nn.Module, budget: Budget) -> dict[str, float]:
     loader = LoaderConfig(workers=budget.workers)
     config = JobConfig(source="", loader=loader, device="cpu", precision=budget.precision)
     with Job(config, loaded) as job:
-        train, test = job.features(budget.train), job.features(budget.test)
+        train, test = job.features(OpenData(budget.train)), job.features(OpenData(budget.test))
     linear = logistic_regression(train, test, LOGISTIC)
     return {"knn": _knn(train, test), "linear": linear.reached.top1}
 

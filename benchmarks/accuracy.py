@@ -1,4 +1,5 @@
-"""CIFAR-10 under one budget: SimCLR, MoCo v2 and v3 beside lightly's SimCLR and MoCo.
+"""CIFAR-10 under one budget: SimCLR, MoCo v2 and v3, BYOL, SimSiam, Barlow Twins, VICReg, SwAV and
+DINO beside lightly's.
 
     python benchmarks/accuracy.py --train cifar-train.beton --test cifar-test.beton --json OUT.json
 
@@ -38,6 +39,7 @@ from data_pipeline.reading.pool import LoaderConfig
 from trainer.config import DataConfig, RunConfig
 from trainer.evaluation.load_encoder import load_encoder
 from trainer.loop import fit
+from trainer.objectives.parts.multi_crop import MultiCropConfig
 from trainer.optim.optimizers import scaled_lr
 from trainer.recipes import RECIPES
 from trainer.telemetry import TelemetryConfig
@@ -74,8 +76,12 @@ def our_config(recipe: str, budget: Budget, factor: float, out: Path) -> RunConf
         warmup_epochs=budget.warmup_steps / steps_per_epoch if base.schedule.warmup_epochs else 0.0,
         cosine_per="step",
     )
+    objective = base.objective
+    if isinstance(objective, MultiCropConfig):  # two views, as lightly's have on CIFAR-10
+        objective = dataclasses.replace(objective, small_views=0)
     return dataclasses.replace(
         base,
+        objective=objective,
         data=DataConfig(train=(budget.train,)),
         out=out,
         batch=budget.batch,
@@ -112,12 +118,12 @@ def ours(recipe: str) -> Contender:
         warmup = f", {budget.warmup_steps} warm-up steps" if config.schedule.warmup_epochs else ""
         method = "".join(
             f", {name} {getattr(loss, name)}"
-            for name in ("queue", "momentum")
+            for name in ("temperature", "queue", "momentum")
             if hasattr(loss, name)
         )
         return (
             f"{optim.name} at {scaled_lr(optim, budget.batch):.3g}, decay {optim.weight_decay:g}, "
-            f"cosine{warmup}; T {loss.temperature:g}{method}; "
+            f"cosine{warmup}{method}; "
             f"head {config.head.hidden_dim}-{config.head.out_dim}"
         )
 
@@ -149,6 +155,13 @@ def contenders() -> list[Contender]:
     simclr, mocov2, mocov3 = (f"{name}-cifar10-r18" for name in ("simclr", "mocov2", "mocov3"))
     lars = peer.Settings("simclr", "lars", rate_per_256=1.0, weight_decay=1e-6)
     symmetric = peer.Settings("moco-symmetric")
+    others = []
+    for name in ("byol", "simsiam", "barlowtwins", "vicreg", "swav", "dino"):
+        recipe = f"{name}-cifar10-r18"
+        settings = peer.Settings(name)
+        if name == "swav":  # Adam's rate is what it is at its batch of 512
+            settings = peer.Settings(name, "adam", rate_per_256=1e-3, weight_decay=1e-6)
+        others += [ours(recipe), theirs(f"lightly {name}", recipe, settings)]
     return [
         ours(simclr),
         theirs("lightly SimCLR", simclr, peer.Settings("simclr")),
@@ -157,6 +170,7 @@ def contenders() -> list[Contender]:
         ours(mocov3),
         theirs("lightly MoCo, symmetric", mocov3, symmetric, rate_of="lightly MoCo"),
         theirs("lightly SimCLR, our optimizer", simclr, lars, SHORT, our_name(simclr)),
+        *others,
     ]
 
 
@@ -213,6 +227,7 @@ def parse() -> argparse.Namespace:
     add("--precision", choices=["bf16", "fp32"], default="bf16")
     add("--threads", type=int, default=1, help="of torch: more only where cores are free")
     add("--workers", type=int, default=2, help="of each loader: our threads, their processes")
+    add("--only", nargs="+", help="contenders whose name has one of these in it: byol swav")
     add("--without", nargs="+", default=[], help="contenders whose name has one of these in it")
     add("--json", type=Path, help="write every measurement there, as it comes")
     return parser.parse_args()
@@ -226,7 +241,12 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     settings = {key: str(value) for key, value in vars(args).items() if key != "json"}
     report = Report(args.json, settings)
-    chosen = [one for one in contenders() if not any(part in one.name for part in args.without)]
+    chosen = [
+        one
+        for one in contenders()
+        if not any(part in one.name for part in args.without)
+        and any(part in one.name.lower() for part in args.only or [""])
+    ]
     base = Budget(
         train=args.train,
         test=args.test,
