@@ -311,13 +311,8 @@ class _Packing:
     def described(self) -> dict[str, Any]:
         """The manifest, but for the file's identity. Nothing in it depends on time or processes."""
         settings = asdict(self._config)
-        for name in (
-            "workers",
-            "download",
-            "root",
-            "strict",
-            "targets",
-        ):  # of no effect on the result
+        # Of no effect on the result; targets lie in the file.
+        for name in ("workers", "download", "root", "strict", "targets"):
             del settings[name]
         images, counts, classes = self._images, self.class_counts, self._images.class_names
         names = sorted(self.left_out.items())

@@ -41,25 +41,28 @@ def read_targets(path: Path, images: "Source") -> Targets:
         DataError: it cannot be read, or lacks an image; names the line.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        # Names of files may be of any bytes.
+        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             rows = csv.reader(file)
             names = _names(path, next(rows, []))
             found: dict[str, list[float]] = {}
             for row in filter(None, rows):
-                place = f"{path}: line {rows.line_num}"
+                place, name = f"{path}: line {rows.line_num}", row[0].strip().removeprefix("./")
                 if len(row) != len(names) + 1:
                     raise DataError(f"{place}: {len(row)} columns, the head has {len(names) + 1}")
-                if row[0] in found:
-                    raise DataError(f"{place}: {row[0]} is there twice")
-                found[row[0]] = [_number(place, each) for each in row[1:]]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+                if name in found:
+                    raise DataError(f"{place}: {name} is there twice")
+                found[name] = [_number(place, each) for each in row[1:]]
+    except (OSError, csv.Error) as error:
         raise DataError(f"--targets {path}: cannot be read: {error}") from error
     ordered = [images.name(index) for index in range(len(images))]
     missing = [name for name in ordered if name not in found]
     if missing:
+        its_own = f", and the table {next(iter(found))}" if found else ""
         raise DataError(
-            f"{path}: no row for {len(missing)} of {len(ordered)} images, such as {missing[0]}; the"
-            " first column has paths below the packed folder"
+            f"{path}: no row for {len(missing)} of {len(ordered)} images: the data has {missing[0]}"
+            f"{its_own}; line 1 is the head, the first column has paths below the packed folder"
+            " (#0, #1, ... of embedded and torchvision's sets)"
         )
     return Targets(names, np.array([found[name] for name in ordered], np.float64))
 
@@ -67,7 +70,9 @@ def read_targets(path: Path, images: "Source") -> Targets:
 def _names(path: Path, head: list[str]) -> tuple[str, ...]:
     names = tuple(name.strip() for name in head[1:])
     if not names or "" in names or len(set(names)) < len(names):
-        raise DataError(f"{path}: line 1 must name the file's column and different targets")
+        raise DataError(
+            f"{path}: line 1 must name the file's column and different targets, with commas between"
+        )
     if len(names) > MAX_TARGETS:
         raise DataError(f"{path}: {len(names)} targets; a .beton has room for {MAX_TARGETS}")
     return names

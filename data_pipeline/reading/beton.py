@@ -276,7 +276,6 @@ def _read_table(
     targets = np.empty((count, len(of_targets)))
     for number, name in enumerate(of_targets):
         targets[:, number] = metadata[layout.columns[name]]
-    damage.mark(np.asarray(np.isinf(targets).any(axis=1)), "has an impossible target")
     _check_overlaps(offsets, sizes, damage)
     sound_N = damage.sound()
     if not sound_N.any():
@@ -293,7 +292,7 @@ def _read_table(
         offsets=offsets_N,
         sizes=sizes_N,
         labels=where_sound(labels, -1),
-        targets=np.where(sound_N[:, None], targets, np.nan),
+        targets=np.where(sound_N[:, None] & np.isfinite(targets), targets, np.nan),
         identity=_identity(file, (layout.fields, metadata, allocations), offsets_N, sizes_N),
         damaged=damage.reasons,
     )

@@ -128,18 +128,14 @@ def _joined(files: Sequence[tuple[DataInfo, SampleTable]]) -> tuple[DataInfo, Sa
                 f"{paths[number]}: has the content of {paths[identities.index(identity)]}, which "
                 "is in the set already; name each file once"
             )
-    for info in infos[1:]:
-        if info.target_names != infos[0].target_names:
-            raise DataError(
-                f"{info.name}: its targets ({', '.join(info.target_names) or 'none'}) are not those"
-                f" of {infos[0].name} ({', '.join(infos[0].target_names) or 'none'})"
-            )
+    target_names = tuple(dict.fromkeys(name for info in infos for name in info.target_names))
+    targets = [_of_all_targets(info, table, target_names) for info, table in files]
     class_names = _class_names(infos)
     labels = [_renumbered(info, table, class_names) for info, table in files]
     columns = {
         column.name: np.concatenate([getattr(table, column.name) for table in tables])
         for column in fields(SampleTable)
-        if column.name not in ("labels", "identity", "damaged")
+        if column.name not in ("labels", "targets", "identity", "damaged")
     }
     identity = joint_digest(identities)
     damaged: dict[int, str] = {}
@@ -148,7 +144,11 @@ def _joined(files: Sequence[tuple[DataInfo, SampleTable]]) -> tuple[DataInfo, Sa
         damaged |= {first + sample: why for sample, why in table.damaged.items()}
         first += info.num_samples
     table = SampleTable(
-        **columns, labels=np.concatenate(labels), identity=identity, damaged=damaged
+        **columns,
+        labels=np.concatenate(labels),
+        targets=np.concatenate(targets),
+        identity=identity,
+        damaged=damaged,
     )
     info = replace(
         infos[0],
@@ -159,9 +159,19 @@ def _joined(files: Sequence[tuple[DataInfo, SampleTable]]) -> tuple[DataInfo, Sa
         fingerprint=joint_digest([info.fingerprint for info in infos]),
         identity=identity,
         identities=tuple(identities),
+        target_names=target_names,
         num_damaged=len(damaged),
     )
     return info, table
+
+
+def _of_all_targets(
+    info: DataInfo, table: SampleTable, names: tuple[str, ...]
+) -> npt.NDArray[np.float64]:
+    """A file's targets among those of all files; what it has none of is unknown."""
+    found = np.full((info.num_samples, len(names)), np.nan)
+    found[:, [names.index(name) for name in info.target_names]] = table.targets
+    return found
 
 
 def _class_names(infos: Sequence[DataInfo]) -> tuple[str, ...]:

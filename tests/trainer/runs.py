@@ -289,13 +289,20 @@ def tiny_frameorder_config(data: Path, out: Path, **changes: Any) -> RunConfig:
 
 
 def tiny_npid_config(
-    data: Path, out: Path, negatives: int = 0, estimate: Any = "softmax", **changes: Any
+    data: Path,
+    out: Path,
+    negatives: int = 0,
+    estimate: Any = "softmax",
+    memory_bits: Any = 32,
+    **changes: Any,
 ) -> RunConfig:
     """NPID with its bank, against all rows or some."""
     settings: dict[str, Any] = {
         "encoder": SMALL_ENCODER,
         "head": HeadConfig(layers=1, out_dim=16, last_norm="none"),
-        "objective": NPIDConfig(temperature=0.2, negatives=negatives, estimate=estimate),
+        "objective": NPIDConfig(
+            temperature=0.2, negatives=negatives, estimate=estimate, memory_bits=memory_bits
+        ),
     }
     return _tiny("npid-cifar10-r18", data, out, **{**settings, **changes})
 

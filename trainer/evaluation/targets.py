@@ -3,6 +3,7 @@
 Shape suffixes: N samples of the training set, M of the test set, T targets, B of a batch.
 """
 
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -84,12 +85,18 @@ def targets(config: TargetsConfig) -> dict[str, Any] | None:
     loaded = load_encoder(config.source, config.which)
     job = Job(config, at_layer(loaded, config.layer) if config.layer else loaded)
     train, test = OpenData(config.train), OpenData(config.test)
-    names = _shared_names(train, test)
-    known_NT, known_MT = train.table.targets, test.table.targets
+    names, known_NT, known_MT = _shared(train, test)
     are_labels = _are_labels(config, known_NT, known_MT)
+    taught = [
+        n for n, known_N in enumerate(known_NT.T) if len(np.unique(known_N[known_N == known_N])) > 1
+    ]
+    if not taught:
+        raise DataError(f"{train.info.name}: no target takes two values: nothing can be learnt")
+    notes = _left_out("training", names, [names[n] for n in taught])
+    names, known_NT, known_MT = [names[n] for n in taught], known_NT[:, taught], known_MT[:, taught]
     with job:
         if config.by == "finetune":
-            scores_MT, settings = _tuned(config, job, train, test, are_labels)
+            scores_MT, settings = _tuned(config, job, train, test, known_NT, are_labels)
         else:
             features = job.features(train).features_NF, job.features(test).features_NF
             settings = {}
@@ -100,7 +107,10 @@ def targets(config: TargetsConfig) -> dict[str, Any] | None:
         settings = {"k": min(config.k, len(known_NT)), "temperature": config.temperature}
     elif config.by == "linear":
         scores_MT, settings = linear(config.c, config.seed, *features, known_NT, are_labels)
-    figures, by_target, notes = _judged(names, scores_MT, known_MT, are_labels)
+        if settings.get("c_chosen_on_samples") == 0:
+            notes.append("C is 1: no label takes two values among the samples to choose it on")
+    figures, by_target = _judged(names, scores_MT, known_MT, are_labels)
+    notes += _left_out("test", names, by_target)
     return {
         "method": "targets",
         "protocol": config.by,
@@ -110,13 +120,21 @@ def targets(config: TargetsConfig) -> dict[str, Any] | None:
         "n_train": len(known_NT),
         "n_test": len(known_MT),
         "settings": settings,
-        "measured": job.measured(targets=list(names)),
+        "measured": job.measured(targets=names),
         "notes": notes,
         **job.facts(train=train.info, test=test.info),
     }
 
 
-def _shared_names(train: OpenData, test: OpenData) -> tuple[str, ...]:
+def _left_out(which: str, names: Sequence[str], kept: Container[str]) -> list[str]:
+    lacking = [name for name in names if name not in kept]
+    if not lacking:
+        return []
+    return [f"left out, not two values among the {which} images: {', '.join(lacking)}"]
+
+
+def _shared(train: OpenData, test: OpenData) -> tuple[list[str], Table, Table]:
+    """Names of the targets, and what is known in both sets."""
     names = train.info.target_names
     for info in (train.info, test.info):
         if not info.target_names:
@@ -128,7 +146,7 @@ def _shared_names(train: OpenData, test: OpenData) -> tuple[str, ...]:
             f"{test.info.name}: its targets ({', '.join(test.info.target_names)}) are not those of"
             f" {train.info.name} ({', '.join(names)})"
         )
-    return names
+    return list(names), train.table.targets, test.table.targets
 
 
 def _are_labels(config: TargetsConfig, *tables: Table) -> bool:
@@ -142,16 +160,19 @@ def _are_labels(config: TargetsConfig, *tables: Table) -> bool:
 
 
 def _tuned(
-    config: TargetsConfig, job: Job, train: OpenData, test: OpenData, are_labels: bool
+    config: TargetsConfig,
+    job: Job,
+    train: OpenData,
+    test: OpenData,
+    known_NT: Table,
+    are_labels: bool,
 ) -> tuple[Table, dict[str, Any]]:
     """Outputs of the encoder trained on, in the targets' unit. A collective."""
     if not any(True for _ in job.loaded.encoder.parameters()):
         raise ConfigError(f"{config.source} has nothing to train: give an encoder")
-    known_NT = train.table.targets
     mean_T, scale_T = np.zeros(known_NT.shape[1]), np.ones(known_NT.shape[1])
     if not are_labels:
         mean_T, scale_T = np.nanmean(known_NT, 0), np.nanstd(known_NT, 0)
-        scale_T = np.where(scale_T > 0, scale_T, 1.0)
     answers_NT = torch.from_numpy((known_NT - mean_T) / scale_T).float()
     width = job.loaded.description["feature_dim"]
     model = build_classifier(job.encoder, width, known_NT.shape[1], None, 0)
@@ -193,32 +214,27 @@ def _loss(outputs_BT: torch.Tensor, answers_BT: torch.Tensor, are_labels: bool) 
 
 
 def _judged(
-    names: tuple[str, ...], scores_MT: Table, known_MT: Table, are_labels: bool
-) -> tuple[dict[str, float], dict[str, dict[str, float]], list[str]]:
-    """The means, each target's figures, and notes on those that cannot be judged."""
+    names: Sequence[str], scores_MT: Table, known_MT: Table, are_labels: bool
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """The means, and the figures of each target that takes two values among the test images."""
     by_target: dict[str, dict[str, float]] = {}
     for name, scores_M, known_M in zip(names, scores_MT.T, known_MT.T):
+        is_known = known_M == known_M
+        both = known_M[is_known], scores_M[is_known]
+        if len(np.unique(both[0])) < 2:
+            continue
         if are_labels:
             precision = precision_of(scores_M, known_M)
-            if precision == precision:
-                by_target[name] = {
-                    "average_precision": precision,
-                    "share": float(np.nanmean(known_M)),
-                }
-            continue
-        is_known = ~np.isnan(known_M) & ~np.isnan(scores_M)
-        if is_known.sum() > 1 and np.ptp(known_M[is_known]) > 0:
-            both = known_M[is_known], scores_M[is_known]
+            by_target[name] = {"average_precision": precision, "share": float(both[0].mean())}
+        else:
             by_target[name] = {
                 "r2": float(r2_score(*both)),
                 "mean_absolute_error": float(mean_absolute_error(*both)),
             }
     if not by_target:
         raise DataError("no target takes two values among the test images: nothing can be judged")
-    left_out = [name for name in names if name not in by_target]
-    notes = [f"not judged, one value among all test images: {', '.join(left_out)}"] * bool(left_out)
     keys = next(iter(by_target.values())).keys() - {"share"}
     means = {key: float(np.mean([each[key] for each in by_target.values()])) for key in keys}
     if are_labels:
         means = {"mean_average_precision": means["average_precision"]}
-    return means, by_target, notes
+    return means, by_target

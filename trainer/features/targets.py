@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.metrics import average_precision_score
 from sklearn.preprocessing import StandardScaler
 
-from data_pipeline.reading.order import permute
+from trainer.features.labels import hold_out
 from trainer.features.neighbours import nearest_rows
 
 Table = npt.NDArray[np.float64]
@@ -69,44 +69,59 @@ def linear(
         known_NT: NaN where unknown.
         are_labels: whether targets are 0 or 1.
     """
-    scaler = StandardScaler()
+    scaler = StandardScaler(copy=False)
     x_NF = scaler.fit_transform(train_NF.double().numpy())
     x_MF = scaler.transform(test_MF.double().numpy())
     if not are_labels:
-        fits = [_ridge(x_NF, known_N, x_MF) for known_N in known_NT.T]
-        chosen = {"penalties": [penalty for _, penalty in fits]}
-        return np.stack([found for found, _ in fits], 1), chosen
-    held = permute(seed, 0, np.arange(round(_HELD_OUT * len(x_NF))), len(x_NF))
-    kept = np.setdiff1d(np.arange(len(x_NF)), held)
-    if c is None:
-        reached = {
-            strength: _mean_precision(
-                _logistic(x_NF[kept], known_NT[kept], x_NF[held], strength), known_NT[held]
-            )
-            for strength in _STRENGTHS
-        }
-        c = max(reached, key=lambda strength: reached[strength])
-    return _logistic(x_NF, known_NT, x_MF, c), {"c": c}
+        return _ridge(x_NF, known_NT, x_MF)
+    if c is not None:
+        return _logistic(x_NF, known_NT, x_MF, c), {"c": c}
+    kept, held = (part.numpy() for part in hold_out(_rarest(known_NT), _HELD_OUT, seed))
+    reached = {
+        strength: _mean_precision(
+            _logistic(x_NF[kept], known_NT[kept], x_NF[held], strength), known_NT[held]
+        )
+        for strength in (_STRENGTHS if len(held) else ())
+    }
+    judged = {strength: found for strength, found in reached.items() if found == found}
+    c = max(judged, key=lambda strength: judged[strength]) if judged else 1.0
+    chosen = {"c": c, "c_chosen_on_samples": len(held) if judged else 0}
+    return _logistic(x_NF, known_NT, x_MF, c), chosen
 
 
-def _ridge(x_NF: Table, known_N: Table, x_MF: Table) -> tuple[Table, float | None]:
-    is_known = ~np.isnan(known_N)
-    if not is_known.any():
-        return np.full(len(x_MF), np.nan), None
-    model = RidgeCV(alphas=_PENALTIES).fit(x_NF[is_known], known_N[is_known])
-    return model.predict(x_MF), float(model.alpha_)
+def _rarest(known_NT: Table) -> torch.Tensor:
+    """Of each sample the label that fewest others have; T where it has none: what a split is to
+    share out evenly."""
+    counts_T = np.nansum(known_NT, 0)
+    rank_NT = np.where(known_NT == 1, counts_T, np.inf)
+    found_N = np.where(np.isfinite(rank_NT).any(1), rank_NT.argmin(1), known_NT.shape[1])
+    return torch.from_numpy(found_N.astype(np.int64))
+
+
+def _ridge(x_NF: Table, known_NT: Table, x_MF: Table) -> tuple[Table, dict[str, Any]]:
+    """Targets that are known of the same images share one decomposition."""
+    found_MT, penalties_T = np.empty((len(x_MF), known_NT.shape[1])), np.empty(known_NT.shape[1])
+    is_known_GN, group_T = np.unique(known_NT.T == known_NT.T, axis=0, return_inverse=True)
+    for group, is_known_N in enumerate(is_known_GN):
+        members = np.flatnonzero(group_T.ravel() == group)
+        rows = slice(None) if is_known_N.all() else is_known_N
+        model = RidgeCV(alphas=_PENALTIES, alpha_per_target=True)
+        model.fit(x_NF[rows], known_NT[rows][:, members])
+        found_MT[:, members] = model.predict(x_MF).reshape(len(x_MF), -1)
+        penalties_T[members] = model.alpha_
+    return found_MT, {"penalties": penalties_T.tolist()}
 
 
 def _logistic(x_NF: Table, known_NT: Table, x_MF: Table, c: float) -> Table:
-    """Log odds; of a label that all images have, or none, a constant."""
-    found = np.zeros((len(x_MF), known_NT.shape[1]))
+    """Log odds; of a label that all images of a part have, or none, a constant."""
+    found_MT = np.zeros((len(x_MF), known_NT.shape[1]))
     for target, known_N in enumerate(known_NT.T):
-        is_known = ~np.isnan(known_N)
-        if len(np.unique(known_N[is_known])) > 1:
+        is_known_N = known_N == known_N
+        if len(np.unique(known_N[is_known_N])) > 1:
+            rows = slice(None) if is_known_N.all() else is_known_N
             model = LogisticRegression(C=c, max_iter=1000)
-            model.fit(x_NF[is_known], known_N[is_known])
-            found[:, target] = model.decision_function(x_MF)
-    return found
+            found_MT[:, target] = model.fit(x_NF[rows], known_N[rows]).decision_function(x_MF)
+    return found_MT
 
 
 def precision_of(scores_M: Table, known_M: Table) -> float:
@@ -120,4 +135,4 @@ def precision_of(scores_M: Table, known_M: Table) -> float:
 def _mean_precision(scores_MT: Table, known_MT: Table) -> float:
     found = [precision_of(*each) for each in zip(scores_MT.T, known_MT.T)]
     judged = [each for each in found if each == each]
-    return float(np.mean(judged)) if judged else 0.0
+    return float(np.mean(judged)) if judged else float("nan")

@@ -113,12 +113,10 @@ class DeepCluster(Objective):
         Raises:
             ConfigError: an epoch shows fewer samples than there are clusters.
         """
-        found = [_seen(outputs) for outputs in whole_epoch()]
-        ids_R, features_RF = (torch.cat(each) for each in zip(*found))
+        ids_R, rows_RC = self._components(whole_epoch)
         place_S = torch.full_like(self.clusters, UNSEEN)  # of each sample among these rows
         place_S[ids_R] = torch.arange(len(ids_R), device=ids_R.device)
         first_K = self._first(epoch, place_S)
-        rows_RC = whitened(features_RF, self.config.components)
         place_K1 = place_S[first_K, None]
         start_KC = global_sum(torch.where(place_K1 == UNSEEN, 0, rows_RC[place_K1[:, 0]]))
         _, cluster_R = k_means(rows_RC, start_KC, self.config.iterations, spherical=False)
@@ -126,6 +124,18 @@ class DeepCluster(Objective):
         numbers_S[ids_R] = cluster_R - UNSEEN
         self.clusters.copy_(global_sum(numbers_S) + UNSEEN)
         self._new_classifier(epoch)
+
+    def _components(
+        self, whole_epoch: Callable[[], Iterator[Outputs]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids of the samples that this process has seen, and their rows ``(R, C)``; the features
+        that they are of, which are many times larger, are no longer held then."""
+        ids, features = [], []
+        for outputs in whole_epoch():
+            genuine_N = outputs.fixed["genuine"]  # no stand-ins'
+            ids.append(outputs.fixed["ids"][genuine_N])
+            features.append(outputs.fixed["features"][genuine_N])
+        return torch.cat(ids), whitened(features, self.config.components)
 
     def _first(self, epoch: int, place_S: torch.Tensor) -> torch.Tensor:
         """Ids of K samples that some process has seen, drawn by (seed, epoch)."""
@@ -149,9 +159,3 @@ class DeepCluster(Objective):
         if (self.clusters == UNSEEN).all():
             return None
         return EpochOrder.balanced(self.clusters, num_samples)
-
-
-def _seen(outputs: Outputs) -> tuple[torch.Tensor, torch.Tensor]:
-    """Whose features have been seen, and which they are: no stand-ins'."""
-    genuine_N = outputs.fixed["genuine"]
-    return outputs.fixed["ids"][genuine_N], outputs.fixed["features"][genuine_N]

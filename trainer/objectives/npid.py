@@ -59,7 +59,9 @@ class MemoryBankConfig(ObjectiveConfig):
     def cost(self, step: StepSizes) -> LossCost:
         """InfoNCE with rows of the bank."""
         columns = self.negatives + 1 if self.negatives else step.num_samples
-        return info_nce_cost(step.local_batch, columns, step.dim, self.loss_implementation)
+        # The estimate holds all logits.
+        how = "reference" if self.estimate == "nce" else self.loss_implementation
+        return info_nce_cost(step.local_batch, columns, step.dim, how)
 
     def compares(self, batch: int, num_samples: int) -> str:
         """An image with its own row and the negatives, or with all rows."""
@@ -116,8 +118,9 @@ class NPID(Objective):
         """The loss of rows against the bank, and the share of those nearest to their own."""
         config = self.config
         if config.estimate == "nce":
+            is_own_NK = self._negatives(step) == ids_N[:, None]
             found: tuple[torch.Tensor, torch.Tensor] = self.noise(
-                self._logits(rows_ND, ids_N, step)
+                self._logits(rows_ND, ids_N, step), is_own_NK
             )
             return found
         sampled = config.negatives > 0

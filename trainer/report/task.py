@@ -51,18 +51,16 @@ def task_pictures(
     if kind.pictures is Objective.pictures and kind.sample_clusters is Objective.sample_clusters:
         return None
     fill(objective, load_model_state(run), f"{run}: its checkpoint")
-    groups_M = objective.sample_clusters()
-    if groups_M is not None:
-        return _clusters(
-            groups_M.numpy(), train, Preprocessing(size=config.crop.size, resize=config.crop.size)
-        )
     plan = config.view_plan()
     ids_N, groups = drawn_views(train, settings, plan, _IMAGES, normalized=True)
     views, ids_N = tuple(group.to(device) for group in groups), ids_N.to(device)
     with torch.no_grad():
         shown = objective.to(device).eval().pictures(Inputs(views, ids_N, ids_N >= 0))
+    clusters_M = objective.sample_clusters()
     if not shown:
-        return None
+        side = config.crop.size
+        how = Preprocessing(size=side, resize=side)
+        return None if clusters_M is None else _clusters(clusters_M.cpu().numpy(), train, how)
     mean, std = config.augment.normalisation()
     as_views = Given(mean=mean, std=std)
     colours = [as_views.colours(images.float()) for images in shown.values()]

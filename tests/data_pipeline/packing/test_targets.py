@@ -39,6 +39,8 @@ def test_targets_are_read_as_the_table_has_them_in_whatever_order(folder: Path) 
     data = _pack(folder, HEAD + "\n".join([*reversed(ROWS), "elsewhere.png,1,1", ""]))
     assert data.info.target_names == ("round", "weight in kg")
     np.testing.assert_array_equal(data.table.targets, KNOWN)
+    padded = HEAD + "\n".join(f"./{row}".replace(",", " , ") for row in ROWS)
+    np.testing.assert_array_equal(_pack(folder, padded, "padded").table.targets, KNOWN)
     assert data.table.labels.tolist() == [0, 0, 1, 1]
     assert data.info.class_names == ("a", "b")
     pixels = data.read(3)
@@ -69,7 +71,7 @@ def test_targets_are_part_of_the_content(folder: Path) -> None:
     assert first.read_bytes() == again.read_bytes()
 
 
-def test_files_of_one_set_have_the_same_targets(folder: Path) -> None:
+def test_a_set_has_the_targets_of_all_its_files(folder: Path) -> None:
     first = _pack(folder, HEAD + "\n".join(ROWS), "first").info.paths[0]
     text = HEAD + "\n".join([*ROWS[:3], "b/3.png,0,8"])
     second = _pack(folder, text, "second").info.paths[0]
@@ -77,14 +79,23 @@ def test_files_of_one_set_have_the_same_targets(folder: Path) -> None:
     np.testing.assert_array_equal(both.table.targets[:4], KNOWN)
     assert both.table.targets[7].tolist() == [0, 8]
     other = _pack(folder, text.replace("round", "square"), "other").info.paths[0]
-    with pytest.raises(DataError, match=r"its targets \(square, weight in kg\) are not those of"):
-        OpenData([first, other])
+    both = OpenData([first, other])
+    assert both.info.target_names == ("round", "weight in kg", "square")
+    np.testing.assert_array_equal(both.table.targets[7], [np.nan, 8, 0])
+    plain = folder.parent / "plain.beton"
+    pack(str(folder), plain, PackConfig(workers=1, quality=80, format="jpeg"), progress=False)
+    both = OpenData([plain, first])
+    assert np.isnan(both.table.targets[:4]).all()
+    np.testing.assert_array_equal(both.table.targets[4:], KNOWN)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (HEAD + "\n".join(ROWS[1:]), r"x.csv: no row for 1 of 4 images, such as a/0.png"),
+        (
+            HEAD + "\n".join(ROWS[1:]),
+            r"no row for 1 of 4 images: the data has a/0.png, and the table a/1",
+        ),
         (HEAD + "\n".join([*ROWS, ROWS[0]]), r"x.csv: line 6: a/0.png is there twice"),
         (HEAD + "a/0.png,1", r"x.csv: line 2: 2 columns, the head has 3"),
         (HEAD + "a/0.png,1,heavy", r"x.csv: line 2: 'heavy' is no number"),

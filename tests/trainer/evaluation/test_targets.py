@@ -77,7 +77,7 @@ def test_labels_that_images_show_are_told(folder: Path, by: Any) -> None:
     report = _found(_config(folder, "labels", by=by, source=source))
     assert (report["method"], report["protocol"], report["kind"]) == ("targets", by, "labels")
     assert list(report["by_target"]) == ["red", "bright"]
-    assert report["notes"] == ["not judged, one value among all test images: never"]
+    assert report["notes"] == ["left out, not two values among the training images: never"]
     each = report["by_target"]
     mean = np.mean([target["average_precision"] for target in each.values()])
     assert report["mean_average_precision"] == pytest.approx(mean)
@@ -135,16 +135,39 @@ def test_a_given_strength_is_taken(folder: Path) -> None:
     settings = [_found(_config(folder, "labels", c=c))["settings"] for c in (0.5, None)]
     assert settings[0] == {"c": 0.5}
     assert settings[1]["c"] in (0.001, 0.01, 0.1, 1.0, 10.0)
+    assert settings[1]["c_chosen_on_samples"] in range(14, 19)  # a fifth of 80, by label
 
 
-def test_a_target_that_nobody_knows_in_training_is_no_number() -> None:
+def test_numbers_known_of_other_images_are_learnt_from_theirs() -> None:
     import torch
 
-    x = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
-    known = np.stack([x[:, 0].double().numpy(), np.full(20, np.nan)], 1)
-    found, chosen = linear(None, 0, x, x[:4], known, are_labels=False)
-    assert np.isnan(found[:, 1]).all() and chosen["penalties"][1] is None
-    np.testing.assert_allclose(found[:, 0], known[:4, 0], atol=0.05)
+    x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    known = np.stack([x[:, 0].numpy(), 5 * x[:, 1].numpy() + 2, x[:, 2].numpy()], 1).astype(float)
+    told = known.copy()
+    told[::2, 1] = np.nan
+    found, chosen = linear(None, 0, x, x, told, are_labels=False)
+    np.testing.assert_allclose(found, known, atol=0.05)
+    assert len(chosen["penalties"]) == 3
+
+
+def test_of_too_few_samples_no_strength_is_chosen() -> None:
+    import torch
+
+    x, known = torch.randn(2, 3), np.array([[0.0], [1.0]])
+    assert linear(None, 0, x, x, known, are_labels=True)[1] == {"c": 1.0, "c_chosen_on_samples": 0}
+
+
+@pytest.mark.parametrize("by", ["linear", "knn"])
+def test_what_training_does_not_tell_is_left_out(folder: Path, tmp_path: Path, by: Any) -> None:
+    table = tmp_path / "unknown.csv"
+    rows = (folder / "labels.csv").read_text().splitlines()
+    table.write_text("\n".join([rows[0], *(f"{row.rsplit(',', 2)[0]},,0" for row in rows[1:])]))
+    out = tmp_path / "unknown.beton"
+    pack(str(folder / "images"), out, PackConfig(targets=table, workers=1), progress=False)
+    report = _found(_config(folder, "labels", train=(out,), by=by))
+    assert list(report["by_target"]) == ["red"]
+    note = "left out, not two values among the training images: bright, never"
+    assert report["notes"] == [note]
 
 
 # --- what cannot be meant ---

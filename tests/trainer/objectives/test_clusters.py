@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from common.errors import ConfigError
+from common.errors import ConfigError, NumericalError
 from tests.dist import run_ranks
 from tests.trainer.runs import small_encoder
 from trainer.models.heads import HeadConfig
@@ -90,7 +90,7 @@ def test_a_cluster_without_rows_keeps_its_centre() -> None:
 
 def _whitened(rank: int, world_size: int) -> torch.Tensor:
     rows = _rows(60, 8) @ _rows(8, 8) + 3
-    return whitened(_own(rows, rank, world_size), 4)
+    return whitened(_own(rows, rank, world_size).split(7), 4)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -108,7 +108,7 @@ def test_components_are_those_of_all_rows(world_size: int) -> None:
 
 def test_a_feature_that_never_changes_is_no_component() -> None:
     rows = torch.cat([_rows(60, 2), torch.full((60, 2), 7.0, dtype=torch.float64)], 1).float()
-    found = whitened(rows, 4)
+    found = whitened([rows], 4)
     assert (found.abs().amax(0) > 0).sum() == 2
     torch.testing.assert_close(found.norm(dim=1), torch.ones(60))
 
@@ -198,6 +198,7 @@ def test_the_classifier_starts_anew_and_its_parameters_go_on() -> None:
     layer = objective.classifier
     objective.before_epoch(0, lambda: _batches(objective))
     first = layer.weight_offset.clone()
+    turn = int(layer.turn)
     assert 0.008 < float(first.std()) < 0.012
     with torch.no_grad():
         layer.weight += 5
@@ -205,18 +206,49 @@ def test_the_classifier_starts_anew_and_its_parameters_go_on() -> None:
     kept = layer.weight.clone()
     objective.before_epoch(1, lambda: _batches(objective))
     assert torch.equal(layer.weight, kept)
-    rows = _rows(3, layer.weight.shape[1])
+    rows = _rows(3, layer.weight.shape[2])
     logits = layer(rows)
     assert float(logits.detach().abs().max()) < 1, "what it has learnt is forgotten, its bias too"
-    assert not torch.allclose(layer.weight + layer.weight_offset, first)
+    assert not torch.allclose(layer.weight[1 - turn] + layer.weight_offset, first)
     logits.sum().backward()
-    torch.testing.assert_close(layer.weight.grad, rows.sum(0).expand_as(layer.weight))
+    gradient = layer.weight.grad
+    assert gradient is not None and not gradient[turn].any(), "the other set rests"
+    torch.testing.assert_close(gradient[1 - turn], rows.sum(0).expand_as(first))
+
+
+def test_what_an_optimizer_remembers_dies_away_before_a_set_learns_again() -> None:
+    layer = FreshLinear(4, 3).double()
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
+
+    def train(steps: int, goal: float) -> torch.Tensor:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            ((layer(_rows(7, 4)) - goal) ** 2).mean().backward()
+            optimizer.step()
+        momentum: torch.Tensor = optimizer.state[layer.weight]["momentum_buffer"]
+        return momentum.abs().amax((1, 2)).clone()
+
+    layer.start(_rows(3, 4))
+    learning = int(layer.turn)
+    before = train(3, 50.0)[learning]
+    layer.start(_rows(3, 4))
+    after = train(60, -5.0)
+    layer.start(_rows(3, 4))
+    assert int(layer.turn) == learning
+    assert float(before) > 1 and float(after[learning]) < 1.001 * float(before) * 0.9**60
 
 
 def test_a_layer_is_torchs_from_where_it_started() -> None:
     layer, weight = FreshLinear(4, 3).double(), _rows(3, 4)
     layer.start(weight)
     torch.testing.assert_close(layer(_rows(7, 4)), _rows(7, 4) @ weight.T)
+
+
+def test_features_that_are_not_finite_are_named() -> None:
+    rows = _rows()
+    rows[3, 1] = torch.nan
+    with pytest.raises(NumericalError, match=r"not finite; lower --optim.base-lr"):
+        whitened([rows], 2)
 
 
 def test_more_clusters_than_samples_are_refused() -> None:

@@ -29,17 +29,21 @@ class NoiseContrast(nn.Module):
         self.samples, self.negatives = samples, negatives
         self.register_buffer("log_z", torch.tensor(torch.inf))  # until there was a batch
 
-    def forward(self, logits_NC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, logits_NC: torch.Tensor, is_own_NK: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The mean loss over the images of all processes, and the share of those nearest to their
         own row. A collective.
 
         Args:
             logits_NC: the own row's first.
+            is_own_NK: where what was drawn is the own row: it is no other to be nearer to.
         """
         log_odds_NC = logits_NC - self._normaliser(logits_NC)
         log_odds_NC = log_odds_NC - math.log(self.negatives / self.samples)
         losses_N = -logsigmoid(log_odds_NC[:, 0]) - logsigmoid(-log_odds_NC[:, 1:]).sum(1)
-        hits_N = (logits_NC[:, 0] > logits_NC[:, 1:].amax(1)).to(losses_N.dtype)
+        others_NK = logits_NC[:, 1:].masked_fill(is_own_NK, -torch.inf)
+        hits_N = (logits_NC[:, 0] > others_NK.amax(1)).to(losses_N.dtype)
         value, top1 = global_mean(torch.stack([losses_N, hits_N], 1))
         return value, top1.detach()
 

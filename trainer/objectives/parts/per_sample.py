@@ -22,8 +22,8 @@ class PerSample(nn.Module):
 
     Args:
         rows: ``(S, ...)`` from -1 to 1, as they are before the first write.
-        bits: that a number takes. 32 are as precise as the run; 16 and 8 are kept as integers,
-            which no conversion of the model's floating-point numbers touches.
+        bits: that a number takes. 32 are as precise as the run; 16 and 8 are kept as bytes, which
+            no conversion of the model's floating-point numbers touches.
     """
 
     rows: torch.Tensor
@@ -35,7 +35,7 @@ class PerSample(nn.Module):
 
     def _encoded(self, rows: torch.Tensor) -> torch.Tensor:
         if self.bits == 16:
-            return rows.half().view(torch.int16)
+            return rows.half().contiguous().view(torch.int8)  # no backend sends int16
         return (rows * _STEPS).round().to(torch.int8) if self.bits == 8 else rows
 
     def read(self, ids_R: torch.Tensor | None = None) -> torch.Tensor:
