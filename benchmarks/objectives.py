@@ -5,10 +5,10 @@
 
 A small ResNet and one process, which takes twice the minutes that two cores would: --minutes 5 is
 ten of one core, so give each core its own command and half of the --objectives. How many steps that
-is, two short runs of each objective tell, unless --steps names it. Learning rates are those of so
-short a run; all else is the recipe's. Supervised training, SimCLR and the untrained encoder stand
-beside them. Pretext tasks are often at their best before an encoder's last stage, so there is a
-linear classifier for each.
+is, two short runs of each objective tell, unless --steps names it: with the counts of one machine
+(--count) the table is the same on another. Learning rates are those of so short a run; all else is
+the recipe's. Supervised training, SimCLR and the untrained encoder stand beside them. Pretext tasks
+are often at their best before an encoder's last stage, so there is a linear classifier for each.
 """
 
 import argparse
@@ -133,6 +133,9 @@ def main() -> None:
     parser.add_argument("--objectives", nargs="+", choices={**RUNS, **PATCHES}, metavar="NAME")
     parser.add_argument("--steps", nargs="+", default=[], metavar="NAME=N", help="known steps")
     parser.add_argument(
+        "--count", action="store_true", help="print each one's NAME=N for --steps, and train none"
+    )
+    parser.add_argument(
         "--no-baselines", action="store_true", help="no untrained encoder, no pixels"
     )
     parser.add_argument("--settings", nargs=argparse.REMAINDER, default=[], help="of every run")
@@ -155,6 +158,9 @@ def main() -> None:
             seconds = 60 * args.minutes * CORES
             alone = pretraining(*run, files=files)
             steps = int(known.get(name) or steps_of(alone, folder / name, seconds))
+            if args.count:
+                print(f"{name}={steps}", flush=True)
+                continue
             spent = pretrain(pretraining(*run, files=files, knn=True), folder / name, steps)
             first, *_, last = records(folder / name)
             found = judged(name, str(folder / name), files, folder, 100 * last["knn_top1"])
@@ -165,7 +171,7 @@ def main() -> None:
             )
             if not name.startswith(_TRANSFORMERS):
                 baselines |= {"untrained": f"untrained:{folder / name}"}
-        for title, source in () if args.no_baselines else baselines.items():
+        for title, source in () if args.no_baselines or args.count else baselines.items():
             print(f"{title:15} {judged(title, source, files, folder)}")
 
 

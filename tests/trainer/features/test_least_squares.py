@@ -27,7 +27,7 @@ def _on_a_rank(rank: int, world_size: int, noise: float) -> float:
     return linear_top1(_data(301, 0, noise), _data(97, 1, noise), torch.device("cpu"))
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_it_is_ridge_regression_of_standardised_features(world_size: int) -> None:
     train, test = _data(301, 0), _data(97, 1)
     model = Ridge(alpha=SIZE)  # F / N of the mean square is F of the sum

@@ -66,7 +66,7 @@ def _clustered(rank: int, world_size: int, spherical: bool) -> tuple[torch.Tenso
 
 
 @pytest.mark.parametrize("spherical", [True, False])
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_clusters_are_lloyds_on_any_number_of_processes(world_size: int, spherical: bool) -> None:
     rows = normalize(_rows(), dim=1) if spherical else _rows()
     centres, nearest, errors = _lloyd(rows, rows[[3, 50, 7, 20]], spherical)
@@ -93,7 +93,7 @@ def _whitened(rank: int, world_size: int) -> torch.Tensor:
     return whitened(_own(rows, rank, world_size).split(7), 4)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_components_are_those_of_all_rows(world_size: int) -> None:
     """But for their signs, which change no distance."""
     rows = _rows(60, 8) @ _rows(8, 8) + 3
@@ -132,7 +132,7 @@ def _shared(rank: int, world_size: int) -> torch.Tensor:
     return shared_out(_own(rows, rank, world_size), rows[:6], 250.0, 200)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_labels_have_equal_shares_on_any_number_of_processes(world_size: int) -> None:
     rows = normalize(_rows() + 0.7, dim=1)
     nearest = Counter((rows @ rows[:6].T).argmax(1).tolist())

@@ -58,7 +58,7 @@ def _on_a_rank(rank: int, world_size: int) -> dict[str, torch.Tensor]:
     return {"value": value.detach(), "gradient": gradient, "queue": objective.queue.rows}  # type: ignore[dict-item]
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_loss_gradient_and_queue_are_the_papers(world_size: int) -> None:
     outputs, queue = _outputs(), _objective().queue.rows.clone()
     expected = _plain(queue, outputs)

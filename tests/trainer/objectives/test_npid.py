@@ -63,7 +63,7 @@ def _on_a_rank(rank: int, world_size: int) -> dict[str, torch.Tensor]:
     return {"value": value.detach(), "gradient": gradient, "log_z": objective.noise.log_z}  # type: ignore[dict-item]
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_the_estimate_is_the_papers_on_any_number_of_processes(world_size: int) -> None:
     objective, outputs = _objective(), _outputs()
     expected, z = _plain(objective, outputs, 4)
