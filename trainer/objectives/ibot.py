@@ -28,7 +28,7 @@ from trainer.objectives.parts.draws import uniform_draws
 from trainer.objectives.parts.global_mean import global_mean
 from trainer.objectives.parts.hidden_patches import PATCH_DRAWS, HiddenPatches, hide_patches
 from trainer.objectives.parts.multi_crop import LARGE
-from trainer.objectives.parts.tokens import all_tokens
+from trainer.objectives.parts.tokens import all_tokens, transformer
 
 _PATCH = 16
 _DEVIATION = 0.02  # of the token that stands for a hidden patch, at first
@@ -66,12 +66,8 @@ class IBOTConfig(TaughtConfig):
         Raises:
             ConfigError: the encoder is no vision transformer of torchvision's.
         """
-        if not isinstance(encoder, VisionTransformer):
-            raise ConfigError(
-                "--encoder.name: iBOT needs a vision transformer (vit_s_16 ...); for a ResNet there"
-                " is DINO"
-            )
-        return IBOT(encoder, DinoHead(encoder.feature_dim, head, self.directions), self, given)
+        vit = transformer(encoder, "iBOT", "DINO")
+        return IBOT(vit, DinoHead(encoder.feature_dim, head, self.directions), self, given)
 
     def cost(self, step: StepSizes) -> LossCost:
         """Cross-entropy of every view and of patches, of which there may be more or fewer: a

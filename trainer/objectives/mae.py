@@ -25,7 +25,7 @@ from trainer.objectives.cost import LossCost, StepSizes, softmax_cost
 from trainer.objectives.parts.draws import uniform_draws
 from trainer.objectives.parts.global_mean import global_mean
 from trainer.objectives.parts.token_decoder import HEAD, TokenDecoder
-from trainer.objectives.parts.tokens import seen_tokens
+from trainer.objectives.parts.tokens import seen_tokens, transformer
 
 _EPSILON = 1e-6  # of a patch's variance
 
@@ -58,12 +58,7 @@ class MAEConfig(ObjectiveConfig):
         Raises:
             ConfigError: the encoder is no vision transformer of torchvision's.
         """
-        if not isinstance(encoder, VisionTransformer):
-            raise ConfigError(
-                "--encoder.name: a masked autoencoder needs a vision transformer (vit_b_16 ...);"
-                " for a ResNet there is inpainting"
-            )
-        return MAE(encoder, self, given)
+        return MAE(transformer(encoder, "a masked autoencoder", "inpainting"), self, given)
 
     def cost(self, step: StepSizes) -> LossCost:
         """A difference for each pixel, beside the networks."""

@@ -21,7 +21,7 @@ from trainer.objectives.cost import LossCost, StepSizes, two_sided_cost
 from trainer.objectives.parts.global_mean import global_mean
 from trainer.objectives.parts.k_means import nearest
 from trainer.objectives.parts.key_queue import KeyQueue
-from trainer.objectives.parts.predicting import make_predictor
+from trainer.objectives.parts.predicting import make_predictor, predict_views
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +73,9 @@ class NNCLR(Objective):
 
     def forward(self, inputs: Inputs) -> Outputs:
         """``predictions`` and, without gradient, unit ``projections``, ``(N, 2, D)``."""
-        # A view at a time: BatchNorm statistics are a view's own.
-        z_VND = torch.stack([self.head(self.encoder(x_NCHW)) for x_NCHW in inputs.views[0]])
-        p_VND = torch.stack([self.predictor(z_ND) for z_ND in z_VND])
-        projections = {"projections": unit_rows(z_VND.detach()).transpose(0, 1)}
-        return Outputs({"predictions": p_VND.transpose(0, 1)}, projections)
+        networks = self.encoder, self.head, self.predictor
+        p_NVD, z_NVD = predict_views(*networks, inputs.views[0])
+        return Outputs({"predictions": p_NVD}, {"projections": unit_rows(z_NVD)})
 
     def loss(self, outputs: Outputs, step: int) -> Loss:
         """Mean of both views of InfoNCE, ln N by chance: which prediction of the batch is that of

@@ -15,7 +15,7 @@ from trainer.models.heads import HeadConfig, ProjectionHead
 from trainer.objectives.base import Given, Inputs, Loss, Objective, ObjectiveConfig, Outputs
 from trainer.objectives.byol import crosswise
 from trainer.objectives.cost import LossCost, StepSizes, softmax_cost
-from trainer.objectives.parts.predicting import make_predictor
+from trainer.objectives.parts.predicting import make_predictor, predict_views
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +55,9 @@ class SimSiam(Objective):
 
     def forward(self, inputs: Inputs) -> Outputs:
         """``predictions`` and, without gradient, ``projections``, ``(N, 2, D)``."""
-        # A view at a time: BatchNorm statistics are a view's own.
-        z_VND = torch.stack([self.head(self.encoder(x_NCHW)) for x_NCHW in inputs.views[0]])
-        p_VND = torch.stack([self.predictor(z_ND) for z_ND in z_VND])
-        projections = {"projections": z_VND.detach().transpose(0, 1)}
-        return Outputs({"predictions": p_VND.transpose(0, 1)}, projections)
+        networks = self.encoder, self.head, self.predictor
+        p_NVD, z_NVD = predict_views(*networks, inputs.views[0])
+        return Outputs({"predictions": p_NVD}, {"projections": z_NVD})
 
     def loss(self, outputs: Outputs, step: int) -> Loss:
         """``-(cos(p1, z2) + cos(p2, z1)) / 2``: from 0 or so to -1; see :meth:`Objective.loss`."""

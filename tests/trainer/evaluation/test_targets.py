@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
@@ -113,8 +114,6 @@ def test_two_processes_find_what_one_does(folder: Path, by: Any) -> None:
 
 
 def test_neighbours_are_weighted_and_what_is_unknown_has_no_weight() -> None:
-    import torch
-
     train = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-1.0, 0.0]])
     known = np.array([[1.0, np.nan], [np.nan, np.nan], [0.0, 4.0], [5.0, 8.0]])
     found = neighbours(3, 0.5, train, torch.tensor([[1.0, 0.0]]), known, torch.device("cpu"))
@@ -139,8 +138,6 @@ def test_a_given_strength_is_taken(folder: Path) -> None:
 
 
 def test_numbers_known_of_other_images_are_learnt_from_theirs() -> None:
-    import torch
-
     x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
     known = np.stack([x[:, 0].numpy(), 5 * x[:, 1].numpy() + 2, x[:, 2].numpy()], 1).astype(float)
     told = known.copy()
@@ -151,8 +148,6 @@ def test_numbers_known_of_other_images_are_learnt_from_theirs() -> None:
 
 
 def test_of_too_few_samples_no_strength_is_chosen() -> None:
-    import torch
-
     x, known = torch.randn(2, 3), np.array([[0.0], [1.0]])
     assert linear(None, 0, x, x, known, are_labels=True)[1] == {"c": 1.0, "c_chosen_on_samples": 0}
 

@@ -199,7 +199,9 @@ def test_a_skipped_step_moves_no_centre() -> None:
 
 def test_a_resnet_is_refused() -> None:
     encoder: Any = small_encoder()
-    with pytest.raises(ConfigError, match=r"iBOT needs a vision transformer \(vit_s_16"):
+    with pytest.raises(
+        ConfigError, match=r"iBOT needs a vision transformer \(vit_s_16, .* is DINO"
+    ):
         IBOTConfig().build(encoder, HEAD, Given())
     with pytest.raises(ConfigError, match=r"--objective.hidden 0.5 0.1: the least comes first"):
         IBOTConfig(hidden=(0.5, 0.1))

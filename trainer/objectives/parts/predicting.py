@@ -7,6 +7,7 @@ images of this process, V = 2 views, D projection dimensions.
 from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 
 from common.bounds import check_bounds
 from common.errors import ConfigError
@@ -47,6 +48,16 @@ def make_predictor(head: ProjectionHead, config: HeadConfig) -> ProjectionHead:
             f" {head.out_dim}: predictions are compared with projections; make them equal"
         )
     return ProjectionHead(head.out_dim, config)
+
+
+def predict_views(
+    encoder: nn.Module, head: nn.Module, predictor: nn.Module, views_VNCHW: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Predictions and, without gradient, projections of all views, ``(N, V, D)`` each. A view at a
+    time: BatchNorm statistics are a view's own."""
+    z_VND = torch.stack([head(encoder(x_NCHW)) for x_NCHW in views_VNCHW])
+    p_VND = torch.stack([predictor(z_ND) for z_ND in z_VND])
+    return p_VND.transpose(0, 1), z_VND.detach().transpose(0, 1)
 
 
 class PredictingObjective(Objective):

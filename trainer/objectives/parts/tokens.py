@@ -9,6 +9,24 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torchvision.models.vision_transformer import VisionTransformer
+
+from common.errors import ConfigError
+
+
+def transformer(encoder: nn.Module, name: str, otherwise: str) -> VisionTransformer:
+    """The encoder, where it has tokens.
+
+    Raises:
+        ConfigError: it is no vision transformer of torchvision's; says what there is ``otherwise``.
+    """
+    if not isinstance(encoder, VisionTransformer):
+        raise ConfigError(
+            f"--encoder.name: {name} needs a vision transformer (vit_s_16, vit_b_16 ...); for a"
+            f" ResNet there is {otherwise}"
+        )
+    return encoder
+
 
 Change = Callable[[torch.Tensor], torch.Tensor]
 
