@@ -18,7 +18,7 @@ from trainer.objectives.deepcluster import DeepCluster, DeepClusterConfig
 from trainer.objectives.joint import JointConfig, TaskConfig
 from trainer.objectives.npid import NPIDConfig
 from trainer.objectives.parts.fresh_linear import FreshLinear
-from trainer.objectives.parts.k_means import k_means
+from trainer.objectives.parts.k_means import k_means, nearest
 from trainer.objectives.parts.shared_out import EQUAL, shared_out
 from trainer.objectives.parts.whitening import whitened
 from trainer.objectives.sela import SeLa, SeLaConfig
@@ -44,17 +44,15 @@ def _lloyd(rows: torch.Tensor, centres: torch.Tensor, spherical: bool) -> Any:
     """One row, one cluster after another."""
     errors = []
     for iteration in range(7):
-        nearest = [int((row - centres).square().sum(1).argmin()) for row in rows]
-        errors.append(
-            sum(float((row - centres[k]).square().sum()) for row, k in zip(rows, nearest))
-        )
+        of = [int((row - centres).square().sum(1).argmin()) for row in rows]
+        errors.append(sum(float((row - centres[k]).square().sum()) for row, k in zip(rows, of)))
         if iteration < 6:
             means = [
-                rows[[n for n, k in enumerate(nearest) if k == each]].mean(0)
+                rows[[n for n, k in enumerate(of) if k == each]].mean(0)
                 for each in range(len(centres))
             ]
             centres = torch.stack([normalize(m, dim=0) if spherical else m for m in means])
-    return centres, nearest, errors
+    return centres, of, errors
 
 
 def _clustered(rank: int, world_size: int, spherical: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,12 +67,12 @@ def _clustered(rank: int, world_size: int, spherical: bool) -> tuple[torch.Tenso
 @pytest.mark.parametrize("world_size", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_clusters_are_lloyds_on_any_number_of_processes(world_size: int, spherical: bool) -> None:
     rows = normalize(_rows(), dim=1) if spherical else _rows()
-    centres, nearest, errors = _lloyd(rows, rows[[3, 50, 7, 20]], spherical)
+    centres, closest, errors = _lloyd(rows, rows[[3, 50, 7, 20]], spherical)
     assert errors == sorted(errors, reverse=True) and errors[0] > errors[-1]
     ranks = run_ranks(_clustered, world_size, spherical)
     for found, _ in ranks:
         torch.testing.assert_close(found, centres, rtol=1e-12, atol=1e-12)
-    assert torch.cat([assigned for _, assigned in ranks]).tolist() == nearest
+    assert torch.cat([assigned for _, assigned in ranks]).tolist() == closest
 
 
 def test_a_cluster_without_rows_keeps_its_centre() -> None:
@@ -83,6 +81,16 @@ def test_a_cluster_without_rows_keeps_its_centre() -> None:
     found, assigned = k_means(rows, torch.cat([rows[:2], lonely]), 5, spherical=True)
     assert torch.equal(found[2:], lonely)
     assert set(assigned.tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 200])
+def test_the_first_of_equally_near_centres_is_taken(count: int) -> None:
+    """Small whole numbers, which no order of additions rounds: every distance comes many times."""
+    rows, centres = (_rows(n, 2).mul(2).round() for n in (ROWS, count))
+    distances = (rows[:, None] - centres).square().sum(2)
+    assert nearest(rows, centres).tolist() == distances.argmin(1).tolist()
+    assert nearest(rows[:0], centres).shape == (0,)
+    assert count == 1 or (distances == distances.amin(1, keepdim=True)).sum(1).max() > 1
 
 
 # --- whitening ---
