@@ -118,8 +118,7 @@ def judged(name: str, source: str, files: list[str], folder: Path, knn: float = 
 
 def task(first: dict[str, float], last: dict[str, float]) -> str:
     """The loss and what the task itself counts, at first and at last."""
-    names = ["loss", *(name for name in last if name.endswith(("_top1", "_loss", "psnr")))]
-    names = [name for name in names if not name.startswith("knn")]
+    names = ["loss", *(name for name in first if name.endswith(("_top1", "_loss", "psnr")))]
     return ", ".join(f"{name} {first[name]:.3g} -> {last[name]:.3g}" for name in names)
 
 

@@ -56,7 +56,7 @@ class DeepClusterConfig(ObjectiveConfig):
         check_bounds(self, "--objective.", **bounds)
 
     def least_samples(self) -> tuple[int, str]:
-        """A sample for each cluster."""
+        """One for each cluster."""
         return self.clusters, "clusters"
 
     def build(self, encoder: Encoder, head: HeadConfig, given: Given) -> "DeepCluster":
@@ -114,16 +114,18 @@ class DeepCluster(Objective):
             ConfigError: an epoch shows fewer samples than there are clusters.
         """
         ids_R, rows_RC = self._components(whole_epoch)
-        place_S = torch.full_like(self.clusters, UNSEEN)  # of each sample among these rows
-        place_S[ids_R] = torch.arange(len(ids_R), device=ids_R.device)
+        rows_R = torch.arange(len(ids_R), device=ids_R.device)
+        place_S = torch.full_like(self.clusters, UNSEEN).index_copy(0, ids_R, rows_R)
         first_K = self._first(epoch, place_S)
         place_K1 = place_S[first_K, None]
         start_KC = global_sum(torch.where(place_K1 == UNSEEN, 0, rows_RC[place_K1[:, 0]]))
         _, cluster_R = k_means(rows_RC, start_KC, self.config.iterations, spherical=False)
-        numbers_S = torch.zeros_like(self.clusters)
-        numbers_S[ids_R] = cluster_R - UNSEEN
+        numbers_S = torch.zeros_like(self.clusters).index_copy(0, ids_R, cluster_R - UNSEEN)
         self.clusters.copy_(global_sum(numbers_S) + UNSEEN)
-        self._new_classifier(epoch)
+        outputs_K = torch.arange(self.config.clusters, device=ids_R.device)
+        features = self.classifier.weight_offset.shape[1]
+        draws_KF = normal_draws(self.seed, epoch, outputs_K, Stream.WEIGHT, features)
+        self.classifier.start(_DEVIATION * draws_KF)
 
     def _components(
         self, whole_epoch: Callable[[], Iterator[Outputs]]
@@ -143,12 +145,6 @@ class DeepCluster(Objective):
         check_clusters("clusters", self.config.clusters, len(seen), "samples of an epoch")
         draws = uniform_draws(self.seed, epoch, seen, Stream.CLUSTER, 1)[:, 0]
         return seen[draws.argsort(stable=True)[: self.config.clusters]]
-
-    def _new_classifier(self, epoch: int) -> None:
-        outputs, features = self.classifier.weight_offset.shape
-        numbers_K = torch.arange(outputs, device=self.clusters.device)
-        draws_KF = normal_draws(self.seed, epoch, numbers_K, Stream.WEIGHT, features)
-        self.classifier.start(_DEVIATION * draws_KF)
 
     def sample_clusters(self) -> torch.Tensor:
         """Of the present epoch."""

@@ -15,14 +15,13 @@ import torch
 import tyro
 
 from common.bounds import check_bounds
-from common.collectives import rank_and_size
 from trainer.models.encoders import Encoder
 from trainer.models.heads import HeadConfig
 from trainer.objectives.base import Given, Inputs, Loss, Objective, Outputs
 from trainer.objectives.cost import LossCost, StepSizes, softmax_cost
+from trainer.objectives.parts.centre import move_centre
 from trainer.objectives.parts.dino_head import DinoHead
 from trainer.objectives.parts.global_mean import global_mean
-from trainer.objectives.parts.global_sum import global_sum
 from trainer.objectives.parts.key_encoder import KeyEncoder, MomentumSchedule, momentum_at
 from trainer.objectives.parts.multi_crop import LARGE, MultiCropConfig, project_all
 
@@ -144,8 +143,4 @@ class DINO(Objective):
         config = self.config
         momentum = momentum_at(config.momentum, config.momentum_schedule, step + 1, total_steps)
         self.key.follow(self.encoder, self.student, momentum, skipped)
-        taught_NLK = outputs.fixed["taught"].to(self.centre.dtype)
-        rows = taught_NLK.shape[0] * taught_NLK.shape[1] * rank_and_size()[1]
-        mean_K = global_sum(taught_NLK.sum((0, 1))) / rows
-        moved_K = self.centre.lerp(mean_K, 1 - config.centre_momentum)
-        self.centre.copy_(torch.where(skipped > 0, self.centre, moved_K))
+        move_centre(self.centre, outputs.fixed["taught"], config.centre_momentum, skipped)

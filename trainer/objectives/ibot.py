@@ -15,7 +15,6 @@ from torch import nn
 from torchvision.models.vision_transformer import VisionTransformer
 
 from common.bounds import check_bounds
-from common.collectives import rank_and_size, sum_ranks
 from common.errors import ConfigError
 from common.randomness import Stream
 from trainer.models.encoders import Encoder
@@ -23,12 +22,13 @@ from trainer.models.heads import HeadConfig
 from trainer.objectives.base import Given, Inputs, Loss, Outputs
 from trainer.objectives.cost import LossCost, StepSizes, softmax_cost
 from trainer.objectives.dino import DINO, TaughtConfig
+from trainer.objectives.parts.centre import move_centre
 from trainer.objectives.parts.dino_head import DinoHead
 from trainer.objectives.parts.draws import uniform_draws
 from trainer.objectives.parts.global_mean import global_mean
 from trainer.objectives.parts.hidden_patches import PATCH_DRAWS, HiddenPatches, hide_patches
 from trainer.objectives.parts.multi_crop import LARGE
-from trainer.objectives.parts.tokens import all_tokens, transformer
+from trainer.objectives.parts.tokens import all_tokens, patch_tokens, transformer
 
 _PATCH = 16
 _DEVIATION = 0.02  # of the token that stands for a hidden patch, at first
@@ -99,27 +99,25 @@ class IBOT(DINO):
         tokens_RTD = all_tokens(self.encoder, large_RCHW, chosen.is_hidden_RP, self.hidden)
         small = [self.encoder(views.flatten(0, 1)) for views in inputs.views[1:]]
         classes = torch.cat([tokens_RTD[:, 0], *small])
-        asked = _asked(tokens_RTD, chosen.asked_RM)
+        asked = patch_tokens(tokens_RTD, chosen.asked_RM)
         frozen = inputs.step < self.config.frozen_steps
         found = self.student(torch.cat([classes, asked]), frozen).split([len(classes), len(asked)])
         with torch.no_grad():
             tokens_RTD = all_tokens(self.key.encoder, large_RCHW)
-            of_patches = _asked(tokens_RTD, chosen.asked_RM)
+            of_patches = patch_tokens(tokens_RTD, chosen.asked_RM)
             taught = self.key.head(torch.cat([tokens_RTD[:, 0], of_patches]))
             taught = taught.split([len(tokens_RTD), len(of_patches)])
         images = large_RCHW.shape[0] // LARGE
 
-        def by_image(rows: torch.Tensor) -> torch.Tensor:
-            return rows.unflatten(0, (-1, images)).transpose(0, 1)
+        def by_image(rows: torch.Tensor, *patches: int) -> torch.Tensor:
+            return rows.unflatten(0, (-1, images, *patches)).transpose(0, 1)
 
-        def by_patch(rows: torch.Tensor) -> torch.Tensor:
-            return by_image(rows.unflatten(0, (-1, chosen.asked_RM.shape[1])))
-
+        each = chosen.asked_RM.shape[1]
         return Outputs(
-            {"cosines": by_image(found[0]), "patches": by_patch(found[1])},
+            {"cosines": by_image(found[0]), "patches": by_image(found[1], each)},
             {
                 "taught": by_image(taught[0]),
-                "taught_patches": by_patch(taught[1]),
+                "taught_patches": by_image(taught[1], each),
                 "weights": by_image(chosen.weight_RM),
             },
         )
@@ -151,14 +149,5 @@ class IBOT(DINO):
     ) -> None:
         """Move the averages and the centres."""
         super().after_step(outputs, step, total_steps, skipped)
-        taught = outputs.fixed["taught_patches"].to(self.patch_centre.dtype)
-        rows = taught[..., 0].numel() * rank_and_size()[1]
-        mean_K = sum_ranks(taught.sum((0, 1, 2))) / rows
-        moved_K = self.patch_centre.lerp(mean_K, 1 - self.config.centre_momentum)
-        self.patch_centre.copy_(torch.where(skipped > 0, self.patch_centre, moved_K))
-
-
-def _asked(tokens_RTD: torch.Tensor, asked_RM: torch.Tensor) -> torch.Tensor:
-    """Tokens of these patches, ``(R * M, D)``."""
-    patches_RPD = tokens_RTD[:, 1:]
-    return patches_RPD.take_along_dim(asked_RM[..., None], 1).flatten(0, 1)
+        taught, momentum = outputs.fixed["taught_patches"], self.config.centre_momentum
+        move_centre(self.patch_centre, taught, momentum, skipped)

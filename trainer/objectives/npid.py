@@ -78,7 +78,7 @@ class NPIDConfig(MemoryBankConfig):
     def build(self, encoder: Encoder, head: HeadConfig, given: Given) -> "NPID":
         """Encoder, head, and a bank of random directions."""
         built = ProjectionHead(encoder.feature_dim, head)
-        return NPID(encoder, built, self, given.seed, given.num_samples)
+        return NPID(encoder, built, self, given)
 
 
 class NPID(Objective):
@@ -87,19 +87,14 @@ class NPID(Objective):
     config: MemoryBankConfig
 
     def __init__(
-        self,
-        encoder: Encoder,
-        head: ProjectionHead,
-        config: MemoryBankConfig,
-        seed: int,
-        num_samples: int,
+        self, encoder: Encoder, head: ProjectionHead, config: MemoryBankConfig, given: Given
     ) -> None:
         super().__init__(encoder, head, config)
-        rows_SD = unit_rows(torch.randn(num_samples, head.out_dim))
+        rows_SD = unit_rows(torch.randn(given.num_samples, head.out_dim))
         self.bank = PerSample(rows_SD, config.memory_bits)
-        self.seed = seed
+        self.seed = given.seed
         if config.estimate == "nce":
-            self.noise = NoiseContrast(num_samples, config.negatives)
+            self.noise = NoiseContrast(given.num_samples, config.negatives, config.temperature)
 
     def forward(self, inputs: Inputs) -> Outputs:
         """``projections``, ``(N, D)``, not normalised, and whose they are."""
@@ -118,11 +113,10 @@ class NPID(Objective):
         """The loss of rows against the bank, and the share of those nearest to their own."""
         config = self.config
         if config.estimate == "nce":
-            is_own_NK = self._negatives(step) == ids_N[:, None]
-            found: tuple[torch.Tensor, torch.Tensor] = self.noise(
-                self._logits(rows_ND, ids_N, step), is_own_NK
-            )
-            return found
+            negative_K = self._negatives(step)
+            own_ND, others_KD = self.bank.read(ids_N), self.bank.read(negative_K)
+            value, top1 = self.noise(rows_ND, own_ND, others_KD, negative_K == ids_N[:, None])
+            return value, top1
         sampled = config.negatives > 0
         return info_nce(
             rows_ND,
@@ -132,16 +126,6 @@ class NPID(Objective):
             queue_QD=self.bank.read(self._negatives(step) if sampled else None),
             implementation=config.loss_implementation,
         )
-
-    def _logits(self, rows_ND: torch.Tensor, ids_N: torch.Tensor, step: int) -> torch.Tensor:
-        """Of the own row and the negatives, ``(N, 1 + K)``."""
-        unit_ND = unit_rows(rows_ND)
-        own_ND, others_KD = (
-            unit_rows(self.bank.read(ids)).to(unit_ND.dtype)
-            for ids in (ids_N, self._negatives(step))
-        )
-        own_N1 = (unit_ND * own_ND).sum(1, keepdim=True)
-        return torch.cat([own_N1, unit_ND @ others_KD.T], 1) / self.config.temperature
 
     def embedding(self, outputs: Outputs) -> torch.Tensor:
         """The projections, ``(N, D)``."""
@@ -153,10 +137,10 @@ class NPID(Objective):
     ) -> None:
         """Move the rows of the batch's images towards what they were projected to."""
         ids_N, m = outputs.fixed["ids"], self.config.momentum
-        new_ND = unit_rows(outputs.rows["projections"])
-        moved_ND = unit_rows(m * self.bank.read(ids_N) + (1 - m) * new_ND)
+        new_ND, own_ND = unit_rows(outputs.rows["projections"]), self.bank.read(ids_N)
         if self.config.estimate == "nce":
-            self.noise.keep(self._logits(outputs.rows["projections"], ids_N, step), skipped)
+            self.noise.keep(new_ND, own_ND, self.bank.read(self._negatives(step)), skipped)
+        moved_ND = unit_rows(m * own_ND + (1 - m) * new_ND)
         self.bank.write(ids_N, moved_ND, outputs.fixed["genuine"], skipped)
 
     def _negatives(self, step: int) -> torch.Tensor:

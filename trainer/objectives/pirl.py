@@ -65,7 +65,7 @@ class PIRLConfig(MemoryBankConfig):
     def build(self, encoder: Encoder, head: HeadConfig, given: Given) -> "PIRL":
         """Encoder, a head for each branch, and a bank of random directions."""
         built = ProjectionHead(encoder.feature_dim, head)
-        return PIRL(encoder, built, self, given.seed, given.num_samples)
+        return PIRL(encoder, built, self, given)
 
     def cost(self, step: StepSizes) -> LossCost:
         """InfoNCE with rows of the bank, twice."""
@@ -78,14 +78,9 @@ class PIRL(NPID):
     config: PIRLConfig
 
     def __init__(
-        self,
-        encoder: Encoder,
-        head: ProjectionHead,
-        config: PIRLConfig,
-        seed: int,
-        num_samples: int,
+        self, encoder: Encoder, head: ProjectionHead, config: PIRLConfig, given: Given
     ) -> None:
-        super().__init__(encoder, head, config, seed, num_samples)
+        super().__init__(encoder, head, config, given)
         self.second_head = nn.Linear(encoder.feature_dim, head.out_dim)
         if config.transform == "jigsaw":
             self.of_tiles = nn.Linear(TILES * head.out_dim, head.out_dim)

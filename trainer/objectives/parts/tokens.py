@@ -76,6 +76,12 @@ def all_tokens(
     return _tokens(encoder, images_NCHW, "encoder", hide)
 
 
+def patch_tokens(tokens_NTD: torch.Tensor, numbers_NK: torch.Tensor) -> torch.Tensor:
+    """Tokens of these patches, ``(N * K, D)``."""
+    patches_NPD = tokens_NTD[:, 1:]
+    return patches_NPD.take_along_dim(numbers_NK[..., None], 1).flatten(0, 1)
+
+
 def _tokens(
     encoder: nn.Module, images_NCHW: torch.Tensor, where: str, change: Change
 ) -> torch.Tensor:
