@@ -26,7 +26,7 @@ from trainer.objectives.base import Given, Inputs, Loss, Objective, ObjectiveCon
 from trainer.objectives.cost import LossCost, StepSizes, softmax_cost
 from trainer.objectives.parts.classification import classification
 from trainer.objectives.parts.clustering import UNSEEN, check_clusters
-from trainer.objectives.parts.draws import normal_draws, uniform_draws
+from trainer.objectives.parts.draws import drawn, normal_draws
 from trainer.objectives.parts.fresh_linear import FreshLinear
 from trainer.objectives.parts.global_sum import global_sum
 from trainer.objectives.parts.k_means import k_means
@@ -116,13 +116,16 @@ class DeepCluster(Objective):
         ids_R, rows_RC = self._components(whole_epoch)
         rows_R = torch.arange(len(ids_R), device=ids_R.device)
         place_S = torch.full_like(self.clusters, UNSEEN).index_copy(0, ids_R, rows_R)
-        first_K = self._first(epoch, place_S)
+        seen = global_sum((place_S != UNSEEN).long()).nonzero()[:, 0]
+        clusters = self.config.clusters
+        check_clusters("clusters", clusters, len(seen), "samples of an epoch")
+        first_K = drawn(self.seed, epoch, seen, Stream.CLUSTER, clusters)
         place_K1 = place_S[first_K, None]
         start_KC = global_sum(torch.where(place_K1 == UNSEEN, 0, rows_RC[place_K1[:, 0]]))
         _, cluster_R = k_means(rows_RC, start_KC, self.config.iterations, spherical=False)
         numbers_S = torch.zeros_like(self.clusters).index_copy(0, ids_R, cluster_R - UNSEEN)
         self.clusters.copy_(global_sum(numbers_S) + UNSEEN)
-        outputs_K = torch.arange(self.config.clusters, device=ids_R.device)
+        outputs_K = torch.arange(clusters, device=ids_R.device)
         features = self.classifier.weight_offset.shape[1]
         draws_KF = normal_draws(self.seed, epoch, outputs_K, Stream.WEIGHT, features)
         self.classifier.start(_DEVIATION * draws_KF)
@@ -130,21 +133,14 @@ class DeepCluster(Objective):
     def _components(
         self, whole_epoch: Callable[[], Iterator[Outputs]]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids of the samples that this process has seen, and their rows ``(R, C)``; the features
-        that they are of, which are many times larger, are no longer held then."""
+        """Ids of the samples that this process has seen, and their rows ``(R, C)``; their
+        features, which are many times larger, are no longer held then."""
         ids, features = [], []
         for outputs in whole_epoch():
             genuine_N = outputs.fixed["genuine"]  # no stand-ins'
             ids.append(outputs.fixed["ids"][genuine_N])
             features.append(outputs.fixed["features"][genuine_N])
         return torch.cat(ids), whitened(features, self.config.components)
-
-    def _first(self, epoch: int, place_S: torch.Tensor) -> torch.Tensor:
-        """Ids of K samples that some process has seen, drawn by (seed, epoch)."""
-        seen = global_sum((place_S != UNSEEN).long()).nonzero()[:, 0]
-        check_clusters("clusters", self.config.clusters, len(seen), "samples of an epoch")
-        draws = uniform_draws(self.seed, epoch, seen, Stream.CLUSTER, 1)[:, 0]
-        return seen[draws.argsort(stable=True)[: self.config.clusters]]
 
     def sample_clusters(self) -> torch.Tensor:
         """Of the present epoch."""

@@ -10,17 +10,17 @@ this process's share, H heads, K prototypes, D dimensions.
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 import tyro
 
 from common.bounds import check_bounds
-from common.randomness import Stream, sample_keys, uniforms
+from common.randomness import Stream
 from kernels.ntxent.reference import unit_rows
 from trainer.models.encoders import Encoder
 from trainer.models.heads import HeadConfig, ProjectionHead
 from trainer.objectives.base import Given, Inputs, Loss, Outputs
 from trainer.objectives.parts.clustering import ClusteringConfig, ClusteringObjective
+from trainer.objectives.parts.draws import drawn
 from trainer.objectives.parts.k_means import k_means
 from trainer.objectives.parts.multi_crop import LARGE, project_all
 
@@ -79,10 +79,9 @@ class DeepClusterV2(ClusteringObjective):
         self, epoch: int, head: int, rows_SD: torch.Tensor, own_RD: torch.Tensor
     ) -> torch.Tensor:
         """By k-means, from rows drawn by (seed, epoch, head)."""
-        places_S = np.arange(len(rows_SD))
-        draws = uniforms(sample_keys(self.seed, epoch, places_S, head, Stream.CLUSTER))
-        first_K = torch.from_numpy(np.argsort(draws, kind="stable")[: self.config.prototypes])
-        start_KD = rows_SD[first_K.to(rows_SD.device)]
+        places_S = torch.arange(len(rows_SD), device=rows_SD.device)
+        first_K = drawn(self.seed, epoch, places_S, Stream.CLUSTER, self.config.prototypes, head)
+        start_KD = rows_SD[first_K]
         self.prototypes[head], found_R = k_means(
             own_RD, start_KD, self.config.iterations, spherical=True
         )

@@ -35,3 +35,11 @@ def normal_draws(
     angle, radius = uniform_draws(seed, step, ids_N, stream, 2 * half).split(half, 1)
     radius, angle = (-2 * (1 - radius).log()).sqrt(), 2 * math.pi * angle
     return torch.cat([radius * angle.cos(), radius * angle.sin()], 1)[:, :count]
+
+
+def drawn(
+    seed: int, step: int, ids_N: torch.Tensor, stream: Stream, count: int, number: int = 0
+) -> torch.Tensor:
+    """K of these samples, int64 ``(K,)``, by the draws of this number."""
+    draws_N = uniform_draws(seed, step, ids_N, stream, number + 1)[:, number]
+    return ids_N[draws_N.argsort(stable=True)[:count]]
