@@ -120,7 +120,7 @@ def _step(run: Run, statistics: RunningStatistics, batch: Batch) -> StepDone:
     run.phases.enter("optimizer")
     norm, lr = gradient_norm(run.optimizer), run.lr_at(step)
     decay, clip = run.weight_decay_at(step), run.config.optim.clip_norm
-    skipped = apply_update(run.optimizer, lr, norm, decay, clip)
+    skipped = apply_update(run.optimizer, lr, norm, decay, clip, run.steady_lr_at(step))
     run.objective.after_step(outputs, step, run.plan.total_steps, skipped)
     statistics.restore(skipped)
     run.optimizer.zero_grad(set_to_none=True)

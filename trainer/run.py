@@ -216,6 +216,10 @@ class Run:
         """Learning rate of the ``step``-th update, from 0."""
         return lr_at(self.config, self.plan, step)
 
+    def steady_lr_at(self, step: int) -> float:
+        """That of what is steady: the peak, once it is reached."""
+        return self.lr_at(min(step, self.plan.warmup_steps))
+
     def weight_decay_at(self, step: int) -> float | None:
         """Weight decay of the ``step``-th update; None: that of the first."""
         start = self.config.optim.weight_decay

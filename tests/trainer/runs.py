@@ -378,7 +378,10 @@ def tiny_simsiam_config(data: Path, out: Path, **changes: Any) -> RunConfig:
     head = HeadConfig(layers=2, hidden_dim=32, out_dim=16, last_norm="plain")
     objective = SimSiamConfig(predictor=dataclasses.replace(head, hidden_dim=8, last_norm="none"))
     settings = {"encoder": SMALL_ENCODER, "head": head, "objective": objective}
-    return _tiny("simsiam-cifar10-r18", data, out, **{**settings, **changes})
+    config = _tiny("simsiam-cifar10-r18", data, out, **{**settings, **changes})
+    return dataclasses.replace(
+        config, optim=dataclasses.replace(config.optim, steady=("predictor",))
+    )
 
 
 def tiny_vicreg_config(data: Path, out: Path, **changes: Any) -> RunConfig:

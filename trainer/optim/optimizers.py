@@ -1,5 +1,6 @@
 """Optimizers of a run: which one, over which parameters, at which rate, and one guarded step."""
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -79,6 +80,8 @@ class OptimConfig:
     clip_norm: float = 0.0
     """Of SGD and AdamW: longer gradients, all of a step together, are scaled to this norm; 0: none
     are."""
+    steady: tuple[str, ...] = ()
+    """Parts of an objective whose learning rate stays at its peak, such as predictor (SimSiam)."""
     eps: float = 1e-8
     """Added to the denominators of AdamW and of LARS's variant "you"."""
 
@@ -113,11 +116,13 @@ def build_optimizer(
     """The optimizer over the parameters of ``module`` that require gradients.
 
     There are at most two groups: ``"matrices"``, of two and more dimensions, and ``"vectors"``,
-    without weight decay. ``group["group_name"]`` says which, ``group["param_names"]`` holds the
-    names in ``module`` in the order of ``group["params"]``. ``lars`` is the class of LARS.
+    without weight decay; and two of what is steady, ``"steady matrices"`` and ``"steady vectors"``.
+    ``group["group_name"]`` says which, ``group["param_names"]`` holds the names in ``module`` in
+    the order of ``group["params"]``. ``lars`` is the class of LARS.
 
     Raises:
-        ConfigError: nothing in ``module`` requires gradients.
+        ConfigError: nothing in ``module`` requires gradients, or nothing has a name of
+            ``config.steady``.
     """
     groups, lr = _parameter_groups(module, config), config.base_lr
     if config.name == "lars":
@@ -145,28 +150,39 @@ def _parameter_groups(module: nn.Module, config: OptimConfig) -> list[dict[str, 
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     if not named:
         raise ConfigError("there is nothing to train: no parameter requires gradients")
-    groups = [
-        {
-            "group_name": "matrices",
-            "params": [(name, p) for name, p in named if p.ndim > 1],
-            "weight_decay": config.weight_decay,
-            "decays": True,
-        },
-        {
-            "group_name": "vectors",
-            "params": [(name, p) for name, p in named if p.ndim <= 1],
-            "weight_decay": config.weight_decay if config.decay_vectors else 0.0,
-            "decays": config.decay_vectors,
-        },
-    ]
-    return [group for group in groups if group["params"]]
+    for part in config.steady:
+        if not any(part in name.split(".") for name, _ in named):
+            raise ConfigError(f"--optim.steady {part}: nothing that is trained has this name")
+    steady = {name for name, _ in named if not set(config.steady).isdisjoint(name.split("."))}
+    groups = []
+    for is_steady, matrices in itertools.product((False, True), (True, False)):
+        params = [
+            (name, p)
+            for name, p in named
+            if (name in steady) == is_steady and (p.ndim > 1) == matrices
+        ]
+        decays = matrices or config.decay_vectors
+        group = {
+            "group_name": "steady " * is_steady + ("matrices" if matrices else "vectors"),
+            "params": params,
+            "weight_decay": config.weight_decay if decays else 0.0,
+            "decays": decays,
+            "steady": is_steady,
+        }
+        groups += [group] if params else []
+    return groups
 
 
-def set_lr(optimizer: Updatable, lr: float, weight_decay: float | None = None) -> None:
-    """Set the learning rate of every group, and the weight decay of those that decay; no device
-    work."""
+def set_lr(
+    optimizer: Updatable,
+    lr: float,
+    weight_decay: float | None = None,
+    steady_lr: float | None = None,
+) -> None:
+    """Set the learning rate of every group, another one of what is steady, and the weight decay of
+    those that decay; no device work."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr if steady_lr is None or not group["steady"] else steady_lr
         if weight_decay is not None and group["decays"]:
             group["weight_decay"] = weight_decay
 
@@ -190,6 +206,7 @@ def apply_update(
     norm: torch.Tensor | None = None,
     weight_decay: float | None = None,
     clip_norm: float = 0.0,
+    steady_lr: float | None = None,
 ) -> torch.Tensor:
     """One step at rate ``lr``, left out if ``norm`` is not finite; no host synchronisation.
 
@@ -198,15 +215,16 @@ def apply_update(
 
     Args:
         optimizer: gradients are in its parameters; they stay there, scaled where they are clipped.
-        lr: for every group.
+        lr: for every group, but those that ``steady_lr`` is for, where there is one.
         norm: 0-d tensor, equal on all processes, as from :func:`gradient_norm`; None steps always.
         weight_decay: for every group that decays; None: as it is.
         clip_norm: gradients of a larger ``norm`` are scaled to it; 0: none are. Not for LARS.
+        steady_lr: see :func:`set_lr`.
 
     Returns:
         0-d float32 tensor on the device: 1 where the step was left out, else 0.
     """
-    set_lr(optimizer, lr, weight_decay)
+    set_lr(optimizer, lr, weight_decay, steady_lr)
     if norm is None:
         optimizer.step()
         return torch.zeros(())

@@ -210,7 +210,7 @@ class ZeroLARS(LARS):
         for group in self.param_groups:
             layout = self.layouts[group["group_name"]]
             (flat,) = group["params"]
-            adapt = group["group_name"] == "matrices"
+            adapt = group["group_name"].endswith("matrices")
             cut = layout.cut if adapt else _as_one
             self.update_pieces(
                 group,

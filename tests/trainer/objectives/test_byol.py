@@ -1,19 +1,22 @@
 """BYOL and SimSiam: which view meets which, what takes a gradient, and what it comes to."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from torch.nn.functional import normalize
 
 from common.errors import ConfigError
 from tests.dist import run_ranks
-from tests.trainer.runs import inputs_of
+from tests.trainer.runs import checkpoint_bytes, inputs_of, pack_images, tiny_simsiam_config, train
 from trainer.models.encoders import EncoderConfig, build_encoder
 from trainer.models.heads import HeadConfig
 from trainer.objectives.base import Given, Objective, Outputs
 from trainer.objectives.byol import BYOL, BYOLConfig
 from trainer.objectives.simsiam import SimSiam, SimSiamConfig
+from trainer.optim.schedule import ScheduleConfig
 
 IMAGES, DIM = 12, 6
 HEAD = HeadConfig(layers=2, hidden_dim=16, out_dim=DIM, last_norm="none")
@@ -106,3 +109,16 @@ def test_byols_keys_are_those_of_the_copy_and_the_copy_follows() -> None:
 def test_a_predictor_of_other_dimensions_is_refused(config: Any) -> None:
     with pytest.raises(ConfigError, match=r"--objective.predictor.out-dim is \d+ and --head.out-d"):
         _built(config)
+
+
+def test_a_steady_predictor_learns_on_where_all_else_has_a_rate_of_0(tmp_path: Path) -> None:
+    falls = ScheduleConfig(warmup_epochs=0, kind="steps", milestones=(0.2,), gamma=0.0)
+    data = pack_images(tmp_path / "data")
+    config = tiny_simsiam_config(data, tmp_path / "run", steps=3, schedule=falls)
+    saved = []
+    for stop_at in (1, 0):
+        train(1, config, stop_at=stop_at)
+        tensors = safetensors.torch.load(checkpoint_bytes(config.out)["model.safetensors"])
+        saved.append({n: t for n, t in tensors.items() if n.endswith(("weight", "bias"))})
+    moved = {name.split(".")[0] for name in saved[0] if not saved[1][name].equal(saved[0][name])}
+    assert moved == {"predictor"}

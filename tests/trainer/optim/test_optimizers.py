@@ -257,3 +257,24 @@ def test_vectors_that_decay_follow_the_schedule_too() -> None:
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.3]
     apply_update(optimizer, 0.1)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.3]
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
+def test_what_is_steady_has_a_rate_of_its_own(name: Any) -> None:
+    module = nn.ModuleDict(
+        {"head": nn.Linear(3, 2), "tasks": nn.ModuleDict({"own": nn.Linear(3, 2)})}
+    )
+    optimizer = build_optimizer(module, OptimConfig(name=name, steady=("own",)))
+    before = {name: value.detach().clone() for name, value in module.named_parameters()}
+    for parameter in module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    apply_update(optimizer, 0.0, gradient_norm(optimizer), steady_lr=0.1)
+    moved = {name for name, value in module.named_parameters() if not value.equal(before[name])}
+    assert moved == {"tasks.own.weight", "tasks.own.bias"}
+    apply_update(optimizer, 0.2)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.2}
+
+
+def test_a_steady_part_that_is_not_there_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"--optim.steady predictor: nothing that is trained has"):
+        build_optimizer(nn.Linear(2, 2), OptimConfig(steady=("predictor",)))

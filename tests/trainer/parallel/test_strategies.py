@@ -47,10 +47,12 @@ BATCH, STEPS, BAD_STEP = 8, 4, 2
 # A step changes a weight by some 5 %, so that a wrong trust ratio cannot hide in the tolerance.
 _LARS = OptimConfig(base_lr=0.5, trust_coefficient=0.1, weight_decay=1e-2)
 OPTIMIZERS = {
-    "lars": _LARS,
+    "lars": dataclasses.replace(_LARS, steady=("head",)),
     "lars, mocov3, nesterov": dataclasses.replace(_LARS, variant="mocov3", nesterov=True),
     "lars, you, no momentum": dataclasses.replace(_LARS, variant="you", momentum=0.0),
-    "sgd": OptimConfig(name="sgd", base_lr=1e-3, weight_decay=1e-2, decay_vectors=True),
+    "sgd": OptimConfig(
+        name="sgd", base_lr=1e-3, weight_decay=1e-2, decay_vectors=True, steady=("head",)
+    ),
     "adamw": OptimConfig(name="adamw", base_lr=1e-2, weight_decay=1e-2, eps=1.0),
 }
 
@@ -103,7 +105,8 @@ def _train_by_hand(
             fabric.backward(loss * (math.nan if step == BAD_STEP else 1.0), model=sharding.model)
             norm = gradient_norm(sharding.optimizer)
             before = _weights(sharding)
-            skipped = apply_update(sharding.optimizer, OPTIMIZERS[name].base_lr, norm)
+            lr = OPTIMIZERS[name].base_lr
+            skipped = apply_update(sharding.optimizer, lr, norm, steady_lr=2 * lr)
             sharding.optimizer.zero_grad()
             assert skipped.item() == (step == BAD_STEP)
             if step == BAD_STEP:
