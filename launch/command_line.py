@@ -81,6 +81,10 @@ def _run(words: list[str]) -> int:
 
             if words[1] in evaluate_command.METHODS:
                 return evaluate_command.run(words[1], words[2:])
+        if words[:1] == ["embed"]:
+            from launch import evaluate_command
+
+            return evaluate_command.run("embed", words[1:])
         args = _parser().parse_args(words)
         result: int = args.run(args)
         return result

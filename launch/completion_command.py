@@ -45,7 +45,8 @@ def run(whole: argparse.ArgumentParser, subparsers: Any, args: argparse.Namespac
         recipes = subparsers.choices[command].add_subparsers(metavar="RECIPE")
         for recipe, build in RECIPES.items():
             _add_settings(recipes.add_parser(recipe, help=recipe, parents=[options]), build())
-    for name, parser in _below(subparsers.choices["evaluate"]).items():
+    evaluations = _below(subparsers.choices["evaluate"])
+    for name, parser in {**evaluations, "embed": subparsers.choices["embed"]}.items():
         devices.add_option(parser)
         parser.add_argument("source")
         _add_settings(parser, evaluate_command.default_settings(name))

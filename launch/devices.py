@@ -23,7 +23,7 @@ from launch.arguments import Parser
 from launch.exit_codes import ExitCode
 from launch.preemption import HANDLED_SIGNALS, say
 
-COMMANDS = ("pretrain", "evaluate", "doctor")
+COMMANDS = ("pretrain", "evaluate", "embed", "doctor")
 HELP = "start N processes of this command on this machine, one for each GPU (default 1)"
 
 # -P: nothing of the working folder is taken for a module.

@@ -42,6 +42,8 @@ METHODS = {
     "diagnose": Method("collapse, spread: no labels needed", tables.diagnose),
     "duplicates": Method("duplicates and false negatives", tables.duplicates),
 }
+EMBED = Method("write an encoder's features of images to a file", tables.embed)
+"""``widebatch embed``, which is called as they are."""
 THE_RUNS = (Path("from-the-run"),)
 _SOURCES = """\
 RUN_OR_WEIGHTS is one of
@@ -59,7 +61,7 @@ srun); the result is the same on any number.
 # Settings that do not change a result.
 _OF_NO_EFFECT = (
     *("batch", "loader.workers", "loader.backend", "loader.prefetch", "device", "join_timeout"),
-    *("json", "picture", "pictured"),
+    *("json", "picture", "pictured", "out"),
 )
 _LONGEST = 120  # letters of a file's name
 
@@ -74,6 +76,7 @@ def add_parser(subparsers: Any) -> None:
     methods = parser.add_subparsers(title="methods", metavar="METHOD", required=True)
     for name, method in METHODS.items():
         methods.add_parser(name, help=method.summary, add_help=False)
+    subparsers.add_parser("embed", help=EMBED.summary, add_help=False)
 
 
 def evaluation_by(name: str) -> Callable[["JobConfig"], tables.Report | None]:
@@ -99,9 +102,9 @@ def run(name: str, words: Sequence[str]) -> ExitCode:
 
     Other ranks than 0 print nothing.
     """
-    default = default_settings(name)
+    default, method = default_settings(name), METHODS.get(name, EMBED)
     given = parse(
-        f"widebatch evaluate {name}",
+        f"widebatch {'' if method is EMBED else 'evaluate '}{name}",
         default,
         words,
         text=f"{inspect.getdoc(type(default))}\n\n{_SOURCES}",
@@ -112,7 +115,7 @@ def run(name: str, words: Sequence[str]) -> ExitCode:
     report = evaluation_by(name)(config)
     if report is None:
         return ExitCode.DONE
-    written = [config.json, getattr(config, "picture", None)]
+    written = [config.json, getattr(config, "picture", None), *map(Path, report.get("files", ()))]
     if config.json is not None:
         try:
             config.json.parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +125,7 @@ def run(name: str, words: Sequence[str]) -> ExitCode:
                 raise
             del written[0]  # somebody else's run
             report["notes"].append(f"the result is not kept: {error}; --json OUT.json keeps it")
-    for title, text in METHODS[name].table(report):
+    for title, text in method.table(report):
         print(printable(f"{title:<9} {text}"))
     for note in report["notes"]:
         print(printable(f"note: {note}"), file=sys.stderr)
@@ -148,16 +151,23 @@ def _completed(method: str, default: "JobConfig", config: "JobConfig") -> "JobCo
             continue
         if run is None:
             raise ConfigError(
-                f"evaluate {method}: --data.{name} FILE.beton is missing, and {config.source}"
+                f"{method}: {_option(method, name)} FILE.beton is missing, and {config.source}"
                 " is no run that names it"
             )
         try:
             found[name] = run_data(run, settings, name)
         except NoDataError as error:
-            raise ConfigError(f"{run}: {error}; name the file by --data.{name}") from None
-    if config.json is None and run is not None:
+            option = _option(method, name)
+            raise ConfigError(f"{run}: {error}; name the file by {option}") from None
+    if isinstance(out := getattr(config, "out", None), Path):
+        found["json"] = config.json or out.with_suffix(".json")
+    elif config.json is None and run is not None:
         found["json"] = run / "evaluation" / _file_name(method, default, config, settings)
     return dataclasses.replace(config, **found)
+
+
+def _option(method: str, name: str) -> str:
+    return "--data" if method == "embed" else f"--data.{name}"
 
 
 def _file_name(method: str, default: "JobConfig", config: "JobConfig", settings: Any) -> str:

@@ -106,6 +106,12 @@ def _called(sample: int, file: str | None) -> str:
     return f"#{sample} {file or ''}".rstrip()
 
 
+def embed(report: Report) -> Rows:
+    """How many, and of what."""
+    images = f"{report['rows']:,} of {_shown(report['data']['train']['path'])}"
+    return [*_head(report), ("images", images)]
+
+
 def cluster(report: Report) -> Rows:
     """Sizes, and how far the clusters are the classes."""
     sizes = [size for size in report["sizes"] if size]  # fewer than k where few images differ

@@ -24,6 +24,7 @@ CASES = [
     ("evaluate knn im", {"images.beton"}),
     ("evaluate retrieve run --query im", {"images.beton"}),
     ("evaluate linear run --protocol ca", {"cached", "canonical"}),
+    ("embed run --out", {"--out"}),
     ("evaluate knn --which ", {"last", "best"}),
     ("pretrain simclr-", {"simclr-r50", "simclr-stl10-r18"}),
     ("pretrain simclr-r50 --precision ", {"auto", "bf16", "fp32", "fp64"}),

@@ -1,13 +1,9 @@
 """Show me more like these: ``widebatch evaluate retrieve``.
 
-Queries that are not packed are, into a temporary file: so they are decoded, cut and refused exactly
-as training images are.
-
 Shape suffixes: M queries.
 """
 
 import contextlib
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,10 +13,9 @@ import torch
 
 from common.bounds import check_bounds
 from common.errors import ConfigError, DataError
-from data_pipeline.packing.folder_source import IMAGE_EXTENSIONS
-from data_pipeline.packing.pack import PackConfig, pack
 from data_pipeline.reading.open_data import OpenData
 from trainer.evaluation.job import Job
+from trainer.evaluation.open_images import open_images
 from trainer.evaluation.pictures import Album, Cell, PictureConfig, save_rows
 from trainer.evaluation.ranking import rank_all
 from trainer.features.extraction import Features
@@ -133,13 +128,12 @@ def _open_queries(given: Sequence[Path], searched: OpenData) -> Iterator[Queries
         DataError: no image can be used.
     """
     with contextlib.ExitStack() as stack:
+        data, names = searched, None
+        if given and given != searched.info.paths:
+            data, names, left_out = stack.enter_context(open_images(given, "--query"))
+            for path, reason in left_out:
+                raise DataError(f"--query {path}: {reason}; mend it or leave it out")
         given = given or searched.info.paths
-        are_packed = all(path.suffix == ".beton" for path in given)
-        if not are_packed:
-            folder_of_packed = stack.enter_context(tempfile.TemporaryDirectory())
-            data = OpenData(_packed(given, Path(folder_of_packed)))
-        else:
-            data = searched if given == searched.info.paths else OpenData(given)
         labels = compare_labels(searched, data)
         labels_M, remarks = labels.test_M, labels.classes.remarks
         folder = given[0].resolve().name if given[0].is_dir() else ""
@@ -148,33 +142,7 @@ def _open_queries(given: Sequence[Path], searched: OpenData) -> Iterator[Queries
             remarks = (f"the queries are judged as {folder}: their folder is called so",)
         some = [str(each.absolute()) for each in given[:3]]
         described = ", ".join(some + ["..."] * (len(given) > 3))
-        one_by_one = not are_packed and not given[0].is_dir()
-        yield Queries(
-            data, described, labels_M, remarks, list(map(str, given)) if one_by_one else None
-        )
-
-
-def _packed(given: Sequence[Path], folder: Path) -> Path:
-    for path in given:
-        if not path.exists():
-            raise ConfigError(f"--query {path}: no such file or folder")
-    source = given[0]
-    if len(given) > 1 or not source.is_dir():
-        source = folder / "images"
-        source.mkdir()
-        for number, path in enumerate(given):
-            if path.is_dir() or path.suffix.lower() not in IMAGE_EXTENSIONS:
-                raise ConfigError(
-                    f"--query {path}: name .beton files, one folder, or image files "
-                    f"({' '.join(IMAGE_EXTENSIONS)})"
-                )
-            # Numbered: packing orders by name, and queries keep the order they are given in.
-            (source / f"{number:06d}{path.suffix.lower()}").symlink_to(path.resolve())
-    out = folder / "queries.beton"
-    report = pack(str(source), out, PackConfig(workers=1), progress=False)
-    for name, reason in report.left_out:
-        raise DataError(f"--query {(source / name).resolve()}: {reason}; mend it or leave it out")
-    return out
+        yield Queries(data, described, labels_M, remarks, names)
 
 
 def _indices(chosen: Sequence[int], queries: Queries) -> torch.Tensor:

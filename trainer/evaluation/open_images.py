@@ -1,0 +1,76 @@
+"""Images as they lie, a folder or files: packed on the way, into a temporary file.
+
+So they are decoded, cut and refused exactly as training images are.
+"""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from common.errors import ConfigError
+from data_pipeline.packing.folder_source import IMAGE_EXTENSIONS
+from data_pipeline.packing.pack import PackConfig, pack
+from data_pipeline.reading.open_data import OpenData
+
+
+class OpenImages(NamedTuple):
+    """A set of images, there as long as the block of :func:`open_images`."""
+
+    data: OpenData
+    names: list[str] | None
+    """Their files, where they were named one by one; else the set's manifests have them."""
+    left_out: list[tuple[str, str]]
+    """Files that cannot be used, each with its reason."""
+
+
+@contextlib.contextmanager
+def open_images(given: Sequence[Path], option: str) -> Iterator[OpenImages]:
+    """Open .beton files, or pack one folder (with one sub-folder per class, or without), or files.
+
+    Raises:
+        ConfigError: ``given`` mixes kinds, or names what is not there or no image; tells
+            ``option``.
+        DataError: no image can be used.
+    """
+    if all(path.suffix == ".beton" for path in given):
+        yield OpenImages(OpenData(given), None, [])
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        one_by_one = len(given) > 1 or not given[0].is_dir()
+        source = _linked(given, folder, option) if one_by_one else _there(given[0], option)
+        out = folder / "images.beton"
+        report = pack(str(source), out, PackConfig(workers=1), progress=False)
+        of_link = {path.name: path for path in source.iterdir()} if one_by_one else {}
+        left_out = [
+            (str(of_link.get(name, source / name).resolve()), why) for name, why in report.left_out
+        ]
+        gone = {name for name, _ in report.left_out}
+        names = [str(path) for number, path in enumerate(given) if _link(number, path) not in gone]
+        yield OpenImages(OpenData(out), names if one_by_one else None, left_out)
+
+
+def _there(path: Path, option: str) -> Path:
+    if not path.exists():
+        raise ConfigError(f"{option} {path}: no such file or folder")
+    return path
+
+
+def _link(number: int, path: Path) -> str:
+    """Numbered: packing orders by name, and images keep the order that they are given in."""
+    return f"{number:06d}{path.suffix.lower()}"
+
+
+def _linked(given: Sequence[Path], folder: Path, option: str) -> Path:
+    source = folder / "images"
+    source.mkdir()
+    for number, path in enumerate(given):
+        if _there(path, option).is_dir() or path.suffix.lower() not in IMAGE_EXTENSIONS:
+            raise ConfigError(
+                f"{option} {path}: name .beton files, one folder, or image files "
+                f"({' '.join(IMAGE_EXTENSIONS)})"
+            )
+        (source / _link(number, path)).symlink_to(path.resolve())
+    return source
