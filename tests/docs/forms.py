@@ -46,6 +46,13 @@ FORMS = (
         "objectives.md",
     ),
     Form(
+        r"--encoder.image-size 224 --crop.size 224(.*) --init-from dinov2_vits14_pretrain.pth"
+        r"(.*) --crop.size 32",
+        r"--encoder.image-size 28\1\2 --crop.size 28",
+        "no weights of DINOv2 without network: tests/peers has files of their names and shapes",
+        "finetune.md",
+    ),
+    Form(
         r"videos/train",
         "photos/train",
         "folders of images are clips too; there are no videos here",

@@ -19,7 +19,6 @@ from tests.launch.evaluated import READING, main_on_a_rank, make_folder
 from trainer.evaluation.job import Job, JobConfig
 from trainer.evaluation.open_images import open_images
 
-
 LOADER = LoaderConfig(backend="torchvision", workers=1)  # as READING has it
 
 

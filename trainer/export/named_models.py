@@ -18,6 +18,7 @@ from trainer.models.encoders import (
     use_layer_norm,
 )
 from trainer.models.tensor_names import timm_vit
+from trainer.models.timm_encoder import TIMM, is_timms, timm_options
 
 _TIMM_VITS = {
     "vit_b_16": "vit_base_patch16_224",
@@ -126,13 +127,15 @@ class ToTimm(_NamedModel):
         is_small = size in _TIMM_VITS
         vit = size if is_small else encoder.name
         self._is_vit = vit in _TIMM_VITS
-        if not self._is_vit and encoder.name not in RESNETS:
+        if not self._is_vit and encoder.name not in RESNETS and not is_timms(encoder.name):
             raise self.refused(
                 f"no counterpart of {encoder.name} is known, only of {', '.join(RESNETS)} "
                 f"and {', '.join(_TIMM_VITS)}"
             )
-        architecture = _TIMM_VITS.get(vit, encoder.name)
+        architecture = _TIMM_VITS.get(vit, encoder.name.removeprefix(TIMM))
         options = {"img_size": encoder.image_size} if self._is_vit else {}
+        if is_timms(encoder.name):
+            options = timm_options(encoder.name, encoder.image_size)
         if is_small:
             options["patch_size"] = int(patch)
         super().__init__(encoder, preprocessing, architecture, options)

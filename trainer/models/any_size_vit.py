@@ -15,6 +15,9 @@ from torchvision.models.vision_transformer import Encoder
 
 from common.errors import ConfigError
 
+POSITIONS = "encoder.pos_embedding"
+"""Their name in torchvision's."""
+
 _SHARPNESS = -0.75  # of the bicubic kernel, as torch's interpolate has it
 
 

@@ -1,6 +1,6 @@
-"""Encoders: torchvision's models without their classifier, small ResNets, or a user's own module.
+"""Encoders: torchvision's models without their classifier, small ResNets, timm's, or a user's own.
 
-An encoder is the model itself, not a wrapper: the keys of its ``state_dict`` are torchvision's,
+An encoder is the model itself, not a wrapper: the keys of its ``state_dict`` are the library's,
 less the classifier's. Weights are random, made by torch's generator (seed it before) and never
 downloaded; synchronised BatchNorm and channels_last are the trainer's business.
 """
@@ -27,6 +27,7 @@ from common.constants import constants
 from common.errors import ConfigError
 from trainer.models.any_size_vit import take_any_size
 from trainer.models.cifar_resnet import CIFAR_RESNETS, CifarResNet
+from trainer.models.timm_encoder import build_timm, has_one_size, is_timms
 
 _CLASSES = 1000  # of torchvision's classifiers, by which they are recognised
 
@@ -51,9 +52,10 @@ class EncoderConfig:
     """A torchvision classification model (resnet18 to resnet152, wide_resnet50_2, convnext_tiny,
     vit_b_16...); its transformer as small as DeiT's (vit_s_16, vit_ti_16) and with patches of any
     size (vit_ti_4); a small ResNet for images of 32 pixels (resnet8, 14, 20, 32, 44, 56 or 110 as
-    published for CIFAR, resnet8x2 with twice the channels, x4 with four times); or
-    package.module:callable for your own, from PYTHONPATH or the working folder: called without
-    arguments, it returns an nn.Module from (N, 3, H, W) to (N, F)."""
+    published for CIFAR, resnet8x2 with twice the channels, x4 with four times); timm/NAME for one
+    of timm's (timm/vit_small_patch14_dinov2), where that is installed; or package.module:callable
+    for your own, from PYTHONPATH or the working folder: called without arguments, it returns an
+    nn.Module from (N, 3, H, W) to (N, F)."""
     stem: Stem = "imagenet"
     """Of a ResNet: 7x7 stride 2 and max-pool; cifar: 3x3 stride 1 without, for small images;
     cifar-stride2: 3x3 stride 2 without, a quarter of its time."""
@@ -91,6 +93,9 @@ def build_encoder(config: EncoderConfig) -> Encoder:
     """
     if config.name in CIFAR_RESNETS:
         model = _build_cifar_resnet(config)
+    elif is_timms(config.name):
+        _refuse_a_resnets_settings(config)
+        model = build_timm(config.name, config.image_size)
     elif ":" in config.name:
         model = _build_user_model(config)
     else:
@@ -131,7 +136,10 @@ def see_colours(encoder: nn.Module) -> None:
 
 def fixed_image_size(config: EncoderConfig) -> int | None:
     """Side of the images that the encoder is built for, pixels; none where it takes any."""
-    return config.image_size if config.name.startswith(("vit_", "maxvit")) else None
+    one_size = config.name.startswith(("vit_", "maxvit"))
+    if is_timms(config.name):
+        one_size = has_one_size(config.name)
+    return config.image_size if one_size else None
 
 
 def takes_size(config: EncoderConfig, side: int) -> bool:
@@ -160,11 +168,12 @@ def is_torchvisions(name: str) -> bool:
 def for_family(config: EncoderConfig, recipe: EncoderConfig, crop_size: int) -> EncoderConfig:
     """``config`` without what came from ``recipe`` with the name of another kind of encoder.
 
-    Settings for ResNets are left out; a module of the user's takes images of the crop's size.
+    Settings for ResNets are left out; timm's and the user's take images of the crop's size.
     """
     if is_resnet(config.name):
         return config
-    plain = {**_NOT_A_RESNETS, **({"image_size": crop_size} if ":" in config.name else {})}
+    of_crop = is_timms(config.name) or ":" in config.name
+    plain = {**_NOT_A_RESNETS, **({"image_size": crop_size} if of_crop else {})}
     given = [name for name in plain if getattr(config, name) != getattr(recipe, name)]
     return dataclasses.replace(config, **{name: plain[name] for name in plain if name not in given})
 
@@ -274,6 +283,11 @@ def use_layer_norm(model: nn.Module) -> None:
     """Put GroupNorm with one group, over channels and pixels, in every BatchNorm's place."""
     for name, norm in list(model.named_modules()):
         if isinstance(norm, nn.BatchNorm2d):
+            if type(norm) is not nn.BatchNorm2d:
+                raise ConfigError(
+                    f"--encoder.norm layer: {name} is a {type(norm).__name__}, which does more than"
+                    " a BatchNorm; take another encoder"
+                )
             layer = nn.GroupNorm(1, norm.num_features)
             if norm.affine:
                 layer.load_state_dict({"weight": norm.weight, "bias": norm.bias})

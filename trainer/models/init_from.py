@@ -6,6 +6,7 @@ for transformers the names of timm, below whatever stands before them:
 * torchvision's and timm's own, with their classifier;
 * checkpoints of MoCo v1 to v3 (``module.base_encoder.``, ``module.encoder_q.``), of DINO, lightly
   (``backbone.0.``) and others, with heads and optimizer, which are left over;
+* for an encoder of timm's, whatever timm itself reads: DINOv2, DINOv3, CLIP and others;
 * what DDP, FSDP, DeepSpeed or ``torch.compile`` saved of such models;
 * SimCLR's TensorFlow checkpoints after conversion to torchvision's names;
 * our own exports for torchvision and timm, and ``model.safetensors`` of a checkpoint.
@@ -16,6 +17,7 @@ torch's unpickler that builds tensors and plain containers and nothing else (``w
 
 import argparse
 import logging
+import math
 import re
 import warnings
 from collections import Counter
@@ -30,7 +32,9 @@ from torch import nn
 from common.errors import ConfigError, DataError
 from common.files.regular_file import open_regular
 from common.files.safetensors_file import Tensors, load_safetensors
+from trainer.models.any_size_vit import POSITIONS, resized_positions
 from trainer.models.tensor_names import timm_vit
+from trainer.models.timm_encoder import as_timm_has_them
 
 log = logging.getLogger(__name__)
 
@@ -94,10 +98,15 @@ def start_from(encoder: nn.Module, path: Path) -> Matched:
     found = read_weights(path)
     own = {n: t for n, t in encoder.state_dict().items() if not n.endswith(_COUNTER)}
     theirs, prefix = _best_names(_namings(encoder, own), found)
+    if type(encoder).__module__.startswith("timm."):
+        found = _as_timm_has_them(encoder, found, prefix)
+        theirs, prefix = _best_names(_namings(encoder, own), found)
     values: Tensors = {}
     missing, other_shape = [], []
     for name, tensor in own.items():
         value = found.get(theirs[name])
+        if value is not None and name == POSITIONS and value.shape != tensor.shape:
+            value = _of_our_grid(value, tensor)
         if value is None:
             missing.append(name)
         elif value.shape != tensor.shape:
@@ -117,6 +126,24 @@ def start_from(encoder: nn.Module, path: Path) -> Matched:
         quiet = index == 0 or line.startswith("left over")
         log.log(logging.INFO if quiet else logging.WARNING, "init      %s: %s", path, line)
     return matched
+
+
+def _as_timm_has_them(encoder: nn.Module, found: Tensors, prefix: str) -> Tensors:
+    below = {n.removeprefix(prefix): t for n, t in found.items() if n.startswith(prefix)}
+    others = {n: t for n, t in found.items() if not n.startswith(prefix)}
+    return others | {prefix + n: t for n, t in as_timm_has_them(encoder, below).items()}
+
+
+def _of_our_grid(positions: torch.Tensor, own_1TD: torch.Tensor) -> torch.Tensor:
+    """Positions of another square grid interpolated to the encoder's; else as they are."""
+    is_alike = positions.dim() == 3 and positions.shape[2] == own_1TD.shape[2]
+    if not is_alike or not positions.is_floating_point():
+        return positions
+    before, after = (math.isqrt(max(0, each.shape[1] - 1)) for each in (positions, own_1TD))
+    if not before or positions.shape[1] != 1 + before**2:
+        return positions
+    log.info("init      positions of a grid of %d interpolated to one of %d", before, after)
+    return resized_positions(positions.float(), after)
 
 
 def read_weights(path: Path) -> Tensors:

@@ -12,6 +12,7 @@ from common.errors import ConfigError
 from trainer.config import RunConfig
 from trainer.models.encoders import Encoder, build_encoder
 from trainer.models.init_from import start_from
+from trainer.models.timm_encoder import is_timms
 from trainer.objectives.base import IMAGENET_SAMPLES, Given, Objective
 from trainer.parallel.activation_checkpoint import checkpoint_blocks
 from trainer.parallel.sync_batch_norm import SyncBatchNorm, convert_sync_batch_norm
@@ -32,7 +33,7 @@ def training_objective(
         ConfigError: settings contradict each other or the networks.
     """
     objective = build_objective(config, init_from, num_samples, num_classes)
-    if ":" in config.encoder.name:
+    if is_timms(config.encoder.name) or ":" in config.encoder.name:
         _refuse_idle_weights(objective.encoder, config)
     # On one process too, for the same rounding; bf16's own is coarser than what that would save.
     if world_size > 1 or config.precision != "bf16" or config.micro_batch:

@@ -22,6 +22,7 @@ from common.files.atomic_file import as_utf8, write_atomically
 from common.files.strict_json import dump_json
 from trainer.config import RunConfig, RunPlan, absolute, to_json
 from trainer.models.encoders import is_torchvisions, stochastic_layers
+from trainer.models.timm_encoder import is_timms
 from trainer.recipes import RECIPES
 from trainer.run import Run
 from trainer.state.provenance import versions
@@ -163,8 +164,10 @@ def next_commands(config: RunConfig, out: str, program: str = "widebatch") -> li
         program: how a shell finds this one.
     """
     method = "linear" if config.data.test else "diagnose"  # the second needs no labels
-    known = is_torchvisions(config.encoder.name)
-    to, suffix = ("torchvision", "safetensors") if known else ("torch-export", "pt2")
+    of_timm = is_timms(config.encoder.name)
+    known = of_timm or is_torchvisions(config.encoder.name)
+    library = "timm" if of_timm else "torchvision"
+    to, suffix = (library, "safetensors") if known else ("torch-export", "pt2")
     return [
         f"{program} evaluate {method} {out}",
         f"{program} report {out}",
