@@ -19,7 +19,8 @@ import pytest
 from tests.dist import run_ranks
 from tests.monitoring.scrapes import NODES, RUN_FACTS
 from tests.test_architecture import FILES, ROOT
-from tests.trainer.runs import SMALL_ENCODER, pack_images, tiny_config
+from tests.trainer.runs import SMALL_ENCODER, pack_images
+from tests.trainer.tiny import tiny_config
 from trainer.config import RunConfig, from_json, to_json
 from trainer.telemetry import TelemetryConfig
 from trainer.telemetry.prometheus import Prometheus

@@ -10,7 +10,8 @@ from common.errors import ConfigError
 from launch.__main__ import main
 from launch.arguments import nearest
 from launch.settings_arguments import parse_settings, run_options
-from tests.trainer.runs import pack_images, tiny_config
+from tests.trainer.runs import pack_images
+from tests.trainer.tiny import tiny_config
 from trainer.config import to_json
 from trainer.recipes import RECIPES
 from trainer.state.run_folder import _check_same_run

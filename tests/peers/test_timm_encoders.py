@@ -16,7 +16,8 @@ import timm
 import torch
 
 from common.errors import ConfigError
-from tests.trainer.runs import metrics, pack_images, samples, tiny_config, train
+from tests.trainer.runs import metrics, pack_images, samples, train
+from tests.trainer.tiny import tiny_config
 from trainer.export import export
 from trainer.models.encoders import EncoderConfig, build_encoder
 from trainer.models.init_from import start_from

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from tests.trainer.disks import small_tmpfs
-from tests.trainer.runs import SMALL_ENCODER, metrics, pack_images, tiny_config, train_all
+from tests.trainer.runs import SMALL_ENCODER, metrics, pack_images, train_all
+from tests.trainer.tiny import tiny_config
 from trainer.features.online_knn import OnlineKnnConfig
 from trainer.telemetry import TelemetryConfig
 from trainer.telemetry.wandb_reader import WeightsAndBiases

@@ -10,7 +10,8 @@ from launch.exit_codes import exit_code_for
 from launch.preemption import StopSignal
 from tests.dist import run_ranks
 from tests.faults import armed
-from tests.trainer.runs import SMALL_ENCODER, tiny_config
+from tests.trainer.runs import SMALL_ENCODER
+from tests.trainer.tiny import tiny_config
 from trainer.config import RunConfig, from_json, to_json
 from trainer.health.watchdog import WatchdogConfig
 

@@ -4,7 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from tests.trainer.runs import SMALL_ENCODER, tiny_config
+from tests.trainer.runs import SMALL_ENCODER
+from tests.trainer.tiny import tiny_config
 from trainer.config import RunConfig
 from trainer.planner.plan import Images, Plan, make_plan
 from trainer.planner.rates import GPUS, Rates

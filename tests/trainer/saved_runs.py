@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from data_pipeline.crops import CropConfig
-from tests.trainer.runs import tiny_config
+from tests.trainer.tiny import tiny_config
 from trainer.config import DataConfig, to_json
 from trainer.models.encoders import EncoderConfig, build_encoder
 from trainer.state.checkpoint import CheckpointStore

@@ -8,7 +8,8 @@ import pytest
 
 from common.files.strict_json import parse_json
 from tests.dist import RankFailure
-from tests.trainer.runs import SMALL_ENCODER, pack_images, tiny_config, train
+from tests.trainer.runs import SMALL_ENCODER, pack_images, train
+from tests.trainer.tiny import tiny_config
 from trainer.config import DataConfig
 from trainer.features.online_knn import OnlineKnnConfig
 from trainer.optim.optimizers import OptimConfig

@@ -7,14 +7,8 @@ from typing import Any
 
 from data_pipeline.reading.order import EpochOrder
 from tests.dist import run_ranks
-from tests.trainer.runs import (
-    _train_rank,
-    assert_equal_runs,
-    pack_images,
-    samples,
-    saved_state,
-    tiny_deepclusterv2_config,
-)
+from tests.trainer.runs import _train_rank, assert_equal_runs, pack_images, samples, saved_state
+from tests.trainer.tiny import tiny_deepclusterv2_config
 from trainer.config import to_json
 from trainer.objectives.deepclusterv2 import DeepClusterV2
 

@@ -17,9 +17,9 @@ from tests.trainer.runs import (
     samples,
     saved_state,
     smooth,
-    tiny_config,
     train,
 )
+from tests.trainer.tiny import tiny_config
 from trainer.loop import fit
 from trainer.optim.optimizers import OptimConfig
 from trainer.optim.schedule import ScheduleConfig

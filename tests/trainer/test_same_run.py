@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from data_pipeline.reading.pool import LoaderConfig
-from tests.trainer.runs import metrics, pack_images, samples, smooth, tiny_config, train
+from tests.trainer.runs import metrics, pack_images, samples, smooth, train
+from tests.trainer.tiny import tiny_config
 from trainer.config import RunConfig
 
 # Of the losses, relative, for one process sums a batch in another order than four do. Float32: a

@@ -12,14 +12,8 @@ import pytest
 
 from data_pipeline.reading.pool import LoaderConfig
 from tests.dist import RankFailure
-from tests.trainer.runs import (
-    SMALL_ENCODER,
-    assert_equal_runs,
-    metrics,
-    pack_images,
-    tiny_config,
-    train,
-)
+from tests.trainer.runs import SMALL_ENCODER, assert_equal_runs, metrics, pack_images, train
+from tests.trainer.tiny import tiny_config
 from trainer.config import RunConfig, to_json
 
 ROOT = Path(__file__).resolve().parents[2]

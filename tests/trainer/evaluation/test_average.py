@@ -9,8 +9,9 @@ import torch
 
 from common.errors import CheckpointError, ConfigError
 from launch.__main__ import main
-from tests.trainer.runs import checkpoint_bytes, pack_images, tiny_byol_config, train
+from tests.trainer.runs import checkpoint_bytes, pack_images, train
 from tests.trainer.saved_runs import save_run
+from tests.trainer.tiny import tiny_byol_config
 from trainer.evaluation.load_encoder import load_encoder
 from trainer.models.encoders import EncoderConfig
 

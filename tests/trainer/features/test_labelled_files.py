@@ -15,8 +15,9 @@ from data_pipeline.reading.manifest import manifest_path
 from data_pipeline.reading.open_data import OpenData
 from data_pipeline.reading.pool import LoaderConfig
 from tests.data_pipeline.packed import packed
-from tests.trainer.runs import SMALL_ENCODER, metrics, tiny_config, train
+from tests.trainer.runs import SMALL_ENCODER, metrics, train
 from tests.trainer.saved_runs import saved_run
+from tests.trainer.tiny import tiny_config
 from trainer.config import DataConfig, to_json
 from trainer.evaluation.finetune import FinetuneConfig, finetune
 from trainer.evaluation.knn import KnnConfig, knn

@@ -13,14 +13,8 @@ from common.errors import ConfigError
 from launch.exit_codes import ExitCode
 from tests.dist import run_ranks
 from tests.trainer.faulty import small_config, train_with_faults
-from tests.trainer.runs import (
-    metrics,
-    pack_images,
-    small_encoder,
-    tiny_mocov2_config,
-    tiny_mocov3_config,
-    train,
-)
+from tests.trainer.runs import metrics, pack_images, small_encoder, train
+from tests.trainer.tiny import tiny_mocov2_config, tiny_mocov3_config
 from trainer.health.collapse import CollapseAlarm, CollapseConfig, figures, moments
 from trainer.models.encoders import EncoderConfig
 from trainer.telemetry import Record, TelemetryConfig

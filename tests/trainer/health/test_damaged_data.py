@@ -18,10 +18,10 @@ from tests.trainer.runs import (
     metrics,
     pack_images,
     samples,
-    tiny_config,
     train,
     train_all,
 )
+from tests.trainer.tiny import tiny_config
 from trainer.config import DataConfig, RunConfig
 from trainer.health.damaged_samples import FILE, SubstituteLog
 from trainer.prepare import prepare

@@ -13,7 +13,7 @@ import torchvision
 from torch import nn
 
 from common.errors import ConfigError
-from tests.trainer.runs import tiny_config
+from tests.trainer.tiny import tiny_config
 from trainer.models.encoders import (
     EncoderConfig,
     build_encoder,

@@ -13,8 +13,9 @@ import torch
 import torchvision
 
 from common.errors import ConfigError, DataError
-from tests.trainer.runs import pack_images, tiny_config, tiny_mocov3_config, train
+from tests.trainer.runs import pack_images, train
 from tests.trainer.saved_runs import save_run
+from tests.trainer.tiny import tiny_config, tiny_mocov3_config
 from trainer.export import export
 from trainer.models.encoders import EncoderConfig, build_encoder
 from trainer.models.init_from import start_from

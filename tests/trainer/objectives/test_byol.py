@@ -10,7 +10,8 @@ from torch.nn.functional import normalize
 
 from common.errors import ConfigError
 from tests.dist import run_ranks
-from tests.trainer.runs import checkpoint_bytes, inputs_of, pack_images, tiny_simsiam_config, train
+from tests.trainer.runs import checkpoint_bytes, inputs_of, pack_images, train
+from tests.trainer.tiny import tiny_simsiam_config
 from trainer.models.encoders import EncoderConfig, build_encoder
 from trainer.models.heads import HeadConfig
 from trainer.objectives.base import Given, Objective, Outputs

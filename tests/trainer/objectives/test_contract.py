@@ -23,6 +23,10 @@ from tests.trainer.runs import (
     metrics,
     pack_images,
     samples,
+    train,
+    train_all,
+)
+from tests.trainer.tiny import (
     tiny_autoencoder_config,
     tiny_barlowtwins_config,
     tiny_bigan_config,
@@ -52,8 +56,6 @@ from tests.trainer.runs import (
     tiny_swav_config,
     tiny_vae_config,
     tiny_vicreg_config,
-    train,
-    train_all,
 )
 from trainer.config import DataConfig, RunConfig
 from trainer.export import export

@@ -14,7 +14,8 @@ from common.errors import ConfigError
 from data_pipeline.augment import AugmentConfig
 from data_pipeline.crops import CropConfig
 from tests.dist import RankFailure
-from tests.trainer.runs import pack_images, tiny_frameorder_config, train
+from tests.trainer.runs import pack_images, train
+from tests.trainer.tiny import tiny_frameorder_config
 from trainer.config import DataConfig
 from trainer.models.encoders import EncoderConfig, build_encoder
 from trainer.models.heads import HeadConfig

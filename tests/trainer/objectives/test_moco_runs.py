@@ -19,13 +19,11 @@ from tests.trainer.runs import (
     pack_images,
     samples,
     smooth,
-    tiny_config,
-    tiny_mocov2_config,
-    tiny_mocov3_config,
     train,
     train_all,
 )
 from tests.trainer.test_same_run import TOLERANCE, compare, compare_trained
+from tests.trainer.tiny import tiny_config, tiny_mocov2_config, tiny_mocov3_config
 from trainer.config import RunConfig, from_json, to_json
 from trainer.evaluation.load_encoder import load_encoder
 from trainer.export import export

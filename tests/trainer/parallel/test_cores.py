@@ -61,7 +61,8 @@ def three_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("three_cores")
 def test_every_loader_of_a_run_has_the_share_and_its_settings_stay_as_given(tmp_path: Path) -> None:
     # Fabric takes seconds: not in the ranks of the test above.
-    from tests.trainer.runs import pack_images, tiny_config
+    from tests.trainer.runs import pack_images
+    from tests.trainer.tiny import tiny_config
     from trainer.config import DataConfig
     from trainer.prepare import prepare
 

@@ -8,7 +8,8 @@ from torch import nn
 
 from common.errors import ConfigError
 from tests.trainer.parallel.test_micro_batch import largest_difference
-from tests.trainer.runs import SMOOTH_RESNET, metrics, pack_images, smooth, tiny_config, train_all
+from tests.trainer.runs import SMOOTH_RESNET, metrics, pack_images, smooth, train_all
+from tests.trainer.tiny import tiny_config
 from trainer.models.encoders import EncoderConfig, build_encoder
 from trainer.parallel.activation_checkpoint import checkpoint_blocks
 from trainer.parallel.sync_batch_norm import convert_sync_batch_norm

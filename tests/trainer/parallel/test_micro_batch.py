@@ -10,16 +10,8 @@ import safetensors.torch
 import torch
 
 from common.errors import ConfigError
-from tests.trainer.runs import (
-    SMALL_ENCODER,
-    metrics,
-    pack_images,
-    smooth,
-    tiny_config,
-    tiny_mocov2_config,
-    tiny_mocov3_config,
-    train_all,
-)
+from tests.trainer.runs import SMALL_ENCODER, metrics, pack_images, smooth, train_all
+from tests.trainer.tiny import tiny_config, tiny_mocov2_config, tiny_mocov3_config
 from trainer.config import RunConfig
 from trainer.objectives.moco import MoCoConfig
 from trainer.parallel.networks import (

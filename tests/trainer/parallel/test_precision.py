@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tests.dist import run_ranks
-from tests.trainer.runs import SMALL_ENCODER, pack_images, tiny_config
+from tests.trainer.runs import SMALL_ENCODER, pack_images
+from tests.trainer.tiny import tiny_config
 from trainer.config import RunConfig
 from trainer.loop import fit
 from trainer.parallel import machine

@@ -23,11 +23,9 @@ from tests.trainer.runs import (
     metrics,
     pack_images,
     smooth,
-    tiny_config,
-    tiny_mocov2_config,
-    tiny_mocov3_config,
     train,
 )
+from tests.trainer.tiny import tiny_config, tiny_mocov2_config, tiny_mocov3_config
 from trainer.config import DataConfig, RunConfig, completed, differences, from_json, to_json
 from trainer.features.online_knn import OnlineKnnConfig
 from trainer.loop import fit

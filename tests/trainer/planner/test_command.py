@@ -10,7 +10,8 @@ from common.errors import ConfigError
 from launch.__main__ import main
 from tests.said import error_line
 from tests.trainer.plans import rates
-from tests.trainer.runs import pack_images, tiny_config
+from tests.trainer.runs import pack_images
+from tests.trainer.tiny import tiny_config
 from trainer.planner.plan import images_of, make_plan
 from trainer.planner.traffic import Cluster
 from trainer.recipes import RECIPES

@@ -11,7 +11,8 @@ from benchmarks.roofline import flop_count
 from common.errors import ConfigError
 from tests.trainer.objectives.test_contract import EVERY
 from tests.trainer.plans import NOWHERE, small
-from tests.trainer.runs import SMALL_ENCODER, pack_images, tiny_mocov3_config
+from tests.trainer.runs import SMALL_ENCODER, pack_images
+from tests.trainer.tiny import tiny_mocov3_config
 from trainer.config import RunConfig
 from trainer.models.encoders import EncoderConfig
 from trainer.objectives.base import blank_inputs

@@ -9,10 +9,9 @@ import torch
 
 from data_pipeline.crops import CropConfig
 from data_pipeline.reading.open_data import OpenData
-from tests.trainer.runs import (
-    checkpoint_bytes,
-    inputs_of,
-    pack_images,
+from tests.trainer.runs import checkpoint_bytes, inputs_of, pack_images, train
+from tests.trainer.saved_runs import save_run
+from tests.trainer.tiny import (
     tiny_autoencoder_config,
     tiny_bigan_config,
     tiny_colourisation_config,
@@ -27,9 +26,7 @@ from tests.trainer.runs import (
     tiny_relativepatch_config,
     tiny_rotation_config,
     tiny_vae_config,
-    train,
 )
-from tests.trainer.saved_runs import save_run
 from trainer.evaluation.load_encoder import Preprocessing
 from trainer.evaluation.pictures import Album
 from trainer.objectives.base import Outputs

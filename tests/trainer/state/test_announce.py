@@ -12,12 +12,8 @@ import torch
 
 from common.files.atomic_file import AtomicFile
 from launch.settings_arguments import parse_settings
-from tests.trainer.runs import (
-    SMALL_ENCODER,
-    pack_images,
-    tiny_config,
-    tiny_mocov3_config,
-)
+from tests.trainer.runs import SMALL_ENCODER, pack_images
+from tests.trainer.tiny import tiny_config, tiny_mocov3_config
 from trainer.config import RunConfig, plan_run, to_json
 from trainer.loop import Outcome, fit
 from trainer.models.encoders import EncoderConfig

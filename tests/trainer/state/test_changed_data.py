@@ -8,7 +8,8 @@ import pytest
 
 from data_pipeline.reading.manifest import manifest_path
 from tests.dist import RankFailure, run_ranks
-from tests.trainer.runs import SMALL_ENCODER, metrics, pack_images, saved_state, tiny_config
+from tests.trainer.runs import SMALL_ENCODER, metrics, pack_images, saved_state
+from tests.trainer.tiny import tiny_config
 from trainer.config import from_json, to_json
 from trainer.state import run_folder
 from trainer.state.checkpoint import CheckpointConfig

@@ -19,13 +19,8 @@ from launch.exit_codes import ExitCode, exit_code_for
 from tests.dist import run_ranks
 from tests.faults import armed
 from tests.trainer.disks import small_tmpfs
-from tests.trainer.runs import (
-    SMALL_ENCODER,
-    assert_equal_runs,
-    pack_images,
-    tiny_mocov2_config,
-    train,
-)
+from tests.trainer.runs import SMALL_ENCODER, assert_equal_runs, pack_images, train
+from tests.trainer.tiny import tiny_mocov2_config
 from trainer.config import RunConfig, from_json, to_json
 from trainer.state.checkpoint import CheckpointConfig, CheckpointStore
 

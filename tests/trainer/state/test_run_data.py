@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.trainer.runs import SMALL_ENCODER, pack_images, tiny_config
+from tests.trainer.runs import SMALL_ENCODER, pack_images
+from tests.trainer.tiny import tiny_config
 from trainer.config import RunConfig, absolute, differences, from_json, to_json
 from trainer.evaluation.load_encoder import Preprocessing
 from trainer.export.proof import proof_images
