@@ -64,6 +64,12 @@ def add_parser(subparsers: Any) -> None:
     )
     add("--workers", type=int, metavar="N", help="processes; 0: one for each core it may use")
     add(
+        "--shard",
+        metavar="K/N",
+        help="pack the K-th of N shares, on as many processes or machines as there are; the files"
+        " together are one set, in their order. What is packed stays when another is killed",
+    )
+    add(
         "--no-labels",
         dest="labels",
         action="store_false",

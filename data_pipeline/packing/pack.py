@@ -28,7 +28,7 @@ from data_pipeline.packing.beton_writer import BetonWriter
 from data_pipeline.packing.folder_source import IMAGE_EXTENSIONS
 from data_pipeline.packing.image_codec import CodecConfig, Format, LeftOut, Stored
 from data_pipeline.packing.pack_workers import CHUNK, Chunk, WorkerDiedError, encode_in_order
-from data_pipeline.packing.sources import Source, open_source
+from data_pipeline.packing.sources import Share, Source, open_source, share_of
 from data_pipeline.packing.targets_table import Targets, no_targets, read_targets
 from data_pipeline.reading.beton import MAX_LABEL, sample_count, sha256_of
 from data_pipeline.reading.jpeg import soundness_check
@@ -57,6 +57,8 @@ class PackConfig(CodecConfig):
     """Folder of downloaded torchvision data sets."""
     targets: Path | None = None
     """CSV file of what to predict of each image beside its class, by its path below the folder."""
+    shard: str = "1/1"
+    """K/N: the K-th of N shares, for as many packings side by side; all files are one set."""
     extensions: tuple[str, ...] = IMAGE_EXTENSIONS
     """File names that count as images, lower case, with their dots."""
 
@@ -72,6 +74,7 @@ class PackConfig(CodecConfig):
         )
         if self.format not in get_args(Format):
             raise ConfigError(f"--format {self.format}: choose auto, jpeg or raw")
+        share_of(self.shard)
         if not self.extensions:
             raise ConfigError("no file extensions: name at least one")
         for extension in self.extensions:
@@ -123,6 +126,8 @@ def pack(source: str, out: Path | str, config: PackConfig, progress: bool = True
     )
     if config.strict and images.passed_over:
         raise _passed_over(source, images)
+    is_whole = share_of(config.shard) == (1, 1)
+    images = images if is_whole else Share(images, config.shard)
     table = config.targets
     targets = no_targets(len(images)) if table is None else read_targets(table, images)
     packing = _Packing(images, targets, config)
@@ -160,7 +165,9 @@ def pack(source: str, out: Path | str, config: PackConfig, progress: bool = True
         changes=dict(sorted(packing.changes.items())),
         left_out=tuple((images.name(i), why) for i, why in sorted(packing.left_out.items())),
         passed_over={why: len(names) for why, names in sorted(images.passed_over.items())},
-        empty_classes=tuple(c for i, c in enumerate(classes) if not packing.class_counts[i]),
+        empty_classes=tuple(
+            c for i, c in enumerate(classes) if is_whole and not packing.class_counts[i]
+        ),
         seconds=time.monotonic() - start,
     )
 

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from common.errors import DataError
+from common.errors import ConfigError, DataError
 from data_pipeline.packing.clip_source import ClipSource
 from data_pipeline.packing.folder_source import FolderSource
 from data_pipeline.packing.image_codec import Sample
@@ -86,6 +86,50 @@ def open_source(
             f"{torchvision_source.similar(name)}"
         )
     return torchvision_source.open_torchvision(name, root=root, download=download)
+
+
+class Share:
+    """A share of a source: neighbours, in whole clips. Names and classes are those of all."""
+
+    def __init__(self, whole: Source, share: str) -> None:
+        number, shares = share_of(share)
+        begins = [*(whole.starts or range(len(whole))), len(whole)]
+        if shares >= len(begins):
+            what = "clips" if whole.starts else "images"
+            raise DataError(
+                f"--shard {share}: there are {len(begins) - 1} {what} alone: take fewer"
+            )
+        self._whole = whole
+        self._first, self._end = (
+            begins[(len(begins) - 1) * n // shares] for n in (number - 1, number)
+        )
+        self.description, self.class_names = whole.description, whole.class_names
+        self.passed_over = whole.passed_over
+        own = range(self._first, self._end)
+        self.starts: Sequence[int] = [start - self._first for start in whole.starts if start in own]
+
+    def __len__(self) -> int:
+        return self._end - self._first
+
+    def name(self, index: int) -> str:
+        """As in the whole."""
+        return self._whole.name(self._first + index)
+
+    def sample(self, index: int) -> Sample:
+        """As in the whole."""
+        return self._whole.sample(self._first + index)
+
+
+def share_of(text: str) -> tuple[int, int]:
+    """``"3/8"``: the third of eight.
+
+    Raises:
+        ConfigError: it is nothing like that.
+    """
+    number, _, shares = text.partition("/")
+    if not (number.isdecimal() and shares.isdecimal() and 1 <= int(number) <= int(shares)):
+        raise ConfigError(f"--shard {text}: write K/N, such as 1/8 to 8/8")
+    return int(number), int(shares)
 
 
 class ArraySource:

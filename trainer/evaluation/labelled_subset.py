@@ -11,6 +11,7 @@ import numpy as np
 from common.errors import DataError
 from data_pipeline.packing.clip_source import ClipSource
 from data_pipeline.packing.folder_source import IMAGE_EXTENSIONS, FolderSource
+from data_pipeline.packing.sources import Share, Source
 from data_pipeline.reading.manifest import load_manifest, manifest_path
 from data_pipeline.reading.open_beton import OpenBeton
 from data_pipeline.reading.open_data import OpenData
@@ -96,7 +97,9 @@ def _packed_names(file: OpenBeton, images: Path | None) -> list[str]:
         raise DataError(f"{folder}: the folder that {train} was packed from is not there: --images")
     extensions = tuple(map(str, settings.get("extensions", IMAGE_EXTENSIONS)))
     kind = ClipSource if settings.get("clips") is True else FolderSource
-    source = kind(folder, labels=settings.get("labels") is not False, extensions=extensions)
+    source: Source = kind(folder, labels=settings.get("labels") is not False, extensions=extensions)
+    if (share := str(settings.get("shard", "1/1"))) != "1/1":
+        source = Share(source, share)
     left_out = {str(each["image"]) for each in manifest.get("left_out", ())}
     kept = [i for i in range(len(source)) if source.name(i) not in left_out]
     labels = file.table.labels.tolist()
