@@ -19,6 +19,8 @@ Pack images into a .beton file and write a manifest, OUT.beton.json, beside it.
 
 SRC is one of
   a folder            one sub-folder per class (as torchvision's ImageFolder numbers them), or flat
+  FILE.tar            or a folder of them, WebDataset's too: classes are the numbers in .cls, or
+                      else folders as above
   torchvision:NAME    or just NAME where no folder is called so: cifar10, CIFAR100:test,
                       stl10:unlabeled, fashion-mnist, food101, ...; fetched only with --download
   embedded:NAME       images that ship with widebatch: embedded:digits:train, embedded:digits:test,

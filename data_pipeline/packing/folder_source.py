@@ -120,7 +120,7 @@ class FolderSource:
             try:
                 if not entry.is_dir():
                     files.append(path)
-                elif why := _no_class(entry.name):
+                elif why := why_no_class(entry.name):
                     self._pass_over(why, path)
                 elif (identity := _identity(entry.stat())) in above:
                     self._pass_over("link to a folder above it", path)
@@ -145,7 +145,7 @@ class FolderSource:
         self.passed_over.setdefault(why, []).append(path)
 
 
-def _no_class(folder: str) -> str | None:
+def why_no_class(folder: str) -> str | None:
     """Why a folder of this name holds nobody's images, or None."""
     if folder.casefold() in _SYSTEM_FOLDERS:
         return "folder of the system's"

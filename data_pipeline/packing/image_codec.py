@@ -63,8 +63,8 @@ _NAMES = {
 _WHITE = (255, 255, 255, 255)
 
 Format = Literal["auto", "jpeg", "raw"]
-# A file's path, or uint8 pixels (H, W) or (H, W, 3).
-ImageData = str | npt.NDArray[np.uint8]
+# A file's path, or its content, or uint8 pixels (H, W) or (H, W, 3).
+ImageData = str | bytes | npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +150,9 @@ class ImageCodec:
     def _encode(self, image: ImageData) -> Stored:
         if isinstance(image, np.ndarray):
             return self._encode_pixels(image)
-        data = _read_file(image)
+        data = image if isinstance(image, bytes) else _read_file(image)
+        if not data:
+            raise _UnusableError("empty file")
         if is_jpeg(data):
             return self._encode_jpeg(data)
         if damage := image_file.png_damage(data):
@@ -348,10 +350,7 @@ def _read_file(path: str) -> bytes:
             raise _UnusableError("not a regular file")
         if status.st_size > MAX_FILE_BYTES:
             raise _UnusableError(f"a file of more than {MAX_FILE_BYTES} bytes")
-        data = file.read(MAX_FILE_BYTES)
-    if not data:
-        raise _UnusableError("empty file")
-    return data
+        return file.read(MAX_FILE_BYTES)
 
 
 def _to_rgb(image: Image.Image, changes: list[str]) -> Image.Image:

@@ -324,7 +324,7 @@ class _Packing:
         images, counts, classes = self._images, self.class_counts, self._images.class_names
         names = sorted(self.left_out.items())
         kept = [index for index in range(len(images)) if index not in self.left_out]
-        are_files = images.description.get("kind") == "folder" and len(kept) <= _NAMED
+        are_files = images.description.get("kind") in ("folder", "tar") and len(kept) <= _NAMED
         return {
             "count": sum(counts.values()),
             "unlabelled": counts[-1],

@@ -1,6 +1,7 @@
 """Where images come from: folders, torchvision's data sets, arrays that ship with the product."""
 
 import difflib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol
@@ -12,6 +13,7 @@ from common.errors import ConfigError, DataError
 from data_pipeline.packing.clip_source import ClipSource
 from data_pipeline.packing.folder_source import FolderSource
 from data_pipeline.packing.image_codec import Sample
+from data_pipeline.packing.tar_source import TarSource
 
 
 class Source(Protocol):
@@ -45,7 +47,8 @@ def open_source(
     """The source that a name stands for.
 
     Args:
-        source: a folder, ``torchvision:NAME[:SPLIT]``, ``embedded:NAME[:SPLIT]``, or the bare name
+        source: a folder, of images or tar files, a tar file, ``torchvision:NAME[:SPLIT]``,
+            ``embedded:NAME[:SPLIT]``, or the bare name
             of a torchvision set where no such folder exists.
         root: where torchvision's sets lie or are downloaded to.
         download: allow that.
@@ -63,6 +66,8 @@ def open_source(
             raise DataError(f"{source}: no clips; embedded:moving-digits has some")
         return found
     folder = Path(source)
+    if tars := [] if kind == "torchvision" or clips else _tars(folder, extensions):
+        return TarSource(tars, labels=labels, extensions=extensions)
     if kind != "torchvision" and folder.exists():
         kind_of = ClipSource if clips else FolderSource
         return kind_of(folder, labels=labels, extensions=extensions)
@@ -86,6 +91,17 @@ def open_source(
             f"{torchvision_source.similar(name)}"
         )
     return torchvision_source.open_torchvision(name, root=root, download=download)
+
+
+def _tars(path: Path, extensions: Sequence[str]) -> list[Path]:
+    """A tar file, or those of a folder that holds neither folders nor images beside them."""
+    if path.suffix == ".tar" and path.is_file():
+        return [path]
+    may_look = path.is_dir() and os.access(path, os.R_OK | os.X_OK)
+    beside = list(path.iterdir()) if may_look else []
+    tars = sorted(each for each in beside if each.suffix == ".tar")
+    mixed = any(e.name.lower().endswith(tuple(extensions)) or e.is_dir() for e in beside if tars)
+    return [] if mixed else tars
 
 
 class Share:
