@@ -115,8 +115,10 @@ def run(name: str, words: Sequence[str]) -> ExitCode:
     report = evaluation_by(name)(config)
     if report is None:
         return ExitCode.DONE
-    written = [config.json, getattr(config, "picture", None), *map(Path, report.get("files", ()))]
-    if config.json is not None:
+    written = [config.json, getattr(config, "picture", None)]
+    if method is EMBED:
+        written = list(map(Path, report["files"]))
+    if config.json is not None and method is not EMBED:  # which has written it
         try:
             config.json.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(config.json, (dump_json(report, indent=1) + "\n").encode())
@@ -159,9 +161,7 @@ def _completed(method: str, default: "JobConfig", config: "JobConfig") -> "JobCo
         except NoDataError as error:
             option = _option(method, name)
             raise ConfigError(f"{run}: {error}; name the file by {option}") from None
-    if isinstance(out := getattr(config, "out", None), Path):
-        found["json"] = config.json or out.with_suffix(".json")
-    elif config.json is None and run is not None:
+    if config.json is None and run is not None and method != "embed":
         found["json"] = run / "evaluation" / _file_name(method, default, config, settings)
     return dataclasses.replace(config, **found)
 

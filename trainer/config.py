@@ -257,6 +257,11 @@ def plan_run(config: RunConfig, num_samples: int, world_size: int) -> RunPlan:
             f"--crop.size {config.crop.size}: {config.encoder.name} takes images of"
             f" --encoder.image-size {fixed} alone; set both to the same number"
         )
+    judged = config.knn.size or config.crop.size
+    if config.data.test and not takes_size(config.encoder, judged):
+        raise ConfigError(
+            f"--knn.size {judged}: {config.encoder.name} takes no images of this size"
+        )
     for group in views:
         if not takes_size(config.encoder, group.crop.size):
             raise ConfigError(

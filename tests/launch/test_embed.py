@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,9 +33,9 @@ def _embed(folder: Path, out: Path, *data: Path) -> tuple[dict[str, Any], list[d
     given = [str(path) for path in data]
     line = ["embed", str(folder / "run"), *READING, "--out", str(out)]
     assert main([*line, *(["--data", *given] if given else [])]) == 0
-    table = out.with_suffix(".csv")
+    table = Path(f"{out}.csv")
     rows = list(csv.DictReader(table.open())) if table.exists() else []
-    return json.loads(out.with_suffix(".json").read_text()), rows
+    return json.loads(Path(f"{out}.json").read_text()), rows
 
 
 def _each_alone(folder: Path, images: list[Path]) -> np.ndarray:
@@ -75,7 +77,7 @@ def test_kinds_of_files_hold_the_same(folder: Path, tmp_path: Path) -> None:
     assert {name: list(map(str, values)) for name, values in columns.items()} == {
         name: [row[name] for row in table] for name in table[0]
     }
-    assert not (tmp_path / "h.csv").exists()
+    assert not (tmp_path / "h.parquet.csv").exists()
 
 
 def test_without_data_it_is_what_the_run_trained_on(folder: Path, tmp_path: Path) -> None:
@@ -109,7 +111,49 @@ def test_rows_are_the_same_on_any_number_of_processes(
     assert "30 of" in said[0] and not any(said[1:])
     one, many = (np.load(tmp_path / f"{name}.npy") for name in ("one", "many"))
     np.testing.assert_allclose(many, one, rtol=1e-4, atol=1e-5)
-    assert (tmp_path / "many.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
+    tables = [(tmp_path / f"{name}.npy.csv").read_bytes() for name in ("one", "many")]
+    assert tables[0] == tables[1]
+
+
+def test_what_is_passed_over_is_told(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "test" / "images", tmp_path / "images")
+    (tmp_path / "images" / "top.png").write_bytes(b"")
+    told, table = _embed(folder, tmp_path / "f.npy", tmp_path / "images")
+    assert told["notes"] == ["1 files passed over: outside the class folders"]
+    assert told["data"]["train"]["paths"] == [str(tmp_path / "images")] and len(table) == 30
+
+
+@pytest.mark.parametrize("kind", ["npy", "parquet"])
+def test_names_of_any_bytes_are_written(folder: Path, tmp_path: Path, kind: str) -> None:
+    pytest.importorskip("pyarrow", reason="needs pyarrow: setup.sh bench")
+    of_class = tmp_path / os.fsdecode(b"images/cl\xe9")
+    of_class.mkdir(parents=True)
+    shutil.copy(next((folder / "test" / "images").rglob("*.png")), of_class / "a.png")
+    line = ["embed", str(folder / "run"), *READING, "--data", str(of_class.parent)]
+    assert main([*line, "--out", str(tmp_path / f"f.{kind}")]) == 0
+    if kind == "npy":
+        assert b"0,cl\xe9/a.png,0,cl\xe9" in (tmp_path / "f.npy.csv").read_bytes()
+
+
+def test_an_own_file_is_replaced_and_another_is_not(folder: Path, tmp_path: Path) -> None:
+    out, table = tmp_path / "f.npy", tmp_path / "f.npy.csv"
+    _embed(folder, out, folder / "test.beton")
+    _embed(folder, out, folder / "train.beton")
+    assert len(np.load(out)) == 60
+    Path(f"{out}.json").unlink()
+    table.write_text("somebody's")
+    line = ["embed", str(folder / "run"), *READING, "--out", str(out)]
+    assert main(line) == 2 and table.read_text() == "somebody's"
+
+
+def _refused(rank: int, world_size: int, line: list[str]) -> int:
+    return main(line)
+
+
+def test_several_processes_want_what_is_packed(folder: Path, tmp_path: Path) -> None:
+    line = ["embed", str(folder / "run"), *READING, "--out", str(tmp_path / "f.npy")]
+    line += ["--data", str(folder / "test" / "images")]
+    assert run_ranks(_refused, 2, line, init_process_group=False) == [2, 2]
 
 
 @pytest.mark.parametrize(
@@ -119,6 +163,9 @@ def test_rows_are_the_same_on_any_number_of_processes(
         (["--data", "nowhere"], "--data nowhere: no such file or folder"),
         (["--data", "{run}", "{run}"], "name .beton files, one folder, or image files"),
         (["--out", "{run}/config.npy/f.npy"], "config.npy"),
+        (["--out", "{run}/config.npy"], "config.npy exists and is not of 'widebatch embed'"),
+        (["--out", "{run}/../r18.safetensors"], "exists and is not of 'widebatch embed'"),
+        (["--data"], "--data: name .beton files, one folder, or image files"),
     ],
 )
 def test_what_cannot_be_is_told(

@@ -15,11 +15,16 @@ import safetensors.torch
 import timm
 import torch
 
-from common.errors import ConfigError
+from common.errors import ConfigError, DataError
 from tests.trainer.runs import metrics, pack_images, samples, train
+from tests.trainer.saved_runs import save_run
 from tests.trainer.tiny import tiny_config
+from trainer.config import DataConfig, plan_run
+from trainer.evaluation.job import Job, JobConfig
+from trainer.evaluation.load_encoder import load_encoder
 from trainer.export import export
-from trainer.models.encoders import EncoderConfig, build_encoder
+from trainer.features.online_knn import OnlineKnnConfig
+from trainer.models.encoders import EncoderConfig, build_encoder, stochastic_layers
 from trainer.models.init_from import start_from
 
 Tensors = dict[str, torch.Tensor]
@@ -137,11 +142,40 @@ def test_any_number_of_processes_has_the_same_run_and_timm_takes_its_export(tmp_
         ({"name": "timm/test_vit", "image_size": 30}, "at 30 pixels .* set --encoder.image-size"),
         ({"name": "timm/resnet18", "stem": "cifar"}, "--encoder.stem cifar is for ResNets"),
         ({"name": "timm/efficientnet_b0", "norm": "layer"}, "is a BatchNormAct2d"),
+        ({"name": "timm/resnet18.of_nobody"}, "timm/resnet18.of_nobody: Invalid pretrained tag"),
+        ({"name": "timm/test_nfnet", "sees": "grey"}, "does not begin with a plain convolution"),
     ],
 )
 def test_what_timm_does_not_have_is_told(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build_encoder(EncoderConfig(**settings))
+
+
+def test_layers_of_timms_that_draw_are_known() -> None:
+    swin = build_encoder(EncoderConfig(name="timm/swin_tiny_patch4_window7_224"))
+    assert "layers.3.blocks.1.drop_path1" in stochastic_layers(swin)
+    assert not stochastic_layers(build_encoder(EncoderConfig(name="timm/test_vit")))
+
+
+def test_a_transformer_of_one_size_refuses_another_before_the_work(tmp_path: Path) -> None:
+    data, encoder = pack_images(tmp_path, 24), EncoderConfig(name="timm/test_vit", image_size=32)
+    save_run(tmp_path / "run", data, encoder)
+    with pytest.raises(ConfigError, match="timm/test_vit takes no images of 48 pixels; --size 32"):
+        Job(JobConfig(source=str(tmp_path / "run"), size=48, device="cpu"))
+    config = tiny_config(data, tmp_path / "other", encoder=encoder, knn=OnlineKnnConfig(size=48))
+    config = dataclasses.replace(config, data=DataConfig(train=(data,), test=(data,)))
+    with pytest.raises(ConfigError, match=r"--knn.size 48: timm/test_vit takes no images"):
+        plan_run(config, 24, 1)
+
+
+def test_an_exported_file_may_not_name_timms(tmp_path: Path) -> None:
+    data = pack_images(tmp_path, 24)
+    save_run(tmp_path / "run", data, EncoderConfig(name="resnet18"))
+    export(tmp_path / "run", tmp_path / "r18.safetensors")
+    told = tmp_path / "r18.json"
+    told.write_text(told.read_text().replace('"name": "resnet18"', '"name": "timm/resnet18"'))
+    with pytest.raises(DataError, match="torchvision's architectures only"):
+        load_encoder(str(tmp_path / "r18.safetensors"))
 
 
 def test_without_timm_its_name_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

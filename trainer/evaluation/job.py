@@ -30,6 +30,7 @@ from data_pipeline.views import views_of_one_size
 from trainer.evaluation.load_encoder import LoadedEncoder, Which, load_encoder
 from trainer.evaluation.supervised import Batches
 from trainer.features.extraction import Features, extract_features, reduced_precision
+from trainer.models.encoders import takes_size
 from trainer.parallel.machine import settle_threads
 from trainer.state.provenance import versions
 
@@ -88,6 +89,12 @@ class Job:
         self.config, self._started = config, time.monotonic()
         self.loaded = load_encoder(config.source, config.which) if loaded is None else loaded
         self.preprocessing = self.loaded.preprocessing.resized(config.size, config.resize)
+        of, side = self.loaded.config, self.preprocessing.size
+        if of is not None and not takes_size(of, side):
+            raise ConfigError(
+                f"{of.name} takes no images of {side} pixels; --size {of.image_size}: it was built"
+                " for those"
+            )
         self.rank = int(os.environ.get("RANK", "0"))
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
         self.device, self.loader, self._joined = choose_device(config.device), config.loader, False

@@ -33,6 +33,7 @@ from trainer.features.extraction import default_resize
 from trainer.features.layer import LayerFeatures
 from trainer.features.online_knn import OnlineKnnConfig
 from trainer.models.encoders import EncoderConfig, build_encoder, is_resnet, see_colours
+from trainer.models.timm_encoder import is_timms
 from trainer.state.checkpoint import load_encoder_state
 from trainer.state.run_data import read_settings, section
 
@@ -297,7 +298,7 @@ def _read_settings(path: Path) -> tuple[dict[str, Any], EncoderConfig, Preproces
             f"program reads {FILE_FORMAT!r} version {FILE_VERSION}"
         )
     config = run_encoder_config(facts, str(where))
-    if ":" in config.name:
+    if is_timms(config.name) or ":" in config.name:
         raise DataError(
             f"{where}: names the code {config.name!r}; exported files may name torchvision's "
             "architectures only"

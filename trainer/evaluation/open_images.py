@@ -23,33 +23,48 @@ class OpenImages(NamedTuple):
     """Their files, where they were named one by one; else the set's manifests have them."""
     left_out: list[tuple[str, str]]
     """Files that cannot be used, each with its reason."""
+    passed_over: dict[str, int]
+    """Files that are no images of the set, by the reason."""
+
+
+def are_packed(given: Sequence[Path]) -> bool:
+    """Whether all are .beton files."""
+    return all(path.suffix == ".beton" for path in given)
 
 
 @contextlib.contextmanager
-def open_images(given: Sequence[Path], option: str) -> Iterator[OpenImages]:
+def open_images(
+    given: Sequence[Path], option: str, *, workers: int = 1, progress: bool = False
+) -> Iterator[OpenImages]:
     """Open .beton files, or pack one folder (with one sub-folder per class, or without), or files.
+
+    Args:
+        given: one or more.
+        option: that names them, for messages.
+        workers: processes that pack; 0: as many as there are cores.
+        progress: show it on standard error.
 
     Raises:
         ConfigError: ``given`` mixes kinds, or names what is not there or no image; tells
             ``option``.
         DataError: no image can be used.
     """
-    if all(path.suffix == ".beton" for path in given):
-        yield OpenImages(OpenData(given), None, [])
+    if are_packed(given):
+        yield OpenImages(OpenData(given), None, [], {})
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         one_by_one = len(given) > 1 or not given[0].is_dir()
         source = _linked(given, folder, option) if one_by_one else _there(given[0], option)
         out = folder / "images.beton"
-        report = pack(str(source), out, PackConfig(workers=1), progress=False)
+        report = pack(str(source), out, PackConfig(workers=workers), progress=progress)
         of_link = {path.name: path for path in source.iterdir()} if one_by_one else {}
         left_out = [
             (str(of_link.get(name, source / name).resolve()), why) for name, why in report.left_out
         ]
         gone = {name for name, _ in report.left_out}
         names = [str(path) for number, path in enumerate(given) if _link(number, path) not in gone]
-        yield OpenImages(OpenData(out), names if one_by_one else None, left_out)
+        yield OpenImages(OpenData(out), names if one_by_one else None, left_out, report.passed_over)
 
 
 def _there(path: Path, option: str) -> Path:
@@ -60,7 +75,7 @@ def _there(path: Path, option: str) -> Path:
 
 def _link(number: int, path: Path) -> str:
     """Numbered: packing orders by name, and images keep the order that they are given in."""
-    return f"{number:06d}{path.suffix.lower()}"
+    return f"{number:09d}{path.suffix.lower()}"
 
 
 def _linked(given: Sequence[Path], folder: Path, option: str) -> Path:

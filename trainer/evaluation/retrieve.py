@@ -63,6 +63,8 @@ class Queries:
     """What a reader of figures by labels ought to know."""
     names: list[str] | None
     """Their files, where they are not those that were packed."""
+    notes: list[str]
+    """What became of files that are no queries."""
 
 
 def retrieve(config: RetrieveConfig) -> dict[str, Any] | None:
@@ -109,13 +111,16 @@ def retrieve(config: RetrieveConfig) -> dict[str, Any] | None:
             if len(some) < len(answers):
                 pictured = [f"{len(some)} of {len(answers)} queries are in the picture: --pictured"]
         facts = job.facts(train=searched.info, query=queries.data.info)
-        facts["data"]["query"]["path"] = queries.described  # it may have been packed on the way
+        asking = config.query or searched.info.paths  # which may have been packed on the way
+        paths = [str(path.absolute()) for path in asking]
+        facts["data"]["query"] |= {"path": queries.described, "paths": paths}
         report = _report(config, job, bank, asked, itself_M, answers)
         for query in report["queries"]:
             query["file"] = of_asked.names and of_asked.names[query["sample"]]
             for found in query["neighbours"]:
                 found["file"] = album.names and album.names[found["sample"]]
-        report["notes"] += [*([] if own else queries.remarks), *pictured, *album.notes]
+        remarks = [] if own else queries.remarks
+        report["notes"] += [*queries.notes, *remarks, *pictured, *album.notes]
         return {**report, **facts}
 
 
@@ -128,11 +133,15 @@ def _open_queries(given: Sequence[Path], searched: OpenData) -> Iterator[Queries
         DataError: no image can be used.
     """
     with contextlib.ExitStack() as stack:
-        data, names = searched, None
+        data, names, notes = searched, None, list[str]()
         if given and given != searched.info.paths:
-            data, names, left_out = stack.enter_context(open_images(given, "--query"))
-            for path, reason in left_out:
+            opened = stack.enter_context(open_images(given, "--query"))
+            for path, reason in opened.left_out:
                 raise DataError(f"--query {path}: {reason}; mend it or leave it out")
+            data, names = opened.data, opened.names
+            notes = [
+                f"{n} files of --query passed over: {why}" for why, n in opened.passed_over.items()
+            ]
         given = given or searched.info.paths
         labels = compare_labels(searched, data)
         labels_M, remarks = labels.test_M, labels.classes.remarks
@@ -142,7 +151,7 @@ def _open_queries(given: Sequence[Path], searched: OpenData) -> Iterator[Queries
             remarks = (f"the queries are judged as {folder}: their folder is called so",)
         some = [str(each.absolute()) for each in given[:3]]
         described = ", ".join(some + ["..."] * (len(given) > 3))
-        yield Queries(data, described, labels_M, remarks, names)
+        yield Queries(data, described, labels_M, remarks, names, notes)
 
 
 def _indices(chosen: Sequence[int], queries: Queries) -> torch.Tensor:

@@ -37,6 +37,8 @@ STRIDES = {"cifar": 1, "cifar-stride2": 2}
 _SMALL_VIT = re.compile(r"vit_(ti|s)_([1-9][0-9]?)")
 _HEADS_AND_WIDTH = {"ti": (3, 192), "s": (6, 384)}  # of DeiT's, with 12 blocks
 
+_TIMMS_RANDOM = ("DropPath", "DropBlock2d", "PatchDropout", "PatchDropoutWithIndices")
+
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 _NOT_A_RESNETS: dict[str, Any] = {"stem": "imagenet", "zero_init_residual": False}
@@ -106,6 +108,7 @@ def build_encoder(config: EncoderConfig) -> Encoder:
     encoder.feature_dim = _feature_dim(model, config)
     encoder.sees = config.sees
     if config.sees == "grey":
+        _first_convolution(encoder)
         encoder.register_forward_pre_hook(_see_grey)
     return encoder
 
@@ -123,15 +126,23 @@ def see_colours(encoder: nn.Module) -> None:
     Grey is a mix of channels, and so is what a convolution begins with: its weights take it in.
     """
     cast(Encoder, encoder).sees = "colours"
-    first = next(
-        layer
-        for layer in encoder.modules()
-        if isinstance(layer, nn.Conv2d) and layer.in_channels == 3
-    )
+    first = _first_convolution(encoder)
     with torch.no_grad():
         first.weight.copy_(
             first.weight.sum(1, keepdim=True) * constants(_LUMA, first.weight)[:, None, None]
         )
+
+
+def _first_convolution(encoder: nn.Module) -> nn.Conv2d:
+    for layer in encoder.modules():
+        if isinstance(layer, nn.Conv2d) and layer.in_channels == 3:
+            if type(layer) is not nn.Conv2d:
+                break  # such as one that standardises its weights
+            return layer
+    raise ConfigError(
+        "--encoder.sees grey: the encoder does not begin with a plain convolution of three"
+        " channels, which could take the grey in; take another"
+    )
 
 
 def fixed_image_size(config: EncoderConfig) -> int | None:
@@ -371,7 +382,11 @@ def stochastic_layers(module: nn.Module) -> list[str]:
     process and not by sample.
     """
     kinds = (nn.modules.dropout._DropoutNd, torchvision.ops.StochasticDepth)
-    return [name for name, m in module.named_modules() if isinstance(m, kinds) and m.p > 0]
+    found = {name: m.p for name, m in module.named_modules() if isinstance(m, kinds)}
+    for name, m in module.named_modules():
+        if type(m).__name__ in _TIMMS_RANDOM:
+            found[name] = getattr(m, "drop_prob", getattr(m, "prob", 0.0))
+    return [name for name, chance in found.items() if chance]
 
 
 def seed_stochastic_layers(seed: int, step: int, rank: int, piece: int = 0) -> None:

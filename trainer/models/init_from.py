@@ -98,7 +98,8 @@ def start_from(encoder: nn.Module, path: Path) -> Matched:
     found = read_weights(path)
     own = {n: t for n, t in encoder.state_dict().items() if not n.endswith(_COUNTER)}
     theirs, prefix = _best_names(_namings(encoder, own), found)
-    if type(encoder).__module__.startswith("timm."):
+    fits = all(n in found and found[n].shape == own[name].shape for name, n in theirs.items())
+    if type(encoder).__module__.startswith("timm.") and not fits:
         found = _as_timm_has_them(encoder, found, prefix)
         theirs, prefix = _best_names(_namings(encoder, own), found)
     values: Tensors = {}

@@ -81,6 +81,10 @@ def _known(name: str) -> str:
         near = difflib.get_close_matches(model, timm.list_models(), n=3)
         meant = f"; did you mean {' or '.join(TIMM + each for each in near)}?" if near else ""
         raise ConfigError(f"--encoder.name: timm has no model {model!r}{meant}")
+    try:
+        timm.models.get_pretrained_cfg(model)
+    except RuntimeError as error:
+        raise ConfigError(f"--encoder.name {name}: {error}") from None
     return model
 
 

@@ -81,7 +81,8 @@ class OptimConfig:
     """Of SGD and AdamW: longer gradients, all of a step together, are scaled to this norm; 0: none
     are."""
     steady: tuple[str, ...] = ()
-    """Parts of an objective whose learning rate stays at its peak, such as predictor (SimSiam)."""
+    """Modules by their names, anywhere in an objective, whose learning rate stays at its peak:
+    predictor, for SimSiam."""
     eps: float = 1e-8
     """Added to the denominators of AdamW and of LARS's variant "you"."""
 
@@ -151,9 +152,9 @@ def _parameter_groups(module: nn.Module, config: OptimConfig) -> list[dict[str, 
     if not named:
         raise ConfigError("there is nothing to train: no parameter requires gradients")
     for part in config.steady:
-        if not any(part in name.split(".") for name, _ in named):
+        if not any(part in name.split(".")[:-1] for name, _ in named):
             raise ConfigError(f"--optim.steady {part}: nothing that is trained has this name")
-    steady = {name for name, _ in named if not set(config.steady).isdisjoint(name.split("."))}
+    steady = {n for n, _ in named if not set(config.steady).isdisjoint(n.split(".")[:-1])}
     groups = []
     for is_steady, matrices in itertools.product((False, True), (True, False)):
         params = [

@@ -54,7 +54,7 @@ def nearest(
     centres have the largest similarity, then which one of them.
     """
     groups = -(-len(centres_KD) // _GROUP)
-    count = max(1, _BLOCK[rows_RD.is_cuda] // len(centres_KD))
+    count = max(1, _BLOCK[rows_RD.is_cuda] // (groups * _GROUP))
     block_BK = rows_RD.new_full((min(count, len(rows_RD)), groups * _GROUP), -torch.inf)
     minus_half_K = centres_KD.square().sum(1) / -2  # of unit length: the same for all
     nearest_R = torch.empty(len(rows_RD), dtype=torch.int64, device=rows_RD.device)
