@@ -23,7 +23,7 @@ from common.files.atomic_file import AtomicFile
 from common.files.strict_json import dump_json, read_json_file
 from data_pipeline.reading.beton import name_of
 from trainer.evaluation.job import Job, JobConfig
-from trainer.evaluation.labelled_subset import packed_names
+from trainer.evaluation.labelled_subset import told_apart
 from trainer.evaluation.open_images import OpenImages, are_packed, open_images
 from trainer.features.extraction import Features
 
@@ -136,7 +136,7 @@ def _names(images: OpenImages) -> tuple[list[str] | None, list[str]]:
         first, why = images.left_out[0]
         notes.append(f"left out {len(images.left_out)} images, the first {first}: {why}")
     try:
-        return images.names or packed_names(images.data), notes
+        return images.names or told_apart(images.data), notes
     except DataError:
         name = images.data.info.name
         return None, [*notes, f"rows have numbers alone: {name} does not say which files they were"]

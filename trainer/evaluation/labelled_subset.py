@@ -81,6 +81,19 @@ def packed_names(train: OpenData, images: Path | None = None) -> list[str]:
     return [name for file in train.files for name in _packed_names(file, images)]
 
 
+def told_apart(data: OpenData) -> list[str]:
+    """The same, behind their .beton's name where images of two files have one.
+
+    Raises:
+        DataError: as :func:`packed_names`.
+    """
+    names = packed_names(data)
+    if len(set(names)) == len(names):
+        return names
+    files = (file.path.name for file in data.files for _ in range(file.info.num_samples))
+    return [f"{file}: {name}" for file, name in zip(files, names)]
+
+
 def _packed_names(file: OpenBeton, images: Path | None) -> list[str]:
     train, manifest = file.path, load_manifest(file.path) or {}
     named = manifest.get("images")
@@ -114,7 +127,7 @@ def _find(lines: Sequence[str], path: Path, names: Sequence[str], train: str) ->
     by_name: dict[str, int] = {}
     by_base: dict[str, int] = {}
     for number, name in enumerate(names):
-        by_name[name] = number
+        by_name[name] = -1 if name in by_name else number  # in two files of the set
         base = name.rpartition("/")[2]
         by_base[base] = -1 if base in by_base else number
     ids = []
@@ -123,6 +136,9 @@ def _find(lines: Sequence[str], path: Path, names: Sequence[str], train: str) ->
         if found is None:
             raise DataError(f"{path}: {line} is no image of {train}")
         if found < 0:
-            raise DataError(f"{path}: several images of {train} are called {line}: add the folder")
+            raise DataError(
+                f"{path}: several images of {train} are called {line}: add the folder, or give"
+                " sample ids where the names in two files are the same"
+            )
         ids.append(found)
     return ids

@@ -21,7 +21,7 @@ from data_pipeline.reading.open_data import OpenData
 from data_pipeline.reading.substitutes import Cut
 from data_pipeline.reading.torchvision_loader import TorchvisionDecoder
 from trainer.evaluation.job import JobConfig, TrainFiles
-from trainer.evaluation.labelled_subset import packed_names
+from trainer.evaluation.labelled_subset import told_apart
 from trainer.evaluation.load_encoder import Preprocessing
 
 Images = npt.NDArray[np.uint8]
@@ -90,7 +90,7 @@ class Album:
     def names(self) -> list[str] | None:
         """The samples' files, as they were packed; None where that is not known any more."""
         try:
-            return packed_names(self._data)
+            return told_apart(self._data)
         except DataError as error:
             self.notes.append(
                 f"samples of {self._data.info.name} have their numbers and no file names: {error}"

@@ -19,7 +19,7 @@ from tests.dist import run_ranks
 from tests.trainer.runs import SMALL_ENCODER, pack_images
 from tests.trainer.saved_runs import save_run
 from trainer.evaluation.finetune import FinetuneConfig, build_classifier, finetune, load_head
-from trainer.evaluation.labelled_subset import balanced_share, packed_names, read_list
+from trainer.evaluation.labelled_subset import balanced_share, packed_names, read_list, told_apart
 from trainer.evaluation.load_encoder import load_encoder
 from trainer.models.encoders import build_encoder
 from trainer.models.heads import HeadConfig, ProjectionHead
@@ -82,6 +82,22 @@ def test_a_published_list_of_file_names_finds_its_samples(folder: Path, tmp_path
     ]
     listed.write_text("\ufeff17\n3\n", "utf-8")  # as Windows marks text
     assert read_list(listed, OpenData(data)).tolist() == [3, 17]
+
+
+def test_a_name_in_two_files_of_a_set_is_ambiguous(folder: Path, tmp_path: Path) -> None:
+    train = folder / "images.beton"
+    names = packed_names(OpenData([train]))
+    listed = tmp_path / "list.txt"
+    listed.write_text(names[3])
+    assert read_list(listed, OpenData([train])).tolist() == [3]
+    other = tmp_path / "other.beton"
+    pack(str(folder / "images"), other, PackConfig(workers=1, format="jpeg"), progress=False)
+    twice = OpenData([train, other])
+    with pytest.raises(DataError, match=f"several images of .* are called {names[3]}.* sample ids"):
+        read_list(listed, twice)
+    assert (
+        told_apart(twice)[3] == f"images.beton: {names[3]}" and told_apart(OpenData(train)) == names
+    )
 
 
 def test_listed_names_may_have_spaces(folder: Path, tmp_path: Path) -> None:
