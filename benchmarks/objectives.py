@@ -61,7 +61,7 @@ RUNS = {
     "vae": ("vae-cifar10-r18",),
     "gan": ("gan-cifar10-r18",),
     "bigan": (*("gan-cifar10-r18", "--objective.learns", "inverse", "--encoder.norm", "batch"),),
-    "mae": ("mae-cifar10-vitti4",),
+    "mae": ("mae-cifar10-vitti4", "--batch", "256"),
     "ibot": ("ibot-cifar10-vitti4",),
 }
 # Tiles need larger images: --size 96.
