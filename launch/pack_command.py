@@ -149,6 +149,8 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 def _lines(report: "PackReport") -> Iterator[str]:
     classes = f", {len(report.class_names)} classes" if report.class_names else ""
+    if report.num_labelled and (not classes or report.num_labelled < report.num_samples):
+        classes += f", {report.num_labelled} of them labelled"
     rate = report.num_samples / max(report.seconds, 1e-9)
     yield (
         f"{report.path}: {report.num_samples} images{classes}, {report.num_bytes / 1e6:.1f} MB, "

@@ -20,7 +20,7 @@ _SYSTEM_FOLDERS = frozenset(
     | {"lost.dir", "network trash folder", "temporary items", "system volume information"}
     | {f"found.{number:03}" for number in range(1000)}
 )
-_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
+SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 
 # Of a folder and all above it: one that is its own ancestor, by a link, would go on for ever.
 _Identities = frozenset[tuple[int, int]]
@@ -84,7 +84,7 @@ class FolderSource:
             self._pass_over("outside the class folders", path)
         del self._paths[in_classes:]
         self.class_names = tuple(folders)
-        if {name.lower() for name in folders} <= _SPLITS:
+        if {name.lower() for name in folders} <= SPLITS:
             first = self.class_names[0]
             raise DataError(
                 f"{self._folder}: its folders {', '.join(folders)} are splits, not classes; pack "

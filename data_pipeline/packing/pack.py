@@ -26,7 +26,7 @@ from common.files.strict_json import dump_json
 from common.progress import Progress
 from data_pipeline.packing.beton_writer import BetonWriter
 from data_pipeline.packing.folder_source import IMAGE_EXTENSIONS
-from data_pipeline.packing.image_codec import CodecConfig, Format, LeftOut, Stored
+from data_pipeline.packing.image_codec import NO_LABEL, CodecConfig, Format, LeftOut, Stored
 from data_pipeline.packing.pack_workers import CHUNK, Chunk, WorkerDiedError, encode_in_order
 from data_pipeline.packing.sources import Share, Source, open_source, share_of
 from data_pipeline.packing.targets_table import Targets, no_targets, read_targets
@@ -91,6 +91,7 @@ class PackReport:
     num_bytes: int
     fingerprint: str  # SHA-256 of the file
     class_names: tuple[str, ...]
+    num_labelled: int
     fates: dict[str, int]  # how the stored images are stored -> count
     changes: dict[str, int]  # what was done to stored images -> count
     left_out: tuple[tuple[str, str], ...]  # image, reason
@@ -161,6 +162,7 @@ def pack(source: str, out: Path | str, config: PackConfig, progress: bool = True
         num_bytes=num_bytes,
         fingerprint=sha256,
         class_names=classes,
+        num_labelled=writer.num_samples - packing.class_counts[NO_LABEL],
         fates=dict(sorted(packing.fates.items())),
         changes=dict(sorted(packing.changes.items())),
         left_out=tuple((images.name(i), why) for i, why in sorted(packing.left_out.items())),

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol
@@ -11,7 +12,7 @@ import numpy.typing as npt
 
 from common.errors import ConfigError, DataError
 from data_pipeline.packing.clip_source import ClipSource
-from data_pipeline.packing.folder_source import FolderSource
+from data_pipeline.packing.folder_source import FolderSource, why_no_class
 from data_pipeline.packing.image_codec import Sample
 from data_pipeline.packing.tar_source import TarSource
 
@@ -66,8 +67,11 @@ def open_source(
             raise DataError(f"{source}: no clips; embedded:moving-digits has some")
         return found
     folder = Path(source)
-    if tars := [] if kind == "torchvision" or clips else _tars(folder, extensions):
-        return TarSource(tars, labels=labels, extensions=extensions)
+    tars, beside = ([], []) if kind == "torchvision" or clips else _tars(folder, extensions)
+    if tars:
+        return TarSource(tars, labels=labels, extensions=extensions, beside=beside)
+    if folder.name.endswith((".tar.gz", ".tgz", ".tar.xz", ".tar.zst", ".tar.bz2")):
+        raise DataError(f"{source}: a compressed tar; unpack it to a .tar, or to a folder")
     if kind != "torchvision" and folder.exists():
         kind_of = ClipSource if clips else FolderSource
         return kind_of(folder, labels=labels, extensions=extensions)
@@ -93,15 +97,18 @@ def open_source(
     return torchvision_source.open_torchvision(name, root=root, download=download)
 
 
-def _tars(path: Path, extensions: Sequence[str]) -> list[Path]:
-    """A tar file, or those of a folder that holds neither folders nor images beside them."""
+def _tars(path: Path, extensions: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """A tar file, or those of a folder that holds neither folders nor images beside them; and the
+    names of what else it holds."""
     if path.suffix == ".tar" and path.is_file():
-        return [path]
+        return [path], []
     may_look = path.is_dir() and os.access(path, os.R_OK | os.X_OK)
-    beside = list(path.iterdir()) if may_look else []
+    beside = [each for each in path.iterdir() if not why_no_class(each.name)] if may_look else []
     tars = sorted(each for each in beside if each.suffix == ".tar")
-    mixed = any(e.name.lower().endswith(tuple(extensions)) or e.is_dir() for e in beside if tars)
-    return [] if mixed else tars
+    others = sorted(each for each in beside if each.suffix != ".tar")
+    if any(each.name.lower().endswith(tuple(extensions)) or each.is_dir() for each in others):
+        return [], []
+    return tars, [each.name for each in others]
 
 
 class Share:
@@ -142,10 +149,11 @@ def share_of(text: str) -> tuple[int, int]:
     Raises:
         ConfigError: it is nothing like that.
     """
-    number, _, shares = text.partition("/")
-    if not (number.isdecimal() and shares.isdecimal() and 1 <= int(number) <= int(shares)):
-        raise ConfigError(f"--shard {text}: write K/N, such as 1/8 to 8/8")
-    return int(number), int(shares)
+    found = re.fullmatch("([0-9]{1,9})/([0-9]{1,9})", text)
+    number, shares = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= number <= shares:
+        raise ConfigError(f"--shard {text[:40]}: write K/N, such as 1/8 to 8/8")
+    return number, shares
 
 
 class ArraySource:

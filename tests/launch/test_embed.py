@@ -4,7 +4,10 @@ import csv
 import json
 import os
 import shutil
+import signal
+import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +147,48 @@ def test_an_own_file_is_replaced_and_another_is_not(folder: Path, tmp_path: Path
     table.write_text("somebody's")
     line = ["embed", str(folder / "run"), *READING, "--out", str(out)]
     assert main(line) == 2 and table.read_text() == "somebody's"
+
+
+def test_json_is_an_output_like_the_others(folder: Path, tmp_path: Path) -> None:
+    out, told = tmp_path / "f.npy", tmp_path / "told.json"
+    line = ["embed", str(folder / "run"), *READING, "--out", str(out), "--json"]
+    told.write_text('{"precious": 1}')
+    assert main([*line, str(told)]) == 2 and told.read_text() == '{"precious": 1}'
+    told.unlink()
+    assert main([*line, str(told)]) == main([*line, str(told)]) == 0
+    assert json.loads(told.read_text())["rows"] == 60
+    for same in (out, tmp_path / "f.npy.csv"):
+        assert main([*line, str(same)]) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_takes_away_what_was_packed(
+    folder: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    script = f"""
+import os, signal
+from pathlib import Path
+from trainer.evaluation.open_images import open_images
+with open_images([Path({str(folder / "test" / "images")!r})], "--data"):
+    assert os.listdir({str(tmp_path)!r})
+    os.kill(os.getpid(), {number.value})
+"""
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, timeout=200
+    )
+    assert done.returncode and not list(tmp_path.iterdir())
+
+
+def test_a_tar_is_embedded_as_its_folder(folder: Path, tmp_path: Path) -> None:
+    images = folder / "test" / "images"
+    with tarfile.open(tmp_path / "images.tar", "w") as tar:
+        tar.add(images, "images")
+    _embed(folder, tmp_path / "a.npy", images)
+    _, table = _embed(folder, tmp_path / "b.npy", tmp_path / "images.tar")
+    rows = [np.load(tmp_path / f"{name}.npy") for name in "ab"]
+    assert sorted(map(bytes, rows[0])) == sorted(map(bytes, rows[1]))
+    assert table[0]["file"].startswith("images.tar/images/class")
 
 
 def _refused(rank: int, world_size: int, line: list[str]) -> int:

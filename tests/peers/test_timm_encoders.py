@@ -4,6 +4,7 @@ No published checkpoint can be had without network: files with the very names an
 and DINOv3's repositories stand for them.
 """
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable
@@ -24,8 +25,10 @@ from trainer.evaluation.job import Job, JobConfig
 from trainer.evaluation.load_encoder import load_encoder
 from trainer.export import export
 from trainer.features.online_knn import OnlineKnnConfig
+from trainer.models.any_size_vit import POSITIONS
 from trainer.models.encoders import EncoderConfig, build_encoder, stochastic_layers
 from trainer.models.init_from import start_from
+from trainer.parallel.networks import training_objective
 
 Tensors = dict[str, torch.Tensor]
 DINOV2, DINOV3 = "vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3"
@@ -149,6 +152,37 @@ def test_any_number_of_processes_has_the_same_run_and_timm_takes_its_export(tmp_
 def test_what_timm_does_not_have_is_told(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build_encoder(EncoderConfig(**settings))
+
+
+def test_batch_norms_that_do_more_are_refused_on_one_process_too(tmp_path: Path) -> None:
+    encoder = EncoderConfig(name="timm/test_efficientnet", image_size=32)
+    config = tiny_config(tmp_path / "x.beton", tmp_path / "run", encoder=encoder)
+    with pytest.raises(ConfigError, match=r"is a BatchNormAct2d.* or --no-sync-batch-norm"):
+        training_objective(config, 1, None, 100)
+    training_objective(dataclasses.replace(config, sync_batch_norm=False), 1, None, 100)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ["timm/vit_tiny_patch16_224", "vit_ti_16"])
+def test_hostile_positions_are_refused_in_words(tmp_path: Path, name: str) -> None:
+    encoder = build_encoder(EncoderConfig(name=name, image_size=32))
+    own = "pos_embed" if name.startswith("timm/") else POSITIONS
+    tensors = encoder.state_dict()
+    for number, positions in enumerate(
+        (
+            torch.zeros(1).expand(1, 1 + 30000**2, 192),
+            torch.zeros(3, 197, 192),
+            torch.zeros(0, 197, 192),
+            torch.zeros(1, 197, 192).to_sparse(),
+            torch.zeros(1, 197, 192, device="meta"),
+        )
+    ):
+        path = tmp_path / f"{number}.pth"
+        torch.save({**tensors, own: positions}, path)
+        with contextlib.suppress(ConfigError, DataError):
+            assert start_from(encoder, path).other_shape, number
+    torch.save({**tensors, "." * 1_000_000: torch.zeros(1)}, tmp_path / "dots.pth")
+    assert not start_from(encoder, tmp_path / "dots.pth").missing
 
 
 def test_layers_of_timms_that_draw_are_known() -> None:

@@ -60,8 +60,11 @@ class EmbedConfig(JobConfig):
             raise ConfigError("--data: name .beton files, one folder, or image files")
         if self.out.suffix == ".parquet":
             _parquet()
-        for path in (self.out, *self.beside()):
-            if path.exists() and not _is_ours(self.out):
+        paths = [self.out, *self.beside()]
+        if len({path.absolute() for path in paths}) < len(paths):
+            raise ConfigError(f"--json {self.json}: --out writes this file; name another")
+        for path in paths:
+            if path.exists() and not self._is_ours(path):
                 raise ConfigError(
                     f"--out {self.out}: {path} exists and is not of 'widebatch embed'; name another"
                 )
@@ -72,14 +75,13 @@ class EmbedConfig(JobConfig):
         own = [self.out.with_name(f"{self.out.name}.{kind}") for kind in kinds]
         return own if self.json is None else [self.json, *own[1:]]
 
-
-def _is_ours(out: Path) -> bool:
-    """Whether what is there was written by this command, as its OUT.json says."""
-    try:
-        told = read_json_file(out.with_name(f"{out.name}.json"))
-    except (DataError, OSError):
-        return False
-    return told.get("method") == _METHOD
+    def _is_ours(self, path: Path) -> bool:
+        """Whether what is there was written by this command, as the JSON beside it says."""
+        try:
+            told = read_json_file(self.beside()[0])
+        except (DataError, OSError):
+            return False
+        return told.get("method") == _METHOD and str(path.absolute()) in told.get("files", ())
 
 
 def embed(config: EmbedConfig) -> dict[str, Any] | None:
@@ -101,10 +103,10 @@ def embed(config: EmbedConfig) -> dict[str, Any] | None:
         )
     with contextlib.ExitStack() as stack:
         paths = [config.out, *config.beside()]
+        images = stack.enter_context(open_images(config.train, "--data", workers=0, progress=True))
         config.out.parent.mkdir(parents=True, exist_ok=True)
         files = [] if job.rank else [stack.enter_context(AtomicFile(path)) for path in paths]
         stack.enter_context(job)
-        images = stack.enter_context(open_images(config.train, "--data", workers=0, progress=True))
         features = job.features(images.data)
         job.leave()
         if job.rank:
@@ -116,7 +118,7 @@ def embed(config: EmbedConfig) -> dict[str, Any] | None:
             "rows": len(features.ids_N),
             "n_train": len(features.ids_N),
             "feature_dim": features.features_NF.shape[1],
-            "files": [str(path) for path in paths],
+            "files": [str(path.absolute()) for path in paths],
             "left_out": [{"image": image, "reason": why} for image, why in images.left_out],
             "measured": job.measured(features="as the encoder gives them, before any head"),
             "notes": notes,
@@ -181,7 +183,10 @@ def _write_csv(file: BinaryIO, table: Table) -> None:
     writer.writerow(table)
     writer.writerows(zip(*table.values()))
     # Names of files may be of any bytes: they come out as they are.
-    file.write(text.getvalue().encode("utf-8", "surrogateescape"))
+    try:
+        file.write(text.getvalue().encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError:  # of a manifest that nobody's files have made
+        file.write(text.getvalue().encode("utf-8", "backslashreplace"))
 
 
 def _parquet() -> tuple[ModuleType, ModuleType]:

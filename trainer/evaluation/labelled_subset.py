@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.errors import DataError
+from common.errors import ConfigError, DataError
 from data_pipeline.packing.clip_source import ClipSource
 from data_pipeline.packing.folder_source import IMAGE_EXTENSIONS, FolderSource
 from data_pipeline.packing.sources import Share, Source
@@ -103,18 +103,24 @@ def _packed_names(file: OpenBeton, images: Path | None) -> list[str]:
     remedy = "give sample ids instead, or pack the folder again"
     if not (isinstance(origin, dict) and origin.get("kind") == "folder"):
         raise DataError(f"{manifest_path(train)}: names no folder of images; {remedy}")
-    if not (isinstance(settings, dict) and isinstance(origin.get("path"), str)):
+    left_out = manifest.get("left_out", [])
+    told = isinstance(left_out, list) and all(isinstance(each, dict) for each in left_out)
+    if not isinstance(settings, dict) or not isinstance(origin.get("path"), str) or not told:
         raise DataError(f"{manifest_path(train)}: does not say what was packed; {remedy}")
     folder = Path(origin["path"]) if images is None else images
     if not folder.is_dir():
         raise DataError(f"{folder}: the folder that {train} was packed from is not there: --images")
-    extensions = tuple(map(str, settings.get("extensions", IMAGE_EXTENSIONS)))
+    given = settings.get("extensions")
+    extensions = tuple(map(str, given)) if isinstance(given, list) else IMAGE_EXTENSIONS
     kind = ClipSource if settings.get("clips") is True else FolderSource
     source: Source = kind(folder, labels=settings.get("labels") is not False, extensions=extensions)
     if (share := str(settings.get("shard", "1/1"))) != "1/1":
-        source = Share(source, share)
-    left_out = {str(each["image"]) for each in manifest.get("left_out", ())}
-    kept = [i for i in range(len(source)) if source.name(i) not in left_out]
+        try:
+            source = Share(source, share)
+        except (ConfigError, DataError):
+            raise DataError(f"{folder}: is not as it was packed; {remedy}") from None
+    gone = {str(each.get("image")) for each in left_out}
+    kept = [i for i in range(len(source)) if source.name(i) not in gone]
     labels = file.table.labels.tolist()
     if [source.sample(i).label for i in kept] != labels:
         raise DataError(

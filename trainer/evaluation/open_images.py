@@ -4,9 +4,12 @@ So they are decoded, cut and refused exactly as training images are.
 """
 
 import contextlib
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import NamedTuple
 
 from common.errors import ConfigError
@@ -36,7 +39,8 @@ def are_packed(given: Sequence[Path]) -> bool:
 def open_images(
     given: Sequence[Path], option: str, *, workers: int = 1, progress: bool = False
 ) -> Iterator[OpenImages]:
-    """Open .beton files, or pack one folder (with one sub-folder per class, or without), or files.
+    """Open .beton files; or pack one folder (with one sub-folder per class, or without), one tar
+    file, or image files, into the folder for temporary files (TMPDIR).
 
     Args:
         given: one or more.
@@ -52,9 +56,9 @@ def open_images(
     if are_packed(given):
         yield OpenImages(OpenData(given), None, [], {})
         return
-    with tempfile.TemporaryDirectory() as temporary:
+    with _ending_on_signals(), tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        one_by_one = len(given) > 1 or not given[0].is_dir()
+        one_by_one = len(given) > 1 or not (given[0].is_dir() or given[0].suffix == ".tar")
         source = _linked(given, folder, option) if one_by_one else _there(given[0], option)
         out = folder / "images.beton"
         report = pack(str(source), out, PackConfig(workers=workers), progress=progress)
@@ -65,6 +69,24 @@ def open_images(
         gone = {name for name, _ in report.left_out}
         names = [str(path) for number, path in enumerate(given) if _link(number, path) not in gone]
         yield OpenImages(OpenData(out), names if one_by_one else None, left_out, report.passed_over)
+
+
+@contextlib.contextmanager
+def _ending_on_signals() -> Iterator[None]:
+    """A scheduler's signals take away what is packed, as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
 
 
 def _there(path: Path, option: str) -> Path:

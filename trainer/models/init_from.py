@@ -50,6 +50,7 @@ _DEPTH = 6  # of dictionaries in dictionaries
 # Counters of batches are used by no recipe here, and old files have none.
 _COUNTER = "num_batches_tracked"
 _SHOWN = 4  # names in a message
+_LONGEST_NAME = 1000  # letters; no library's are longer
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,10 @@ def start_from(encoder: nn.Module, path: Path) -> Matched:
     found = read_weights(path)
     own = {n: t for n, t in encoder.state_dict().items() if not n.endswith(_COUNTER)}
     theirs, prefix = _best_names(_namings(encoder, own), found)
-    fits = all(n in found and found[n].shape == own[name].shape for name, n in theirs.items())
+    fits = all(
+        n in found and _is_whole(found[n]) and found[n].shape == own[name].shape
+        for name, n in theirs.items()
+    )
     if type(encoder).__module__.startswith("timm.") and not fits:
         found = _as_timm_has_them(encoder, found, prefix)
         theirs, prefix = _best_names(_namings(encoder, own), found)
@@ -106,6 +110,8 @@ def start_from(encoder: nn.Module, path: Path) -> Matched:
     missing, other_shape = [], []
     for name, tensor in own.items():
         value = found.get(theirs[name])
+        if value is not None:
+            value = _usable(value, path, name)
         if value is not None and name == POSITIONS and value.shape != tensor.shape:
             value = _of_our_grid(value, tensor)
         if value is None:
@@ -114,7 +120,7 @@ def start_from(encoder: nn.Module, path: Path) -> Matched:
             shapes = f"{tuple(value.shape)}, here {tuple(tensor.shape)}"
             other_shape.append(f"{name} {shapes}")
         else:
-            values[name] = _usable(value, path, name).to(tensor.dtype)
+            values[name] = value.to(tensor.dtype)
     used = {theirs[name] for name in own}
     left_over = [n for n in found if n not in used and not n.endswith(_COUNTER)]
     total = sum(tensor.numel() for tensor in own.values())
@@ -130,15 +136,27 @@ def start_from(encoder: nn.Module, path: Path) -> Matched:
 
 
 def _as_timm_has_them(encoder: nn.Module, found: Tensors, prefix: str) -> Tensors:
-    below = {n.removeprefix(prefix): t for n, t in found.items() if n.startswith(prefix)}
-    others = {n: t for n, t in found.items() if not n.startswith(prefix)}
-    return others | {prefix + n: t for n, t in as_timm_has_them(encoder, below).items()}
+    ours = {n for n, t in found.items() if n.startswith(prefix) and _is_whole(t)}
+    below = {n.removeprefix(prefix): found[n] for n in ours}
+    others = {n: t for n, t in found.items() if n not in ours}
+    converted = as_timm_has_them(encoder, below)
+    for name, value in converted.items():
+        if name in below and below[name].shape != value.shape:
+            shapes = f"{tuple(below[name].shape)} to {tuple(value.shape)}"
+            log.info("init      %s of %s, as timm does it", name, shapes)
+    return others | {prefix + n: t for n, t in converted.items()}
+
+
+def _is_whole(value: torch.Tensor) -> bool:
+    """Whether it has a place in memory for every number, and not one for many."""
+    plain = value.layout is torch.strided and not value.is_nested and value.device.type == "cpu"
+    return plain and value.untyped_storage().nbytes() >= value.numel() * value.element_size()
 
 
 def _of_our_grid(positions: torch.Tensor, own_1TD: torch.Tensor) -> torch.Tensor:
     """Positions of another square grid interpolated to the encoder's; else as they are."""
-    is_alike = positions.dim() == 3 and positions.shape[2] == own_1TD.shape[2]
-    if not is_alike or not positions.is_floating_point():
+    is_alike = positions.dim() == 3 and positions.shape[::2] == own_1TD.shape[::2]
+    if not is_alike or not _is_whole(positions):
         return positions
     before, after = (math.isqrt(max(0, each.shape[1] - 1)) for each in (positions, own_1TD))
     if not before or positions.shape[1] != 1 + before**2:
@@ -163,7 +181,8 @@ def read_weights(path: Path) -> Tensors:
         raise DataError(
             f"{path}: holds no tensors by name; save the model's state_dict() to a file of its own"
         )
-    return {_WRAPPERS.sub("", name): value for name, value in tensors.items()}
+    short = {name: value for name, value in tensors.items() if len(name) <= _LONGEST_NAME}
+    return {_WRAPPERS.sub("", name): value for name, value in short.items()}
 
 
 def _tensors(content: Any, before: str = "", depth: int = _DEPTH) -> Iterator[tuple[str, Any]]:
@@ -248,7 +267,7 @@ def _refuse(matched: Matched, own: Tensors, values: Tensors, path: Path) -> None
 
 
 def _usable(value: torch.Tensor, path: Path, name: str) -> torch.Tensor:
-    dense = value.layout is torch.strided and value.device.type == "cpu"
+    dense = value.layout is torch.strided and value.device.type == "cpu" and not value.is_nested
     if not dense or not value.is_floating_point():
         raise DataError(
             f"{path}: {name} is no dense tensor of floating-point numbers ({value.dtype}, "

@@ -15,7 +15,11 @@ from trainer.models.init_from import start_from
 from trainer.models.timm_encoder import is_timms
 from trainer.objectives.base import IMAGENET_SAMPLES, Given, Objective
 from trainer.parallel.activation_checkpoint import checkpoint_blocks
-from trainer.parallel.sync_batch_norm import SyncBatchNorm, convert_sync_batch_norm
+from trainer.parallel.sync_batch_norm import (
+    SyncBatchNorm,
+    convert_sync_batch_norm,
+    is_plain_batch_norm,
+)
 
 _SHOWN = 4  # names in a message
 
@@ -34,6 +38,7 @@ def training_objective(
     """
     objective = build_objective(config, init_from, num_samples, num_classes)
     if is_timms(config.encoder.name) or ":" in config.encoder.name:
+        _refuse_own_norms(objective.encoder, config)
         _refuse_idle_weights(objective.encoder, config)
     # On one process too, for the same rounding; bf16's own is coarser than what that would save.
     if world_size > 1 or config.precision != "bf16" or config.micro_batch:
@@ -89,6 +94,17 @@ def refuse_own_statistics(objective: Objective) -> None:
                 f"--micro-batch: {name} would normalise every piece on its own, another batch than "
                 "the one asked for; set --sync-batch-norm, and --objective.key-batch-norm sync for "
                 "MoCo"
+            )
+
+
+def _refuse_own_norms(encoder: Encoder, config: RunConfig) -> None:
+    """Refuse on one process what several could not do."""
+    for name, module in encoder.named_modules() if config.sync_batch_norm else ():
+        if isinstance(module, _BatchNorm) and not is_plain_batch_norm(module):
+            raise ConfigError(
+                f"--encoder.name {config.encoder.name}: its {name} is a {type(module).__name__},"
+                " which does more than a BatchNorm and cannot be synchronised; take another"
+                " encoder, or --no-sync-batch-norm"
             )
 
 

@@ -62,13 +62,18 @@ def convert_sync_batch_norm(
     return _convert(module, group, replaced, path="")
 
 
+def is_plain_batch_norm(module: nn.Module) -> bool:
+    """Whether a layer is torch's own batch norm, or one of ours."""
+    return isinstance(module, SyncBatchNorm) or type(module) in _CONVERTED
+
+
 def _convert(
     module: nn.Module, group: "_GroupHandle", replaced: dict[nn.Module, nn.Module], path: str
 ) -> nn.Module:
     known = replaced.get(module)
     if known is not None:
         return known
-    if isinstance(module, SyncBatchNorm) or type(module) in _CONVERTED:
+    if is_plain_batch_norm(module):
         result: nn.Module = SyncBatchNorm._adopt(module, group)
     elif isinstance(module, _BatchNorm):
         raise ConfigError(

@@ -65,7 +65,9 @@ def test_clips_stay_whole(tmp_path: Path) -> None:
     assert weights[0].any() and np.array_equal(*weights)
 
 
-@pytest.mark.parametrize("shard", ["0/3", "4/3", "3", "a/b", "1/0", "-1/2", ""])
+@pytest.mark.parametrize(
+    "shard", ["0/3", "4/3", "3", "a/b", "1/0", "-1/2", "", "१/२", "1/" + "9" * 5000]
+)
 def test_a_shard_that_cannot_be_is_told(shard: str) -> None:
     with pytest.raises(ConfigError, match="--shard"):
         PackConfig(shard=shard)

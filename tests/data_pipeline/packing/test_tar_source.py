@@ -1,8 +1,11 @@
 """Tar files are packed as the images in them would be; nothing in one is lost in silence."""
 
+import gzip
 import io
 import json
+import os
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 
 from common.errors import DataError
 from data_pipeline.packing.pack import PackConfig, pack
+from data_pipeline.packing.tar_source import TarSource
 from data_pipeline.reading.manifest import manifest_path
 from data_pipeline.reading.open_data import OpenData
 from tests.data_pipeline import images
@@ -102,20 +106,111 @@ def test_shards_of_a_tar_and_processes_make_the_same(tmp_path: Path) -> None:
     assert sum(part.info.num_samples for part in parts) == whole.info.num_samples == 200
 
 
-@pytest.mark.parametrize("kind", ["compressed", "cut short", "no tar", "no images", "bad class"])
-def test_what_cannot_be_packed_is_told(tmp_path: Path, kind: str) -> None:
-    path, one = tmp_path / "a.tar", {"a.jpg": images.jpeg(), "a.cls": b"1"}
-    if kind == "compressed":
-        _tar(path, one, "w:gz")
-    elif kind == "cut short":
-        _tar(path, one)
-        path.write_bytes(path.read_bytes()[:700])
-    elif kind == "no tar":
-        path.write_bytes(b"nothing" * 1000)
-    else:
-        _tar(path, {"a.txt": b""} if kind == "no images" else {**one, "a.cls": b"cat"})
-    expected = {"no images": "no images", "bad class": "a.cls holds no class's number"}
-    with pytest.raises(DataError, match=expected.get(kind, "no tar that can be read")) as told:
+def test_a_later_member_stands_for_an_older_one_of_its_name(tmp_path: Path) -> None:
+    grey, colour = images.png("L"), images.png("RGB")
+    path = _tar(tmp_path / "a.tar", {"1.png": grey, "1.cls": b"1"})
+    _tar(path, {"1.png": colour, "1.cls": b"7"}, "a")
+    data = _packed(path, tmp_path / "x.beton")
+    assert data.table.labels.tolist() == [7]
+    other = _packed(_tar(tmp_path / "b.tar", {"1.png": colour}), tmp_path / "y.beton")
+    assert np.array_equal(data.read(0), other.read(0))
+    assert _said(data)["passed_over"]["older member of the same name"]["count"] == 2
+
+
+def test_images_above_the_class_folders_are_passed_over(tmp_path: Path) -> None:
+    names = ("./././x/a/1.jpg", "x/./b/2.jpg", "/x/logo.jpg")
+    path = _tar(tmp_path / "a.tar", {name: images.jpeg() for name in names})
+    data = _packed(path, tmp_path / "x.beton")
+    assert data.info.class_names == ("a", "b") and data.table.labels.tolist() == [0, 1]
+    assert list(_said(data)["passed_over"]) == ["outside the class folders"]
+
+
+def test_of_a_folder_of_tars_hidden_things_do_not_count(tmp_path: Path) -> None:
+    folder, blobs = tmp_path / "set", tmp_path / "blobs"
+    for made in (folder, folder / ".cache", blobs):
+        made.mkdir()
+    (folder / "s-0.tar").symlink_to(_tar(blobs / "ff00", {"1.jpg": images.jpeg()}))
+    (folder / "._s-0.tar").write_bytes(b"of a Mac")
+    (folder / "notes.txt").write_bytes(b"")
+    data = _packed(folder, tmp_path / "x.beton")
+    assert packed_names(data) == ["s-0.tar/1.jpg"]
+    assert list(_said(data)["passed_over"]) == ["not a tar file"]
+
+
+def test_a_tar_that_changes_is_told(tmp_path: Path) -> None:
+    path = _tar(tmp_path / "a.tar", {name: images.jpeg() for name in ("1.jpg", "2.jpg")})
+    source = TarSource([path], labels=True, extensions=(".jpg",))
+    _tar(tmp_path / "b.tar", {name: images.jpeg() for name in ("2.jpg", "1.jpg")}).replace(path)
+    with pytest.raises(DataError, match="changed while it was packed"):
+        source.sample(0)
+
+
+def _four(path: Path) -> bytearray:
+    _tar(path, {f"{number}.jpg": b"x" * 600 for number in range(4)})
+    return bytearray(path.read_bytes())
+
+
+DAMAGES: dict[str, Callable[[bytearray], bytes]] = {
+    "a flipped bit of a head": lambda data: bytes([*data[:3072], data[3072] ^ 1, *data[3073:]]),
+    "cut between members": lambda data: bytes(data[:3072]),
+    "cut in a head": lambda data: bytes(data[:3172]),
+    "cut in an image": lambda data: bytes(data[:3700]),
+    "a block of zeros": lambda data: bytes([*data[:3072], *bytes(512), *data[3584:]]),
+    "two in one file": lambda data: bytes(data + data),
+    "compressed": lambda data: gzip.compress(bytes(data)),
+    "no tar": lambda data: b"nothing" * 1000,
+    "empty": lambda data: b"",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_tar_is_not_packed_in_part(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(DAMAGES[damage](_four(path)))
+    with pytest.raises(DataError, match="no tar that can be read") as told:
         _packed(path, tmp_path / "x.beton")
-    assert str(path) in str(told.value)
-    assert not (tmp_path / "x.beton").exists()
+    assert str(path) in str(told.value) and not (tmp_path / "x.beton").exists()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("size", [-512, -1, 1 << 63, 1 << 80])
+def test_a_size_that_cannot_be_ends_at_once(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "a.tar"
+    head = tarfile.TarInfo("1.jpg")
+    buffer = bytearray(head.tobuf(tarfile.GNU_FORMAT))
+    buffer[124:136] = size.to_bytes(12, "big", signed=size < 0)
+    buffer[124] |= 0x80
+    buffer[148:156] = b" " * 8
+    buffer[148:156] = f"{sum(buffer):06o}\0 ".encode()
+    path.write_bytes(bytes(buffer) + bytes(10240))
+    with pytest.raises(DataError, match=r"no tar that can be read|cannot be read"):
+        _packed(path, tmp_path / "x.beton")
+
+
+def test_a_pipe_is_never_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.tar")
+    _tar(tmp_path / "b.tar", {"1.jpg": images.jpeg()})
+    with pytest.raises(DataError, match="not a regular file"):
+        _packed(tmp_path, tmp_path / "x.beton")
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"a.txt": b""}, "no images"),
+        ({"a.jpg": b"", "a.cls": b"cat"}, "a.cls holds no class's number"),
+        ({"x/train/a/1.jpg": b"", "x/val/a/2.jpg": b""}, "train, val are splits, not classes"),
+    ],
+)
+def test_what_cannot_be_packed_is_told(
+    tmp_path: Path, members: dict[str, bytes], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        _packed(_tar(tmp_path / "a.tar", members), tmp_path / "x.beton")
+
+
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.tgz", "a.tar.zst"])
+def test_a_compressed_tar_is_to_be_unpacked(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(DataError, match="a compressed tar; unpack it"):
+        _packed(tmp_path / name, tmp_path / "x.beton")
