@@ -5,7 +5,6 @@ Shape suffixes: N images, F features.
 
 import contextlib
 import csv
-import importlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -191,12 +190,14 @@ def _write_csv(file: BinaryIO, table: Table) -> None:
 
 def _parquet() -> tuple[ModuleType, ModuleType]:
     try:
-        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
+        import pyarrow
+        from pyarrow import parquet
     except ImportError:
         raise ConfigError(
             "--out: .parquet takes pyarrow, which is not installed: pip install pyarrow, or name a"
             " file that ends in .npy"
         ) from None
+    return pyarrow, parquet
 
 
 def _write_parquet(file: BinaryIO, table: Table, rows_NF: torch.Tensor) -> None:

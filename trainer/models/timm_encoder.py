@@ -5,9 +5,9 @@ Nothing is downloaded: names of timm's own models alone are taken, and weights a
 
 import contextlib
 import difflib
-import importlib
 import io
 import logging
+import sys
 from typing import Any
 
 import torch
@@ -62,9 +62,7 @@ def as_timm_has_them(
     timm itself does with those of DINOv2, DINOv3, CLIP and others, positions of another grid
     interpolated. As they are, where timm knows nothing of them.
     """
-    convert = getattr(
-        importlib.import_module(type(encoder).__module__), "checkpoint_filter_fn", None
-    )
+    convert = getattr(sys.modules[type(encoder).__module__], "checkpoint_filter_fn", None)
     if convert is None:
         return tensors
     try:
@@ -90,8 +88,9 @@ def _known(name: str) -> str:
 
 def _timm() -> Any:
     try:
-        return importlib.import_module("timm")
+        import timm
     except ImportError as error:
         raise ConfigError(
             f"--encoder.name timm/... needs timm ({error}): pip install timm"
         ) from None
+    return timm
