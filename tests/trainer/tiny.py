@@ -116,7 +116,7 @@ def tiny_colourisation_config(data: Path, out: Path, **changes: Any) -> RunConfi
 
 def tiny_mae_config(data: Path, out: Path, **changes: Any) -> RunConfig:
     """One block of a decoder."""
-    encoder = EncoderConfig(name=f"{__name__}:small_vit", image_size=32)
+    encoder = EncoderConfig(name="tests.trainer.runs:small_vit", image_size=32)
     settings = {"encoder": encoder, "objective": MAEConfig(width=32, depth=1)}
     return _tiny("mae-cifar10-vitti4", data, out, **{**settings, **changes})
 
@@ -344,7 +344,7 @@ def tiny_ibot_config(data: Path, out: Path, **changes: Any) -> RunConfig:
     """iBOT with a transformer of 16 patches, of which up to six are hidden."""
     head = RECIPES["ibot-cifar10-vitti4"]().head
     settings: dict[str, Any] = {
-        "encoder": EncoderConfig(name=f"{__name__}:small_vit", image_size=32),
+        "encoder": EncoderConfig(name="tests.trainer.runs:small_vit", image_size=32),
         "head": dataclasses.replace(head, hidden_dim=32, out_dim=16),
         "objective": IBOTConfig(
             directions=20,
