@@ -37,12 +37,12 @@ def main() -> int:
     saved = out / f"step.{rank}"
     step = int(saved.read_text()) if saved.exists() else 0
     while step < int(os.environ.get("STEPS", "10")):
-        if stop:
+        step += 1
+        time.sleep(0.05)
+        if stop:  # after a step, as a run is: however slow the machine, each start takes one
             saved.write_text(str(step))
             leave_word(75)
             return 0
-        step += 1
-        time.sleep(0.05)
     (out / f"done.{rank}").write_text(str(step))
     return 0
 
