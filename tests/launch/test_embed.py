@@ -184,8 +184,12 @@ def test_a_tar_is_embedded_as_its_folder(folder: Path, tmp_path: Path) -> None:
     images = folder / "test" / "images"
     with tarfile.open(tmp_path / "images.tar", "w") as tar:
         tar.add(images, "images")
+        tar.addfile(tarfile.TarInfo("images/class1/empty.png"))
     _embed(folder, tmp_path / "a.npy", images)
-    _, table = _embed(folder, tmp_path / "b.npy", tmp_path / "images.tar")
+    told, table = _embed(folder, tmp_path / "b.npy", tmp_path / "images.tar")
+    assert [each["image"] for each in told["left_out"]] == [
+        str(tmp_path / "images.tar/images/class1/empty.png")
+    ]
     rows = [np.load(tmp_path / f"{name}.npy") for name in "ab"]
     assert sorted(map(bytes, rows[0])) == sorted(map(bytes, rows[1]))
     assert table[0]["file"].startswith("images.tar/images/class")
@@ -206,11 +210,11 @@ def test_several_processes_want_what_is_packed(folder: Path, tmp_path: Path) -> 
     [
         (["--out", "f.txt"], "--out f.txt: name a file that ends in .npy, .safetensors, .parquet"),
         (["--data", "nowhere"], "--data nowhere: no such file or folder"),
-        (["--data", "{run}", "{run}"], "name .beton files, one folder, or image files"),
+        (["--data", "{run}", "{run}"], "name .beton files, one folder, one .tar, or image files"),
         (["--out", "{run}/config.npy/f.npy"], "config.npy"),
         (["--out", "{run}/config.npy"], "config.npy exists and is not of 'widebatch embed'"),
         (["--out", "{run}/../r18.safetensors"], "exists and is not of 'widebatch embed'"),
-        (["--data"], "--data: name .beton files, one folder, or image files"),
+        (["--data"], "--data: name .beton files, one folder, one .tar, or image files"),
     ],
 )
 def test_what_cannot_be_is_told(

@@ -44,8 +44,8 @@ class EmbedConfig(JobConfig):
     json: Path | None = None
     """Where it is told how the features were made. None: OUT.json (features.npy.json)."""
     train: Annotated[tuple[Path, ...], tyro.conf.arg(name="data")]
-    """.beton files, one folder of images (with one sub-folder per class, if you like), or image
-    files."""
+    """.beton files; or one folder of images (with one sub-folder per class, if you like), one .tar,
+    or image files, which are packed on the way, into TMPDIR."""
     out: Path = Path("features.npy")
     """OUT, which ends in .npy, .safetensors, or .parquet, for which pyarrow is needed. Replaced if
     it is of this command."""
@@ -56,7 +56,7 @@ class EmbedConfig(JobConfig):
         if self.out.suffix not in _KINDS:
             raise ConfigError(f"--out {self.out}: name a file that ends in {', '.join(_KINDS)}")
         if not self.train:
-            raise ConfigError("--data: name .beton files, one folder, or image files")
+            raise ConfigError("--data: name .beton files, one folder, one .tar, or image files")
         if self.out.suffix == ".parquet":
             _parquet()
         paths = [self.out, *self.beside()]

@@ -63,8 +63,9 @@ def open_images(
         out = folder / "images.beton"
         report = pack(str(source), out, PackConfig(workers=workers), progress=progress)
         of_link = {path.name: path for path in source.iterdir()} if one_by_one else {}
+        below = source if source.is_dir() else source.parent  # a tar's images are called by it
         left_out = [
-            (str(of_link.get(name, source / name).resolve()), why) for name, why in report.left_out
+            (str(of_link.get(name, below / name).resolve()), why) for name, why in report.left_out
         ]
         gone = {name for name, _ in report.left_out}
         names = [str(path) for number, path in enumerate(given) if _link(number, path) not in gone]
@@ -106,7 +107,7 @@ def _linked(given: Sequence[Path], folder: Path, option: str) -> Path:
     for number, path in enumerate(given):
         if _there(path, option).is_dir() or path.suffix.lower() not in IMAGE_EXTENSIONS:
             raise ConfigError(
-                f"{option} {path}: name .beton files, one folder, or image files "
+                f"{option} {path}: name .beton files, one folder, one .tar, or image files "
                 f"({' '.join(IMAGE_EXTENSIONS)})"
             )
         (source / _link(number, path)).symlink_to(path.resolve())
